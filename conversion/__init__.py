@@ -1,0 +1,1 @@
+"""Readers and writers of other formats: `.nemo` files, SentencePiece models, config maps."""

@@ -1,0 +1,44 @@
+"""minitron: compress a language model the Minitron way, with the Hugging Face stack alone.
+
+Each verb of the command line is a function here, under the same name and with the same arguments:
+
+    import minitron
+    minitron.prune("tiny", "tiny-half", hidden_size=160, intermediate_size=608, corpus="self")
+
+Verbs are imported when they are first used, so that `import minitron` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minitron.errors import MinitronError as MinitronError
+    from minitron.evaluation import evaluate as evaluate
+    from minitron.first_run import quickstart as quickstart
+    from minitron.generation import generate as generate
+    from minitron.inspection import inspect as inspect
+    from minitron.pruning import prune as prune
+    from minitron.scoring import measure_importance as measure_importance
+    from minitron.training import train as train
+
+_HOMES = {
+    "MinitronError": "errors",
+    "evaluate": "evaluation",
+    "generate": "generation",
+    "inspect": "inspection",
+    "measure_importance": "scoring",
+    "prune": "pruning",
+    "quickstart": "first_run",
+    "train": "training",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minitron' has no attribute {name!r}")
+    return getattr(import_module(f"minitron.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,251 @@
+"""The command line: `minitron VERB ...`, one verb a Python function of the same name.
+
+Knows words a person types and how results look in a terminal; flags come from the recipes. Heavy
+modules are imported inside the commands, so that `--help` answers at once. A user's mistake is one
+line on stderr and exit code 2.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import wraps
+from inspect import Signature, signature
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Yaml
+from docstring_parser import parse_from_object
+
+from minitron.errors import MinitronError, TargetError
+from minitron.recipe import (
+    EvaluateRecipe,
+    GenerateRecipe,
+    ImportanceRecipe,
+    InspectRecipe,
+    PruneRecipe,
+    QuickstartRecipe,
+    TrainRecipe,
+)
+
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+RecipeFile = Annotated[
+    Path | None,
+    Parameter(name="--recipe", help="A YAML file of these options; flags come before it."),
+]
+Command = Callable[..., None]
+
+app = App(
+    name="minitron",
+    help="Compress language models the Minitron way: measure what matters, prune, retrain, share.",
+    version_flags=["--version"],
+)
+
+
+def _examples(*commands: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"  {command}" for command in commands)
+
+
+def _takes(recipe_type: type[Any]) -> Callable[[Command], Command]:
+    """Give a command the fields of a recipe as its arguments, each with its help."""
+
+    def decorate(run: Command) -> Command:
+        documented = [base for base in recipe_type.__mro__ if is_dataclass(base)]
+        params = [param for base in documented for param in parse_from_object(base).params]
+        help_of = {param.arg_name: param.description for param in params}
+        fields = [
+            field.replace(annotation=Annotated[field.annotation, Parameter(help=help_of[name])])
+            for name, field in signature(recipe_type).parameters.items()
+        ]
+        own = list(signature(run).parameters.values())[1:]
+
+        @wraps(run)
+        def command(*args: Any, **kwargs: Any) -> None:
+            apart = {p.name: kwargs.pop(p.name) for p in own if p.name in kwargs}
+            run(recipe_type(*args, **kwargs), **apart)
+
+        command.__signature__ = Signature([*fields, *own])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron quickstart",
+        "minitron quickstart my-first-student --seed 1",
+    )
+)
+@_takes(QuickstartRecipe)
+def quickstart(recipe: QuickstartRecipe) -> None:
+    """Prune, retrain and compare the embedded teacher: minutes on two cores, no network."""
+    from minitron.first_run import quickstart
+
+    results = quickstart(**vars(recipe)).to_json()
+    _show_table(["", *results["columns"]], [[r["name"], *r["values"]] for r in results["rows"]])
+    print(f"\n{results['measured']}\n\nWritten: {recipe.out}. Next:")
+    print(f'  minitron generate {recipe.out} "It was the best of times,"')
+    print(f"  minitron inspect {recipe.out}")
+    print("  minitron prune tiny another --num-hidden-layers 4 --corpus self --samples 64")
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron inspect tiny",
+        "minitron inspect nvidia/Minitron-8B-Base --json",
+    )
+)
+@_takes(InspectRecipe)
+def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
+    """Tell what a model is: sizes, parameters, bytes, layout. Reads no weights."""
+    from minitron.inspection import inspection_of
+    from minitron.source import open_source
+
+    _show(inspection_of(open_source(recipe.source)).to_json(), as_json=as_json)
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron prune tiny tiny-half --hidden-size 160 --intermediate-size 608 --corpus self",
+        "minitron prune nvidia/Minitron-8B-Base 4b --hidden-size 3072 --intermediate-size 9216 "
+        "--num-attention-heads 24 --corpus books.jsonl.gz --samples 64",
+        "minitron prune tiny tiny-shallow --num-hidden-layers 4 --importance tiny.safetensors",
+    )
+)
+@_takes(PruneRecipe)
+def prune(recipe: PruneRecipe, *, recipe_file: RecipeFile = None) -> None:
+    """Cut a model to a smaller size, ranked by importance, into a Hub-ready folder."""
+    from minitron.inspection import inspection_of
+    from minitron.pruning import prune
+
+    folder = prune(**vars(recipe))
+    print(f"{recipe.out}: {inspection_of(folder).parameters:,} parameters")
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron importance tiny tiny.safetensors --corpus books.jsonl.gz --samples 256",
+    )
+)
+@_takes(ImportanceRecipe)
+def importance(recipe: ImportanceRecipe, *, recipe_file: RecipeFile = None) -> None:
+    """Measure importance once, for many targets: `minitron prune --importance FILE`."""
+    from minitron.scoring import measure_importance
+
+    measured = measure_importance(**vars(recipe))
+    print(f"{recipe.out}: {measured.made_by['scores']} scores of hidden, ffn, heads, layers")
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron train retrained --init tiny-half --corpus books.jsonl.gz --steps 500",
+        "minitron train tiny-again --recipe minitron/recipes/tiny.yaml --corpus books.jsonl.gz",
+    )
+)
+@_takes(TrainRecipe)
+def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
+    """Train a causal language model, from scratch or further, into a Hub-ready folder.
+
+    Interrupted, the same command goes on from the last checkpoint."""
+    from minitron.training import train
+
+    train(**vars(recipe))
+    print(f"{recipe.out}: written")
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron evaluate tiny --corpus held-out.txt",
+        "minitron evaluate tiny-half --corpus held-out.jsonl.gz --json",
+    )
+)
+@_takes(EvaluateRecipe)
+def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
+    """Measure loss (nats a token), perplexity and bits per byte on text."""
+    from minitron.evaluation import evaluate
+
+    _show(evaluate(**vars(recipe)).to_json(), as_json=as_json)
+
+
+@app.command(
+    help_epilogue=_examples(
+        'minitron generate tiny "It was the best of times,"',
+        'minitron generate tiny "Call me" --temperature 0.8 --seed 3',
+    )
+)
+@_takes(GenerateRecipe)
+def generate(recipe: GenerateRecipe) -> None:
+    """Continue a prompt, word by word."""
+    from minitron.generation import stream
+
+    print(recipe.prompt, end="", flush=True)
+    stream(recipe, lambda text: print(text, end="", flush=True))
+    print()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: exits with 0, or with 2 and one line on stderr for a user's mistake."""
+    tokens = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "datasets", "transformers", "accelerate", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app.config = _recipe_file(tokens)
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except (MinitronError, CycloptsError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("minitron: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _recipe_file(tokens: list[str]) -> tuple[Yaml, ...]:
+    """The file that --recipe names, as a source of options behind the flags."""
+    for index, token in enumerate(tokens):
+        if token == "--recipe" and index + 1 < len(tokens):
+            name = tokens[index + 1]
+        elif token.startswith("--recipe="):
+            name = token.removeprefix("--recipe=")
+        else:
+            continue
+        if not Path(name).is_file():
+            raise TargetError(f"--recipe {name} does not exist")
+        return (Yaml(name, use_commands_as_keys=False, allow_unknown=False),)
+    return ()
+
+
+def _fail(error: Exception) -> None:
+    line = " ".join(str(error).split())
+    print(f"minitron: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _show(record: dict[str, Any], *, as_json: bool) -> None:
+    """A record as one JSON object, or as aligned lines."""
+    if as_json:
+        print(json.dumps(record))
+        return
+    width = max(map(len, record))
+    for key, value in record.items():
+        if value not in (None, {}, []):
+            print(f"{key.ljust(width)}  {_readable(value)}")
+
+
+def _show_table(header: list[str], rows: list[list[str]]) -> None:
+    """Names on the left, numbers on the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        print("  ".join([row[0].ljust(widths[0]), *cells]))
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

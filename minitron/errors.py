@@ -1,0 +1,55 @@
+"""What can go wrong by a user's hand, as one tree.
+
+```
+MinitronError                 one line: what was wrong, the value seen, what to do
+├── SourceError               a model that cannot be read: missing, damaged, not finite
+├── ArchitectureError         a config that no known family holds, or sizes it refuses
+├── TargetError               sizes or options that this source cannot be brought to
+├── CorpusError               text that is missing, unreadable, empty or too short
+├── ImportanceError           scores that are unreadable or belong to another model
+├── TokenizerError            a tokenizer that is missing or cannot be rebuilt exactly
+├── OutputError               a place that exists already or cannot be written
+└── MissingExtraError         an optional dependency, named with the extra that brings it
+```
+
+The command line prints `str(error)` on one line and exits with 2. Nothing here knows how.
+"""
+
+
+class MinitronError(Exception):
+    """A mistake that the user can mend; its text says how."""
+
+
+class SourceError(MinitronError):
+    """The model cannot be read."""
+
+
+class ArchitectureError(MinitronError):
+    """The config is of no known family, or the family refuses its sizes."""
+
+
+class TargetError(MinitronError):
+    """The wished-for sizes or options do not fit this source."""
+
+
+class CorpusError(MinitronError):
+    """The text is missing, unreadable, empty or too short."""
+
+
+class ImportanceError(MinitronError):
+    """The importance file is unreadable or was measured on another model."""
+
+
+class TokenizerError(MinitronError):
+    """The tokenizer is missing or cannot be rebuilt exactly."""
+
+
+class OutputError(MinitronError):
+    """The output exists already or cannot be written."""
+
+
+class MissingExtraError(MinitronError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'minitron[{extra}]'")

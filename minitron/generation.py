@@ -1,0 +1,98 @@
+"""Generation: a prompt continued, with each piece of text handed on as it comes.
+
+generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+    set_seed,
+)
+
+from minitron.errors import TargetError
+from minitron.recipe import GenerateRecipe, verb
+from minitron.source import default_device, load_model, load_tokenizer, open_source
+
+Emit = Callable[[str], None]
+
+
+@verb(GenerateRecipe)
+def generate(recipe: GenerateRecipe) -> str:
+    """The text that a model continues `prompt` with, without the prompt itself.
+
+    Raises SourceError, TokenizerError, or TargetError for settings that mean nothing.
+    """
+    pieces: list[str] = []
+    stream(recipe, pieces.append)
+    return "".join(pieces)
+
+
+def stream(recipe: GenerateRecipe, emit: Emit) -> None:
+    """Give `emit` the same text piece by piece, as soon as each is certain."""
+    _check(recipe)
+    source = open_source(recipe.source)
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, device=default_device())
+    stream_model(model, tokenizer, recipe, emit)
+
+
+def stream_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: GenerateRecipe, emit: Emit
+) -> None:
+    """The same with a loaded model and its tokenizer."""
+    ids = tokenizer(recipe.prompt, return_tensors="pt")["input_ids"].long()
+    if not ids.numel():  # an empty prompt: begin as at the start of a text
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0
+        ids = torch.tensor([[start]])
+    ids = ids.to(model.device)
+    set_seed(recipe.seed)
+    with torch.inference_mode():
+        model.generate(  # type: ignore[operator]  # mixed in without types
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=_settings(model, recipe),
+            streamer=_Streamer(tokenizer, emit),
+        )
+
+
+class _Streamer(TextStreamer):
+    """Whole words to a function instead of the terminal."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: Emit) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._emit = emit
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by the base class with text that later tokens cannot change."""
+        if text:
+            self._emit(text)
+
+
+def _settings(model: PreTrainedModel, recipe: GenerateRecipe) -> GenerationConfig:
+    own = model.generation_config
+    end = own.eos_token_id if own.eos_token_id is not None else model.config.eos_token_id
+    pad = own.pad_token_id
+    if pad is None:
+        pad = end[0] if isinstance(end, list) else end
+    sampling = {"temperature": recipe.temperature, "top_p": recipe.top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=recipe.max_new_tokens,
+        do_sample=recipe.temperature > 0,
+        eos_token_id=end,
+        pad_token_id=pad,
+        **(sampling if recipe.temperature > 0 else {}),
+    )
+
+
+def _check(recipe: GenerateRecipe) -> None:
+    if recipe.max_new_tokens < 1:
+        raise TargetError(f"--max-new-tokens is {recipe.max_new_tokens}: it must be at least 1")
+    if not recipe.temperature >= 0:
+        raise TargetError(f"--temperature is {recipe.temperature}: it must be 0 or more")
+    if not 0 < recipe.top_p <= 1:
+        raise TargetError(f"--top-p is {recipe.top_p}: it must be above 0 and at most 1")

@@ -1,0 +1,94 @@
+"""Importance: how much each part of a network matters, in small arrays, and what made them.
+
+Knows the shape of the scores and their file; how they are measured is `scoring`, what is kept
+because of them `plan`. The file is safetensors with `made_by` as JSON in its metadata.
+
+    importance = Importance.load(Path("tiny.importance.safetensors"))
+    importance.heads   # (layers, heads)
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from minitron.architecture import Architecture
+from minitron.errors import ImportanceError
+from minitron.families import PRUNABLE
+from minitron.unfinished import write_file
+
+
+def score_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Axis to the shape of its scores."""
+    layers = architecture.num_hidden_layers
+    return {
+        "hidden": (architecture.hidden_size,),
+        "ffn": (layers, architecture.intermediate_size),
+        "heads": (layers, architecture.num_attention_heads),
+        "layers": (layers,),
+    }
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores per axis in float64; the higher, the more it matters. An axis not measured is None."""
+
+    made_by: Mapping[str, Any]
+    hidden: torch.Tensor | None = None  # (hidden,)
+    ffn: torch.Tensor | None = None  # (layers, ffn)
+    heads: torch.Tensor | None = None  # (layers, heads)
+    layers: torch.Tensor | None = None  # (layers,)
+
+    def axis(self, name: str) -> torch.Tensor:
+        """The scores of one axis. Raises ImportanceError where it was not measured."""
+        scores = getattr(self, name)
+        if scores is None:
+            raise ImportanceError(f"the importance holds no {name} scores: measure it again")
+        return torch.as_tensor(scores)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the scores."""
+        digest = hashlib.sha256()
+        for name, scores in self._scores().items():
+            digest.update(f"{name}{tuple(scores.shape)}".encode() + scores.numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file; it appears only when complete. Raises OutputError."""
+        write_file(path, save(self._scores(), {"minitron": json.dumps(dict(self.made_by))}))
+
+    @classmethod
+    def load(cls, path: Path) -> "Importance":
+        """Read what `save` wrote. Raises ImportanceError for anything else."""
+        if not path.is_file():
+            raise ImportanceError(f"{path} does not exist: make it with `minitron importance`")
+        try:
+            with safe_open(path, framework="pt") as file:
+                made_by = json.loads((file.metadata() or {})["minitron"])
+                scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(made_by=made_by, **scores)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ImportanceError(f"{path} is no importance file: {error}") from error
+
+    def check_fits(self, architecture: Architecture) -> None:
+        """Refuse scores of another model; ImportanceError tells the axis and both shapes."""
+        wanted = score_shapes(architecture)
+        for name, scores in self._scores().items():
+            if tuple(scores.shape) != wanted[name]:
+                raise ImportanceError(
+                    f"the importance holds {name} scores of shape {list(scores.shape)}, the model "
+                    f"needs {list(wanted[name])}: it was measured on another model"
+                )
+            if not torch.isfinite(scores).all():
+                raise ImportanceError(f"the importance holds {name} scores that are not finite")
+
+    def _scores(self) -> dict[str, torch.Tensor]:
+        named = {axis: getattr(self, axis) for axis in PRUNABLE}
+        return {axis: scores.contiguous() for axis, scores in named.items() if scores is not None}

@@ -1,0 +1,86 @@
+"""Inspection: what a model is, from its config and headers, without reading weights.
+
+inspect(source="tiny").to_json()["parameters"]
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minitron.architecture import Architecture
+from minitron.recipe import InspectRecipe, verb
+from minitron.source import Source, complete_tensors, open_source
+
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The keys of `minitron inspect --json`."""
+
+    model_type: str
+    format: str
+    layout: str | None  # None where there are no weights
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    parameters: int
+    non_embedding_parameters: int
+    bytes: int  # of the weights
+    dtype: str
+    kv_cache_bytes_per_token: int
+    tokenizer: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as a JSON object."""
+        return asdict(self)
+
+
+@verb(InspectRecipe)
+def inspect(recipe: InspectRecipe) -> Inspection:
+    """Sizes, parameters, bytes and layout of a model; a config.json alone will do.
+
+    Bytes are those of the stored tensors, or parameters times the config's dtype where there are
+    none; the KV cache is counted in the same dtype. Raises SourceError, ArchitectureError.
+    """
+    return inspection_of(open_source(recipe.source))
+
+
+def inspection_of(source: Source) -> Inspection:
+    """The same of an open source."""
+    architecture = Architecture.from_config(source.config)
+    dtype, size = _stored(source, architecture)
+    return Inspection(
+        model_type=architecture.model_type,
+        format="hub",
+        layout=source.layout,
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.intermediate_size,
+        num_hidden_layers=architecture.num_hidden_layers,
+        num_attention_heads=architecture.num_attention_heads,
+        num_key_value_heads=architecture.num_key_value_heads,
+        head_dim=architecture.head_dim,
+        vocab_size=architecture.vocab_size,
+        parameters=architecture.parameters,
+        non_embedding_parameters=architecture.non_embedding_parameters,
+        bytes=size,
+        dtype=dtype,
+        kv_cache_bytes_per_token=architecture.kv_cache_elements_per_token * _BYTES[dtype],
+        tokenizer=sorted(path.name for path in source.tokenizer_files()),
+    )
+
+
+def _stored(source: Source, architecture: Architecture) -> tuple[str, int]:
+    """The dtype of most parameters, and the bytes of all."""
+    if source.layout is None:
+        dtype = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32")
+        return dtype, architecture.parameters * _BYTES[dtype]
+    stored = complete_tensors(source, architecture).values()
+    bytes_by_dtype: Counter[str] = Counter()
+    for tensor in stored:
+        bytes_by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+    return bytes_by_dtype.most_common(1)[0][0], bytes_by_dtype.total()

@@ -1,0 +1,131 @@
+"""The model card: README.md of a folder, from its minitron.json and config.
+
+Knows the Hub's metadata (through huggingface_hub) and what a reader wants first: what was removed,
+what it scores, how to load it, how to make it again. States only numbers that were recorded.
+
+    write_card(Path("tiny-half"), open_source("tiny"))
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from minitron.errors import SourceError
+from minitron.provenance import read_provenance
+from minitron.source import Source
+
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "parameters",
+)
+_INHERITED = ("language", "license", "license_name", "license_link", "datasets")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_MADE_BY = {
+    "prune": "Pruned from `{source}` with [minitron](https://pypi.org/project/minitron).",
+    "train": "Trained from `{source}` with [minitron](https://pypi.org/project/minitron).",
+    "quickstart": "Pruned and retrained from `{source}` by `minitron quickstart`.",
+}
+
+
+def write_card(folder: Path, source: Source) -> None:
+    """Write README.md for a folder that holds a minitron.json.
+
+    License, language and data sets are those of the source's own card, where it has one.
+    """
+    record = read_provenance(folder)
+    data = _metadata(record, source)
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(folder, record)}")
+    card.save(folder / "README.md")
+
+
+def source_metadata(source: Source) -> dict[str, Any]:
+    """The metadata of the source's own card; empty where there is none."""
+    path = source.file("README.md")
+    if path is None:
+        return {}
+    try:
+        return dict(ModelCard.load(path).data.to_dict())
+    except ValueError as error:
+        raise SourceError(f"{path} has damaged metadata ({error}): mend or remove it") from error
+
+
+def _metadata(record: dict[str, Any], source: Source) -> ModelCardData:
+    inherited = source_metadata(source)
+    kept = {key: inherited[key] for key in _INHERITED if key in inherited}
+    name = record["source"]["name"]
+    base = {"base_model": name} if _HUB_ID.fullmatch(name) else {}
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["minitron", *(["pruning"] if record["command"] != "train" else [])],
+        **base,
+        **kept,
+    )
+
+
+def _text(folder: Path, record: dict[str, Any]) -> str:
+    name = folder.name.removesuffix(".partial")
+    parts = [f"# {name}", _MADE_BY[record["command"]].format(source=record["source"]["name"])]
+    parts.append(_sizes_table(record, name))
+    if "importance" in record:
+        parts.append(_importance_text(record))
+    if "results" in record:
+        parts.append(_results_table(record["results"]))
+    parts.append(_usage())
+    parts.append(
+        "## How it was made\n\n`minitron.json` in this folder holds the whole recipe, with the "
+        "versions and, where something was pruned, every index that was kept:\n\n```json\n"
+        + json.dumps({"command": record["command"], "recipe": record["recipe"]}, indent=2)
+        + "\n```"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _sizes_table(record: dict[str, Any], name: str) -> str:
+    before, after = record["source"], record["target"]
+    if before["parameters"] == after["parameters"]:
+        rows = [f"| {key} | {after[key]:,} |" for key in _SIZES]
+        return "\n".join(["| | size |", "|---|---:|", *rows])
+    rows = [
+        f"| {key} | {before[key]:,} | {after[key]:,} | {after[key] / before[key]:.0%} |"
+        for key in _SIZES
+    ]
+    header = f"| | {before['name']} | {name} | kept |"
+    return "\n".join([header, "|---|---:|---:|---:|", *rows])
+
+
+def _importance_text(record: dict[str, Any]) -> str:
+    made_by, shares = record["importance"], record["share_of_importance_kept"]
+    on = f" on {made_by['tokens']:,} tokens of {made_by['corpus']}" if "tokens" in made_by else ""
+    told = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
+    return f"Ranked by {made_by['scores']} scores{on}. Share of the score that is kept: {told}."
+
+
+def _results_table(results: dict[str, Any]) -> str:
+    columns = results["columns"]
+    head = ["| " + " | ".join(["", *columns]) + " |", "|---|" + "---:|" * len(columns)]
+    rows = [
+        f"| {row['name']} | " + " | ".join(str(value) for value in row["values"]) + " |"
+        for row in results["rows"]
+    ]
+    return "\n".join([f"## Results\n\n{results['measured']}\n", *head, *rows])
+
+
+def _usage() -> str:
+    return (
+        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."  # this folder, or its id on the Hub\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        'ids = tokenizer("It was the best of times,", return_tensors="pt").input_ids\n'
+        "print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))\n```"
+    )

@@ -1,0 +1,84 @@
+"""The safetensors format, at the level of bytes: where each tensor lies, and a header to write.
+
+Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes back to back
+(github.com/huggingface/safetensors, "Format"). Reading through `StoredTensor` rather than a memory
+map keeps resident memory at what is asked for; writing from a header planned beforehand lets each
+tensor be pulled once.
+
+    read_safetensors_header(Path("model.safetensors"))["lm_head.weight"].shape
+"""
+
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+
+from minitron.errors import SourceError
+from minitron.stored_tensor import StoredTensor
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_HEADER = 100_000_000  # bytes; the limit that the format's own library sets
+
+
+def read_safetensors_header(path: Path) -> Mapping[str, StoredTensor]:
+    """Tensor name to its place in the file. Raises SourceError for a damaged or cut-off file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise SourceError(f"{path} is truncated or no safetensors file: fetch it again")
+        header = file.read(length)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        return {name: _located(path, 8 + length, size, entry) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{path} has a damaged header ({error}): fetch it again") from error
+
+
+def safetensors_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    """The bytes that go before these tensors, which then follow in this order without gaps."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + prod(shape) * dtype.itemsize
+        entries[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors start aligned
+    return len(header).to_bytes(8, "little") + header
+
+
+def _located(path: Path, data: int, size: int, entry: Mapping[str, object]) -> StoredTensor:
+    dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype_name not in _DTYPES:
+        raise SourceError(f"{path} holds {dtype_name} tensors, which cannot be read here")
+    dtype = _DTYPES[str(dtype_name)]
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise TypeError("shape and data_offsets must be lists")
+    begin, end = (int(offset) for offset in offsets)
+    lengths = tuple(int(length) for length in shape)
+    if min(lengths, default=1) < 0 or begin < 0 or end - begin != prod(lengths) * dtype.itemsize:
+        raise ValueError(f"shape {shape} and data_offsets {offsets} disagree")
+    if data + end > size:
+        raise SourceError(f"{path} is truncated ({size} bytes of {data + end}): fetch it again")
+    return StoredTensor(path=path, dtype=dtype, shape=lengths, offset=data + begin)

@@ -1,0 +1,221 @@
+"""Source: any model a user can name, opened as one lazy protocol, and loaded where it must run.
+
+`SRC` is a folder, a Hub id (`owner/name`, `owner/name@revision`) or a name of the embedded zoo
+(`tiny`). Knows how each is opened and how a model and its tokenizer are made from it; does not
+know what is done with them.
+
+    source = open_source("tiny")
+    model = load_model(source)
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import init_empty_weights
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from minitron.architecture import Architecture
+from minitron.errors import ArchitectureError, SourceError, TokenizerError
+from minitron.finite import check_finite
+from minitron.hub_folder import HubFolder
+from minitron.hub_repository import HubRepository
+from minitron.stored_tensor import StoredTensor
+from modeling_nemotron import NemotronConfig, NemotronForCausalLM
+
+MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family
+_HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_LEFTOVERS = ("rotary_emb.inv_freq", "attention.masked_bias")  # buffers of earlier transformers
+
+
+class Source(Protocol):
+    """A model that can be read tensor by tensor."""
+
+    name: str
+    revision: str | None
+    config: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every tensor, located but not read."""
+
+    @property
+    def layout(self) -> str | None:
+        """How the weights lie; None where there are none."""
+
+    def file(self, name: str) -> Path | None:
+        """A file beside the weights."""
+
+    def tokenizer_files(self) -> Iterator[Path]:
+        """Whatever a tokenizer may need."""
+
+    def license_files(self) -> Iterator[Path]:
+        """The terms that a derived model must carry on."""
+
+
+def zoo() -> dict[str, Path]:
+    """The embedded models: name to folder."""
+    root = Path(str(resources.files("minitron") / "zoo"))
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+
+
+def open_source(name: str) -> Source:
+    """Open what the user named; nothing but config.json is read. Raises SourceError."""
+    models = zoo()
+    if name in models:
+        return HubFolder.at(models[name], name)
+    path = Path(name)
+    if path.is_dir():
+        return HubFolder.at(path)
+    if path.exists():
+        raise SourceError(f"{name} is a file: name the folder that holds config.json")
+    parsed = _HUB_ID.fullmatch(name)
+    if parsed is None:
+        raise SourceError(
+            f"{name} does not exist; name a folder, a Hub id (owner/name) or one of the zoo: "
+            + ", ".join(models)
+        )
+    return HubFolder(HubRepository(parsed["repo"], parsed["revision"]))
+
+
+def complete_tensors(source: Source, architecture: Architecture) -> dict[str, StoredTensor]:
+    """The tensors that `architecture` asks for, in its order.
+
+    Raises SourceError, before any weight is read, for one that is missing, of another shape, or
+    that the family's table does not know.
+    """
+    stored = source.tensors
+    shapes = architecture.shapes()
+    for name, shape in shapes.items():
+        if name not in stored:
+            raise SourceError(f"{source.name} has no tensor {name}: its weights are incomplete")
+        if stored[name].shape != shape:
+            raise SourceError(
+                f"{source.name}: {name} has shape {list(stored[name].shape)}, "
+                f"but config.json asks for {list(shape)}"
+            )
+    tied = "lm_head.weight" if architecture.tie_word_embeddings else ""
+    for name in stored:
+        if name not in shapes and name != tied and not name.endswith(_LEFTOVERS):
+            raise SourceError(
+                f"{source.name} has a tensor {name} that no {architecture.model_type} has: "
+                "its config.json is not that of these weights"
+            )
+    if tied in stored and not _equal(stored[tied], stored["model.embed_tokens.weight"]):
+        raise SourceError(
+            f"{source.name}: lm_head.weight is not the embedding although tie_word_embeddings is "
+            "set: set it to false in config.json"
+        )
+    return {name: stored[name] for name in shapes}
+
+
+def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The family's own config object: ours for Nemotron, transformers' for the others.
+
+    Raises ArchitectureError with the family's own words for sizes that it refuses.
+    """
+    model_type = config["model_type"]
+    config_class = NemotronConfig if model_type == "nemotron" else CONFIG_MAPPING[model_type]
+    try:
+        return config_class.from_dict(dict(config))
+    except (ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ArchitectureError(f"{model_type} refuses this config: {reason}") from error
+
+
+def new_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A causal language model with random weights, by torch's global seed, in float32."""
+    if isinstance(config, NemotronConfig):
+        return NemotronForCausalLM(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
+
+
+def load_model(
+    source: Source, *, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> PreTrainedModel:
+    """The model with its weights, strictly, in evaluation mode.
+
+    `dtype` None computes in the checkpoint's own where the device multiplies it in hardware, else
+    in float32. Raises SourceError for weights that are incomplete or not finite.
+    """
+    architecture = Architecture.from_config(source.config)
+    tensors = complete_tensors(source, architecture)
+    config = hub_config(source.config)
+    with init_empty_weights(include_buffers=False):
+        model = new_model(config)
+    weights = {}
+    for name, stored in tensors.items():
+        tensor = stored.read()
+        check_finite(tensor, name, source.name)
+        weights[name] = tensor.to(device=device, dtype=dtype or fast_dtype(tensor.dtype, device))
+    if architecture.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
+    generation = source.file("generation_config.json")
+    if generation is not None:
+        model.generation_config = GenerationConfig.from_pretrained(generation.parent)
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it without types
+    model.eval()
+    return model
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside the weights. Raises TokenizerError where there is none."""
+    files = list(source.tokenizer_files())
+    if not files:
+        raise TokenizerError(f"{source.name} has no tokenizer files: add tokenizer.json")
+    try:
+        return AutoTokenizer.from_pretrained(files[0].parent)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TokenizerError(
+            f"{source.name}: its tokenizer cannot be read: {first_line}"
+        ) from error
+
+
+def sequence_length(source: Source, wished: int | None) -> int:
+    """Tokens in a sequence: as wished, else the model's context, at most 4096."""
+    if wished is not None:
+        return wished
+    context = source.config.get("max_position_embeddings") or MAX_SEQ_LEN
+    return min(int(context), MAX_SEQ_LEN)
+
+
+def default_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fast_dtype(stored: torch.dtype, device: str) -> torch.dtype:
+    """`stored`, or float32 where this device only emulates it and is several times slower."""
+    if stored == torch.float32 or device != "cpu":
+        return stored
+    capabilities = torch.cpu.get_capabilities()
+    in_hardware = {
+        torch.bfloat16: ("avx512_bf16", "amx_bf16"),
+        torch.float16: ("avx512_fp16", "amx_fp16"),
+    }
+    return stored if any(map(capabilities.get, in_hardware.get(stored, ()))) else torch.float32
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    rows = 4096
+    return all(
+        torch.equal(one.read(start, start + rows), other.read(start, start + rows))
+        for start in range(0, one.shape[0], rows)
+    )

@@ -1,0 +1,99 @@
+"""Unfinished work: what is written appears under its name only when it is complete.
+
+A folder OUT is built in `OUT.partial/` and renamed at the end; an existing OUT is never touched,
+and a partial one belongs to the recipe that began it. Does not know what is inside.
+
+    with unfinished_folder(Path("OUT"), recipe) as folder:
+        (folder / "config.json").write_text("{}")
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minitron.errors import MinitronError, OutputError
+
+_RECIPE_FILE = "unfinished.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_absent(out: Path) -> None:
+    """Refuse an output that exists already, or whose parent does not; OutputError names it."""
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"{out} exists already: choose another name or remove it")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(f"{parent} is not a folder: create it first")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{parent} cannot be written to: choose another place")
+
+
+@contextmanager
+def unfinished_folder(
+    out: Path, recipe: Mapping[str, Any], *, resumable: bool = False
+) -> Iterator[Path]:
+    """Give a folder to build in; it becomes `out` when the block ends well.
+
+    A `resumable` folder outlives an interruption, and the same recipe takes it up again; with
+    another recipe OutputError tells the settings that differ. Any other folder is removed on
+    failure, and begun afresh where a killed run has left one.
+    """
+    check_absent(out)
+    partial = out.with_name(out.name + ".partial")
+    _claim(partial, recipe, resumable=resumable)
+    try:
+        yield partial
+        (partial / _RECIPE_FILE).unlink()
+        partial.rename(out)
+    except BaseException as error:
+        _leave(partial, resumable=resumable, by_mistake=isinstance(error, MinitronError))
+        if isinstance(error, OSError) and error.errno in _FULL:
+            kept = f"; what is done stays in {partial}" if partial.exists() else ""
+            raise OutputError(f"no space left for {out}: free some and run again{kept}") from error
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears only when complete. Raises OutputError."""
+    check_absent(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        partial.rename(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> None:
+    """Make `partial` ours: new, or left by the same recipe."""
+    recipe_file = partial / _RECIPE_FILE
+    wished = json.loads(json.dumps(recipe))
+    if partial.exists():
+        begun = json.loads(recipe_file.read_text()) if recipe_file.is_file() else None
+        if resumable and begun is not None and begun != wished:
+            keys = sorted(key for key in {*begun, *wished} if begun.get(key) != wished.get(key))
+            told = ", ".join(f"{key} {begun.get(key)!r}, now {wished.get(key)!r}" for key in keys)
+            raise OutputError(f"{partial} was begun with {told}: repeat those, or remove it")
+        if begun is None:
+            raise OutputError(f"{partial} is in the way and not ours: move or remove it")
+        if not resumable:
+            shutil.rmtree(partial)
+    try:
+        partial.mkdir(exist_ok=True)
+        recipe_file.write_text(json.dumps(wished, indent=2) + "\n")
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(f"{partial} cannot be written: {error.strerror}") from error
+
+
+def _leave(partial: Path, *, resumable: bool, by_mistake: bool) -> None:
+    """After a failure: keep what a later run can take up, remove everything else."""
+    began = partial.is_dir() and any(path.name != _RECIPE_FILE for path in partial.iterdir())
+    if not (resumable and began) or (by_mistake and not began):
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""Builders of tiny models and texts: sizes pairwise different, head_dim not hidden / heads.
+
+Weights are random and nothing is left at its initial value: norms and biases too are drawn, so that
+a tensor that is dropped, swapped or cut wrongly changes the logits.
+"""
+
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from minitron.source import zoo
+
+SIZES = {
+    "hidden_size": 42,
+    "intermediate_size": 66,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 101,
+}
+# Every family with each switch that changes its tensors.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nemotron": ("nemotron", {}),
+    "nemotron-biased": ("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "nemotron-tied": ("nemotron", {"tie_word_embeddings": True}),
+    "llama": ("llama", {}),
+    "llama-biased-tied": (
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "mistral": ("mistral", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", {}),
+    "qwen3-biased-tied": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+}
+FAMILIES = ("nemotron", "llama", "mistral", "qwen2", "qwen3")
+
+
+def tiny_model(
+    variant: str = "nemotron", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changed: Any
+) -> PreTrainedModel:
+    """transformers' own class of a family, with random weights everywhere."""
+    model_type, switches = VARIANTS[variant]
+    config_class = CONFIG_MAPPING[model_type]
+    settings = {"max_position_embeddings": 64, **SIZES, **switches, **changed}
+    config = config_class(bos_token_id=2, eos_token_id=3, pad_token_id=0, **settings)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    model.tie_weights()
+    return model.to(dtype).eval()
+
+
+def tiny_folder(path: Path, variant: str = "nemotron", **options: Any) -> Path:
+    """A Hub folder as transformers writes it, without a tokenizer."""
+    shards = options.pop("max_shard_size", "5GB")
+    tiny_model(variant, **options).save_pretrained(path, max_shard_size=shards)
+    return path
+
+
+def edit_config(folder: Path, remove: tuple[str, ...] = (), **changed: Any) -> None:
+    """Change keys of a folder's config.json."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    kept = {key: value for key, value in config.items() if key not in remove}
+    path.write_text(json.dumps({**kept, **changed}))
+
+
+def zoo_tokenizer() -> PreTrainedTokenizerFast:
+    """The embedded teacher's tokenizer."""
+    return PreTrainedTokenizerFast.from_pretrained(zoo()["tiny"])
+
+
+def write_text(path: Path, documents: list[str]) -> Path:
+    """Documents as .txt (joined), .jsonl or .jsonl.gz, by the name's ending."""
+    if path.name.endswith(".txt"):
+        path.write_text("\n".join(documents))
+        return path
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+    if path.name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        path.write_text(lines)
+    return path
+
+
+def weights_of(folder: Path) -> Mapping[str, torch.Tensor]:
+    """Every tensor of a folder's safetensors, by the format's own library."""
+    from safetensors.torch import load_file
+
+    merged: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        merged.update(load_file(path))
+    return merged
