@@ -31,8 +31,8 @@ class Piece:
     @property
     def log_probability(self) -> float:
         """What the piece counts in a unigram model."""
-        if self.kind == USER_DEFINED:
-            return 1.0  # SentencePiece's bonus: a symbol beats nearly every way to cut it
+        if self.kind == USER_DEFINED:  # SentencePiece's bonus, so that a symbol is chosen
+            return 0.1 * (len(self.text.encode()) - 1)
         return self.score if self.kind == NORMAL else NEVER_CHOSEN
 
 

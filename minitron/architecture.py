@@ -47,9 +47,7 @@ class Architecture:
     num_key_value_heads: int
     head_dim: int
     vocab_size: int
-    flags: frozenset[str] = (
-        frozenset()
-    )  # those of tie_word_embeddings, attention_bias, mlp_bias set
+    flags: frozenset[str] = frozenset()  # those of _FLAGS that the config sets
 
     def __post_init__(self) -> None:
         for key in AXIS_KEYS.values():
@@ -160,9 +158,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
         raise ArchitectureError(
             f"config.json says model_type {model_type!r}; known families: {', '.join(FAMILIES)}"
         )
-    if config.get("quantization_config"):
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
         raise ArchitectureError(
-            "config.json has a quantization_config: start from the unquantized model"
+            f"config.json has a quantization_config ({method}): start from the unquantized model"
         )
     return FAMILIES[model_type]
 
@@ -182,7 +181,7 @@ def resized_config(
     sizes = {key: architecture.size(axis) for axis, key in AXIS_KEYS.items()}
     resized = {**modern, **sizes, "architectures": [family.architecture]}
     if family.has_layer_types:
-        kinds = modern.get("layer_types") or _derived_layer_types(modern)
+        kinds = _layer_types(modern)
         resized["layer_types"] = [kinds[layer] for layer in kept_layers]
     if family.model_type == "nemotron":
         resized.update(_rotary_in_both_forms(modern))
@@ -190,11 +189,16 @@ def resized_config(
 
 
 def _modern(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """`config` under today's key names; where both names are there, today's holds."""
+    """`config` under today's key names. Raises ArchitectureError where two names disagree."""
     modern = {key: value for key, value in config.items() if key not in family.old_keys}
     for old, new in family.old_keys.items():
-        if modern.get(new) is None and config.get(old) is not None:
-            modern[new] = config[old]
+        if (value := config.get(old)) is None:
+            continue
+        if modern.get(new) not in (None, value):
+            raise ArchitectureError(
+                f"config.json says {new} {modern[new]!r}, but {old} {value!r}: keep the right one"
+            )
+        modern[new] = value
     return modern
 
 
@@ -207,13 +211,24 @@ def _size(config: Mapping[str, Any], key: str, default: int = 0) -> int:
     return value
 
 
-def _derived_layer_types(config: Mapping[str, Any]) -> list[str]:
-    """Qwen's rule for configs written before `layer_types`: the last layers slide."""
+def _layer_types(config: Mapping[str, Any]) -> list[str]:
+    """As the config says them; else Qwen's rule for earlier ones, in which the last layers slide.
+
+    Raises ArchitectureError for a list of another length than the layers.
+    """
+    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return kinds
+    if kinds is not None:
+        raise ArchitectureError(
+            f"config.json says layer_types {kinds!r}: it must be a list of one kind for each of "
+            f"{layers} layers"
+        )
     sliding = bool(config.get("use_sliding_window")) and config.get("sliding_window", 4096)
     first = config.get("max_window_layers", 28)
     return [
         "sliding_attention" if sliding and layer >= first else "full_attention"
-        for layer in range(config["num_hidden_layers"])
+        for layer in range(layers)
     ]
 
 

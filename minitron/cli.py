@@ -103,7 +103,8 @@ def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
     from minitron.inspection import inspection_of
     from minitron.source import open_source
 
-    _show(inspection_of(open_source(recipe.source)).to_json(), as_json=as_json)
+    inspection = inspection_of(open_source(recipe.source))
+    _show(inspection.to_json() if as_json else vars(inspection), as_json=as_json)
 
 
 @app.command(
@@ -191,6 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "datasets", "transformers", "accelerate", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It logs what it then raises, and a mistake is to be one line.
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
         app.config = _recipe_file(tokens)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")

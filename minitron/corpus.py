@@ -9,6 +9,7 @@ made elsewhere from `.npy`. Knows no model: ids a model sampled itself come from
 
 import hashlib
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,8 +110,12 @@ def load_ids(name: str, *, seq_len: int, samples: int | None = None) -> Corpus:
     at most `seq_len`. Raises CorpusError for a file that holds anything else."""
     try:
         ids = np.load(name, allow_pickle=False, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise CorpusError(f"{name} does not exist") from error
     except (OSError, ValueError, EOFError) as error:
         raise CorpusError(f"{name} is not a .npy of numbers: {error}") from error
+    if not isinstance(ids, np.ndarray):
+        raise CorpusError(f"{name} is an .npz of several arrays: save one with numpy.save")
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
         raise CorpusError(
             f"{name} holds {ids.dtype} of shape {ids.shape}: "
@@ -118,7 +123,7 @@ def load_ids(name: str, *, seq_len: int, samples: int | None = None) -> Corpus:
         )
     if ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
         raise CorpusError(f"{name} holds {ids.min()} to {ids.max()}: those are no token ids")
-    return Corpus(np.ascontiguousarray(ids[:samples, :seq_len], dtype=np.int32), name)
+    return Corpus(np.array(ids[:samples, :seq_len], np.int32), name)
 
 
 def random_corpus(vocab_size: int, *, seq_len: int, samples: int, seed: int) -> Corpus:
@@ -156,9 +161,12 @@ def read_documents(name: str) -> Iterator[str]:
             rows = load_dataset(repository, config or None, split=split or "train", streaming=True)
         for row in rows:
             yield _text_of(row, name)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except StopIteration:  # how `datasets` meets a file of no rows
+        return
+    except (DatasetsError, OSError, ValueError, RuntimeError, EOFError, zlib.error) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorpusError(f"{name} cannot be read as text: {first_line}") from error
+        what = "is no file here, and no Hub dataset" if kind is None else "cannot be read as text"
+        raise CorpusError(f"{name} {what}: {first_line}") from error
 
 
 def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Document]:
@@ -172,9 +180,12 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Document]:
 
 
 def _text_of(row: dict[str, Any], name: str) -> str:
-    if not isinstance(row.get("text"), str):
+    text = row.get("text")
+    if "text" not in row:
         raise CorpusError(f"{name} has no text column, only {', '.join(row)}: rename one to text")
-    return str(row["text"])
+    if not isinstance(text, str):
+        raise CorpusError(f"{name} has {text!r:.60} in its text column: it must hold only text")
+    return text
 
 
 def _passages(documents: Iterable[str], characters: int) -> Iterator[str]:

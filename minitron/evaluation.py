@@ -11,6 +11,8 @@ time: with a vocabulary of 256,000 they would be the largest thing in memory.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.corpus import Document, TokenIds, load_ids, read_documents, tokenize
 from minitron.errors import CorpusError
+from minitron.model_card import write_card
+from minitron.provenance import add_results, read_provenance
 from minitron.recipe import EvaluateRecipe, verb
 from minitron.source import (
     default_device,
@@ -76,6 +80,8 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
     the model's vocabulary.
     """
     source = open_source(recipe.source)
+    if recipe.record:
+        read_provenance(Path(recipe.source))  # refuses a folder that has no record to add to
     seq_len = sequence_length(source, recipe.seq_len)
     if recipe.corpus.endswith(".npy"):
         held_out = held_out_ids(recipe.corpus, seq_len)
@@ -83,7 +89,11 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
         held_out = held_out_text(recipe.corpus, load_tokenizer(source), seq_len)
     dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
     model = load_model(source, dtype=dtype, device=default_device())
-    return evaluate_model(model, held_out)
+    evaluation = evaluate_model(model, held_out)
+    if recipe.record:
+        add_results(Path(recipe.source), _results(evaluation, recipe, seq_len))
+        write_card(Path(recipe.source))
+    return evaluation
 
 
 def held_out_text(name: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> HeldOut:
@@ -92,12 +102,13 @@ def held_out_text(name: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -
     separators = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
     start = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     stream = np.concatenate([np.array(start, np.int32), *(d.ids for d in documents)])
-    if len(stream) < 2:
-        raise CorpusError(f"{name} holds {len(stream)} tokens: there is nothing to predict")
     inputs, targets = stream[:-1], stream[1:].copy()
     targets[np.isin(targets, separators)] = _UNCOUNTED
+    if not (targets != _UNCOUNTED).any():
+        raise CorpusError(f"{name} holds no text: there is nothing to predict")
     whole = len(inputs) // seq_len * seq_len
-    parts = [(inputs[:whole], targets[:whole], seq_len), (inputs[whole:], targets[whole:], -1)]
+    rest = len(inputs) - whole
+    parts = [(inputs[:whole], targets[:whole], seq_len), (inputs[whole:], targets[whole:], rest)]
     shaped = [(i.reshape(-1, n), t.reshape(-1, n)) for i, t, n in parts if len(i)]
     return HeldOut(tuple(i for i, _ in shaped), tuple(t for _, t in shaped), _bytes_of(documents))
 
@@ -113,7 +124,7 @@ def held_out_ids(name: str, seq_len: int) -> HeldOut:
 def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
     """What a loaded model scores. Raises CorpusError for ids outside its vocabulary."""
     vocab_size = int(model.config.vocab_size)
-    highest = max(int(inputs.max()) for inputs in held_out.inputs)
+    highest = max(int(ids.max()) for ids in (*held_out.inputs, *held_out.targets))
     if highest >= vocab_size:
         raise CorpusError(
             f"the text holds token id {highest}, outside the model's vocabulary of {vocab_size}"
@@ -130,6 +141,25 @@ def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
             progress.update(inputs.numel())
     bits = None if held_out.bytes is None else nats / math.log(2) / held_out.bytes
     return Evaluation(loss=nats / counted, tokens=counted, bits_per_byte=bits)
+
+
+def _results(evaluation: Evaluation, recipe: EvaluateRecipe, seq_len: int) -> dict[str, Any]:
+    """The evaluation as minitron.json and the card hold it."""
+    corpus = Path(recipe.corpus).name
+    bits = evaluation.bits_per_byte
+    told = "" if bits is None else f"{bits:.3f} bits per byte on "
+    return {
+        "measured": f"{told}{corpus}, held out: {evaluation.tokens:,} tokens, each predicted from "
+        f"at most {seq_len} before it. `minitron evaluate {Path(recipe.source).name} "
+        f"--corpus {corpus}`",
+        "columns": ["loss (nats a token)", "perplexity"],
+        "rows": [
+            {
+                "name": Path(recipe.source).name,
+                "values": [f"{evaluation.loss:.4f}", f"{evaluation.perplexity:.2f}"],
+            }
+        ],
+    }
 
 
 def _bytes_of(documents: list[Document]) -> int:

@@ -18,6 +18,8 @@ _PATTERNS: dict[torch.dtype, tuple[type[np.signedinteger], type[np.unsignedinteg
     torch.float16: (np.int16, np.uint16, 0x7C00),
     torch.float32: (np.int32, np.uint32, 0x7F800000),
     torch.float64: (np.int64, np.uint64, 0x7FF0000000000000),
+    torch.float8_e5m2: (np.int8, np.uint8, 0x7C),
+    torch.float8_e4m3fn: (np.int8, np.uint8, 0x7F),  # has one NaN and no infinity
 }
 
 

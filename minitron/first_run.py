@@ -152,7 +152,7 @@ def _keep_student(
         results=report.to_json(),
         **{key: pruned[key] for key in ("importance", "share_of_importance_kept", "kept")},
     )
-    write_card(folder, teacher)
+    write_card(folder)
 
 
 def _values(row: Row) -> list[str]:

@@ -42,8 +42,6 @@ def write_weights(
     folder: Path,
     specs: Mapping[str, TensorSpec],
     pieces: Iterable[tuple[str, torch.Tensor]],
-    *,
-    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> None:
     """Write `pieces` as the tensors of `specs`, in its order.
 
@@ -54,7 +52,7 @@ def write_weights(
         dict(specs),
         get_storage_size=lambda spec: spec.nbytes,
         filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
+        max_shard_size=MAX_SHARD_SIZE,
     )
     total = sum(spec.nbytes for spec in specs.values())
     stream = iter(pieces)

@@ -6,19 +6,16 @@ generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
 from collections.abc import Callable
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TextStreamer,
-    set_seed,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.generation.streamers import BaseStreamer
 
-from minitron.errors import TargetError
+from minitron.errors import TargetError, TokenizerError
 from minitron.recipe import GenerateRecipe, verb
 from minitron.source import default_device, load_model, load_tokenizer, open_source
 
 Emit = Callable[[str], None]
+
+_INCOMPLETE = "\ufffd"  # what bytes decode to that are no whole character yet
 
 
 @verb(GenerateRecipe)
@@ -49,6 +46,11 @@ def stream_model(
     if not ids.numel():  # an empty prompt: begin as at the start of a text
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0
         ids = torch.tensor([[start]])
+    if (highest := int(ids.max())) >= model.config.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer gives id {highest}, outside the model's vocabulary of "
+            f"{model.config.vocab_size}: it belongs to another model"
+        )
     ids = ids.to(model.device)
     set_seed(recipe.seed)
     with torch.inference_mode():
@@ -60,17 +62,41 @@ def stream_model(
         )
 
 
-class _Streamer(TextStreamer):
-    """Whole words to a function instead of the terminal."""
+class _Streamer(BaseStreamer):
+    """Text to a function as soon as no later token can change it.
+
+    Tokens are decoded together with those before them, the prompt's included: many tokenizers drop
+    the space before the first token they decode, and bytes of one character may come apart.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: Emit) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._emit = emit
+        self._tokenizer, self._emit = tokenizer, emit
+        self._ids: list[int] = []
+        self._context = 0  # where the tokens begin that were last emitted
+        self._pending = 0  # where those begin that were not
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by the base class with text that later tokens cannot change."""
-        if text:
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt (1, tokens), then with each token (1,)."""
+        is_prompt = not self._ids
+        self._ids += value.flatten().tolist()
+        if is_prompt:
+            self._pending = len(self._ids)
+        else:
+            self._flush(only_certain=True)
+
+    def end(self) -> None:
+        """Called after the last token."""
+        self._flush(only_certain=False)
+
+    def _flush(self, *, only_certain: bool) -> None:
+        known = self._decoded(self._ids[self._context : self._pending])
+        text = self._decoded(self._ids[self._context :])[len(known) :]
+        if text and not (only_certain and text.endswith(_INCOMPLETE)):
             self._emit(text)
+            self._context, self._pending = self._pending, len(self._ids)
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _settings(model: PreTrainedModel, recipe: GenerateRecipe) -> GenerationConfig:

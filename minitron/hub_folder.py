@@ -164,7 +164,9 @@ class HubFolder:
             return None
         try:
             parsed = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{path} is not JSON ({error}): fetch it again") from error
         if not isinstance(parsed, dict):
             raise SourceError(f"{path} holds no JSON object: fetch it again")

@@ -67,7 +67,7 @@ class HubRepository:
     def names(self) -> list[str]:
         """The repository's files, or, offline, those of them that are cached."""
         if self._offline:
-            return sorted(path.name for path in self._snapshot.iterdir())
+            return sorted(path.name for path in self._snapshot.iterdir() if path.is_file())
         try:
             files = HfApi().list_repo_files(self.name, revision=self.revision)
         except (HfHubHTTPError, OSError) as error:

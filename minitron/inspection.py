@@ -7,16 +7,17 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from minitron.architecture import Architecture
+from minitron.errors import ArchitectureError
 from minitron.recipe import InspectRecipe, verb
 from minitron.source import Source, complete_tensors, open_source
-
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The keys of `minitron inspect --json`."""
+    """What a model is: the keys of `minitron inspect --json`, and its tokenizer's files."""
 
     model_type: str
     format: str
@@ -36,8 +37,8 @@ class Inspection:
     tokenizer: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a JSON object."""
-        return asdict(self)
+        """The keys of `minitron inspect --json`."""
+        return {key: value for key, value in asdict(self).items() if key != "tokenizer"}
 
 
 @verb(InspectRecipe)
@@ -68,19 +69,27 @@ def inspection_of(source: Source) -> Inspection:
         parameters=architecture.parameters,
         non_embedding_parameters=architecture.non_embedding_parameters,
         bytes=size,
-        dtype=dtype,
-        kv_cache_bytes_per_token=architecture.kv_cache_elements_per_token * _BYTES[dtype],
+        dtype=str(dtype).removeprefix("torch."),
+        kv_cache_bytes_per_token=architecture.kv_cache_elements_per_token * dtype.itemsize,
         tokenizer=sorted(path.name for path in source.tokenizer_files()),
     )
 
 
-def _stored(source: Source, architecture: Architecture) -> tuple[str, int]:
-    """The dtype of most parameters, and the bytes of all."""
+def _stored(source: Source, architecture: Architecture) -> tuple[torch.dtype, int]:
+    """The dtype of most bytes, and the bytes of all."""
     if source.layout is None:
-        dtype = str(source.config.get("dtype") or source.config.get("torch_dtype") or "float32")
-        return dtype, architecture.parameters * _BYTES[dtype]
-    stored = complete_tensors(source, architecture).values()
-    bytes_by_dtype: Counter[str] = Counter()
-    for tensor in stored:
-        bytes_by_dtype[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+        dtype = _said_dtype(source)
+        return dtype, architecture.parameters * dtype.itemsize
+    bytes_by_dtype: Counter[torch.dtype] = Counter()
+    for tensor in complete_tensors(source, architecture).values():
+        bytes_by_dtype[tensor.dtype] += tensor.nbytes
     return bytes_by_dtype.most_common(1)[0][0], bytes_by_dtype.total()
+
+
+def _said_dtype(source: Source) -> torch.dtype:
+    """The dtype that config.json names, float32 where it names none."""
+    name = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ArchitectureError(f"config.json says dtype {name!r}: name one of torch, as bfloat16")
+    return dtype

@@ -3,7 +3,7 @@
 Knows the Hub's metadata (through huggingface_hub) and what a reader wants first: what was removed,
 what it scores, how to load it, how to make it again. States only numbers that were recorded.
 
-    write_card(Path("tiny-half"), open_source("tiny"))
+    write_card(Path("tiny-half"))
 """
 
 import json
@@ -13,9 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from minitron.errors import SourceError
 from minitron.provenance import read_provenance
-from minitron.source import Source
 
 _SIZES = (
     "hidden_size",
@@ -27,7 +25,6 @@ _SIZES = (
     "vocab_size",
     "parameters",
 )
-_INHERITED = ("language", "license", "license_name", "license_link", "datasets")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MADE_BY = {
     "prune": "Pruned from `{source}` with [minitron](https://pypi.org/project/minitron).",
@@ -36,31 +33,18 @@ _MADE_BY = {
 }
 
 
-def write_card(folder: Path, source: Source) -> None:
+def write_card(folder: Path) -> None:
     """Write README.md for a folder that holds a minitron.json.
 
-    License, language and data sets are those of the source's own card, where it has one.
+    License and language are those of the source's own card, where it has one.
     """
     record = read_provenance(folder)
-    data = _metadata(record, source)
+    data = _metadata(record)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(folder, record)}")
     card.save(folder / "README.md")
 
 
-def source_metadata(source: Source) -> dict[str, Any]:
-    """The metadata of the source's own card; empty where there is none."""
-    path = source.file("README.md")
-    if path is None:
-        return {}
-    try:
-        return dict(ModelCard.load(path).data.to_dict())
-    except ValueError as error:
-        raise SourceError(f"{path} has damaged metadata ({error}): mend or remove it") from error
-
-
-def _metadata(record: dict[str, Any], source: Source) -> ModelCardData:
-    inherited = source_metadata(source)
-    kept = {key: inherited[key] for key in _INHERITED if key in inherited}
+def _metadata(record: dict[str, Any]) -> ModelCardData:
     name = record["source"]["name"]
     base = {"base_model": name} if _HUB_ID.fullmatch(name) else {}
     return ModelCardData(
@@ -68,7 +52,7 @@ def _metadata(record: dict[str, Any], source: Source) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=["minitron", *(["pruning"] if record["command"] != "train" else [])],
         **base,
-        **kept,
+        **record["source"]["metadata"],
     )
 
 
@@ -107,7 +91,8 @@ def _importance_text(record: dict[str, Any]) -> str:
     made_by, shares = record["importance"], record["share_of_importance_kept"]
     on = f" on {made_by['tokens']:,} tokens of {made_by['corpus']}" if "tokens" in made_by else ""
     told = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
-    return f"Ranked by {made_by['scores']} scores{on}. Share of the score that is kept: {told}."
+    method = made_by.get("scores", "given")
+    return f"Ranked by {method} scores{on}. Share of the score that is kept: {told}."
 
 
 def _results_table(results: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from minitron.architecture import Architecture
 from minitron.errors import SourceError
 from minitron.families import AXIS_KEYS
@@ -19,6 +21,7 @@ from minitron.source import Source
 
 SCHEMA = 1
 FILE = "minitron.json"
+_INHERITED = ("language", "license", "license_name", "license_link")
 _PACKAGES = ("minitron", "torch", "transformers", "safetensors", "tokenizers")
 
 
@@ -41,6 +44,7 @@ def write_provenance(
             "source": {
                 "name": source.name,
                 "revision": source.revision,
+                "metadata": inherited_metadata(source),
                 **sizes_of(Architecture.from_config(source.config)),
             },
             "target": sizes_of(target),
@@ -48,6 +52,23 @@ def write_provenance(
             **decided,
         },
     )
+
+
+def add_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Record what was measured of the model in `folder`: measured, columns, rows."""
+    write_json(folder / FILE, {**read_provenance(folder), "results": dict(results)})
+
+
+def inherited_metadata(source: Source) -> dict[str, Any]:
+    """What a derived model's card takes over from the source's own: license and language."""
+    path = source.file("README.md")
+    if path is None:
+        return {}
+    try:
+        data = ModelCard.load(path).data.to_dict()
+    except ValueError as error:
+        raise SourceError(f"{path} has damaged metadata ({error}): mend or remove it") from error
+    return {key: data[key] for key in _INHERITED if key in data}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
             share_of_importance_kept=share_kept(plan, importance),
             kept=plan.to_json(),
         )
-        write_card(folder, source)
+        write_card(folder)
     return HubFolder.at(out)
 
 

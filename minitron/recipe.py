@@ -156,6 +156,8 @@ class EvaluateRecipe:
     """Tokens of context at most; the model's context unless given, at most 4096."""
     dtype: DType | None = None
     """Precision to compute in; the checkpoint's unless given."""
+    record: bool = False
+    """Write the result into the folder's minitron.json and model card."""
 
 
 @dataclass(frozen=True)

@@ -38,17 +38,20 @@ _MAX_HEADER = 100_000_000  # bytes; the limit that the format's own library sets
 
 def read_safetensors_header(path: Path) -> Mapping[str, StoredTensor]:
     """Tensor name to its place in the file. Raises SourceError for a damaged or cut-off file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise SourceError(f"{path} is truncated or no safetensors file: fetch it again")
-        header = file.read(length)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
+                raise SourceError(f"{path} is truncated or no safetensors file: fetch it again")
+            header = file.read(length)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     try:
         entries = json.loads(header)
         entries.pop("__metadata__", None)
         return {name: _located(path, 8 + length, size, entry) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{path} has a damaged header ({error}): fetch it again") from error
 
 
@@ -73,12 +76,15 @@ def _located(path: Path, data: int, size: int, entry: Mapping[str, object]) -> S
     if dtype_name not in _DTYPES:
         raise SourceError(f"{path} holds {dtype_name} tensors, which cannot be read here")
     dtype = _DTYPES[str(dtype_name)]
-    if not isinstance(shape, list) or not isinstance(offsets, list):
-        raise TypeError("shape and data_offsets must be lists")
-    begin, end = (int(offset) for offset in offsets)
-    lengths = tuple(int(length) for length in shape)
+    lengths, (begin, end) = _whole_numbers(shape), _whole_numbers(offsets)
     if min(lengths, default=1) < 0 or begin < 0 or end - begin != prod(lengths) * dtype.itemsize:
         raise ValueError(f"shape {shape} and data_offsets {offsets} disagree")
     if data + end > size:
         raise SourceError(f"{path} is truncated ({size} bytes of {data + end}): fetch it again")
     return StoredTensor(path=path, dtype=dtype, shape=lengths, offset=data + begin)
+
+
+def _whole_numbers(values: object) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise TypeError(f"{values!r} is no list of whole numbers")
+    return tuple(values)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -129,8 +130,8 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     config_class = NemotronConfig if model_type == "nemotron" else CONFIG_MAPPING[model_type]
     try:
         return config_class.from_dict(dict(config))
-    except (ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
         raise ArchitectureError(f"{model_type} refuses this config: {reason}") from error
 
 

@@ -87,7 +87,7 @@ def train(recipe: TrainRecipe) -> HubFolder:
             target=architecture,
             training={"corpus_digest": corpus.digest, "tokens": corpus.tokens, **records[-1]},
         )
-        write_card(folder, source)
+        write_card(folder)
         shutil.rmtree(checkpoints)
     return HubFolder.at(out)
 

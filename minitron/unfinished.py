@@ -8,6 +8,7 @@ and a partial one belongs to the recipe that began it. Does not know what is ins
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minitron.errors import MinitronError, OutputError
+from minitron.errors import OutputError
 
 _RECIPE_FILE = "unfinished.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -41,21 +42,25 @@ def unfinished_folder(
 
     A `resumable` folder outlives an interruption, and the same recipe takes it up again; with
     another recipe OutputError tells the settings that differ. Any other folder is removed on
-    failure, and begun afresh where a killed run has left one.
+    failure, and begun afresh where a killed run has left one. One that another run is writing to
+    is left alone: OutputError says so.
     """
     check_absent(out)
     partial = out.with_name(out.name + ".partial")
-    _claim(partial, recipe, resumable=resumable)
+    lock = _claim(partial, recipe, resumable=resumable)
     try:
         yield partial
+        check_absent(out)
         (partial / _RECIPE_FILE).unlink()
         partial.rename(out)
     except BaseException as error:
-        _leave(partial, resumable=resumable, by_mistake=isinstance(error, MinitronError))
+        _leave(partial, resumable=resumable)
         if isinstance(error, OSError) and error.errno in _FULL:
             kept = f"; what is done stays in {partial}" if partial.exists() else ""
             raise OutputError(f"no space left for {out}: free some and run again{kept}") from error
         raise
+    finally:
+        os.close(lock)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -70,30 +75,60 @@ def write_file(path: Path, content: bytes) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> None:
-    """Make `partial` ours: new, or left by the same recipe."""
-    recipe_file = partial / _RECIPE_FILE
-    wished = json.loads(json.dumps(recipe))
+def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
+    """Make `partial` ours: new, or left by the same recipe. Returns the descriptor of its lock."""
+    wished = {"resumable": resumable, "recipe": json.loads(json.dumps(recipe))}
     if partial.exists():
-        begun = json.loads(recipe_file.read_text()) if recipe_file.is_file() else None
-        if resumable and begun is not None and begun != wished:
-            keys = sorted(key for key in {*begun, *wished} if begun.get(key) != wished.get(key))
-            told = ", ".join(f"{key} {begun.get(key)!r}, now {wished.get(key)!r}" for key in keys)
-            raise OutputError(f"{partial} was begun with {told}: repeat those, or remove it")
-        if begun is None:
-            raise OutputError(f"{partial} is in the way and not ours: move or remove it")
-        if not resumable:
+        os.close(_lock(partial, resumable=resumable))
+        begun = _begun(partial)
+        if not begun["resumable"]:
             shutil.rmtree(partial)
+        elif begun != wished:
+            told = _differences(begun["recipe"], wished["recipe"])
+            raise OutputError(f"{partial} was begun with {told}: repeat those, or remove it")
     try:
         partial.mkdir(exist_ok=True)
-        recipe_file.write_text(json.dumps(wished, indent=2) + "\n")
+        lock = _lock(partial, resumable=resumable)
+        (partial / _RECIPE_FILE).write_text(json.dumps(wished, indent=2) + "\n")
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OutputError(f"{partial} cannot be written: {error.strerror}") from error
+    return lock
 
 
-def _leave(partial: Path, *, resumable: bool, by_mistake: bool) -> None:
+def _lock(partial: Path, *, resumable: bool) -> int:
+    """Keep other runs out until the descriptor is closed; resumed work may have many processes."""
+    if not partial.is_dir():
+        raise OutputError(f"{partial} is in the way and not ours: move or remove it")
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if resumable else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OutputError(
+            f"{partial} is being written by another run: wait for it, or choose another name"
+        ) from None
+    return descriptor
+
+
+def _begun(partial: Path) -> dict[str, Any]:
+    """What began `partial`. A run killed at its very start leaves no recipe, and nothing else."""
+    try:
+        begun = json.loads((partial / _RECIPE_FILE).read_text())
+        return {"resumable": bool(begun["resumable"]), "recipe": dict(begun["recipe"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        if any(path.name != _RECIPE_FILE for path in partial.iterdir()):
+            raise OutputError(f"{partial} is in the way and not ours: move or remove it") from None
+        return {"resumable": False, "recipe": {}}
+
+
+def _differences(begun: Mapping[str, Any], wished: Mapping[str, Any]) -> str:
+    keys = sorted(key for key in {*begun, *wished} if begun.get(key) != wished.get(key))
+    return ", ".join(f"{key} {begun.get(key)!r}, now {wished.get(key)!r}" for key in keys)
+
+
+def _leave(partial: Path, *, resumable: bool) -> None:
     """After a failure: keep what a later run can take up, remove everything else."""
     began = partial.is_dir() and any(path.name != _RECIPE_FILE for path in partial.iterdir())
-    if not (resumable and began) or (by_mistake and not began):
+    if not (resumable and began):
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.source import zoo
@@ -47,16 +52,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 FAMILIES = ("nemotron", "llama", "mistral", "qwen2", "qwen3")
 
 
+def tiny_config(variant: str = "nemotron", **changed: Any) -> PreTrainedConfig:
+    """transformers' own config of a family, at the tiny sizes."""
+    model_type, switches = VARIANTS[variant]
+    settings = {"max_position_embeddings": 64, **SIZES, **switches, **changed}
+    config: PreTrainedConfig = CONFIG_MAPPING[model_type](
+        bos_token_id=2, eos_token_id=3, pad_token_id=0, **settings
+    )
+    return config
+
+
 def tiny_model(
     variant: str = "nemotron", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changed: Any
 ) -> PreTrainedModel:
     """transformers' own class of a family, with random weights everywhere."""
-    model_type, switches = VARIANTS[variant]
-    config_class = CONFIG_MAPPING[model_type]
-    settings = {"max_position_embeddings": 64, **SIZES, **switches, **changed}
-    config = config_class(bos_token_id=2, eos_token_id=3, pad_token_id=0, **settings)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(tiny_config(variant, **changed), dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)

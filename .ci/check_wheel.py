@@ -1,0 +1,28 @@
+"""The wheel holds every module and data file of the repository: check_wheel.py REPOSITORY WHEEL."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+FOLDERS = {
+    "minitron/": "minitron/",
+    "conversion/": "minitron/conversion/",
+    "modeling_nemotron/": "modeling_nemotron/",
+}
+
+repository, wheel = map(Path, sys.argv[1:])
+tracked = subprocess.run(
+    ["git", "-C", repository, "ls-files", *FOLDERS], capture_output=True, text=True, check=True
+).stdout.split()
+wanted = {
+    installed + name.removeprefix(folder)
+    for name in tracked
+    for folder, installed in FOLDERS.items()
+    if name.startswith(folder)
+}
+held = set(zipfile.ZipFile(wheel).namelist())
+missing = sorted(wanted - held)
+if missing:
+    sys.exit(f"{wheel.name} lacks {', '.join(missing)}: name them in setup.cfg")
+print(f"{wheel.name}: all {len(wanted)} files of the packages")

@@ -1,0 +1,22 @@
+# What CI runs, and the jobs that make what is in the repository. `make check` needs '.[test]'.
+.PHONY: check test lint types teacher evidence
+
+check: lint types test
+
+lint:
+	ruff check .
+	ruff format --check .
+
+types:
+	mypy
+
+test:
+	python -m pytest -n 2
+
+# The embedded teacher again, from text: make teacher TEXT=books.jsonl.gz
+teacher:
+	minitron train tiny-again --recipe minitron/recipes/tiny.yaml --corpus $(TEXT)
+
+# README's table again: make evidence TEXT=books.jsonl.gz HELD_OUT=held-out.jsonl.gz
+evidence:
+	python benchmarks/importance_against_random.py --corpus $(TEXT) --held-out $(HELD_OUT)

@@ -1,0 +1,123 @@
+"""Is importance worth anything? Half the teacher by importance against three random halves.
+
+All are cut to the same sizes, evaluated on held-out text, retrained alike by cross-entropy and
+evaluated again. Results go to benchmarks/results/importance_against_random.{json,png}; a model that
+is already there is not made again, so an interrupted run goes on.
+
+    python benchmarks/importance_against_random.py --corpus books.jsonl.gz --held-out valid.jsonl.gz
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+import minitron
+from minitron.first_run import HIDDEN_SIZE, INTERMEDIATE_SIZE
+
+RESULTS = Path(__file__).parent / "results"
+RANDOM_SEEDS = (1, 2, 3)
+STEPS, BATCH_SIZE, SEQ_LEN = 200, 8, 256  # 0.4 M tokens
+
+
+def student(work: Path, name: str, scores: str, seed: int, options: Any) -> dict[str, Any]:
+    """Prune, evaluate, retrain, evaluate."""
+    done = work / f"{name}.json"
+    if done.exists():
+        return dict(json.loads(done.read_text()))
+    pruned, retrained = str(work / f"{name}-pruned"), str(work / f"{name}-retrained")
+    if not Path(pruned).exists():
+        minitron.prune(
+            "tiny",
+            pruned,
+            hidden_size=HIDDEN_SIZE,
+            intermediate_size=INTERMEDIATE_SIZE,
+            scores=scores,
+            corpus=options.corpus if scores == "paper" else None,
+            samples=256,
+            seed=seed,
+        )
+    if not Path(retrained).exists():
+        minitron.train(
+            retrained,
+            init=pruned,
+            corpus=options.corpus,
+            samples=STEPS * BATCH_SIZE,
+            steps=STEPS,
+            batch_size=BATCH_SIZE,
+            seq_len=SEQ_LEN,
+            learning_rate=1e-3,
+            warmup_steps=10,
+        )
+    before = minitron.evaluate(pruned, corpus=options.held_out)
+    after = minitron.evaluate(retrained, corpus=options.held_out)
+    row = {"name": name, "pruned": before.to_json(), "retrained": after.to_json()}
+    done.write_text(json.dumps(row))
+    return row
+
+
+def against(rows: list[dict[str, Any]], when: str) -> dict[str, float]:
+    """Importance's loss, and mean and spread (sample standard deviation) of the random ones'."""
+    losses = [row[when]["loss"] for row in rows]
+    mean, spread = statistics.mean(losses[1:]), statistics.stdev(losses[1:])
+    return {
+        "importance": losses[0],
+        "random_mean": mean,
+        "random_spread": spread,
+        "gain_in_spreads": (mean - losses[0]) / spread,
+    }
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Losses before and after retraining, side by side."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    for axis, when in zip(axes, ("pruned", "retrained"), strict=True):
+        summary = results["summary"][when]
+        bars = {"importance": summary["importance"], "random": summary["random_mean"]}
+        drawn = axis.bar(bars.keys(), bars.values(), color=["#76b900", "#9aa0a6"], width=0.55)
+        axis.errorbar([1], [summary["random_mean"]], yerr=[summary["random_spread"]], color="black")
+        axis.axhline(results["teacher"]["loss"], color="black", linestyle="--", linewidth=1)
+        axis.bar_label(drawn, fmt="%.2f", padding=3)
+        axis.set_title(f"{when}, {results['tokens'] if when == 'retrained' else 0:,} tokens")
+        axis.set_ylabel("held-out loss (nats a token)")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(y=0.15)
+    axes[0].text(1.45, results["teacher"]["loss"], "teacher", ha="right", va="bottom")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Make the four students, print the table, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", required=True, help="text to measure and retrain on")
+    parser.add_argument("--held-out", required=True, help="text to evaluate on")
+    parser.add_argument("--work", type=Path, default=Path("importance_against_random.partial"))
+    options = parser.parse_args()
+    options.work.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    rows = [student(options.work, "importance", "paper", 0, options)]
+    for seed in RANDOM_SEEDS:
+        rows.append(student(options.work, f"random-{seed}", "random", seed, options))
+    results = {
+        "teacher": minitron.evaluate("tiny", corpus=options.held_out).to_json(),
+        "sizes": {"hidden_size": HIDDEN_SIZE, "intermediate_size": INTERMEDIATE_SIZE},
+        "parameters": minitron.inspect(str(options.work / "importance-pruned")).parameters,
+        "tokens": STEPS * BATCH_SIZE * SEQ_LEN,
+        "students": rows,
+        "summary": {when: against(rows, when) for when in ("pruned", "retrained")},
+    }
+    path = RESULTS / "importance_against_random.json"
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    draw(results, path.with_suffix(".png"))
+    print(
+        "| | importance | random, mean of 3 | spread | gain in spreads |\n|---|---:|---:|---:|---:|"
+    )
+    for when, summary in results["summary"].items():
+        print(f"| {when} | " + " | ".join(f"{value:.3f}" for value in summary.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m minitron` is the console script."""
+
+from minitron.cli import main
+
+main()

@@ -1,0 +1,107 @@
+"""Nemotron for transformers: the model, its configuration and its chat prompt.
+
+Importing this package changes nothing in transformers. `register()` puts our classes behind the
+Auto classes, so that `AutoModelForCausalLM.from_pretrained` of a Nemotron gives ours;
+`unregister()` takes them away again.
+
+`CHAT_TEMPLATE` is the prompt of Nemotron-Mini-4B-Instruct, for a tokenizer's `chat_template`; it
+is read from chat_template.jinja when first asked for. A chat ends its turn with the token that
+opens the next one, so generation must stop there as well as at the end of text:
+
+    tokenizer.chat_template = modeling_nemotron.CHAT_TEMPLATE
+    model.generation_config = modeling_nemotron.chat_generation_config(model.config)
+"""
+
+# transformers is typed only in parts.
+# mypy: allow-untyped-calls
+
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.modeling_auto import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from .configuration_nemotron import NemotronConfig
+from .modeling_nemotron import (
+    NemotronForCausalLM,
+    NemotronForQuestionAnswering,
+    NemotronForSequenceClassification,
+    NemotronForTokenClassification,
+    NemotronModel,
+    NemotronPreTrainedModel,
+)
+
+CHAT_TEMPLATE: str
+TURN_TOKEN_ID = 5  # `<extra_id_1>` in every Nemotron-4 vocabulary: it opens each turn
+
+AUTO_CLASSES: dict[Any, type[NemotronPreTrainedModel]] = {
+    AutoModel: NemotronModel,
+    AutoModelForCausalLM: NemotronForCausalLM,
+    AutoModelForSequenceClassification: NemotronForSequenceClassification,
+    AutoModelForTokenClassification: NemotronForTokenClassification,
+    AutoModelForQuestionAnswering: NemotronForQuestionAnswering,
+}
+_replaced: list[tuple[dict[Any, Any], Any, Any]] = []  # (registry, key, what was there or None)
+
+
+def register() -> None:
+    """Make every Auto class answer `model_type: nemotron` with our class; again changes nothing."""
+    if _replaced:
+        return
+    _remember(CONFIG_MAPPING._extra_content, NemotronConfig.model_type)
+    AutoConfig.register(NemotronConfig.model_type, NemotronConfig, exist_ok=True)
+    for auto_class, model_class in AUTO_CLASSES.items():
+        _remember(auto_class._model_mapping._extra_content, NemotronConfig)
+        auto_class.register(NemotronConfig, model_class, exist_ok=True)
+
+
+def unregister() -> None:
+    """Undo `register`: the Auto classes answer as they did before it; without it, do nothing."""
+    while _replaced:
+        registry, key, before = _replaced.pop()
+        if before is None:
+            del registry[key]
+        else:
+            registry[key] = before
+
+
+def _remember(registry: dict[Any, Any], key: Any) -> None:
+    _replaced.append((registry, key, registry.get(key)))
+
+
+def chat_generation_config(config: NemotronConfig) -> GenerationConfig:
+    """How an instruct model generates: it stops at `<extra_id_1>` (id 5) and at eos."""
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=[end for end in ends if end not in (None, TURN_TOKEN_ID)] + [TURN_TOKEN_ID],
+        pad_token_id=config.pad_token_id,
+    )
+
+
+def __getattr__(name: str) -> str:
+    if name == "CHAT_TEMPLATE":
+        return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "NemotronConfig",
+    "NemotronForCausalLM",
+    "NemotronForQuestionAnswering",
+    "NemotronForSequenceClassification",
+    "NemotronForTokenClassification",
+    "NemotronModel",
+    "NemotronPreTrainedModel",
+    "chat_generation_config",
+    "register",
+    "unregister",
+]

@@ -1,0 +1,457 @@
+"""Nemotron for transformers: interchangeable with the class that transformers ships.
+
+What is unusual about this decoder:
+
+- LayerNorm1P: the stored weight is the gain minus one, and there is a bias;
+- the MLP has no gate: up, squared ReLU, down;
+- rotary embeddings turn only the first part of each head (`partial_rotary_factor`);
+- `head_dim` is its own number: heads * head_dim need not be hidden_size.
+
+Class names, state-dict keys and `model_type` are transformers' own, so a checkpoint saved by
+either loads in the other. This file knows tensors only: nothing of tokenizers, files or pruning.
+It imports torch, transformers and its configuration, so that it can travel alone.
+
+    model = NemotronForCausalLM.from_pretrained("nvidia/Minitron-8B-Base", dtype="bfloat16")
+"""
+
+# transformers is typed only in parts.
+# mypy: allow-untyped-calls, allow-untyped-decorators
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.utils import GenerationMixin
+from transformers.integrations.hub_kernels import use_kernel_forward_from_hub, use_kernelized_func
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import (
+    ALL_ATTENTION_FUNCTIONS,
+    PreTrainedModel,
+    slice_logits_to_keep,
+)
+from transformers.utils.generic import (
+    can_return_tuple,
+    maybe_autocast,
+    merge_with_config_defaults,
+)
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_nemotron import NemotronConfig
+
+
+@use_kernel_forward_from_hub("LayerNorm1P")
+class NemotronLayerNorm1P(nn.LayerNorm):
+    """LayerNorm whose weight is stored minus one, so that a zero weight is the identity gain."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        device = input.device.type
+        is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_autocast else input.dtype
+        # 1 + weight in bfloat16 would round the weight to the steps that bfloat16 has near 1.
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        gain, bias = self.weight.to(wide) + 1, self.bias.to(wide)
+        if device != "cpu":  # only the CPU kernel takes an input narrower than its gain
+            input = input.to(wide)
+        with maybe_autocast(device, enabled=False):
+            output = F.layer_norm(input, self.normalized_shape, gain, bias, self.eps)
+        return output.to(dtype)
+
+
+class NemotronRotaryEmbedding(nn.Module):
+    """The cosines and sines of every position, shared by all layers."""
+
+    inv_freq: Tensor  # (rotary size / 2,)
+    original_inv_freq: Tensor
+
+    def __init__(self, config: NemotronConfig) -> None:
+        super().__init__()
+        assert config.rope_parameters is not None
+        self.config = config
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        frequencies = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = frequencies(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(
+        config: NemotronConfig, device: torch.device | None = None, **kwargs: Any
+    ) -> tuple[Tensor, float]:
+        """The unscaled frequencies and the factor on the table (1), as ROPE_INIT_FUNCTIONS do."""
+        rope, head_dim = config.rope_parameters, config.head_dim
+        assert rope is not None
+        assert head_dim is not None
+        rotary_size = int(head_dim * rope["partial_rotary_factor"])
+        exponents = torch.arange(0, rotary_size, 2, dtype=torch.float, device=device) / rotary_size
+        return 1.0 / rope["rope_theta"] ** exponents, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float)
+        angles = torch.cat((angles, angles), dim=-1)  # (batch, length, rotary size)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+
+@use_kernel_forward_from_hub("rotary_pos_emb")
+def apply_rotary_pos_emb(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Turn whole q and k by their positions; the parts that stay unturned are the caller's."""
+    half = cos.shape[-1] // 2  # the tables hold every angle twice
+    cos, sin = cos[..., :half].unsqueeze(unsqueeze_dim), sin[..., :half].unsqueeze(unsqueeze_dim)
+
+    def turn(x: Tensor) -> Tensor:
+        first, second = x[..., :half], x[..., half:]
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    return turn(q), turn(k)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,  # (batch, heads, length, head_dim)
+    key: Tensor,  # (batch, kv heads, seen, head_dim)
+    value: Tensor,
+    attention_mask: Tensor | None,  # added to the scores
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain products; the heads of a group share its key and value uncopied."""
+    batch, heads, length, head_dim = query.shape
+    kv_heads, seen = key.shape[1], key.shape[2]
+    grouped = query.reshape(batch, kv_heads, -1, head_dim)  # (batch, kv heads, group * length, …)
+    scores = (grouped @ key.transpose(2, 3) * scaling).view(batch, heads, length, seen)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    output = (weights.view(batch, kv_heads, -1, seen) @ value).view(batch, heads, length, head_dim)
+    return output.transpose(1, 2).contiguous(), weights
+
+
+@use_kernelized_func(apply_rotary_pos_emb)
+class NemotronAttention(nn.Module):
+    """Grouped-query attention, rotary on the first part of each head."""
+
+    def __init__(self, config: NemotronConfig, layer_idx: int) -> None:
+        super().__init__()
+        heads, kv_heads, head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        assert kv_heads is not None
+        assert head_dim is not None
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = head_dim
+        self.num_key_value_groups = heads // kv_heads
+        self.scaling = head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        hidden_size, has_bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=has_bias)
+        self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=has_bias)
+        self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=has_bias)
+        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=has_bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        batch_and_length = hidden_states.shape[:-1]
+        per_head = (*batch_and_length, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(per_head).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(per_head).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
+
+        cos, sin = position_embeddings
+        turned = cos.shape[-1]
+        q, k = apply_rotary_pos_emb(query[..., :turned], key[..., :turned], cos, sin)
+        query = torch.cat((q, query[..., turned:]), dim=-1)
+        key = torch.cat((k, key[..., turned:]), dim=-1)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,  # continuous batching and packed sequences speak to the kernel through these
+        )
+        return self.o_proj(output.reshape(*batch_and_length, -1)), weights
+
+
+class NemotronMLP(nn.Module):
+    """Up, activation (squared ReLU in every published model), down; no gate."""
+
+    def __init__(self, config: NemotronConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(self.act_fn(self.up_proj(x)))
+        return output
+
+
+class NemotronDecoderLayer(GradientCheckpointingLayer):
+    """Attention, then the MLP, each on a normed copy and added back."""
+
+    def __init__(self, config: NemotronConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = NemotronAttention(config, layer_idx)
+        self.mlp = NemotronMLP(config)
+        self.input_layernorm = NemotronLayerNorm1P(config.hidden_size, eps=config.norm_eps)
+        self.post_attention_layernorm = NemotronLayerNorm1P(config.hidden_size, eps=config.norm_eps)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        transformed: Tensor = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + transformed
+
+
+class NemotronPreTrainedModel(PreTrainedModel):
+    """What every Nemotron class can do, and how fresh weights are drawn."""
+
+    config: NemotronConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["NemotronDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": NemotronDecoderLayer, "attentions": NemotronAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, NemotronLayerNorm1P):  # transformers sets every LayerNorm to one
+            init.zeros_(module.weight)
+
+
+class NemotronModel(NemotronPreTrainedModel):
+    """The decoder without a head: token ids or embeddings in, normed hidden states out."""
+
+    def __init__(self, config: NemotronConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            NemotronDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
+        )
+        self.norm = NemotronLayerNorm1P(config.hidden_size, eps=config.norm_eps)
+        self.rotary_emb = NemotronRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder; positions that restart inside a row mean packed sequences."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+
+        # Before a cache exists, and with the caller's positions only: the mask looks for packed
+        # sequences just when there is no cache, and ours could not be packed.
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            length = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+            position_ids = (length + seen).unsqueeze(0)  # (1, length)
+
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )
+
+
+class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
+    """Nemotron with a language-model head: the next token's logits, generation, and the loss."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: NemotronConfig) -> None:
+        super().__init__(config)
+        self.model = NemotronModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of all positions, or of the last `logits_to_keep`; `labels` are shifted here."""
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        assert outputs.last_hidden_state is not None
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# The generic heads bring their forward. Their __init__ is passed over: it asks AutoModel for the
+# backbone, and AutoModel knows transformers' class until ours is registered.
+
+
+class NemotronForSequenceClassification(GenericForSequenceClassification, NemotronPreTrainedModel):
+    """Nemotron with a label for the whole text, read at its last token that is not padding."""
+
+    def __init__(self, config: NemotronConfig) -> None:
+        NemotronPreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None
+        self.num_labels = config.num_labels
+        self.model = NemotronModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class NemotronForTokenClassification(GenericForTokenClassification, NemotronPreTrainedModel):
+    """Nemotron with a label for each token."""
+
+    def __init__(self, config: NemotronConfig) -> None:
+        NemotronPreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None
+        self.num_labels = config.num_labels
+        self.model = NemotronModel(config)
+        rates = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
+        self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
+        has_bias = getattr(config, "token_classification_bias", True)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=has_bias)
+        self.post_init()
+
+
+class NemotronForQuestionAnswering(GenericForQuestionAnswering, NemotronPreTrainedModel):
+    """Nemotron with the start and end of an answer; its backbone is called `transformer`."""
+
+    base_model_prefix = "transformer"
+
+    def __init__(self, config: NemotronConfig) -> None:
+        NemotronPreTrainedModel.__init__(self, config)
+        self.transformer = NemotronModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any
+    ) -> Any:
+        """Load, also from a checkpoint of another head, whose backbone is called `model`."""
+        renaming = {r"^model\.": "transformer."}
+        key_mapping = renaming | (key_mapping or {})
+        loaded: Any = super().from_pretrained(*args, key_mapping=key_mapping, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # transformers renames back on saving, but its own class reads `transformer` only.
+        model._weight_conversions = [
+            conversion
+            for conversion in model._weight_conversions
+            if conversion.target_patterns != list(renaming.values())
+        ]
+        return loaded
+
+
+__all__ = [
+    "NemotronForCausalLM",
+    "NemotronForQuestionAnswering",
+    "NemotronForSequenceClassification",
+    "NemotronForTokenClassification",
+    "NemotronModel",
+    "NemotronPreTrainedModel",
+]

@@ -1,0 +1,88 @@
+"""Tiny Nemotrons of both makes, ours and transformers', with the same weights.
+
+All sizes differ from one another, a head is not hidden_size / heads, and no weight is trivial
+(fresh norms would be, and would hide a norm that ignores them).
+
+    build(OURS)(**tokens()).logits          # equal to build(TRANSFORMERS)(**tokens()).logits
+"""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers.models.nemotron as transformers_nemotron
+from torch import Tensor, nn
+
+import modeling_nemotron
+
+OURS = modeling_nemotron
+TRANSFORMERS = transformers_nemotron
+
+SIZES = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "max_position_embeddings": 64,
+}
+HEADS = (
+    "Model",
+    "ForCausalLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+)
+
+
+def mended_here(defect: type[BaseException] = AssertionError) -> pytest.MarkDecorator:
+    """Run the test as `library` = ours, where it passes, and transformers', where it must not.
+
+    `defect` is how transformers 5.23 fails. The day it passes there, the test says so.
+    """
+    fails = pytest.mark.xfail(raises=defect, strict=True, reason="a defect of transformers 5.23")
+    return pytest.mark.parametrize(
+        "library",
+        [pytest.param(OURS, id="ours"), pytest.param(TRANSFORMERS, id="transformers", marks=fails)],
+    )
+
+
+def build(library: ModuleType, head: str = "ForCausalLM", **changes: Any) -> Any:
+    """A model in eval mode; the same call gives the same weights in either library."""
+    config = library.NemotronConfig(**{**SIZES, **changes})
+    model = getattr(library, f"Nemotron{head}")(config)
+    return randomized(model).eval()
+
+
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            scale = parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.3
+            draw = torch.randn(parameter.shape, generator=generator) * scale
+            parameter.copy_(draw)
+    return model
+
+
+def tokens(batch: int = 2, length: int = 17, seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "input_ids": torch.randint(1, SIZES["vocab_size"], (batch, length), generator=generator)
+    }
+
+
+def left_padded(lengths: tuple[int, ...] = (17, 9)) -> dict[str, Tensor]:
+    """A batch of texts of these lengths, padded on the left, with positions from each first token."""
+    batch = tokens(len(lengths), max(lengths))
+    mask = torch.stack([torch.arange(max(lengths)) >= max(lengths) - length for length in lengths])
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return {**batch, "attention_mask": mask.long(), "position_ids": positions}
+
+
+def packed(lengths: tuple[int, ...] = (5, 9, 3)) -> dict[str, Tensor]:
+    """Texts of these lengths in one row, told apart by positions that restart."""
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return {**tokens(1, sum(lengths)), "position_ids": positions[None]}

@@ -1,0 +1,60 @@
+"""Quickstart does the main job for real: here on fewer sequences, in CI's script in full."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import minitron
+from minitron import first_run
+from minitron.cli import main
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count in (("CALIBRATION", 4), ("TRAINING", 8), ("HELD_OUT", 4), ("SEQ_LEN", 24)):
+        monkeypatch.setattr(first_run, name, count)
+
+
+@pytest.mark.usefixtures("small")
+def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "half"
+    main(["quickstart", str(out)])
+    printed = capsys.readouterr().out
+    for row in ("teacher", "half, by importance", "half, by random"):
+        assert row in printed
+    assert f"minitron generate {out}" in printed
+    teacher, student = minitron.inspect("tiny"), minitron.inspect(str(out))
+    assert 0.47 <= student.parameters / teacher.parameters <= 0.53
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.num_parameters() == student.parameters
+    assert AutoTokenizer.from_pretrained(out)("Once")["input_ids"]
+    record = json.loads((out / "minitron.json").read_text())
+    assert record["command"] == "quickstart"
+    assert record["source"]["name"] == "tiny"
+    assert record["importance"]["corpus"] == "self"
+    assert record["kept"].keys() == {"hidden", "ffn"}
+    assert [row["name"] for row in record["results"]["rows"]] == [
+        "teacher",
+        "half, by importance",
+        "half, by random",
+    ]
+    card = (out / "README.md").read_text()
+    assert "half, by importance" in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half"]
+    assert not (out / "work").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_quickstart_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    one, two = (
+        minitron.quickstart(str(tmp_path / name), seed=3).to_json()["rows"] for name in ("a", "b")
+    )
+    assert one == two
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    records = [(tmp_path / name / "minitron.json").read_bytes() for name in ("a", "b")]
+    assert records[0] == records[1]

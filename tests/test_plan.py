@@ -1,0 +1,111 @@
+"""A plan keeps the highest scores, group by group, and nothing else decides."""
+
+import pytest
+import torch
+
+from minitron.architecture import Architecture
+from minitron.errors import ArchitectureError, ImportanceError, TargetError
+from minitron.importance import Importance
+from minitron.plan import axes_to_rank, choose_plan, share_kept
+
+SOURCE = Architecture("nemotron", 10, 14, 3, 6, 2, 4, 21)
+
+
+def scores(**changed: torch.Tensor) -> Importance:
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        "hidden": torch.rand(10, generator=generator),
+        "ffn": torch.rand(3, 14, generator=generator),
+        "heads": torch.rand(3, 6, generator=generator),
+        "layers": torch.rand(3, generator=generator),
+    }
+    return Importance(made_by={}, **{**drawn, **changed})
+
+
+def test_the_highest_hidden_scores_are_kept_in_ascending_order() -> None:
+    hidden = torch.tensor([3.0, 9, 1, 8, 7, 2, 0, 6, 5, 4])
+    plan = choose_plan(scores(hidden=hidden), SOURCE, SOURCE.resized(hidden_size=4))
+    assert plan.hidden == (1, 3, 4, 7)
+
+
+def test_ties_break_by_the_lower_index() -> None:
+    plan = choose_plan(scores(hidden=torch.ones(10)), SOURCE, SOURCE.resized(hidden_size=3))
+    assert plan.hidden == (0, 1, 2)
+
+
+def test_heads_are_ranked_inside_their_group_and_groups_keep_equally_many() -> None:
+    # Group 0 holds heads 0 to 2, group 1 heads 3 to 5; all of group 1 outscores group 0.
+    heads = torch.tensor([[1.0, 3, 2, 30, 10, 20]]).repeat(3, 1)
+    plan = choose_plan(scores(heads=heads), SOURCE, SOURCE.resized(num_attention_heads=4))
+    assert plan.heads == ((1, 2, 3, 5),) * 3
+
+
+def test_each_layer_ranks_its_own_neurons() -> None:
+    ffn = torch.zeros(3, 14)
+    ffn[0, [2, 3]] = ffn[1, [0, 13]] = ffn[2, [6, 7]] = 1.0
+    plan = choose_plan(scores(ffn=ffn), SOURCE, SOURCE.resized(intermediate_size=2))
+    assert plan.ffn == ((2, 3), (0, 13), (6, 7))
+
+
+def test_kept_layers_keep_their_order_and_bring_their_own_neurons() -> None:
+    ffn = torch.zeros(3, 14)
+    ffn[0, 0] = ffn[1, 5] = ffn[2, 9] = 1.0
+    importance = scores(layers=torch.tensor([2.0, 1, 3]), ffn=ffn)
+    target = SOURCE.resized(num_hidden_layers=2, intermediate_size=1)
+    plan = choose_plan(importance, SOURCE, target)
+    assert plan.layers == (0, 2)
+    assert plan.ffn == ((0,), (9,))
+
+
+def test_an_axis_that_is_not_cut_is_kept_whole_without_scores() -> None:
+    importance = Importance(made_by={}, hidden=torch.rand(10))
+    plan = choose_plan(importance, SOURCE, SOURCE.resized(hidden_size=5))
+    assert plan.heads == (tuple(range(6)),) * 3
+    assert plan.kept("heads", 0) is None
+    assert plan.to_json().keys() == {"hidden"}
+
+
+def test_kept_indices_are_recorded_as_runs() -> None:
+    hidden = torch.tensor([1.0, 1, 1, 0, 0, 1, 0, 1, 1, 0])
+    plan = choose_plan(scores(hidden=hidden), SOURCE, SOURCE.resized(hidden_size=6))
+    assert plan.to_json() == {"hidden": "0-2,5,7-8"}
+
+
+def test_the_share_kept_counts_only_kept_layers() -> None:
+    ffn = torch.zeros(3, 14)
+    ffn[0, :4] = ffn[2, :4] = 1.0
+    ffn[1] = 100.0
+    importance = scores(layers=torch.tensor([2.0, 1, 3]), ffn=ffn)
+    plan = choose_plan(importance, SOURCE, SOURCE.resized(num_hidden_layers=2, intermediate_size=3))
+    assert share_kept(plan, importance) == pytest.approx({"ffn": 6 / 8, "layers": 5 / 6})
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"hidden_size": 11}, "hidden_size 11 is larger than the source's 10"),
+        ({"num_hidden_layers": 4}, "num_hidden_layers 4 is larger than the source's 3"),
+        ({"vocab_size": 20}, "vocab_size cannot be pruned"),
+        ({"head_dim": 2}, "head_dim cannot be pruned"),
+    ],
+)
+def test_a_target_that_is_no_cut_is_refused(target: dict[str, int], message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        axes_to_rank(SOURCE, SOURCE.resized(**target))
+
+
+def test_heads_that_do_not_divide_into_their_groups_are_refused() -> None:
+    with pytest.raises(ArchitectureError, match="num_attention_heads is 5: it must be a multiple"):
+        SOURCE.resized(num_attention_heads=5)
+
+
+@pytest.mark.parametrize("axis", ["hidden", "ffn", "heads", "layers"])
+def test_scores_of_another_model_are_refused(axis: str) -> None:
+    other = scores(**{axis: torch.rand(7)})
+    with pytest.raises(ImportanceError, match=f"{axis} scores of shape .* another model"):
+        choose_plan(other, SOURCE, SOURCE.resized(hidden_size=5))
+
+
+def test_an_axis_that_was_not_measured_is_named() -> None:
+    with pytest.raises(ImportanceError, match="no ffn scores"):
+        choose_plan(Importance(made_by={}), SOURCE, SOURCE.resized(intermediate_size=5))

@@ -1,0 +1,302 @@
+"""Pruning writes what surgery by hand on the loaded model would, byte for byte."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import minitron
+from minitron.architecture import Architecture
+from minitron.importance import Importance
+from minitron.source import open_source
+from minitron.weight_scores import random_scores
+from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_folder, tiny_model, weights_of
+
+TARGET = {
+    "hidden_size": 36,
+    "intermediate_size": 50,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+}
+
+
+def by_hand(model: torch.nn.Module, importance: Importance) -> dict[str, torch.Tensor]:
+    """The pruned state dict, cut name by name from the loaded model, without the product's plan."""
+
+    def top(scores: torch.Tensor, count: int) -> torch.Tensor:
+        return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+    hidden = top(importance.axis("hidden"), TARGET["hidden_size"])
+    layers = top(importance.axis("layers"), TARGET["num_hidden_layers"])
+    head_dim, per_group = SIZES["head_dim"], 3
+    cut: dict[str, torch.Tensor] = {}
+    state = model.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        cut[name] = state[name][:, hidden]
+    for name in ("model.norm.weight", "model.norm.bias"):
+        if name in state:
+            cut[name] = state[name][hidden]
+    for new, old in enumerate(layers.tolist()):
+        ffn = top(importance.axis("ffn")[old], TARGET["intermediate_size"])
+        groups = importance.axis("heads")[old].view(2, per_group)
+        heads = torch.cat([top(groups[g], 2) + g * per_group for g in range(2)])
+        rows = torch.cat([torch.arange(h * head_dim, (h + 1) * head_dim) for h in heads.tolist()])
+        for name, tensor in state.items():
+            prefix = f"model.layers.{old}."
+            if not name.startswith(prefix):
+                continue
+            part = name.removeprefix(prefix)
+            if "norm" in part and "q_norm" not in part and "k_norm" not in part:
+                value = tensor[hidden]
+            elif part == "self_attn.q_proj.weight":
+                value = tensor[rows][:, hidden]
+            elif part == "self_attn.q_proj.bias":
+                value = tensor[rows]
+            elif part in ("self_attn.k_proj.weight", "self_attn.v_proj.weight"):
+                value = tensor[:, hidden]
+            elif part == "self_attn.o_proj.weight":
+                value = tensor[hidden][:, rows]
+            elif part in ("mlp.up_proj.weight", "mlp.gate_proj.weight"):
+                value = tensor[ffn][:, hidden]
+            elif part in ("mlp.up_proj.bias", "mlp.gate_proj.bias"):
+                value = tensor[ffn]
+            elif part == "mlp.down_proj.weight":
+                value = tensor[hidden][:, ffn]
+            elif part in ("self_attn.o_proj.bias", "mlp.down_proj.bias"):
+                value = tensor[hidden]
+            else:  # k and v biases, norms over head_dim
+                value = tensor
+            cut[f"model.layers.{new}.{part}"] = value
+    return cut
+
+
+def ids_file(path: Path, samples: int = 3, length: int = 9) -> str:
+    ids = np.random.default_rng(1).integers(SIZES["vocab_size"], size=(samples, length))
+    np.save(path, ids)
+    return str(path)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_family_prunes_to_what_surgery_by_hand_gives(variant: str, tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source", variant, dtype=torch.bfloat16)
+    corpus = ids_file(tmp_path / "ids.npy")
+    minitron.measure_importance(str(source), str(tmp_path / "scores"), corpus=corpus)
+    minitron.prune(str(source), str(tmp_path / "out"), **TARGET, corpus=corpus)
+    wanted = by_hand(
+        tiny_model(variant, dtype=torch.bfloat16), Importance.load(tmp_path / "scores")
+    )
+    pruned, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    loaded = pruned.state_dict()
+    assert loaded.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert loaded[name].dtype == torch.bfloat16
+        assert torch.equal(loaded[name], tensor), name
+    assert pruned(torch.arange(9)[None]).logits.isfinite().all()
+
+
+def test_sliding_layers_stay_sliding_when_layers_before_them_go(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source", "qwen2-sliding")
+    architecture = Architecture.from_config(open_source(str(source)).config)
+    scores = random_scores(architecture, 0)
+    layers = torch.tensor([0.0, 3, 2, 1]).double()
+    Importance({}, scores.hidden, scores.ffn, scores.heads, layers).save(tmp_path / "scores")
+    minitron.prune(
+        str(source),
+        str(tmp_path / "out"),
+        num_hidden_layers=2,
+        importance=str(tmp_path / "scores"),
+    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["layer_types"] == ["full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_axis_can_be_cut_alone(family: str, tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source", family)
+    # Llama's own config refuses 4 heads here: 42 is no multiple of 4.
+    for size, value in {**TARGET, "num_attention_heads": 2}.items():
+        out = tmp_path / size
+        minitron.prune(str(source), str(out), **{size: value}, scores="random")
+        model = AutoModelForCausalLM.from_pretrained(out)
+        assert getattr(model.config, size) == value
+        untouched = {key: SIZES[key] for key in SIZES if key not in (size, "head_dim")}
+        assert {key: getattr(model.config, key) for key in untouched} == untouched
+
+
+@pytest.mark.parametrize("variant", ["nemotron-biased", "llama", "qwen3-biased-tied"])
+def test_pruning_nothing_gives_the_same_tensors(variant: str, tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source", variant, dtype=torch.float16)
+    minitron.prune(str(source), str(tmp_path / "out"), hidden_size=SIZES["hidden_size"])
+    before, after = weights_of(source), weights_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor.view(torch.int16), after[name].view(torch.int16)), name
+
+
+def test_the_command_and_the_call_give_the_same_bytes_twice(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    corpus = ids_file(tmp_path / "ids.npy")
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in TARGET.items()]
+    command = [str(source), str(tmp_path / "a"), *flags, f"--corpus={corpus}"]
+    from minitron.cli import main
+
+    main(["prune", *command])
+    minitron.prune(str(source), str(tmp_path / "b"), **TARGET, corpus=corpus)
+    one, other = digests(tmp_path / "a"), digests(tmp_path / "b")
+    del one["README.md"], other["README.md"]  # its title is the folder's name
+    assert one == other
+    assert {"config.json", "generation_config.json", "minitron.json", "model.safetensors"} == {*one}
+
+
+def test_a_recipe_file_gives_what_flags_give_and_flags_come_before_it(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    (tmp_path / "recipe.yaml").write_text(
+        f"source: {source}\nhidden_size: 30\nscores: random\nseed: 4\n"
+    )
+    from minitron.cli import main
+
+    recipe = f"--recipe={tmp_path / 'recipe.yaml'}"
+    main(["prune", recipe, "--out", str(tmp_path / "a"), "--hidden-size", "33"])
+    minitron.prune(str(source), str(tmp_path / "b"), hidden_size=33, scores="random", seed=4)
+    assert (
+        digests(tmp_path / "a")["model.safetensors"]
+        == (digests(tmp_path / "b")["model.safetensors"])
+    )
+
+
+def test_saved_importance_gives_what_measuring_gives(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    corpus = ids_file(tmp_path / "ids.npy")
+    scores = str(tmp_path / "scores")
+    minitron.measure_importance(str(source), scores, corpus=corpus)
+    minitron.prune(str(source), str(tmp_path / "a"), **TARGET, corpus=corpus)
+    minitron.prune(str(source), str(tmp_path / "b"), **TARGET, importance=scores)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
+        tmp_path / "b" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_shards_and_pickled_weights_give_the_same_bytes(tmp_path: Path) -> None:
+    whole = tiny_folder(tmp_path / "whole")
+    sharded = tiny_folder(tmp_path / "sharded", max_shard_size="40KB")
+    pickled = tiny_folder(tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), pickled / "pytorch_model.bin")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    written = []
+    for source in (whole, sharded, pickled):
+        out = tmp_path / f"{source.name}-out"
+        minitron.prune(str(source), str(out), **TARGET, scores="random")
+        written.append((out / "model.safetensors").read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_a_tied_head_saved_beside_the_embedding_is_left_out(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source", "nemotron-tied")
+    (source / "model.safetensors").unlink()
+    state = tiny_model("nemotron-tied").state_dict()
+    assert "lm_head.weight" in state
+    torch.save(state, source / "pytorch_model.bin")
+    minitron.prune(str(source), str(tmp_path / "out"), **TARGET, scores="random")
+    assert "lm_head.weight" not in weights_of(tmp_path / "out")
+
+
+def test_large_targets_are_sharded_with_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron.folder_writer.MAX_SHARD_SIZE", "30KB")
+    source = tiny_folder(tmp_path / "source")
+    minitron.prune(str(source), str(tmp_path / "out"), **TARGET, scores="random")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    weights = weights_of(tmp_path / "out")
+    assert index["weight_map"].keys() == weights.keys()
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in weights.values())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.hidden_size == 36
+
+
+def test_tokenizer_and_license_files_are_copied_unchanged(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "merges.txt", "LICENSE")
+    names += ("special_tokens_map.json", "chat_template.jinja", "tokenizer_config.json")
+    for name in names:
+        (source / name).write_bytes(f"{name}\r\n\x00".encode())
+    (source / "notes.txt").write_text("not part of a tokenizer")
+    minitron.prune(str(source), str(tmp_path / "out"), hidden_size=30, scores="random")
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert not (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_the_record_tells_what_was_kept_and_what_made_it(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    minitron.prune(str(source), str(tmp_path / "out"), hidden_size=30, scores="random", seed=7)
+    record = json.loads((tmp_path / "out" / "minitron.json").read_text())
+    assert record["schema"] == 1
+    assert record["command"] == "prune"
+    assert record["recipe"]["seed"] == 7
+    assert "out" not in record["recipe"]
+    assert record["kept"].keys() == {"hidden"}
+    assert record["target"]["hidden_size"] == 30
+    assert record["target"]["parameters"] == sum(
+        tensor.numel() for tensor in weights_of(tmp_path / "out").values()
+    )
+
+
+def test_the_result_loads_in_a_process_that_has_only_transformers(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    minitron.prune(str(source), str(tmp_path / "out"), **TARGET, scores="random")
+    check = (
+        "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "assert type(model).__module__.startswith('transformers.')\n"
+        "assert not any(m.startswith(('minitron', 'modeling_nemotron')) for m in sys.modules)\n"
+        "print(model(torch.arange(7)[None]).logits.shape[-1])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", check, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert ran.stdout.strip() == str(SIZES["vocab_size"])
+
+
+def test_no_whole_tensor_is_ever_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minitron.surgery._PIECE_BYTES", 1024)
+    source = tiny_folder(tmp_path / "source")
+    minitron.prune(str(source), str(tmp_path / "pieces"), **TARGET, scores="random")
+    largest: list[int] = []
+    from minitron.stored_tensor import StoredTensor
+
+    read = StoredTensor.read
+
+    def watched(self: StoredTensor, *bounds: Any) -> torch.Tensor:
+        rows = read(self, *bounds)
+        largest.append(rows.nbytes)
+        return rows
+
+    monkeypatch.setattr(StoredTensor, "read", watched)
+    minitron.prune(str(source), str(tmp_path / "watched"), **TARGET, scores="random")
+    assert max(largest) <= 1024
+    monkeypatch.undo()
+    minitron.prune(str(source), str(tmp_path / "whole"), **TARGET, scores="random")
+    written = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("pieces", "whole")]
+    assert written[0] == written[1]

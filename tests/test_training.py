@@ -1,0 +1,143 @@
+"""Training learns, resumes to the same weights, and writes a folder like any other."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Trainer
+
+import minitron
+from minitron.errors import MinitronError, OutputError
+from tests.tiny import SIZES, tiny_folder, weights_of
+
+SEQ_LEN = 16
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("start") / "model")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A text that is easy to learn: counting, from random starts."""
+    path = tmp_path_factory.mktemp("text") / "ids.npy"
+    starts = np.random.default_rng(0).integers(5, SIZES["vocab_size"] - SEQ_LEN, (48, 1))
+    np.save(path, starts + np.arange(SEQ_LEN))
+    return str(path)
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+
+
+def test_continued_training_lowers_the_loss_on_held_out_text(
+    start: Path, text: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    minitron.train(
+        str(out),
+        init=str(start),
+        corpus=text,
+        eval_corpus=text,
+        steps=20,
+        batch_size=8,
+        learning_rate=3e-3,
+    )
+    evaluated = [r["eval_loss"] for r in records(out) if "eval_loss" in r]
+    assert evaluated[-1] < evaluated[0] - 1
+    assert minitron.evaluate(str(out), corpus=text).loss < evaluated[0] - 1
+    assert not (out / "checkpoints").exists()
+    assert json.loads((out / "minitron.json").read_text())["training"]["tokens"] == 48 * SEQ_LEN
+
+
+def test_from_scratch_starts_zero_centred_whatever_init_holds(
+    start: Path, text: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    minitron.train(
+        str(out),
+        init=str(start),
+        corpus=text,
+        scratch=True,
+        steps=1,
+        learning_rate=1e-12,
+        dtype="float32",
+    )
+    weights = weights_of(out)
+    assert weights["model.norm.weight"].abs().max() < 1e-6
+    assert weights["model.layers.1.input_layernorm.bias"].abs().max() < 1e-6
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.hidden_size == SIZES["hidden_size"]
+
+
+def test_the_same_recipe_gives_the_same_bytes(start: Path, text: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        minitron.train(str(tmp_path / name), init=str(start), corpus=text, scratch=True, steps=3)
+    one, two = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.name != "README.md"}
+        for name in ("one", "two")
+    )
+    assert one == two
+
+
+def test_an_interrupted_run_goes_on_to_the_weights_of_an_unbroken_one(
+    start: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"init": str(start), "corpus": text, "steps": 8, "save_steps": 2, "batch_size": 4}
+    minitron.train(str(tmp_path / "unbroken"), **settings)
+    step = Trainer.training_step
+    taken = iter(range(100))
+
+    def failing(self: Trainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if next(taken) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        minitron.train(str(tmp_path / "broken"), **settings)
+    assert not (tmp_path / "broken").exists()
+    with pytest.raises(OutputError, match="steps 8, now 9"):
+        minitron.train(str(tmp_path / "broken"), **{**settings, "steps": 9})
+    monkeypatch.undo()
+    minitron.train(str(tmp_path / "broken"), **settings)
+    unbroken, broken = weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "broken")
+    assert all(torch.equal(tensor, broken[name]) for name, tensor in unbroken.items())
+    assert records(tmp_path / "unbroken") == records(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3-biased-tied"])
+def test_other_families_train_too(family: str, text: str, tmp_path: Path) -> None:
+    start = tiny_folder(tmp_path / "start", family)
+    minitron.train(str(tmp_path / "out"), init=str(start), corpus=text, steps=2)
+    before, after = weights_of(start), weights_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        ({"corpus": "missing.txt"}, "missing.txt does not exist"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_with_nothing_written(
+    setting: dict[str, object], message: str, start: Path, text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MinitronError, match=message):
+        minitron.train(str(tmp_path / "out"), **{"init": str(start), "corpus": text, **setting})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_outside_the_vocabulary_are_refused(start: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.full((2, SEQ_LEN), SIZES["vocab_size"]))
+    with pytest.raises(MinitronError, match="token id 101, outside the model's vocabulary of 101"):
+        minitron.train(str(tmp_path / "out"), init=str(start), corpus=str(tmp_path / "ids.npy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["ids.npy"]

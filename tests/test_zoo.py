@@ -1,0 +1,101 @@
+"""The embedded teacher is what its card says, and anybody's tools read it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from sentencepiece import SentencePieceProcessor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import minitron
+from minitron.architecture import Architecture
+from minitron.source import complete_tensors, hub_config, new_model, open_source, zoo
+
+TINY = zoo()["tiny"]
+HARD_TEXTS = [
+    "",
+    " leading, trailing ",
+    "It was the best of times,\n\nit was the worst of times.\r\n",
+    "def f(x):\n\treturn  x ** 2  # 12345",
+    "naïve café — “quotes” … 中文 🙂👩‍👩‍👧",
+    "<extra_id_0>System\n<extra_id_1>User",
+]
+
+
+def test_the_teacher_is_a_tiny_nemotron_with_heads_of_their_own_size() -> None:
+    told = minitron.inspect("tiny")
+    assert 6_000_000 <= told.parameters <= 8_000_000
+    assert told.model_type == "nemotron"
+    assert told.head_dim * told.num_attention_heads != told.hidden_size
+    assert 1 < told.num_key_value_heads < told.num_attention_heads
+    assert told.dtype == "bfloat16"
+
+
+def test_all_of_it_takes_at_most_sixteen_megabytes_and_holds_no_text() -> None:
+    files = {path.name: path.stat().st_size for path in TINY.iterdir()}
+    assert sum(files.values()) <= 16e6
+    assert not [name for name in files if name.endswith((".txt", ".gz", ".parquet", ".npy"))]
+
+
+def test_its_weights_are_complete_and_nothing_is_left_at_its_start() -> None:
+    source = open_source("tiny")
+    architecture = Architecture.from_config(source.config)
+    for name, stored in complete_tensors(source, architecture).items():
+        assert stored.read().float().std() > 0, name
+
+
+def test_special_ids_are_those_of_the_nemotron_family() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    specials = ["<pad>", "<unk>", "<s>", "</s>", "<extra_id_0>", "<extra_id_1>"]
+    assert tokenizer.convert_tokens_to_ids(specials) == [0, 1, 2, 3, 4, 5]
+    config = json.loads((TINY / "config.json").read_text())
+    assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (0, 2, 3)
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_tokenizer_json_gives_the_ids_of_tokenizer_model(text: str) -> None:
+    reference = SentencePieceProcessor(model_file=str(TINY / "tokenizer.model"))
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    assert tokenizer(text)["input_ids"] == reference.encode(text)
+    assert tokenizer.decode(reference.encode(text)) == text
+
+
+def test_plain_transformers_loads_it_and_it_speaks() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    ids = tokenizer("It was the best of times,", return_tensors="pt").input_ids
+    written = tokenizer.decode(model.generate(ids, max_new_tokens=20, do_sample=False)[0])
+    assert written == "It was the best of times," + minitron.generate(
+        "tiny", "It was the best of times,", max_new_tokens=20
+    )
+
+
+def test_it_has_learned_more_than_half_of_what_there_is_to_know(tmp_path: Path) -> None:
+    """On a few lines of its kind of English: random guessing costs 12 bits a token."""
+    (tmp_path / "text.txt").write_text(
+        "The old man rose from his chair and went to the window. He looked out upon the street, "
+        "where the rain was falling, and said nothing for a long time. His daughter watched him.\n"
+    )
+    measured = minitron.evaluate("tiny", corpus=str(tmp_path / "text.txt"))
+    assert measured.bits_per_byte < 2
+
+
+def test_its_card_states_its_held_out_loss_and_the_recipe_made_it() -> None:
+    card = (TINY / "README.md").read_text()
+    stated = re.search(r"([\d.]+) bits per byte", card)
+    assert stated is not None
+    assert float(stated[1]) <= 1.60
+    record = json.loads((TINY / "minitron.json").read_text())
+    assert record["command"] == "train"
+    assert record["recipe"]["scratch"] is True
+
+
+def test_a_fresh_model_of_its_sizes_is_zero_centred() -> None:
+    config = hub_config(open_source("tiny").config)
+    torch.manual_seed(0)
+    model = new_model(config)
+    norms = [p for name, p in model.named_parameters() if "norm" in name]
+    assert norms
+    assert all(not parameter.any() for parameter in norms)
