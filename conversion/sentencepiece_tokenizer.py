@@ -40,7 +40,7 @@ def build_tokenizer(model_file: Path) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(
         [AddedToken(text, normalized=False) for text in model.texts(UNKNOWN, CONTROL)]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],

@@ -6,9 +6,13 @@ is taken, over sequences the L2 norm (the paper's batch=L2, seq=mean); sums are 
 | axis   | activation                                                   | then              |
 |--------|--------------------------------------------------------------|-------------------|
 | hidden | output of each norm of the decoder layers                    | sum over norms    |
-| ffn    | output of up_proj; of a gated MLP, input of down_proj        | per layer         |
+| ffn    | input of down_proj, that is, after the activation            | per layer         |
 | heads  | L2 norm over head_dim of each head's output before o_proj    | per layer         |
 | layers | block influence: 1 - mean cosine between a layer's in and out | per layer        |
+
+The paper's formula takes neurons before the activation. Behind a squared ReLU that counts what is
+then cut to zero, and loses to random pruning (benchmarks/LOG.md); NVIDIA's ModelOpt takes them
+after it, and so do we.
 
     activation_scores(load_model(open_source("tiny")), corpus)
 """
@@ -99,10 +103,7 @@ class _Recorder:
                 (layer.input_layernorm, layer.post_attention_layernorm)
             ):
                 yield norm.register_forward_hook(self._on_output("hidden", 2 * index + norm_index))
-            if hasattr(layer.mlp, "gate_proj"):
-                yield layer.mlp.down_proj.register_forward_pre_hook(self._on_input("ffn", index))
-            else:
-                yield layer.mlp.up_proj.register_forward_hook(self._on_output("ffn", index))
+            yield layer.mlp.down_proj.register_forward_pre_hook(self._on_input("ffn", index))
             o_proj = layer.self_attn.o_proj
             yield o_proj.register_forward_pre_hook(self._on_input("heads", index, self._head_norms))
             yield layer.register_forward_hook(self._on_layer(index))

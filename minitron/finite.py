@@ -21,6 +21,7 @@ _PATTERNS: dict[torch.dtype, tuple[type[np.signedinteger], type[np.unsignedinteg
     torch.float8_e5m2: (np.int8, np.uint8, 0x7C),
     torch.float8_e4m3fn: (np.int8, np.uint8, 0x7F),  # has one NaN and no infinity
 }
+FLOATS = frozenset(_PATTERNS)  # what weights may be stored in
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

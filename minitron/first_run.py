@@ -7,6 +7,7 @@ public verbs, in the order a user would call them.
     quickstart("tiny-half").folder
 """
 
+import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from minitron.hub_folder import HubFolder
 from minitron.model_card import write_card
 from minitron.provenance import read_provenance, write_provenance
 from minitron.pruning import prune
-from minitron.recipe import QuickstartRecipe, record_of, verb
+from minitron.recipe import QuickstartRecipe, Scores, record_of, verb
 from minitron.sampling import self_corpus
 from minitron.source import default_device, load_model, open_source
 from minitron.training import train
@@ -35,6 +36,9 @@ MEASURED = (
     f"Loss in nats a token and perplexity, on {HELD_OUT} sequences of {SEQ_LEN} tokens that the "
     f"teacher sampled and no student saw; retraining is cross-entropy on {TRAINING} others."
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,14 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
     with unfinished_folder(out, asdict(recipe)) as folder:
         work = folder / "work"
         work.mkdir()
+        logger.info("1/4 the teacher samples text, to measure on and to learn from")
         texts = _sampled_texts(work, recipe.seed)
+        logger.info("2/4 the teacher's own loss")
         rows = [_teacher_row(texts)]
-        for name, scores in (("importance", "paper"), ("random", "random")):
-            rows.append(_student_row(work, name, scores, texts, recipe.seed))
+        logger.info("3/4 prune to half by importance, retrain")
+        rows.append(_student_row(work, "importance", "paper", texts, recipe.seed))
+        logger.info("4/4 the same with a random pruning, to compare")
+        rows.append(_student_row(work, "random", "random", texts, recipe.seed))
         report = QuickstartReport(HubFolder.at(work / "importance-retrained"), tuple(rows))
         _keep_student(work, folder, report, recipe)
         shutil.rmtree(work)
@@ -105,7 +113,7 @@ def _teacher_row(texts: dict[str, str]) -> Row:
     return Row("teacher", architecture.parameters, evaluation, None)
 
 
-def _student_row(work: Path, name: str, scores: Any, texts: dict[str, str], seed: int) -> Row:
+def _student_row(work: Path, name: str, scores: Scores, texts: dict[str, str], seed: int) -> Row:
     """Prune by `scores`, retrain; both folders stay in `work`."""
     pruned, retrained = str(work / f"{name}-pruned"), str(work / f"{name}-retrained")
     prune(

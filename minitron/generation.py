@@ -3,6 +3,7 @@
 generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -118,7 +119,7 @@ def _settings(model: PreTrainedModel, recipe: GenerateRecipe) -> GenerationConfi
 def _check(recipe: GenerateRecipe) -> None:
     if recipe.max_new_tokens < 1:
         raise TargetError(f"--max-new-tokens is {recipe.max_new_tokens}: it must be at least 1")
-    if not recipe.temperature >= 0:
-        raise TargetError(f"--temperature is {recipe.temperature}: it must be 0 or more")
+    if not 0 <= recipe.temperature < math.inf:
+        raise TargetError(f"--temperature is {recipe.temperature}: it must be a number, 0 or more")
     if not 0 < recipe.top_p <= 1:
         raise TargetError(f"--top-p is {recipe.top_p}: it must be above 0 and at most 1")

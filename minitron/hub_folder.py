@@ -179,6 +179,8 @@ def _weight_map(index: Mapping[str, Any], name: str) -> Mapping[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{name}.index.json has no weight_map: fetch it again")
     for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise SourceError(f"{name}.index.json names the shard {file!r}: no file of this folder")
+        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
+            raise SourceError(
+                f"{name}.index.json names the shard {file!r}, no file of its folder: fetch it again"
+            )
     return weight_map

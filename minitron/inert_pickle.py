@@ -123,9 +123,9 @@ class _Machine:
         elif name == "MARK":
             self.outer.append(self.stack)
             self.stack = []
-        elif name in ("PROTO", "FRAME", "STOP") or self._collect(name) or self._fill(name):
+        elif name in ("PROTO", "FRAME", "STOP"):
             pass
-        else:
+        elif not self._collect(name) and not self._fill(name):
             self._call(name, argument)
 
     def _marked(self) -> list[object]:

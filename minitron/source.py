@@ -29,7 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.architecture import Architecture
 from minitron.errors import ArchitectureError, SourceError, TokenizerError
-from minitron.finite import check_finite
+from minitron.finite import FLOATS, check_finite
 from minitron.hub_folder import HubFolder
 from minitron.hub_repository import HubRepository
 from minitron.stored_tensor import StoredTensor
@@ -93,8 +93,8 @@ def open_source(name: str) -> Source:
 def complete_tensors(source: Source, architecture: Architecture) -> dict[str, StoredTensor]:
     """The tensors that `architecture` asks for, in its order.
 
-    Raises SourceError, before any weight is read, for one that is missing, of another shape, or
-    that the family's table does not know.
+    Raises SourceError, before any weight is read, for one that is missing, of another shape, not
+    of floating-point numbers, or that the family's table does not know.
     """
     stored = source.tensors
     shapes = architecture.shapes()
@@ -105,6 +105,11 @@ def complete_tensors(source: Source, architecture: Architecture) -> dict[str, St
             raise SourceError(
                 f"{source.name}: {name} has shape {list(stored[name].shape)}, "
                 f"but config.json asks for {list(shape)}"
+            )
+        if stored[name].dtype not in FLOATS:
+            raise SourceError(
+                f"{source.name}: {name} holds {str(stored[name].dtype).removeprefix('torch.')}, "
+                "not floating-point numbers: start from the unquantized model"
             )
     tied = "lm_head.weight" if architecture.tie_word_embeddings else ""
     for name in stored:

@@ -24,7 +24,7 @@ from minitron.torch_tensors import Storage, storage_key, tensor_builders
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then the lengths of name and extra field
-LARGEST_PICKLE = 2**26  # Nemotron-4 340B has one of about a megabyte
+LARGEST_PICKLE = 2**25  # bytes; those of the largest models have a few megabytes
 
 
 def read_torch_file(
@@ -112,38 +112,43 @@ def _record(window: FileWindow, entry: zipfile.ZipInfo) -> Storage:
 
 
 def _read_legacy(window: FileWindow) -> object:
-    """Pickles one behind another (magic, version, machine, object, keys), then the storages."""
-    where = str(window.path)
-    window.seek(0)
-    if not _starts_as_legacy(window):
-        raise SourceError(f"{where} is not a file of torch.save")
-    read_pickle(window, {}, where)
-    machine = read_pickle(window, {}, where)
+    """Pickles one behind another (magic, version, machine, object, names), then the storages."""
+    path, where = window.path, str(window.path)
+    pickles = FileWindow(window.descriptor, path, window.start, min(window.length, LARGEST_PICKLE))
+    if not _starts_as_legacy(pickles):
+        raise SourceError(f"{path} is not a file of torch.save")
+    read_pickle(pickles, {}, where)
+    machine = read_pickle(pickles, {}, where)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise SourceError(f"{where} was written on a big-endian machine; save it on another")
-    beginning = window.tell()
-    sizes: dict[str, torch.dtype] = {}
+        raise SourceError(f"{path} was written on a big-endian machine; save it on another")
+    beginning = pickles.tell()
+    dtypes: dict[str, torch.dtype] = {}
 
     def notice(key: object) -> None:
         dtype, name, _ = storage_key(key)
-        sizes[name] = dtype
+        dtypes[name] = dtype
 
-    read_pickle(window, {}, where, notice)
-    storages = _legacy_storages(window, read_pickle(window, {}, where), sizes)
+    # The object stands before the places of its storages: it is read twice.
+    read_pickle(pickles, {}, where, notice)
+    names = read_pickle(pickles, {}, where)
+    window.seek(pickles.tell())
+    storages = _legacy_storages(window, names, dtypes)
+    pickles.seek(beginning)
+    return read_pickle(
+        pickles, tensor_builders(path), where, lambda key: _legacy_storage(key, storages)
+    )
 
-    def storage(key: object) -> Storage:
-        dtype, name, _ = storage_key(key)
-        whole = storages[name]
-        match key:
-            case (*_, (_, int(first), int(count))):  # a view of another storage, before torch 1.0
-                first, nbytes = first * dtype.itemsize, count * dtype.itemsize
-                if first < 0 or nbytes < 0 or first + nbytes > whole.nbytes:
-                    raise ValueError(f"storage {name} is too short for a view of it")
-                return Storage(whole.offset + first, nbytes, dtype)
-        return Storage(whole.offset, whole.nbytes, dtype)
 
-    window.seek(beginning)
-    return read_pickle(window, tensor_builders(window.path), where, storage)
+def _legacy_storage(key: object, storages: Mapping[str, Storage]) -> Storage:
+    dtype, name, _ = storage_key(key)
+    whole = storages[name]
+    match key:
+        case (*_, (_, int(first), int(count))):  # a view of another storage, before torch 1.0
+            begin, nbytes = first * dtype.itemsize, count * dtype.itemsize
+            if begin < 0 or nbytes < 0 or begin + nbytes > whole.nbytes:
+                raise ValueError(f"storage {name} is too short for a view of it")
+            return Storage(whole.offset + begin, nbytes, dtype)
+    return Storage(whole.offset, whole.nbytes, dtype)
 
 
 def _starts_as_legacy(window: FileWindow) -> bool:

@@ -58,19 +58,18 @@ def train(recipe: TrainRecipe) -> HubFolder:
     """Train a model from scratch or further, by cross-entropy, and write a Hub-ready folder.
 
     An interrupted run goes on from its last checkpoint when the same call is made again. Returns
-    the folder, with `training.jsonl` (one record a logged step) and `training.png` where
-    matplotlib is installed. Raises SourceError, CorpusError, OutputError, TargetError.
+    the folder, with `training.jsonl` (one record a logged step). Raises SourceError, CorpusError,
+    OutputError, TargetError.
     """
     out = Path(recipe.out)
     check_absent(out)
     _check(recipe)
     source = open_source(recipe.init)
     architecture = Architecture.from_config(source.config)
-    set_seed(recipe.seed)
-    corpus, held_out = _corpora(source, recipe)
-    set_seed(recipe.seed)
-    model = _initial_model(source, recipe)
     with unfinished_folder(out, asdict(recipe), resumable=True) as folder:
+        corpus, held_out = _corpora(source, recipe)
+        set_seed(recipe.seed)
+        model = _initial_model(source, recipe)
         checkpoints = folder / "checkpoints"
         records = fit(model, corpus, checkpoints, recipe, held_out=held_out)
         dtype = getattr(torch, recipe.dtype)

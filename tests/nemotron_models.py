@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import modeling_nemotron
 
-OURS = modeling_nemotron
-TRANSFORMERS = transformers_nemotron
+OURS: Any = modeling_nemotron
+TRANSFORMERS: Any = transformers_nemotron
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 131,
     "hidden_size": 48,
     "intermediate_size": 112,
@@ -75,7 +75,7 @@ def tokens(batch: int = 2, length: int = 17, seed: int = 1) -> dict[str, Tensor]
 
 
 def left_padded(lengths: tuple[int, ...] = (17, 9)) -> dict[str, Tensor]:
-    """A batch of texts of these lengths, padded on the left, with positions from each first token."""
+    """Texts of these lengths padded on the left, each with positions from its first token."""
     batch = tokens(len(lengths), max(lengths))
     mask = torch.stack([torch.arange(max(lengths)) >= max(lengths) - length for length in lengths])
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -37,16 +37,13 @@ def brute_force(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Te
 
     handles = []
     for index, layer in enumerate(model.model.layers):
-        gated = hasattr(layer.mlp, "gate_proj")
         handles += [
             layer.input_layernorm.register_forward_hook(record(f"in{index}", output=True)),
             layer.post_attention_layernorm.register_forward_hook(
                 record(f"post{index}", output=True)
             ),
             layer.self_attn.o_proj.register_forward_hook(record(f"heads{index}", output=False)),
-            (layer.mlp.down_proj if gated else layer.mlp.up_proj).register_forward_hook(
-                record(f"ffn{index}", output=not gated)
-            ),
+            layer.mlp.down_proj.register_forward_hook(record(f"ffn{index}", output=False)),
             layer.register_forward_hook(record(f"out{index}", output=True)),
             layer.register_forward_pre_hook(record(f"stream{index}", output=False)),
         ]

@@ -80,6 +80,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
+def made(**values: Any) -> NemotronConfig:
+    return NemotronConfig(**values)
+
+
 @pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
 def test_every_published_config_loads_as_what_it_means(
     published: dict[str, Any], tmp_path: Path
@@ -106,9 +110,7 @@ def test_the_defaults_are_transformers_own() -> None:
 
 
 def test_what_is_written_holds_the_modern_and_the_flat_form(tmp_path: Path) -> None:
-    config = NemotronConfig(
-        hidden_size=96, num_attention_heads=4, rope_percent=0.25, rope_theta=7.0
-    )
+    config = made(hidden_size=96, num_attention_heads=4, rope_percent=0.25, rope_theta=7.0)
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     for text in (written, config.to_dict(), config.to_diff_dict()):
@@ -124,9 +126,7 @@ def test_what_is_written_holds_the_modern_and_the_flat_form(tmp_path: Path) -> N
 
 
 def test_what_is_written_reads_back_the_same_in_both_libraries(tmp_path: Path) -> None:
-    config = NemotronConfig(
-        **SIZES, rope_theta=7.0, rope_parameters={"rope_type": "linear", "factor": 2.0}
-    )
+    config = made(**SIZES, rope_theta=7.0, rope_parameters={"rope_type": "linear", "factor": 2.0})
     config.save_pretrained(tmp_path)
     assert NemotronConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
     theirs = AutoConfig.from_pretrained(tmp_path)
@@ -138,7 +138,7 @@ def test_what_is_written_reads_back_the_same_in_both_libraries(tmp_path: Path) -
 
 
 def test_copies_and_pickles_are_equal() -> None:
-    config = NemotronConfig(**SIZES, rope_theta=7.0)
+    config = made(**SIZES, rope_theta=7.0)
     assert copy.deepcopy(config) == config
     assert pickle.loads(pickle.dumps(config)) == config
     assert NemotronConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
@@ -146,15 +146,15 @@ def test_copies_and_pickles_are_equal() -> None:
 
 def test_the_callers_dictionary_is_left_alone() -> None:
     rope = {"type": "linear", "factor": 2.0}
-    NemotronConfig(rope_scaling=rope)
-    NemotronConfig(rope_parameters=rope)
+    made(rope_scaling=rope)
+    made(rope_parameters=rope)
     assert rope == {"type": "linear", "factor": 2.0}
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
 @pytest.mark.parametrize("kind", ["type", "rope_type"])
 def test_scaling_is_read_from_either_key_in_either_spelling(key: str, kind: str) -> None:
-    config = NemotronConfig(**{key: {kind: "linear", "factor": 2.0}}, rope_theta=7.0)
+    config = made(**{key: {kind: "linear", "factor": 2.0}}, rope_theta=7.0)
     assert config.rope_parameters == {
         "rope_type": "linear",
         "factor": 2.0,
@@ -164,7 +164,7 @@ def test_scaling_is_read_from_either_key_in_either_spelling(key: str, kind: str)
 
 
 def test_rope_can_be_changed_after_the_config_is_made() -> None:
-    config = NemotronConfig(**SIZES, rope_theta=7.0, partial_rotary_factor=0.2)
+    config = made(**SIZES, rope_theta=7.0, partial_rotary_factor=0.2)
     kept = {"rope_theta": 7.0, "partial_rotary_factor": 0.2}
     config.rope_parameters = {"rope_type": "yarn", "factor": 2.0}
     assert config.rope_parameters == {
@@ -186,7 +186,7 @@ def test_rope_can_be_changed_after_the_config_is_made() -> None:
 
 
 def test_from_pretrained_changes_what_it_is_told_to(tmp_path: Path) -> None:
-    NemotronConfig(**SIZES).save_pretrained(tmp_path)
+    made(**SIZES).save_pretrained(tmp_path)
     config = NemotronConfig.from_pretrained(tmp_path, partial_rotary_factor=1.0, rope_theta=7.0)
     assert config.rope_parameters == {
         "rope_type": "default",
@@ -210,13 +210,13 @@ def test_from_pretrained_changes_what_it_is_told_to(tmp_path: Path) -> None:
 )
 def test_keys_that_contradict_each_other_are_refused(said: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="contradicts itself: .*Keep the right one") as refusal:
-        NemotronConfig(**said)
+        made(**said)
     flat = [value for value in said.values() if not isinstance(value, dict)]
     assert all(str(value) in str(refusal.value) for value in flat)
 
 
 def test_keys_that_say_the_same_twice_are_read() -> None:
-    config = NemotronConfig(
+    config = made(
         head_dim=128,
         kv_channels=128,
         rope_percent=0.5,
@@ -250,11 +250,11 @@ def test_a_config_that_no_model_can_have_is_refused_when_it_is_made(
     changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        NemotronConfig(**{**SIZES, **changes})
+        made(**{**SIZES, **changes})
 
 
 def test_a_config_made_bad_later_is_refused_when_it_is_saved(tmp_path: Path) -> None:
-    config = NemotronConfig(**SIZES)
+    config = made(**SIZES)
     config.num_key_value_heads = 4
     with pytest.raises(Exception, match="num_attention_heads 6 is not a multiple"):
         config.save_pretrained(tmp_path)
@@ -262,4 +262,4 @@ def test_a_config_made_bad_later_is_refused_when_it_is_saved(tmp_path: Path) -> 
 
 def test_a_value_of_the_wrong_type_is_refused() -> None:
     with pytest.raises(Exception, match="hidden_size"):
-        NemotronConfig(hidden_size="48")
+        made(hidden_size="48")

@@ -24,7 +24,7 @@ from tests.nemotron_models import OURS, SIZES, TRANSFORMERS, build, mended_here,
 
 @pytest.fixture
 def frozen_heap() -> Iterator[None]:
-    """Continuous batching collects garbage twice a call; seconds each, unless the heap is frozen."""
+    """Continuous batching collects garbage twice a call: seconds each, unless it is frozen."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -82,6 +82,28 @@ def tiny_folder(path: Path, variant: str = "nemotron", **options: Any) -> Path:
     return path
 
 
+def pickled_folder(
+    path: Path, variant: str = "nemotron", *, shards: int = 1, **options: Any
+) -> Path:
+    """The same with pytorch_model.bin, in shards if there are to be several."""
+    model = tiny_model(variant, **options)
+    model.config.save_pretrained(path)
+    state = model.state_dict()
+    if shards == 1:
+        torch.save(state, path / "pytorch_model.bin")
+        return path
+    weight_map = {}
+    for number in range(shards):
+        file = f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin"
+        part = dict(list(state.items())[number::shards])
+        torch.save(part, path / file)
+        weight_map |= dict.fromkeys(part, file)
+    size = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return path
+
+
 def edit_config(folder: Path, remove: tuple[str, ...] = (), **changed: Any) -> None:
     """Change keys of a folder's config.json."""
     path = folder / "config.json"

@@ -1,0 +1,208 @@
+"""Prefill and decode of our Nemotron against transformers' own, with the same weights, in one run.
+
+Both models share one set of random weights and take turns, so that a busy moment hits both; what
+is compared is the median over the rounds of their ratio in one round. "products" is the floor:
+the linear layers alone, on inputs of the right size. Logits are compared before anything is
+timed. Imports, weights and compilation are outside every time.
+
+    python benchmarks/modeling.py                       # two to three minutes on two cores
+    python benchmarks/modeling.py --modes eager --rounds 15
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers.models.nemotron as transformers_nemotron
+from torch import Tensor, nn
+from transformers import DynamicCache, StaticCache
+
+import modeling_nemotron
+
+LIBRARIES: dict[str, Any] = {"ours": modeling_nemotron, "transformers": transformers_nemotron}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SIZES = {
+    "vocab_size": 16384,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 96,
+}
+# Largest difference from transformers' logits, as a part of their own size.
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing both models do: `prompt` tokens at once, then `steps` tokens one at a time."""
+
+    name: str
+    prompt: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one way, one entry a round."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def make_models(layers: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Both models over the same tensors, with norms that are not trivial."""
+    torch.manual_seed(0)
+    models = {
+        name: getattr(library, "NemotronForCausalLM")(  # noqa: B009
+            library.NemotronConfig(num_hidden_layers=layers, **SIZES)
+        ).eval()
+        for name, library in LIBRARIES.items()
+    }
+    for parameter in models["ours"].parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, std=0.2)
+    models["ours"].to(dtype)
+    models["transformers"].load_state_dict(models["ours"].state_dict(), assign=True)
+    return models
+
+
+def make_run(model: Any, job: Job, is_compiled: bool) -> Callable[[], Tensor]:
+    """A function that does the job once and gives its last logits."""
+    ids = torch.randint(1, SIZES["vocab_size"], (1, job.prompt + job.steps))
+    prompt, following = ids[:, : job.prompt], ids[:, job.prompt :].split(1, dim=1)
+    forward = torch.compile(model, fullgraph=True) if is_compiled else model
+    if not job.steps:
+        return lambda: forward(prompt, use_cache=False).logits
+
+    length = job.prompt + job.steps
+
+    def decode() -> Tensor:
+        cache = StaticCache(model.config, length) if is_compiled else DynamicCache()
+        logits = model(prompt, past_key_values=cache, logits_to_keep=1).logits
+        with clock.running():
+            for token in following:
+                logits = forward(token, past_key_values=cache).logits
+        return logits
+
+    return decode
+
+
+def make_products(model: Any, job: Job) -> Callable[[], None]:
+    """The linear layers alone, on as many tokens as the job has."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    tokens, repeats = (1, job.steps) if job.steps else (job.prompt, 1)
+    inputs = {
+        size: torch.randn(1, tokens, size, dtype=model.dtype)
+        for size in {layer.in_features for layer in layers}
+    }
+
+    def multiply() -> None:
+        for _ in range(repeats):
+            for layer in layers:
+                F.linear(inputs[layer.in_features], layer.weight)
+
+    return multiply
+
+
+class Clock:
+    """Wall and processor seconds of a part of a run, or of all of it."""
+
+    def __init__(self) -> None:
+        self.part: tuple[float, float] | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.part = time.perf_counter() - wall, time.process_time() - cpu
+
+    def time(self, run: Callable[[], Any]) -> tuple[float, float]:
+        """Seconds of `run`, or of the part of it that ran this clock itself."""
+        self.part = None
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        return self.part or (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+clock = Clock()
+
+
+def check_equality(runs: dict[str, Callable[[], Tensor]], dtype: str) -> float:
+    """The largest difference of the two as a part of the logits; too large is an error."""
+    torch.manual_seed(1)
+    ours, theirs = runs["ours"]().float(), runs["transformers"]().float()
+    difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    if not difference <= TOLERANCE[dtype]:
+        raise SystemExit(f"The logits differ by {difference:.1e} of their size: nothing is timed.")
+    return difference
+
+
+def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+    """Times of all ways, taking turns, each round beginning with another one."""
+    times = {name: Times([], []) for name in ways}
+    names = list(ways)
+    for name in names:
+        ways[name]()  # warm
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            wall, cpu = clock.time(ways[name])
+            times[name].wall.append(wall)
+            times[name].cpu.append(cpu)
+    return times
+
+
+def report(title: str, job: Job, difference: float, times: dict[str, Times]) -> str:
+    tokens = job.steps or job.prompt
+    ratios = [
+        theirs / ours
+        for ours, theirs in zip(times["ours"].wall, times["transformers"].wall, strict=True)
+    ]
+    cells = []
+    for way in times.values():
+        wall, cpu = (statistics.median(seconds) / tokens * 1e3 for seconds in (way.wall, way.cpu))
+        cells.append(f"{wall:8.3f} {cpu:8.3f}")
+    return f"{title:24}{'  '.join(cells)}  {statistics.median(ratios):7.3f}  {difference:9.1e}"
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of a prefill")
+    parser.add_argument("--steps", type=int, default=32, help="tokens of a decode")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    jobs = (Job("prefill", options.prompt, 0), Job("decode", 64, options.steps))
+
+    print(f"{options.layers} layers, {SIZES}, {options.threads} threads, {options.rounds} rounds")
+    print("Milliseconds a token (wall, processor); ratio above 1: ours is faster.")
+    print(f"{'':24}{'ours':^17}  {'transformers':^17}  {'products':^17}  {'ratio':>7}  difference")
+    for dtype in options.dtypes:
+        models = make_models(options.layers, DTYPES[dtype])
+        for mode in options.modes:
+            for job in jobs:
+                torch.compiler.reset()
+                torch.manual_seed(1)
+                runs = {}
+                for name, model in models.items():
+                    torch.manual_seed(1)  # the same tokens
+                    runs[name] = make_run(model, job, mode == "compiled")
+                difference = check_equality(runs, dtype)
+                ways = {**runs, "products": make_products(models["ours"], job)}
+                times = measure(ways, options.rounds)
+                print(report(f"{job.name} {dtype} {mode}", job, difference, times), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Loss, perplexity and bits per byte are those of a naive computation, token by token."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import minitron
+from minitron.errors import CorpusError, TokenizerError
+from minitron.evaluation import Evaluation, evaluate_model, held_out_ids, held_out_text
+from minitron.source import zoo
+from tests.tiny import tiny_folder, tiny_model, write_text, zoo_tokenizer
+
+DOCUMENTS = ["It was the best of times,", "it was\nthe wörst of 漢字", "x"]
+VOCABULARY = 4099  # a little more than the tokenizer's
+EOS = 3
+WHOLE = -1  # a window that takes the stream exactly
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """The embedded teacher's tokenizer put beside a model."""
+    for path in zoo()["tiny"].glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["nemotron", "llama"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param) / "model"
+    return with_tokenizer(tiny_folder(path, request.param, vocab_size=VOCABULARY))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_text(tmp_path_factory.mktemp("text") / "a.jsonl", DOCUMENTS))
+
+
+def packed() -> list[int]:
+    """The text as one stream: a separator before each document, and one at the end."""
+    tokenizer = zoo_tokenizer()
+    stream = [EOS]
+    for document in DOCUMENTS:
+        stream += [*tokenizer.encode(document, add_special_tokens=False), EOS]
+    return stream
+
+
+def naive_nats(folder: Path, windows: list[list[int]]) -> tuple[float, int]:
+    """Nats and number of the tokens of each window that its predecessors are to predict."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    nats, tokens = 0.0, 0
+    for window in windows:
+        for end in range(1, len(window)):
+            if window[end] != EOS:
+                with torch.no_grad():
+                    logits = model(torch.tensor([window[:end]])).logits[0, -1]
+                nats -= float(logits.double().log_softmax(-1)[window[end]])
+                tokens += 1
+    return nats, tokens
+
+
+@pytest.mark.parametrize("seq_len", [1, 7, WHOLE, 60])
+def test_text_scores_what_a_naive_computation_gives(folder: Path, text: str, seq_len: int) -> None:
+    stream = packed()
+    seq_len = len(stream) - 1 if seq_len == WHOLE else seq_len
+    windows = [stream[start : start + seq_len + 1] for start in range(0, len(stream) - 1, seq_len)]
+    nats, tokens = naive_nats(folder, windows)
+    assert tokens == len(stream) - 1 - len(DOCUMENTS)
+    scored = minitron.evaluate(str(folder), corpus=text, seq_len=seq_len)
+    assert scored.tokens == tokens
+    assert scored.loss == pytest.approx(nats / tokens, rel=1e-5)
+    assert scored.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    size = sum(len(document.encode()) for document in DOCUMENTS)
+    assert scored.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+def test_ids_score_what_a_naive_computation_gives(folder: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(5, VOCABULARY, size=(3, 11))
+    np.save(tmp_path / "a.npy", rows)
+    nats, tokens = naive_nats(folder, rows.tolist())
+    scored = minitron.evaluate(str(folder), corpus=str(tmp_path / "a.npy"), seq_len=20)
+    assert scored.tokens == tokens == 3 * 10
+    assert scored.loss == pytest.approx(nats / tokens, rel=1e-5)
+    assert scored.bits_per_byte is None
+
+
+def test_longer_rows_of_ids_are_cut_to_the_context(folder: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).integers(5, VOCABULARY, size=(2, 11))
+    np.save(tmp_path / "a.npy", rows)
+    nats, tokens = naive_nats(folder, rows[:, :6].tolist())
+    scored = minitron.evaluate(str(folder), corpus=str(tmp_path / "a.npy"), seq_len=5)
+    assert scored.tokens == tokens == 2 * 5
+    assert scored.loss == pytest.approx(nats / tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("seq_len", [1, 4, WHOLE, 60])
+def test_every_token_is_predicted_exactly_once_from_the_one_before_it(
+    text: str, seq_len: int
+) -> None:
+    stream = packed()
+    seq_len = len(stream) - 1 if seq_len == WHOLE else seq_len
+    held_out = held_out_text(text, zoo_tokenizer(), seq_len)
+    inputs = [int(i) for window in held_out.inputs for i in window.flatten()]
+    targets = [int(i) for window in held_out.targets for i in window.flatten()]
+    assert inputs == stream[:-1]
+    assert targets == [-100 if token == EOS else token for token in stream[1:]]
+    assert all(window.shape[1] <= seq_len for window in held_out.inputs)
+    assert held_out.bytes == sum(len(document.encode()) for document in DOCUMENTS)
+
+
+def test_a_model_that_knows_nothing_scores_the_size_of_its_vocabulary(text: str) -> None:
+    model = tiny_model("qwen3", vocab_size=VOCABULARY)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    scored = evaluate_model(model, held_out_text(text, zoo_tokenizer(), 8))
+    assert scored.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert scored.perplexity == pytest.approx(VOCABULARY, rel=1e-5)
+    size = sum(len(document.encode()) for document in DOCUMENTS)
+    assert scored.bits_per_byte == pytest.approx(scored.tokens * math.log2(VOCABULARY) / size)
+
+
+@pytest.mark.parametrize(("batch", "logits"), [(1, 512), (14, 3), (8192, 1)])
+def test_how_much_is_computed_at_once_changes_nothing(
+    text: str, batch: int, logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("nemotron-tied", vocab_size=VOCABULARY)
+    held_out = held_out_text(text, zoo_tokenizer(), 7)
+    whole = evaluate_model(model, held_out)
+    monkeypatch.setattr("minitron.evaluation._BATCH_TOKENS", batch)
+    monkeypatch.setattr("minitron.evaluation._LOGITS_TOKENS", logits)
+    parts = evaluate_model(model, held_out)
+    assert parts.tokens == whole.tokens
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_it_can_compute_in_another_precision(folder: Path, text: str) -> None:
+    exact = minitron.evaluate(str(folder), corpus=text, seq_len=16)
+    rounded = minitron.evaluate(str(folder), corpus=text, seq_len=16, dtype="bfloat16")
+    assert rounded.loss != exact.loss
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.05)
+
+
+def test_json_has_the_promised_keys(folder: Path, text: str) -> None:
+    record = minitron.evaluate(str(folder), corpus=text).to_json()
+    assert set(record) == {"loss", "perplexity", "bits_per_byte", "tokens", "tasks"}
+    assert record["tasks"] == {}
+
+
+def test_a_loss_beyond_floating_point_has_infinite_perplexity() -> None:
+    assert Evaluation(loss=800.0, tokens=1, bits_per_byte=None).perplexity == math.inf
+
+
+@pytest.mark.parametrize("content", ["", "  \n "])
+def test_text_that_holds_nothing_to_predict_is_refused(
+    folder: Path, content: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(CorpusError, match="a.txt holds no text: there is nothing to predict"):
+        minitron.evaluate(str(folder), corpus=str(tmp_path / "a.txt"))
+
+
+def test_rows_of_one_id_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((5, 1), int))
+    with pytest.raises(CorpusError, match="a.npy holds sequences of one token"):
+        held_out_ids(str(tmp_path / "a.npy"), 8)
+
+
+@pytest.mark.parametrize("column", [0, 2])
+def test_an_id_outside_the_vocabulary_is_named(folder: Path, column: int, tmp_path: Path) -> None:
+    rows = np.full((2, 3), 5)
+    rows[1, column] = VOCABULARY
+    np.save(tmp_path / "a.npy", rows)
+    with pytest.raises(CorpusError, match=rf"token id {VOCABULARY}, outside .* of {VOCABULARY}"):
+        minitron.evaluate(str(folder), corpus=str(tmp_path / "a.npy"))
+
+
+def test_text_needs_a_tokenizer(text: str, tmp_path: Path) -> None:
+    bare = tiny_folder(tmp_path / "bare")
+    with pytest.raises(TokenizerError, match=rf"{bare} has no tokenizer files: add tokenizer.json"):
+        minitron.evaluate(str(bare), corpus=text)
+
+
+def test_separators_of_another_tokenizer_are_context_only(text: str) -> None:
+    class Framed:
+        """A tokenizer that begins every text with 2 and ends it, when asked to pack, with 9."""
+
+        bos_token_id, eos_token_id = 2, 9
+
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[2, *map(len, text.split())] for text in texts]}
+
+    held_out = held_out_text(text, Framed(), 100)  # type: ignore[arg-type]  # a fake
+    assert held_out.inputs[0].tolist() == [
+        [9, 2, 2, 3, 3, 4, 2, 6, 9, 2, 2, 3, 3, 5, 2, 2, 9, 2, 1]
+    ]
+    counted = [int(target) for target in held_out.targets[0][0] if target != -100]
+    assert counted == [3, 3, 4, 6, 3, 3, 5, 1]

@@ -1,0 +1,223 @@
+"""What is written appears under its name when it is complete, and not before."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minitron.errors import OutputError, SourceError
+from minitron.unfinished import check_absent, unfinished_folder, write_file
+
+RECIPE = {"source": "tiny", "hidden_size": 36, "seed": 3}
+
+
+def left_by_a_kill(out: Path, *, resumable: bool = False) -> Path:
+    """OUT.partial as a process leaves it that was killed while it wrote OUT."""
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from minitron.unfinished import unfinished_folder\n"
+        f"with unfinished_folder(Path(sys.argv[1]), {RECIPE!r}, resumable={resumable}) as folder:\n"
+        "    (folder / 'done').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(out)], check=False)
+    assert killed.returncode == -9
+    return out.with_name(out.name + ".partial")
+
+
+def test_a_folder_appears_when_its_block_ends(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with unfinished_folder(out, RECIPE) as folder:
+        (folder / "config.json").write_text("{}")
+        assert folder == tmp_path / "out.partial"
+        assert not out.exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "config.json"]
+
+
+@pytest.mark.parametrize("error", [SourceError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x")])
+def test_a_failure_leaves_nothing_and_is_passed_on(tmp_path: Path, error: BaseException) -> None:
+    def fail() -> None:
+        with unfinished_folder(tmp_path / "out", RECIPE) as folder:
+            (folder / "half").write_text("")
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        fail()
+    assert raised.value is error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_full_disk_is_told_with_what_stays(tmp_path: Path, number: int, resumable: bool) -> None:
+    partial = tmp_path / "out.partial"
+
+    def fill() -> None:
+        with unfinished_folder(tmp_path / "out", RECIPE, resumable=resumable) as folder:
+            (folder / "half").write_text("")
+            raise OSError(number, os.strerror(number))
+
+    kept = f"; what is done stays in {partial}" if resumable else ""
+    with pytest.raises(OutputError) as raised:
+        fill()
+    assert (
+        str(raised.value) == f"no space left for {tmp_path / 'out'}: free some and run again" + kept
+    )
+    assert partial.exists() == resumable
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_what_exists_is_never_touched(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    out = tmp_path / "out"
+    make(out)
+    before = out.lstat()
+    for write in (
+        lambda: check_absent(out),
+        lambda: write_file(out, b"new"),
+        lambda: unfinished_folder(out, RECIPE).__enter__(),
+    ):
+        with pytest.raises(OutputError, match=rf"{out} exists already: choose another name or"):
+            write()
+    assert out.lstat() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_appears_meanwhile_is_never_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def write() -> None:
+        with unfinished_folder(out, RECIPE):
+            out.mkdir()
+
+    with pytest.raises(OutputError, match="exists already"):
+        write()
+    assert not list(out.iterdir())
+
+
+def test_a_parent_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=rf"{tmp_path / 'no'} is not a folder: create it first"):
+        check_absent(tmp_path / "no" / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=rf"{tmp_path / 'file'} is not a folder"):
+        check_absent(tmp_path / "file" / "out")
+
+
+def test_what_a_killed_run_left_is_begun_afresh(tmp_path: Path) -> None:
+    partial = left_by_a_kill(tmp_path / "out")
+    assert (partial / "done").exists()
+    with unfinished_folder(tmp_path / "out", {"another": "recipe"}) as folder:
+        assert [path.name for path in folder.iterdir()] == ["unfinished.json"]
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("content", [None, "", '{"resum'])
+def test_a_run_killed_at_its_very_start_is_begun_afresh(
+    tmp_path: Path, content: str | None
+) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    if content is not None:
+        (partial / "unfinished.json").write_text(content)
+    with unfinished_folder(tmp_path / "out", RECIPE) as folder:
+        (folder / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+
+
+def test_resumable_work_outlives_a_kill_and_goes_on(tmp_path: Path) -> None:
+    left_by_a_kill(tmp_path / "out", resumable=True)
+    with unfinished_folder(tmp_path / "out", RECIPE, resumable=True) as folder:
+        assert (folder / "done").read_text() == "half"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["done"]
+
+
+def test_resumable_work_outlives_a_mistake_once_it_has_begun(tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+
+    def fail(*, begun: bool) -> None:
+        with unfinished_folder(tmp_path / "out", RECIPE, resumable=True) as folder:
+            if begun:
+                (folder / "checkpoint").mkdir()
+            raise SourceError("mistake")
+
+    with pytest.raises(SourceError):
+        fail(begun=False)
+    assert not partial.exists()
+    with pytest.raises(SourceError):
+        fail(begun=True)
+    assert (partial / "checkpoint").is_dir()
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_resumable_work_is_refused_to_another_recipe_which_is_told_what_differs(
+    tmp_path: Path, resumable: bool
+) -> None:
+    partial = left_by_a_kill(tmp_path / "out", resumable=True)
+    other = {"source": "tiny", "hidden_size": 40, "out": "out"}
+    with pytest.raises(OutputError) as raised:
+        unfinished_folder(tmp_path / "out", other, resumable=resumable).__enter__()
+    assert str(raised.value) == (
+        f"{partial} was begun with hidden_size 36, now 40, out None, now 'out', seed 3, now None: "
+        "repeat those, or remove it"
+    )
+    assert (partial / "done").read_text() == "half"
+
+
+def test_resumable_work_does_not_go_on_from_what_is_not(tmp_path: Path) -> None:
+    left_by_a_kill(tmp_path / "out", resumable=False)
+    with unfinished_folder(tmp_path / "out", RECIPE, resumable=True) as folder:
+        assert not (folder / "done").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", json.dumps({"resumable": False})])
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path, content: str) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("years of work")
+    (partial / "unfinished.json").write_text(content)
+    with pytest.raises(OutputError, match=rf"{partial} is in the way and not ours: move or remove"):
+        unfinished_folder(tmp_path / "out", RECIPE).__enter__()
+    assert (partial / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").write_text("mine")
+    with pytest.raises(OutputError, match="in the way and not ours"):
+        unfinished_folder(tmp_path / "out", RECIPE).__enter__()
+    assert (tmp_path / "out.partial").read_text() == "mine"
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_folder_that_another_run_is_writing_is_left_alone(
+    tmp_path: Path, resumable: bool
+) -> None:
+    with unfinished_folder(tmp_path / "out", RECIPE, resumable=resumable) as folder:
+        (folder / "half").write_text("theirs")
+        with pytest.raises(OutputError, match=r"out.partial is being written by another run: wait"):
+            unfinished_folder(tmp_path / "out", RECIPE).__enter__()
+        assert (folder / "half").read_text() == "theirs"
+    assert (tmp_path / "out" / "half").read_text() == "theirs"
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    write_file(tmp_path / "scores", b"\x00\x01")
+    assert (tmp_path / "scores").read_bytes() == b"\x00\x01"
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
+
+
+def test_a_file_on_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match=r"scores cannot be written: No space left on device"):
+        write_file(tmp_path / "scores", b"\x00")
+    assert not list(tmp_path.iterdir())
