@@ -8,15 +8,15 @@ line on stderr and exit code 2.
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from functools import wraps
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Yaml
+from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts.config import Dict
 from docstring_parser import parse_from_object
 
 from minitron.errors import MinitronError, TargetError
@@ -56,7 +56,7 @@ def _takes(recipe_type: type[Any]) -> Callable[[Command], Command]:
         params = [param for base in documented for param in parse_from_object(base).params]
         help_of = {param.arg_name: param.description for param in params}
         fields = [
-            field.replace(annotation=Annotated[field.annotation, Parameter(help=help_of[name])])
+            field.replace(annotation=_documented(field.annotation, help_of[name]))
             for name, field in signature(recipe_type).parameters.items()
         ]
         own = list(signature(run).parameters.values())[1:]
@@ -70,6 +70,16 @@ def _takes(recipe_type: type[Any]) -> Callable[[Command], Command]:
         return command
 
     return decorate
+
+
+def _documented(annotation: Any, help: str | None) -> Any:
+    """A field's type with its help; a whole number is not rounded from another."""
+    whole = annotation in (int, int | None)
+    return Annotated[annotation, Parameter(help=help, converter=_whole_number if whole else None)]
+
+
+def _whole_number(annotation: Any, tokens: Sequence[Token]) -> int:
+    return int(tokens[0].value)
 
 
 @app.command(
@@ -181,9 +191,15 @@ def generate(recipe: GenerateRecipe) -> None:
     """Continue a prompt, word by word."""
     from minitron.generation import stream
 
-    print(recipe.prompt, end="", flush=True)
-    stream(recipe, lambda text: print(text, end="", flush=True))
-    print()
+    unsaid = recipe.prompt  # until there is something to say after it
+
+    def say(text: str) -> None:
+        nonlocal unsaid
+        print(unsaid + text, end="", flush=True)
+        unsaid = ""
+
+    stream(recipe, say)
+    print(unsaid)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -204,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _recipe_file(tokens: list[str]) -> tuple[Yaml, ...]:
+def _recipe_file(tokens: list[str]) -> tuple[Dict, ...]:
     """The file that --recipe names, as a source of options behind the flags."""
     for index, token in enumerate(tokens):
         if token == "--recipe" and index + 1 < len(tokens):
@@ -213,10 +229,26 @@ def _recipe_file(tokens: list[str]) -> tuple[Yaml, ...]:
             name = token.removeprefix("--recipe=")
         else:
             continue
-        if not Path(name).is_file():
-            raise TargetError(f"--recipe {name} does not exist")
-        return (Yaml(name, use_commands_as_keys=False, allow_unknown=False),)
+        # Filed under each verb: at the top, cyclopts takes a key that is a verb's name for a verb.
+        return (Dict(dict.fromkeys(app, _options(name)), source=name),)
     return ()
+
+
+def _options(name: str) -> dict[str, Any]:
+    """What a recipe file says."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TargetError(f"--recipe {name} does not exist") from None
+    except OSError as error:
+        raise TargetError(f"--recipe {name} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TargetError(f"--recipe {name} is not YAML: {error}") from None
+    if not isinstance(options, dict):
+        raise TargetError(f"--recipe {name} holds {options!r:.40}: write one `key: value` a line")
+    return options
 
 
 def _fail(error: Exception) -> None:

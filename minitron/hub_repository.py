@@ -38,13 +38,14 @@ class HubRepository:
 
     def file(self, name: str) -> Path | None:
         """The file in the cache, downloaded where it is not; None where the repository has none."""
+        asked = self.name if self.revision is None else f"{self.name}@{self.revision}"
         try:
             return Path(hf_hub_download(self.name, name, revision=self.revision))
         except LocalEntryNotFoundError as error:
             if hasattr(self, "_snapshot") and self._offline:
                 return None
             raise SourceError(
-                f"{self.name} is neither a folder nor in the cache, and the Hub cannot be reached: "
+                f"{asked} is neither a folder nor in the cache, and the Hub cannot be reached: "
                 "check the name and the connection"
             ) from error
         except EntryNotFoundError:

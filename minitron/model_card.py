@@ -27,8 +27,8 @@ _SIZES = (
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MADE_BY = {
-    "prune": "Pruned from `{source}` with [minitron](https://pypi.org/project/minitron).",
-    "train": "Trained from `{source}` with [minitron](https://pypi.org/project/minitron).",
+    "prune": "Pruned from `{source}` by `minitron prune`.",
+    "train": "Trained by `minitron train`, beginning with `{source}`.",
     "quickstart": "Pruned and retrained from `{source}` by `minitron quickstart`.",
 }
 
@@ -60,6 +60,8 @@ def _text(folder: Path, record: dict[str, Any]) -> str:
     name = folder.name.removesuffix(".partial")
     parts = [f"# {name}", _MADE_BY[record["command"]].format(source=record["source"]["name"])]
     parts.append(_sizes_table(record, name))
+    if "training" in record:
+        parts.append(_training_text(record))
     if "importance" in record:
         parts.append(_importance_text(record))
     if "results" in record:
@@ -93,6 +95,16 @@ def _importance_text(record: dict[str, Any]) -> str:
     told = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
     method = made_by.get("scores", "given")
     return f"Ranked by {method} scores{on}. Share of the score that is kept: {told}."
+
+
+def _training_text(record: dict[str, Any]) -> str:
+    training, recipe = record["training"], record["recipe"]
+    start = "random weights" if recipe["scratch"] else "its weights"
+    return (
+        f"From {start}, {training['epoch']:.2g} times over {training['tokens']:,} tokens of "
+        f"`{recipe['corpus']}`, {training['step']:,} steps, peak learning rate "
+        f"{recipe['learning_rate']:g}. The loss curve is in `training.jsonl`."
+    )
 
 
 def _results_table(results: dict[str, Any]) -> str:

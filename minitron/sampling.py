@@ -12,12 +12,20 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, set_seed
 
 from minitron.corpus import Corpus
+from minitron.errors import TargetError
 
 _BATCH_TOKENS = 65_536  # cached at once
 
 
 def self_corpus(model: PreTrainedModel, *, seq_len: int, samples: int, seed: int) -> Corpus:
-    """`samples` sequences [samples, seq_len] that `model` samples, the same for the same seed."""
+    """`samples` sequences [samples, seq_len] that `model` samples, the same for the same seed.
+
+    Raises TargetError for sequences of one token, which leave nothing to sample.
+    """
+    if seq_len < 2:
+        raise TargetError(
+            f"--seq-len is {seq_len}: text sampled by the model itself needs at least 2"
+        )
     set_seed(seed)
     special = _special_ids(model)
     allowed = torch.tensor([i for i in range(model.config.vocab_size) if i not in special])

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from minitron.activation_scores import activation_scores
 from minitron.architecture import Architecture
 from minitron.corpus import PAPER_SAMPLES, Corpus, load_corpus, load_ids, random_corpus
-from minitron.errors import CorpusError
+from minitron.errors import CorpusError, TargetError
 from minitron.importance import Importance
 from minitron.recipe import CalibrationRecipe, ImportanceRecipe, verb
 from minitron.sampling import self_corpus
@@ -70,7 +70,9 @@ def _calibration(source: Source, recipe: CalibrationRecipe) -> tuple[Corpus, Pre
     assert recipe.corpus is not None
     vocab_size = int(source.config["vocab_size"])
     seq_len = sequence_length(source, recipe.seq_len)
-    samples = recipe.samples or PAPER_SAMPLES
+    samples = PAPER_SAMPLES if recipe.samples is None else recipe.samples
+    if samples < 1:
+        raise TargetError(f"--samples is {samples}: it must be at least 1")
     if recipe.corpus == "self":
         model = load_model(source, device=default_device())
         return self_corpus(model, seq_len=seq_len, samples=samples, seed=recipe.seed), model

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.architecture import Architecture
-from minitron.errors import ArchitectureError, SourceError, TokenizerError
+from minitron.errors import ArchitectureError, SourceError, TargetError, TokenizerError
 from minitron.finite import FLOATS, check_finite
 from minitron.hub_folder import HubFolder
 from minitron.hub_repository import HubRepository
@@ -193,8 +193,13 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def sequence_length(source: Source, wished: int | None) -> int:
-    """Tokens in a sequence: as wished, else the model's context, at most 4096."""
+    """Tokens in a sequence: as wished, else the model's context, at most 4096.
+
+    Raises TargetError for fewer than one.
+    """
     if wished is not None:
+        if wished < 1:
+            raise TargetError(f"--seq-len is {wished}: it must be at least 1")
         return wished
     context = source.config.get("max_position_embeddings") or MAX_SEQ_LEN
     return min(int(context), MAX_SEQ_LEN)

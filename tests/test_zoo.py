@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -88,8 +89,10 @@ def test_its_card_states_its_held_out_loss_and_the_recipe_made_it() -> None:
     assert stated is not None
     assert float(stated[1]) <= 1.60
     record = json.loads((TINY / "minitron.json").read_text())
+    recipe = (Path(minitron.__file__).parent / "recipes" / "tiny-continued.yaml").read_text()
     assert record["command"] == "train"
-    assert record["recipe"]["scratch"] is True
+    for key, value in yaml.safe_load(recipe).items():
+        assert record["recipe"][key] == value, key
 
 
 def test_a_fresh_model_of_its_sizes_is_zero_centred() -> None:

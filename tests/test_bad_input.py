@@ -1,0 +1,538 @@
+"""A mistake is one line that names what was seen, exit code 2, and nothing written."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minitron
+from minitron.cli import main
+from minitron.source import zoo
+from tests.tiny import edit_config, tiny_folder, weights_of
+
+VOCABULARY = 4099
+RANDOM = ("--scores", "random")
+NORM = "model.layers.2.post_attention_layernorm.bias"
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sharded model with a tokenizer."""
+    folder = tiny_folder(
+        tmp_path_factory.mktemp("bad") / "source", vocab_size=VOCABULARY, max_shard_size="800KB"
+    )
+    for path in zoo()["tiny"].glob("tokenizer*"):
+        shutil.copy(path, folder)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+@pytest.fixture
+def damaged(source: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(source, tmp_path / "damaged"))
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must be refused; give the line it says without its `minitron: `."""
+
+    def run(*arguments: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert ended.value.code == 2
+        assert printed.out == ""
+        lines = printed.err.splitlines()
+        assert [line for line in lines if line.startswith("minitron: ")] == lines[-1:]
+        assert "Traceback" not in printed.err
+        assert sorted(tmp_path.rglob("*")) == before
+        return lines[-1].removeprefix("minitron: ")
+
+    return run
+
+
+def ids_file(path: Path, highest: int = 100) -> str:
+    ids = np.random.default_rng(1).integers(highest, size=(3, 9))
+    ids[0, 0] = highest
+    np.save(path, ids)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("--hidden-size 43", "hidden_size 43 is larger than the source's 42: pruning only cuts"),
+        ("--intermediate-size 1000", "intermediate_size 1000 is larger than the source's 66"),
+        ("--num-attention-heads 8", "num_attention_heads 8 is larger than the source's 6"),
+        ("--num-hidden-layers 5", "num_hidden_layers 5 is larger than the source's 4"),
+        (
+            "--num-attention-heads 5",
+            "num_attention_heads is 5: it must be a multiple of num_key_value_heads, 2",
+        ),
+        ("--num-attention-heads 1", "num_attention_heads is 1: it must be a multiple of"),
+        ("--hidden-size 0", "hidden_size is 0: it must be at least 1"),
+        ("--intermediate-size 0", "intermediate_size is 0: it must be at least 1"),
+        ("--num-attention-heads 0", "num_attention_heads is 0: it must be at least 1"),
+        ("--num-hidden-layers 0", "num_hidden_layers is 0: it must be at least 1"),
+        ("--hidden-size -4", "hidden_size is -4: it must be at least 1"),
+        ("--num-hidden-layers=-1", "num_hidden_layers is -1: it must be at least 1"),
+        ("--num-attention-heads -2", "num_attention_heads is -2: it must be at least 1"),
+        ("--hidden-size many", "many"),
+        ("--hidden-size 12.5", "12.5"),
+        ("--hidden-size", "--hidden-size"),
+        ("--no-such-flag 3", "--no-such-flag"),
+        ("--scores best", "best"),
+        ("--seed first", "first"),
+        ("one-word-too-many", "one-word-too-many"),
+    ],
+)
+def test_a_target_that_cannot_be_is_named(
+    target: str, says: str, source: Path, tmp_path: Path, refused: Refused
+) -> None:
+    scores = () if "--scores" in target else RANDOM
+    assert says in refused("prune", source, tmp_path / "out", *target.split(), *scores)
+
+
+def test_a_size_that_the_family_refuses_is_told_in_its_words(
+    tmp_path: Path, refused: Refused
+) -> None:
+    llama = tiny_folder(tmp_path / "llama", "llama")
+    line = refused("prune", llama, tmp_path / "out", "--hidden-size", 40, *RANDOM)
+    assert line.startswith("llama refuses this config: ")
+    assert "(40) is not a multiple of the number of attention heads (6)" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2'; known families: nemotron, llama, mistral"),
+        ({"hidden_size": None}, "config.json has no hidden_size: add it"),
+        ({"num_key_value_heads": 4}, "num_attention_heads is 6: it must be a multiple of"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config (awq): start from"),
+        ({"kv_channels": 9}, "config.json says head_dim 8, but kv_channels 9: keep the right one"),
+        ({"hidden_act": "silly"}, "silly"),
+        ({"intermediate_size": 67}, "has shape [66, 42], but config.json asks for [67, 42]"),
+        ({"num_hidden_layers": 5}, "has no tensor model.layers.4.input_layernorm.weight"),
+        ({"num_hidden_layers": 3}, "has a tensor model.layers.3."),
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_hold_is_told(
+    changed: dict[str, Any], says: str, damaged: Path, tmp_path: Path, refused: Refused
+) -> None:
+    edit_config(damaged, **changed)
+    assert says in refused("prune", damaged, tmp_path / "out", "--hidden-size", 36, *RANDOM)
+
+
+class TestTheFolder:
+    """What is wrong with the source's files; {} stands for one of its shards."""
+
+    @staticmethod
+    def without_config(folder: Path, shard: Path) -> str:
+        (folder / "config.json").unlink()
+        return "has no config.json: it is not a model folder"
+
+    @staticmethod
+    def damaged_config(folder: Path, shard: Path) -> str:
+        (folder / "config.json").write_text('{"model_type": ')
+        return "config.json is not JSON"
+
+    @staticmethod
+    def config_only(folder: Path, shard: Path) -> str:
+        for path in folder.glob("model*"):
+            path.unlink()
+        return "has no weights: model.safetensors or pytorch_model.bin, or an index"
+
+    @staticmethod
+    def missing_shard(folder: Path, shard: Path) -> str:
+        shard.unlink()
+        return f"has no {shard.name}, which its index names: fetch it"
+
+    @staticmethod
+    def truncated_shard(folder: Path, shard: Path) -> str:
+        size = shard.stat().st_size
+        os.truncate(shard, size - 5)
+        return f"{shard.name} is truncated ({size - 5} bytes of {size}): fetch it again"
+
+    @staticmethod
+    def cut_header(folder: Path, shard: Path) -> str:
+        os.truncate(shard, 100)
+        return f"{shard.name} is truncated or no safetensors file: fetch it again"
+
+    @staticmethod
+    def tensor_that_no_shard_has(folder: Path, shard: Path) -> str:
+        path = folder / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        index["weight_map"]["model.layers.9.planted"] = shard.name
+        path.write_text(json.dumps(index))
+        return f"the index says {shard.name} holds model.layers.9.planted, but it does not"
+
+    @staticmethod
+    def shard_outside(folder: Path, shard: Path) -> str:
+        path = folder / "model.safetensors.index.json"
+        path.write_text(path.read_text().replace(shard.name, f"../{shard.name}"))
+        return f"names the shard '../{shard.name}', no file of its folder"
+
+    @staticmethod
+    def integers(folder: Path, shard: Path) -> str:
+        weights = load_file(shard)
+        name = min(weights)
+        save_file({**weights, name: weights[name].to(torch.int8)}, shard)
+        return f"{name} holds int8, not floating-point numbers: start from the unquantized model"
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            "without_config",
+            "damaged_config",
+            "config_only",
+            "missing_shard",
+            "truncated_shard",
+            "cut_header",
+            "tensor_that_no_shard_has",
+            "shard_outside",
+            "integers",
+        ],
+    )
+    def test_it_is_refused_before_any_weight_is_read(
+        self,
+        damage: str,
+        damaged: Path,
+        tmp_path: Path,
+        refused: Refused,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def read(*_: object) -> None:
+            raise AssertionError("a weight was read")
+
+        monkeypatch.setattr("minitron.stored_tensor.StoredTensor.read", read)
+        shard = sorted(damaged.glob("*.safetensors"))[-1]
+        says = getattr(self, damage)(damaged, shard)
+        line = refused("prune", damaged, tmp_path / "out", "--hidden-size", 36, *RANDOM)
+        assert says in line
+        assert str(damaged) in line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("ranking", ["random", "magnitude", "paper"])
+def test_a_weight_that_is_not_finite_is_named(
+    value: float, ranking: str, damaged: Path, tmp_path: Path, refused: Refused
+) -> None:
+    for shard in damaged.glob("*.safetensors"):
+        weights = load_file(shard)
+        if NORM in weights:
+            weights[NORM][-1] = value
+            save_file(weights, shard)
+    corpus = ["--corpus", ids_file(tmp_path / "ids.npy")] if ranking == "paper" else []
+    target = ["--intermediate-size", 50, "--scores", ranking, *corpus]
+    line = refused("prune", damaged, tmp_path / "out", *target)
+    assert line == (
+        f"{damaged}: {NORM} holds NaN or infinity: the checkpoint is damaged, fetch it again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("absent", "absent does not exist; name a folder, a Hub id (owner/name) or one of the zoo"),
+        ("a/b/c", "a/b/c does not exist; name a folder"),
+        ("owner/absent", "owner/absent is neither a folder nor in the cache"),
+        (__file__, "is a file: name the folder that holds config.json"),
+    ],
+)
+@pytest.mark.parametrize(
+    "verb", ["prune", "inspect", "importance", "evaluate", "generate", "train"]
+)
+def test_a_source_that_is_not_there_is_named(
+    verb: str,
+    name: str,
+    says: str,
+    tmp_path: Path,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = {
+        "prune": [name, tmp_path / "out", "--hidden-size", 36, *RANDOM],
+        "inspect": [name],
+        "importance": [name, tmp_path / "out", *RANDOM],
+        "evaluate": [name, "--corpus", "a.txt"],
+        "generate": [name, "It was"],
+        "train": [tmp_path / "out", "--init", name, "--corpus", "a.txt"],
+    }
+    assert says in refused(verb, *arguments[verb])
+
+
+class TestTheCorpus:
+    @pytest.fixture
+    def prune(self, source: Path, tmp_path: Path, refused: Refused) -> Refused:
+        return lambda *arguments: refused(
+            "prune", source, tmp_path / "out", "--hidden-size", 36, *arguments
+        )
+
+    def test_none_where_something_is_ranked(self, prune: Refused) -> None:
+        assert prune().startswith("ranking by activations needs --corpus: a text file, a Hub dat")
+
+    def test_none_where_importance_is_measured(
+        self, source: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        line = refused("importance", source, tmp_path / "out.safetensors")
+        assert line.startswith("ranking by activations needs --corpus")
+
+    @pytest.mark.parametrize(
+        ("name", "content", "says"),
+        [
+            ("a.txt", "", "a.txt holds 0 tokens, fewer than one sequence of 64: give more text or"),
+            ("a.jsonl", "", "a.jsonl holds 0 tokens, fewer than one sequence of 64"),
+            ("a.txt", "It was the best", "tokens, fewer than one sequence of 64: give more text"),
+            ("a.jsonl", '{"body": "x"}\n', "a.jsonl has no text column, only body: rename one"),
+            ("a.jsonl", "nonsense", "a.jsonl cannot be read as text: JSON parse error"),
+            ("a.docx", "x", "a.docx is of no known kind: use .txt, .jsonl, .parquet"),
+            ("a.npy", "x", "a.npy is not a .npy of numbers"),
+        ],
+    )
+    def test_it_holds_no_sequence(
+        self, name: str, content: str, says: str, prune: Refused, tmp_path: Path
+    ) -> None:
+        (tmp_path / name).write_text(content)
+        assert says in prune("--corpus", tmp_path / name)
+
+    @pytest.mark.parametrize("kind", ["txt", "npy"])
+    def test_it_does_not_exist(self, kind: str, prune: Refused, tmp_path: Path) -> None:
+        name = tmp_path / f"absent.{kind}"
+        assert prune("--corpus", name) == f"{name} does not exist"
+
+    def test_its_ids_are_of_another_vocabulary(self, prune: Refused, tmp_path: Path) -> None:
+        line = prune("--corpus", ids_file(tmp_path / "ids.npy", VOCABULARY))
+        assert f"ids.npy holds token id {VOCABULARY}, outside the model's vocabulary of" in line
+
+    def test_it_is_text_but_there_is_no_tokenizer(
+        self, damaged: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        for path in damaged.glob("tokenizer*"):
+            path.unlink()
+        (tmp_path / "a.txt").write_text("It was the best of times")
+        target = ("--hidden-size", 36, "--corpus", tmp_path / "a.txt")
+        line = refused("prune", damaged, tmp_path / "out", *target)
+        assert line == f"{damaged} has no tokenizer files: add tokenizer.json"
+
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [("--samples", 0), ("--samples", -3), ("--seq-len", 0), ("--seq-len", -1)],
+    )
+    @pytest.mark.parametrize("corpus", ["random", "self", "ids"])
+    def test_sizes_below_one_are_refused(
+        self, flag: str, value: int, corpus: str, prune: Refused, tmp_path: Path
+    ) -> None:
+        if corpus == "ids":
+            corpus = ids_file(tmp_path / "ids.npy")
+        line = prune("--corpus", corpus, flag, value)
+        assert line == f"{flag} is {value}: it must be at least 1"
+
+    def test_a_sequence_of_one_token_samples_nothing(self, prune: Refused) -> None:
+        line = prune("--corpus", "self", "--seq-len", 1, "--samples", 2)
+        assert line == "--seq-len is 1: text sampled by the model itself needs at least 2"
+
+    def test_it_is_given_beside_importance(self, prune: Refused) -> None:
+        line = prune("--corpus", "random", "--importance", "scores.safetensors")
+        assert line == "--importance and --corpus are both given: choose one"
+
+
+class TestImportance:
+    def test_of_another_model_tells_both_shapes(
+        self, source: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        other = tiny_folder(tmp_path / "other", hidden_size=48)
+        scores = tmp_path / "scores.safetensors"
+        minitron.measure_importance(str(other), str(scores), scores="random")
+        line = refused(
+            "prune", source, tmp_path / "out", "--hidden-size", 36, "--importance", scores
+        )
+        assert line == (
+            "the importance holds hidden scores of shape [48], the model needs [42]: "
+            "it was measured on another model"
+        )
+
+    def test_that_is_absent_is_named(self, source: Path, tmp_path: Path, refused: Refused) -> None:
+        target = ("--hidden-size", 36, "--importance", tmp_path / "absent")
+        line = refused("prune", source, tmp_path / "out", *target)
+        assert line == f"{tmp_path / 'absent'} does not exist: make it with `minitron importance`"
+
+
+class TestTheOutput:
+    @pytest.mark.parametrize("verb", ["prune", "importance", "train", "quickstart"])
+    @pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+    def test_that_exists_is_named(
+        self,
+        verb: str,
+        make: Callable[[Path], None],
+        source: Path,
+        tmp_path: Path,
+        refused: Refused,
+    ) -> None:
+        out = tmp_path / "out"
+        make(out)
+        arguments = {
+            "prune": [source, out, "--hidden-size", 36, *RANDOM],
+            "importance": [source, out, *RANDOM],
+            "train": [out, "--init", source, "--corpus", "self"],
+            "quickstart": [out],
+        }
+        line = refused(verb, *arguments[verb])
+        assert line == f"{out} exists already: choose another name or remove it"
+
+    def test_whose_parent_is_not_there_is_named(
+        self, source: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        line = refused("prune", source, tmp_path / "no" / "out", "--hidden-size", 36, *RANDOM)
+        assert line == f"{tmp_path / 'no'} is not a folder: create it first"
+
+    def test_is_not_told_from_what_is_in_its_way(
+        self, source: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        (tmp_path / "out.partial").mkdir()
+        (tmp_path / "out.partial" / "mine").touch()
+        line = refused("prune", source, tmp_path / "out", "--hidden-size", 36, *RANDOM)
+        assert line == f"{tmp_path / 'out.partial'} is in the way and not ours: move or remove it"
+
+    @pytest.mark.parametrize("room", [0, 3, 20])
+    def test_on_a_disk_that_fills_up_leaves_nothing(
+        self,
+        room: int,
+        source: Path,
+        tmp_path: Path,
+        refused: Refused,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from minitron import folder_writer
+
+        write, written = folder_writer._write_all, []
+
+        def full_after(file: Any, piece: torch.Tensor) -> int:
+            if len(written) == room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written.append(piece)
+            return write(file, piece)
+
+        monkeypatch.setattr(folder_writer, "_write_all", full_after)
+        line = refused("prune", source, tmp_path / "out", "--hidden-size", 36, *RANDOM)
+        assert line == f"no space left for {tmp_path / 'out'}: free some and run again"
+        assert len(written) == room
+
+
+class TestTheRecipeFile:
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            ("hidden_sise: 36\n", "hidden_sise"),
+            ("hidden_size: many\n", "many"),
+            ("hidden_size: 12.5\n", "12.5"),
+            ("- hidden_size\n", "recipe.yaml holds ['hidden_size']: write one `key: value` a line"),
+            ("", "recipe.yaml holds None: write one `key: value` a line"),
+            ("hidden_size: [36\n", "recipe.yaml is not YAML: while parsing a flow sequence"),
+            ("hidden_size: \xff\n", "recipe.yaml is not YAML: 'utf-8' codec can't decode"),
+            ("hidden_size: 43\n", "hidden_size 43 is larger than the source's 42"),
+            ("importance: absent.safetensors\n", "absent.safetensors does not exist"),
+        ],
+    )
+    def test_that_does_not_fit_is_named(
+        self, content: str, says: str, source: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        path = tmp_path / "recipe.yaml"
+        path.write_bytes(content.encode("latin-1"))
+        size = () if "hidden_size" in content else ("--hidden-size", 36)
+        scores = () if "importance" in content else RANDOM
+        assert says in refused("prune", source, tmp_path / "out", *size, *scores, "--recipe", path)
+
+    @pytest.mark.parametrize("form", ["--recipe absent.yaml", "--recipe=absent.yaml"])
+    def test_that_is_absent_is_named(
+        self, form: str, source: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        line = refused("prune", source, tmp_path / "out", *form.split())
+        assert line == "--recipe absent.yaml does not exist"
+
+    def test_that_is_a_folder_is_named(
+        self, source: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        line = refused("prune", source, tmp_path / "out", "--recipe", tmp_path)
+        assert line == f"--recipe {tmp_path} cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["prun"], "prun"),
+        (["prune"], "source"),
+        (["prune", "tiny"], "out"),
+        (["generate", "tiny", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0: it must be"),
+        (["generate", "tiny", "x", "--top-p", "2"], "--top-p is 2.0: it must be above 0"),
+        (["evaluate", "tiny"], "corpus"),
+        (["evaluate", "tiny", "--corpus", "absent.txt"], "absent.txt does not exist"),
+        (["evaluate", "tiny", "--corpus", "a.txt", "--seq-len", "0"], "--seq-len is 0: it must be"),
+        (["evaluate", "tiny", "--corpus", "a.txt", "--dtype", "int4"], "int4"),
+        (["train", "out", "--init", "tiny", "--corpus", "self", "--steps", "0"], "steps is 0: it"),
+        (["inspect", "tiny", "--yaml"], "--yaml"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_refuses_in_one_line(
+    arguments: list[str],
+    says: str,
+    refused: Refused,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    "moment", ["minitron.folder_writer._write_all", "minitron.pruning.write_card"]
+)
+def test_a_killed_run_leaves_nothing_that_looks_complete_and_can_be_run_again(
+    moment: str, source: Path, tmp_path: Path
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    command = ["prune", str(source), str(out), "--hidden-size", "36", *RANDOM]
+    module, name = moment.rsplit(".", 1)
+    script = (
+        f"import os, signal, sys\nimport {module} as module\nfrom minitron.cli import main\n"
+        f"do, done = module.{name}, []\n"
+        "def killed_at_the_seventh(*arguments):\n"
+        "    done.append(do(*arguments))\n"
+        f"    if len(done) == {7 if name == '_write_all' else 1}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return done[-1]\n"
+        f"module.{name} = killed_at_the_seventh\n"
+        "main(sys.argv[1:])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, *command], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert list(partial.glob("model*.safetensors"))
+    assert (partial / "unfinished.json").exists()
+
+    main(command)
+    assert not partial.exists()
+    main(["prune", str(source), str(tmp_path / "undisturbed"), *command[3:]])
+    again, undisturbed = weights_of(out), weights_of(tmp_path / "undisturbed")
+    assert again.keys() == undisturbed.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in undisturbed.items())
+    names = {path.name for path in out.iterdir()}
+    assert names == {path.name for path in (tmp_path / "undisturbed").iterdir()}
+    assert "unfinished.json" not in names
