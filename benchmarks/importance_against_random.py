@@ -72,21 +72,39 @@ def against(rows: list[dict[str, Any]], when: str) -> dict[str, float]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Losses before and after retraining, side by side."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    for axis, when in zip(axes, ("pruned", "retrained"), strict=True):
-        summary = results["summary"][when]
-        bars = {"importance": summary["importance"], "random": summary["random_mean"]}
-        drawn = axis.bar(bars.keys(), bars.values(), color=["#76b900", "#9aa0a6"], width=0.55)
-        axis.errorbar([1], [summary["random_mean"]], yerr=[summary["random_spread"]], color="black")
-        axis.axhline(results["teacher"]["loss"], color="black", linestyle="--", linewidth=1)
-        axis.bar_label(drawn, fmt="%.2f", padding=3)
-        axis.set_title(f"{when}, {results['tokens'] if when == 'retrained' else 0:,} tokens")
-        axis.set_ylabel("held-out loss (nats a token)")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(y=0.15)
-    axes[0].text(1.45, results["teacher"]["loss"], "teacher", ha="right", va="bottom")
-    figure.savefig(path, dpi=150)
+    """Each student's loss before and after retraining, down towards the teacher's."""
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for row in results["students"]:
+        is_ours = row["name"] == "importance"
+        losses = [row[when]["loss"] for when in ("pruned", "retrained")]
+        colour, width = ("#76b900", 3) if is_ours else ("#9aa0a6", 1.5)
+        axis.plot(
+            [0, 1], losses, color=colour, linewidth=width, marker="o", zorder=3 if is_ours else 2
+        )
+    for place, when in enumerate(("pruned", "retrained")):
+        summary, side = results["summary"][when], ("right", "left")[place]
+        for name, key, way in (
+            ("importance", "importance", "top"),
+            ("random", "random_mean", "bottom"),
+        ):
+            label = f"  {name} {summary[key]:.2f}  "
+            axis.text(
+                place,
+                summary[key],
+                label,
+                ha=side,
+                va=way,
+                color="#4d7a00" if name[0] == "i" else "#5f6368",
+            )
+    teacher = results["teacher"]["loss"]
+    axis.axhline(teacher, color="black", linestyle="--", linewidth=1)
+    axis.text(0.5, teacher, f"teacher, twice the size: {teacher:.2f}", ha="center", va="top")
+    axis.set_xticks([0, 1], ["pruned to half", f"and retrained on {results['tokens']:,} tokens"])
+    axis.set_xlim(-0.45, 1.45)
+    axis.set_ylim(teacher - 0.35, None)
+    axis.set_ylabel("held-out loss (nats a token)")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:

@@ -29,9 +29,9 @@ LIBRARIES: dict[str, Any] = {"ours": modeling_nemotron, "transformers": transfor
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIZES = {
     "vocab_size": 16384,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_attention_heads": 12,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "head_dim": 96,
 }
@@ -60,7 +60,7 @@ def make_models(layers: int, dtype: torch.dtype) -> dict[str, Any]:
     """Both models over the same tensors, with norms that are not trivial."""
     torch.manual_seed(0)
     models = {
-        name: getattr(library, "NemotronForCausalLM")(  # noqa: B009
+        name: library.NemotronForCausalLM(
             library.NemotronConfig(num_hidden_layers=layers, **SIZES)
         ).eval()
         for name, library in LIBRARIES.items()
@@ -78,20 +78,21 @@ def make_run(model: Any, job: Job, is_compiled: bool) -> Callable[[], Tensor]:
     ids = torch.randint(1, SIZES["vocab_size"], (1, job.prompt + job.steps))
     prompt, following = ids[:, : job.prompt], ids[:, job.prompt :].split(1, dim=1)
     forward = torch.compile(model, fullgraph=True) if is_compiled else model
-    if not job.steps:
-        return lambda: forward(prompt, use_cache=False).logits
-
     length = job.prompt + job.steps
+
+    def prefill() -> Tensor:
+        logits: Tensor = forward(prompt, use_cache=False).logits
+        return logits
 
     def decode() -> Tensor:
         cache = StaticCache(model.config, length) if is_compiled else DynamicCache()
-        logits = model(prompt, past_key_values=cache, logits_to_keep=1).logits
+        logits: Tensor = model(prompt, past_key_values=cache, logits_to_keep=1).logits
         with clock.running():
             for token in following:
                 logits = forward(token, past_key_values=cache).logits
         return logits
 
-    return decode
+    return decode if job.steps else prefill
 
 
 def make_products(model: Any, job: Job) -> Callable[[], None]:
@@ -136,7 +137,6 @@ clock = Clock()
 
 def check_equality(runs: dict[str, Callable[[], Tensor]], dtype: str) -> float:
     """The largest difference of the two as a part of the logits; too large is an error."""
-    torch.manual_seed(1)
     ours, theirs = runs["ours"]().float(), runs["transformers"]().float()
     difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     if not difference <= TOLERANCE[dtype]:
@@ -160,15 +160,18 @@ def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]
 
 def report(title: str, job: Job, difference: float, times: dict[str, Times]) -> str:
     tokens = job.steps or job.prompt
-    ratios = [
-        theirs / ours
-        for ours, theirs in zip(times["ours"].wall, times["transformers"].wall, strict=True)
-    ]
     cells = []
     for way in times.values():
         wall, cpu = (statistics.median(seconds) / tokens * 1e3 for seconds in (way.wall, way.cpu))
         cells.append(f"{wall:8.3f} {cpu:8.3f}")
-    return f"{title:24}{'  '.join(cells)}  {statistics.median(ratios):7.3f}  {difference:9.1e}"
+    ours, theirs = times["ours"], times["transformers"]
+    cells.append(f"{ratio(ours.wall, theirs.wall):8.3f} {ratio(ours.cpu, theirs.cpu):8.3f}")
+    return f"{title:24}{'  '.join(cells)}  {difference:9.1e}"
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median over the rounds of how many times as long theirs took in that round."""
+    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 
 @torch.no_grad()
@@ -187,13 +190,12 @@ def main() -> None:
 
     print(f"{options.layers} layers, {SIZES}, {options.threads} threads, {options.rounds} rounds")
     print("Milliseconds a token (wall, processor); ratio above 1: ours is faster.")
-    print(f"{'':24}{'ours':^17}  {'transformers':^17}  {'products':^17}  {'ratio':>7}  difference")
+    print(f"{'':24}{'ours':^17}  {'transformers':^17}  {'products':^17}  {'ratio':^17}  difference")
     for dtype in options.dtypes:
         models = make_models(options.layers, DTYPES[dtype])
         for mode in options.modes:
             for job in jobs:
                 torch.compiler.reset()
-                torch.manual_seed(1)
                 runs = {}
                 for name, model in models.items():
                     torch.manual_seed(1)  # the same tokens

@@ -236,8 +236,13 @@ def _rotary_in_both_forms(config: Mapping[str, Any]) -> dict[str, Any]:
     nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if "type" in nested:
         nested.setdefault("rope_type", nested.pop("type"))
-    theta = nested.get("rope_theta", config.get("rope_theta", 10000.0))
-    factor = nested.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.5))
-    nested = {"rope_type": "default", **nested}
-    nested.update(rope_theta=theta, partial_rotary_factor=factor)
-    return {"rope_parameters": nested, "rope_theta": theta, "partial_rotary_factor": factor}
+    flat = {}
+    for key, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 0.5)):
+        said = [value for value in (nested.get(key), config.get(key)) if value is not None]
+        if len(set(said)) > 1:
+            raise ArchitectureError(
+                f"config.json says {key} {said[1]}, but {said[0]} in its rope_parameters: "
+                "keep the right one"
+            )
+        flat[key] = said[0] if said else default
+    return {"rope_parameters": {"rope_type": "default", **nested, **flat}, **flat}

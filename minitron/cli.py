@@ -41,6 +41,7 @@ app = App(
     name="minitron",
     help="Compress language models the Minitron way: measure what matters, prune, retrain, share.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.corpus import Document, TokenIds, load_ids, read_documents, tokenize
-from minitron.errors import CorpusError
+from minitron.errors import CorpusError, SourceError
 from minitron.model_card import write_card
 from minitron.provenance import add_results, read_provenance
 from minitron.recipe import EvaluateRecipe, verb
@@ -56,7 +56,7 @@ class Evaluation:
         """The keys of `minitron evaluate --json`."""
         return {
             "loss": self.loss,
-            "perplexity": self.perplexity,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens,
             "tasks": self.tasks,
@@ -122,7 +122,10 @@ def held_out_ids(name: str, seq_len: int) -> HeldOut:
 
 
 def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
-    """What a loaded model scores. Raises CorpusError for ids outside its vocabulary."""
+    """What a loaded model scores.
+
+    Raises CorpusError for ids outside its vocabulary, SourceError for a loss that is no number.
+    """
     vocab_size = int(model.config.vocab_size)
     highest = max(int(ids.max()) for ids in (*held_out.inputs, *held_out.targets))
     if highest >= vocab_size:
@@ -139,6 +142,11 @@ def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
             nats += _nats(model, inputs.to(model.device), targets.to(model.device))
             counted += int((targets != _UNCOUNTED).sum())
             progress.update(inputs.numel())
+    if not math.isfinite(nats):
+        raise SourceError(
+            f"the model has a loss of {nats} in {str(model.dtype).removeprefix('torch.')}: "
+            "compute with --dtype float32, or retrain it"
+        )
     bits = None if held_out.bytes is None else nats / math.log(2) / held_out.bytes
     return Evaluation(loss=nats / counted, tokens=counted, bits_per_byte=bits)
 

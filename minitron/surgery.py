@@ -24,7 +24,7 @@ from minitron.stored_tensor import StoredTensor
 
 Index = npt.NDArray[np.int64]
 
-_PIECE_BYTES = 8 << 20  # read at once: large enough for the disk, small enough for the caches
+_PIECE_BYTES = 1 << 20  # read at once: what stays in a core's cache while it is checked and cut
 _THREADS = 2
 _AHEAD = 4  # pieces being made while one is written
 # Any type of the same width will do to move elements; numpy has no bfloat16.

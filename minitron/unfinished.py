@@ -13,14 +13,15 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from minitron.errors import OutputError
 
 _RECIPE_FILE = "unfinished.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+_NO_SPACE = 1 << 20  # bytes
 
 
 def check_absent(out: Path) -> None:
@@ -54,8 +55,9 @@ def unfinished_folder(
         (partial / _RECIPE_FILE).unlink()
         partial.rename(out)
     except BaseException as error:
+        is_full = _is_full(error, partial)
         _leave(partial, resumable=resumable)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if is_full:
             kept = f"; what is done stays in {partial}" if partial.exists() else ""
             raise OutputError(f"no space left for {out}: free some and run again{kept}") from error
         raise
@@ -71,7 +73,8 @@ def write_file(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         partial.rename(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
 
@@ -108,6 +111,8 @@ def _lock(partial: Path, *, resumable: bool) -> int:
         raise OutputError(
             f"{partial} is being written by another run: wait for it, or choose another name"
         ) from None
+    except OSError:  # a file system without locks, as Lustre may be
+        pass
     return descriptor
 
 
@@ -125,6 +130,13 @@ def _begun(partial: Path) -> dict[str, Any]:
 def _differences(begun: Mapping[str, Any], wished: Mapping[str, Any]) -> str:
     keys = sorted(key for key in {*begun, *wished} if begun.get(key) != wished.get(key))
     return ", ".join(f"{key} {begun.get(key)!r}, now {wished.get(key)!r}" for key in keys)
+
+
+def _is_full(error: BaseException, folder: Path) -> bool:
+    """Whether a full disk is why; safetensors and torch.save tell it in their own exceptions."""
+    if any(told in str(error) for told in _FULL):
+        return True
+    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _NO_SPACE
 
 
 def _leave(partial: Path, *, resumable: bool) -> None:

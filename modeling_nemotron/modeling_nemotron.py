@@ -42,11 +42,7 @@ from transformers.modeling_utils import (
     PreTrainedModel,
     slice_logits_to_keep,
 )
-from transformers.utils.generic import (
-    can_return_tuple,
-    maybe_autocast,
-    merge_with_config_defaults,
-)
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nemotron import NemotronConfig
@@ -61,17 +57,15 @@ class NemotronLayerNorm1P(nn.LayerNorm):
         nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        device = input.device.type
-        is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_autocast else input.dtype
         # 1 + weight in bfloat16 would round the weight to the steps that bfloat16 has near 1.
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         gain, bias = self.weight.to(wide) + 1, self.bias.to(wide)
+        device, dtype = input.device.type, input.dtype
         if device != "cpu":  # only the CPU kernel takes an input narrower than its gain
             input = input.to(wide)
-        with maybe_autocast(device, enabled=False):
-            output = F.layer_norm(input, self.normalized_shape, gain, bias, self.eps)
-        return output.to(dtype)
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return F.layer_norm(input, self.normalized_shape, gain, bias, self.eps).to(dtype)
 
 
 class NemotronRotaryEmbedding(nn.Module):
@@ -118,14 +112,13 @@ def apply_rotary_pos_emb(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Turn whole q and k by their positions; the parts that stay unturned are the caller's."""
-    half = cos.shape[-1] // 2  # the tables hold every angle twice
-    cos, sin = cos[..., :half].unsqueeze(unsqueeze_dim), sin[..., :half].unsqueeze(unsqueeze_dim)
-
-    def turn(x: Tensor) -> Tensor:
-        first, second = x[..., :half], x[..., half:]
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-    return turn(q), turn(k)
+    cos, _ = cos.unsqueeze(unsqueeze_dim).chunk(2, dim=-1)  # the tables hold every angle twice
+    sin, _ = sin.unsqueeze(unsqueeze_dim).chunk(2, dim=-1)
+    heads = torch.cat((q, k), dim=unsqueeze_dim)  # both turn alike, so they turn together
+    first, second = heads.chunk(2, dim=-1)
+    heads = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned_q, turned_k = heads.tensor_split((q.shape[unsqueeze_dim],), dim=unsqueeze_dim)
+    return turned_q, turned_k
 
 
 def eager_attention_forward(
@@ -192,10 +185,11 @@ class NemotronAttention(nn.Module):
         value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
 
         cos, sin = position_embeddings
-        turned = cos.shape[-1]
-        q, k = apply_rotary_pos_emb(query[..., :turned], key[..., :turned], cos, sin)
-        query = torch.cat((q, query[..., turned:]), dim=-1)
-        key = torch.cat((k, key[..., turned:]), dim=-1)
+        rotary_size = cos.shape[-1]
+        q, unturned_q = query.tensor_split((rotary_size,), dim=-1)
+        k, unturned_k = key.tensor_split((rotary_size,), dim=-1)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        query, key = torch.cat((q, unturned_q), dim=-1), torch.cat((k, unturned_k), dim=-1)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 

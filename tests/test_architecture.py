@@ -329,6 +329,19 @@ def test_nemotrons_rotary_settings_are_written_in_both_forms(
     assert (ours.rope_theta, ours.partial_rotary_factor) == (theta, factor)
 
 
+@pytest.mark.parametrize("key", ["rope_theta", "partial_rotary_factor"])
+def test_rotary_settings_that_disagree_are_both_named(key: str) -> None:
+    config = config_of("nemotron", rope_parameters={key: 0.25}, **{key: 0.75})
+    with pytest.raises(ArchitectureError, match=rf"says {key} 0.75, but 0.25 in its rope_param"):
+        resized_config(config, Architecture.from_config(config), (0, 1, 2, 3))
+
+
+def test_a_null_rotary_setting_is_an_absent_one() -> None:
+    config = config_of("nemotron", rope_parameters={"rope_theta": None}, rope_theta=None)
+    written = resized_config(config, Architecture.from_config(config), (0, 1, 2, 3))
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 10000.0
+
+
 def test_settings_that_are_no_sizes_are_carried_on() -> None:
     config = config_of("llama", rope_theta=123.0, my_own_key={"a": [1]}, rms_norm_eps=0.5)
     written = resized_config(config, Architecture.from_config(config), (0, 1, 2, 3))

@@ -501,6 +501,23 @@ def test_every_command_refuses_in_one_line(
     assert says in refused(*arguments)
 
 
+def test_an_interrupted_run_says_so_and_leaves_nothing(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minitron.folder_writer._write_all", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", str(source), str(tmp_path / "out"), "--hidden-size", "36", *RANDOM])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "minitron: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "moment", ["minitron.folder_writer._write_all", "minitron.pruning.write_card"]
 )

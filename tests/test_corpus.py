@@ -259,7 +259,7 @@ def test_random_ids_cover_the_vocabulary_and_follow_their_seed() -> None:
     assert random_corpus(23, seq_len=31, samples=37, seed=6).digest != one.digest
 
 
-TEXT = gzip.compress(b'{"text": "It was the best of times"}\n' * 300)
+TEXT = gzip.compress(b'{"text": "It was the best of times"}\n' * 300, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ TEXT = gzip.compress(b'{"text": "It was the best of times"}\n' * 300)
         ("a", b"x", "is of no known kind: use .txt, .jsonl, .parquet"),
         ("a.txt", b"", "holds 0 tokens, fewer than one sequence of 4: give more text or a"),
         ("a.txt", b" \n\n ", "holds 0 tokens, fewer than one sequence of 4"),
-        ("a.txt.gz", gzip.compress(b""), "holds 0 tokens, fewer than one sequence of 4"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0), "holds 0 tokens, fewer than one sequence of 4"),
         ("a.jsonl", b"", "holds 0 tokens, fewer than one sequence of 4"),
         ("a.jsonl", b'{"text": ""}\n', "holds 0 tokens, fewer than one sequence of 4"),
         (

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minitron
-from minitron.errors import CorpusError, TokenizerError
+from minitron.errors import CorpusError, SourceError, TokenizerError
 from minitron.evaluation import Evaluation, evaluate_model, held_out_ids, held_out_text
 from minitron.source import zoo
 from tests.tiny import tiny_folder, tiny_model, write_text, zoo_tokenizer
@@ -149,8 +149,19 @@ def test_json_has_the_promised_keys(folder: Path, text: str) -> None:
     assert record["tasks"] == {}
 
 
-def test_a_loss_beyond_floating_point_has_infinite_perplexity() -> None:
-    assert Evaluation(loss=800.0, tokens=1, bits_per_byte=None).perplexity == math.inf
+def test_a_perplexity_beyond_floating_point_is_infinite_and_null_in_json() -> None:
+    evaluation = Evaluation(loss=800.0, tokens=1, bits_per_byte=None)
+    assert evaluation.perplexity == math.inf
+    assert evaluation.to_json()["perplexity"] is None
+
+
+def test_a_loss_that_is_no_number_is_refused(text: str) -> None:
+    model = tiny_model("llama", vocab_size=VOCABULARY)
+    with torch.no_grad():
+        model.lm_head.weight *= 1e38
+        model.lm_head.weight *= 10
+    with pytest.raises(SourceError, match="the model has a loss of nan in float32: compute with"):
+        evaluate_model(model, held_out_text(text, zoo_tokenizer(), 16))
 
 
 @pytest.mark.parametrize("content", ["", "  \n "])

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import minitron
+from minitron.cli import main
 from minitron.errors import TargetError, TokenizerError
 from minitron.generation import stream_model
 from minitron.recipe import GenerateRecipe
@@ -98,6 +99,26 @@ def test_greedy_is_what_transformers_generates(folder: Path) -> None:
     wanted = by_transformers(folder, PROMPT, 17, do_sample=False)
     assert len(wanted) > 20
     assert minitron.generate(str(folder), PROMPT, max_new_tokens=17) == wanted
+
+
+def test_the_command_prints_the_prompt_and_what_follows_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["generate", str(folder), PROMPT, "--max-new-tokens", "5"])
+    wanted = by_transformers(folder, PROMPT, 5, do_sample=False)
+    assert capsys.readouterr().out == f"{PROMPT}{wanted}\n"
+
+
+def test_the_command_prints_the_prompt_where_nothing_follows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = zoo_tokenizer()
+    (last,) = tokenizer.encode("It", add_special_tokens=False)
+    reciting_model([last, 3], VOCABULARY).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    main(["generate", str(tmp_path / "model"), "It"])
+    assert capsys.readouterr().out == "It\n"
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (2.0, 0.5)])

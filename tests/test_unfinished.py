@@ -6,14 +6,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from minitron.errors import OutputError, SourceError
 from minitron.unfinished import check_absent, unfinished_folder, write_file
 
 RECIPE = {"source": "tiny", "hidden_size": 36, "seed": 3}
+
+
+@dataclass(frozen=True)
+class DiskUsage:
+    """What shutil.disk_usage tells."""
+
+    free: int
 
 
 def left_by_a_kill(out: Path, *, resumable: bool = False) -> Path:
@@ -40,7 +49,9 @@ def test_a_folder_appears_when_its_block_ends(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "config.json"]
 
 
-@pytest.mark.parametrize("error", [SourceError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x")])
+@pytest.mark.parametrize(
+    "error", [SourceError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x"), RuntimeError("x")]
+)
 def test_a_failure_leaves_nothing_and_is_passed_on(tmp_path: Path, error: BaseException) -> None:
     def fail() -> None:
         with unfinished_folder(tmp_path / "out", RECIPE) as folder:
@@ -53,15 +64,27 @@ def test_a_failure_leaves_nothing_and_is_passed_on(tmp_path: Path, error: BaseEx
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "half"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 @pytest.mark.parametrize("resumable", [False, True])
-def test_a_full_disk_is_told_with_what_stays(tmp_path: Path, number: int, resumable: bool) -> None:
+def test_a_full_disk_is_told_with_what_stays(
+    tmp_path: Path, error: Exception, resumable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     partial = tmp_path / "out.partial"
+    monkeypatch.setattr("shutil.disk_usage", lambda path: DiskUsage(free=4096))
 
     def fill() -> None:
         with unfinished_folder(tmp_path / "out", RECIPE, resumable=resumable) as folder:
             (folder / "half").write_text("")
-            raise OSError(number, os.strerror(number))
+            raise error
 
     kept = f"; what is done stays in {partial}" if resumable else ""
     with pytest.raises(OutputError) as raised:
@@ -202,6 +225,25 @@ def test_a_folder_that_another_run_is_writing_is_left_alone(
             unfinished_folder(tmp_path / "out", RECIPE).__enter__()
         assert (folder / "half").read_text() == "theirs"
     assert (tmp_path / "out" / "half").read_text() == "theirs"
+
+
+def test_a_file_system_without_locks_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with unfinished_folder(tmp_path / "out", RECIPE) as folder:
+        (folder / "config.json").write_text("{}")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_folder_where_a_file_is_to_be_built_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "scores.partial").mkdir()
+    with pytest.raises(OutputError, match="scores cannot be written: Is a directory"):
+        write_file(tmp_path / "scores", b"")
+    assert (tmp_path / "scores.partial").is_dir()
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
