@@ -29,11 +29,11 @@ LIBRARIES: dict[str, Any] = {"ours": modeling_nemotron, "transformers": transfor
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIZES = {
     "vocab_size": 16384,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
+    "hidden_size": 1536,
+    "intermediate_size": 6144,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
-    "head_dim": 96,
+    "head_dim": 128,
 }
 # Largest difference from transformers' logits, as a part of their own size.
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
@@ -177,10 +177,10 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--prompt", type=int, default=256, help="tokens of a prefill")
-    parser.add_argument("--steps", type=int, default=32, help="tokens of a decode")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of a prefill")
+    parser.add_argument("--steps", type=int, default=16, help="tokens of a decode")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])

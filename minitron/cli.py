@@ -219,6 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("minitron: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        app.config = ()
 
 
 def _recipe_file(tokens: list[str]) -> tuple[Dict, ...]:

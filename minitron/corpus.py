@@ -1,7 +1,7 @@
 """Corpus: text as packed token ids, with a digest that tells one corpus from another.
 
 Reads .txt, .jsonl and .parquet files (gzipped too) and Hub datasets through `datasets`, and ids
-made elsewhere from `.npy`. Knows no model: ids a model sampled itself come from `generation`.
+made elsewhere from `.npy`. Knows no model: ids a model sampled itself come from `sampling`.
 
     corpus = load_corpus("books.jsonl.gz", tokenizer, seq_len=512, samples=1024)
     corpus.sequences.shape   # (1024, 512)
@@ -80,9 +80,9 @@ def load_corpus(
     """Sequences of `seq_len` tokens from the text of a file or a Hub dataset.
 
     Documents are packed one after the other, each followed by the tokenizer's end-of-sequence id;
-    a rest shorter than a sequence is dropped. `samples` of them are drawn at random by `seed`;
-    None takes all, in order. Raises CorpusError for text that is missing, unreadable, empty or
-    shorter than one sequence.
+    a rest shorter than a sequence is dropped. `samples` are packed from passages (documents cut at
+    line ends) drawn at random by `seed`; None takes all documents, in order. Raises CorpusError
+    for text that is missing, unreadable, empty or shorter than one sequence.
     """
     if samples is None:
         texts: Iterable[str] = read_documents(name)

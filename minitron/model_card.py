@@ -100,9 +100,10 @@ def _importance_text(record: dict[str, Any]) -> str:
 def _training_text(record: dict[str, Any]) -> str:
     training, recipe = record["training"], record["recipe"]
     start = "random weights" if recipe["scratch"] else "its weights"
+    passes, tokens = training["epochs"], training["corpus_tokens"]
     return (
-        f"From {start}, {training['epoch']:.2g} times over {training['tokens']:,} tokens of "
-        f"`{recipe['corpus']}`, {training['step']:,} steps, peak learning rate "
+        f"From {start}, {passes:.2g} times over {tokens:,} tokens of "
+        f"`{recipe['corpus']}`, {training['steps']:,} steps, peak learning rate "
         f"{recipe['learning_rate']:g}. The loss curve is in `training.jsonl`."
     )
 

@@ -8,7 +8,7 @@ run goes on. Sequences are packed, so there is no padding. Knows nothing of prun
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +71,39 @@ def train(recipe: TrainRecipe) -> HubFolder:
         set_seed(recipe.seed)
         model = _initial_model(source, recipe)
         checkpoints = folder / "checkpoints"
-        records = fit(model, corpus, checkpoints, recipe, held_out=held_out)
+        fitted = fit(model, corpus, checkpoints, recipe, held_out=held_out)
         dtype = getattr(torch, recipe.dtype)
         every_layer = tuple(range(architecture.num_hidden_layers))
         write_model(folder, model, dtype)
         config = resized_config(source.config, architecture, every_layer)
         write_companions(folder, source, config, dtype)
-        write_records(folder, records)
+        write_records(folder, fitted.records)
         write_provenance(
             folder,
             "train",
             record_of(recipe),
             source,
             target=architecture,
-            training={"corpus_digest": corpus.digest, "tokens": corpus.tokens, **records[-1]},
+            training={
+                "corpus_digest": corpus.digest,
+                "corpus_tokens": corpus.tokens,
+                "steps": fitted.steps,
+                "epochs": fitted.epochs,
+            },
         )
         write_card(folder)
         shutil.rmtree(checkpoints)
     return HubFolder.at(out)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training run did."""
+
+    steps: int
+    epochs: float
+    # One a logged step: step, epoch, loss (nats a token) or eval_loss, learning_rate, grad_norm.
+    records: tuple[dict[str, float], ...]
 
 
 def fit(
@@ -98,19 +113,18 @@ def fit(
     recipe: TrainRecipe,
     *,
     held_out: Corpus | None = None,
-) -> list[dict[str, float]]:
-    """Train `model` in place; checkpoints go to `folder`, and an earlier run there is resumed.
-
-    Returns one record a logged step: step, epoch, loss (nats a token) or eval_loss, learning_rate,
-    tokens_per_second.
-    """
+) -> Fitted:
+    """Train `model` in place; checkpoints go to `folder`, and an earlier run there is resumed."""
     corpus.check_fits(model.config.vocab_size)
     seq_len = corpus.sequences.shape[1]
     tokens_per_step = recipe.batch_size * recipe.gradient_accumulation_steps * seq_len
     progress = _Progress(tokens_per_step)
+    checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
+    arguments = _arguments(recipe, folder, evaluates=held_out is not None)
+    arguments.eval_on_start = held_out is not None and checkpoint is None
     trainer = Trainer(
         model=model,
-        args=_arguments(recipe, folder, evaluates=held_out is not None),
+        args=arguments,
         train_dataset=_dataset(corpus),
         eval_dataset=None if held_out is None else _dataset(held_out),
         data_collator=_stack,
@@ -118,17 +132,15 @@ def fit(
     )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
-    model.train()
-    if held_out is not None and get_last_checkpoint(str(folder)) is None:
-        trainer.evaluate()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-    if held_out is not None:
+    trainer.train(resume_from_checkpoint=checkpoint)
+    evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
+    if held_out is not None and evaluated[-1:] != [trainer.state.global_step]:
         trainer.evaluate()
     model.eval()
-    return _records(trainer.state)
+    return _fitted(trainer.state)
 
 
-def write_records(folder: Path, records: list[dict[str, float]]) -> None:
+def write_records(folder: Path, records: tuple[dict[str, float], ...]) -> None:
     """Write the loss curve as training.jsonl."""
     lines = (json.dumps(record) + "\n" for record in records)
     (folder / "training.jsonl").write_text("".join(lines))
@@ -202,6 +214,7 @@ def _arguments(recipe: TrainRecipe, folder: Path, *, evaluates: bool) -> Trainin
         eval_steps=recipe.save_steps,
         prediction_loss_only=True,
         logging_steps=_LOG_STEPS,
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -221,13 +234,14 @@ def _stack(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "labels": input_ids}
 
 
-def _records(state: TrainerState) -> list[dict[str, float]]:
+def _fitted(state: TrainerState) -> Fitted:
     kept = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
-    return [
+    records = tuple(
         {key: record[key] for key in kept if key in record}
         for record in state.log_history
         if "loss" in record or "eval_loss" in record
-    ]
+    )
+    return Fitted(state.global_step, float(state.epoch or 0), records)
 
 
 class _Progress(TrainerCallback):

@@ -50,7 +50,9 @@ def test_continued_training_lowers_the_loss_on_held_out_text(
     assert evaluated[-1] < evaluated[0] - 1
     assert minitron.evaluate(str(out), corpus=text).loss < evaluated[0] - 1
     assert not (out / "checkpoints").exists()
-    assert json.loads((out / "minitron.json").read_text())["training"]["tokens"] == 48 * SEQ_LEN
+    assert (
+        json.loads((out / "minitron.json").read_text())["training"]["corpus_tokens"] == 48 * SEQ_LEN
+    )
 
 
 def test_from_scratch_starts_zero_centred_whatever_init_holds(
@@ -125,7 +127,7 @@ def test_other_families_train_too(family: str, text: str, tmp_path: Path) -> Non
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
-        ({"corpus": "missing.txt"}, "missing.txt does not exist"),
+        ({"init": "tiny", "corpus": "missing.txt"}, "missing.txt does not exist"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_with_nothing_written(
