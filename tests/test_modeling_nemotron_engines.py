@@ -168,6 +168,16 @@ def test_shapes_can_be_worked_out_without_weights() -> None:
 
 
 @torch.no_grad()
+def test_the_vocabulary_can_grow() -> None:
+    model = build(OURS)
+    before = model(**tokens()).logits
+    model.resize_token_embeddings(SIZES["vocab_size"] + 3)
+    after = model(**tokens()).logits
+    assert model.config.vocab_size == after.shape[-1] == SIZES["vocab_size"] + 3
+    assert torch.equal(after[..., : SIZES["vocab_size"]], before)
+
+
+@torch.no_grad()
 def test_the_input_must_be_said_once() -> None:
     model = build(OURS)
     embeddings = model.get_input_embeddings()(tokens()["input_ids"])
@@ -194,9 +204,17 @@ def run_in_parallel(rank: int, folder: str) -> None:
         with torch.no_grad():
             close(parts(**tokens()).logits, whole(**tokens()).logits)
         assert torch.equal(parts.generate(**told), whole.generate(**told))
+    for model in (whole, by_tensors):
+        model(**tokens(), labels=tokens()["input_ids"]).loss.backward()
+    gradients = dict(whole.named_parameters())
+    for name, parameter in by_tensors.named_parameters():
+        gradient = parameter.grad
+        gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+        close(gradient, gradients[name].grad)
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_by_tensors_and_by_layers(tmp_path: Path) -> None:
     build(OURS, attention_bias=True, mlp_bias=True).save_pretrained(tmp_path)
     spawn(run_in_parallel, (str(tmp_path),), nprocs=2)
