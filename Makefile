@@ -7,8 +7,12 @@ lint:
 	ruff check .
 	ruff format --check .
 
+# Over the packages as they are installed: conversion/ is minitron.conversion.
 types:
-	mypy
+	rm -rf build/types && mkdir -p build/types
+	cp -r minitron modeling_nemotron build/types
+	cp -r conversion build/types/minitron/conversion
+	cd build/types && mypy --config-file ../../setup.cfg
 
 test:
 	python -m pytest -n 2

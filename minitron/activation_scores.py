@@ -10,9 +10,8 @@ is taken, over sequences the L2 norm (the paper's batch=L2, seq=mean); sums are 
 | heads  | L2 norm over head_dim of each head's output before o_proj    | per layer         |
 | layers | block influence: 1 - mean cosine between a layer's in and out | per layer        |
 
-The paper's formula takes neurons before the activation. Behind a squared ReLU that counts what is
-then cut to zero, and loses to random pruning (benchmarks/LOG.md); NVIDIA's ModelOpt takes them
-after it, and so do we.
+The paper's formula takes neurons before the activation. On a squared ReLU that lost to random
+pruning (benchmarks/LOG.md); NVIDIA's ModelOpt takes them after it, and so do we.
 
     activation_scores(load_model(open_source("tiny")), corpus)
 """

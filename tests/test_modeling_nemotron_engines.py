@@ -214,7 +214,6 @@ def run_in_parallel(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_give_what_one_gives_by_tensors_and_by_layers(tmp_path: Path) -> None:
     build(OURS, attention_bias=True, mlp_bias=True).save_pretrained(tmp_path)
     spawn(run_in_parallel, (str(tmp_path),), nprocs=2)
