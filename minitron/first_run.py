@@ -31,7 +31,7 @@ TEACHER = "tiny"
 # Narrower, as deep, all heads kept: the papers' best way to half (arXiv 2408.11796, section 4).
 HIDDEN_SIZE, INTERMEDIATE_SIZE = 160, 608
 SEQ_LEN = 256
-CALIBRATION, TRAINING, HELD_OUT = 64, 512, 64  # sequences the teacher samples
+CALIBRATION, TRAINING, HELD_OUT = 64, 384, 64  # sequences the teacher samples
 MEASURED = (
     f"Loss in nats a token and perplexity, on {HELD_OUT} sequences of {SEQ_LEN} tokens that the "
     f"teacher sampled and no student saw; retraining is cross-entropy on {TRAINING} others."

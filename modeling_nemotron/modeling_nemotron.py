@@ -37,11 +37,7 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import (
-    ALL_ATTENTION_FUNCTIONS,
-    PreTrainedModel,
-    slice_logits_to_keep,
-)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -327,6 +323,17 @@ class NemotronModel(NemotronPreTrainedModel):
         )
 
 
+def keep_positions(hidden_states: Tensor, kept: int | Tensor) -> Tensor:
+    """The last `kept` positions (0: all), those a tensor numbers, or those a mask shows."""
+    if isinstance(kept, int):
+        return hidden_states[:, -kept:]
+    if kept.dim() == 1:  # the same positions of every row
+        return hidden_states[:, kept]
+    if kept.dtype == torch.bool:  # (batch, length) -> (shown, hidden_size)
+        return hidden_states[kept]
+    return hidden_states.take_along_dim(kept[..., None], dim=1)  # (batch, kept, hidden_size)
+
+
 class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
     """Nemotron with a language-model head: the next token's logits, generation, and the loss."""
 
@@ -355,7 +362,10 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of all positions, or of the last `logits_to_keep`; `labels` are shifted here."""
+        """Logits of all positions, or of `logits_to_keep` (a count, numbers or a mask).
+
+        `labels` are the tokens themselves: they are shifted here.
+        """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -366,7 +376,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         assert outputs.last_hidden_state is not None
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(keep_positions(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(
