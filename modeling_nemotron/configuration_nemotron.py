@@ -93,20 +93,16 @@ class NemotronConfig(PreTrainedConfig):
         self.validate_architecture()  # here too: @strict would hide the ValueError in its own type
 
     def __setattr__(self, key: str, value: Any) -> None:
-        is_replaced_rope = (
-            key == "rope_parameters"
-            and getattr(self, "_post_init_done", False)
-            and value is not self.rope_parameters
-        )
-        if is_replaced_rope:
-            value = {
-                "rope_theta": self.rope_theta,
-                "partial_rotary_factor": self.partial_rotary_factor,
-                **(value or {}),
-            }
-        super().__setattr__(key, value)
-        if is_replaced_rope:
-            self.standardize_rope_params()
+        before = getattr(self, "rope_parameters", None) if key == "rope_parameters" else None
+        if before is value or "rope_type" not in (before or {}):  # not a complete one replaced
+            super().__setattr__(key, value)
+            return
+        kept = {
+            "rope_theta": self.rope_theta,
+            "partial_rotary_factor": self.partial_rotary_factor,
+        }
+        super().__setattr__(key, {**kept, **(value or {})})
+        self.standardize_rope_params()
 
     @property
     def rope_theta(self) -> float:
