@@ -290,8 +290,8 @@ class NemotronModel(NemotronPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        # Before a cache exists, and with the caller's positions only: the mask looks for packed
-        # sequences just when there is no cache, and ours could not be packed.
+        # Before our own cache and positions are made: transformers looks for packed sequences only
+        # where there is no cache, and positions the caller did not give cannot be packed.
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -303,8 +303,8 @@ class NemotronModel(NemotronPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            length = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
-            position_ids = (length + seen).unsqueeze(0)  # (1, length)
+            new = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+            position_ids = (new + seen).unsqueeze(0)  # (1, length)
 
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
