@@ -5,8 +5,8 @@ is compared is the median over the rounds of their ratio in one round. "products
 the linear layers alone, on inputs of the right size. Logits are compared before anything is
 timed. Imports, weights and compilation are outside every time.
 
-    python benchmarks/modeling.py                       # two to three minutes on two cores
-    python benchmarks/modeling.py --modes eager --rounds 15
+    python benchmarks/modeling.py --rounds 15           # three minutes on two cores
+    python benchmarks/modeling.py --small --layers 6 --rounds 41  # all but the products shows
 """
 
 import argparse
@@ -34,6 +34,14 @@ SIZES = {
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "head_dim": 128,
+}
+SMALL_SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 48,
 }
 # Largest difference from transformers' logits, as a part of their own size.
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
@@ -177,6 +185,7 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="sizes that make overheads visible")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prefill")
     parser.add_argument("--steps", type=int, default=16, help="tokens of a decode")
@@ -186,6 +195,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.small:
+        SIZES.update(SMALL_SIZES)
     jobs = (Job("prefill", options.prompt, 0), Job("decode", 64, options.steps))
 
     print(f"{options.layers} layers, {SIZES}, {options.threads} threads, {options.rounds} rounds")

@@ -53,15 +53,16 @@ class NemotronLayerNorm1P(nn.LayerNorm):
         nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        gain, bias, device, dtype = self.weight, self.bias, input.device.type, input.dtype
         # 1 + weight in bfloat16 would round the weight to the steps that bfloat16 has near 1.
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        gain, bias = self.weight.to(wide) + 1, self.bias.to(wide)
-        device, dtype = input.device.type, input.dtype
+        if gain.dtype in (torch.bfloat16, torch.float16):
+            gain, bias = gain.float(), bias.float()
         if device != "cpu":  # only the CPU kernel takes an input narrower than its gain
-            input = input.to(wide)
+            input = input.to(gain.dtype)
+        output = F.layer_norm(input, self.normalized_shape, gain + 1, bias, self.eps)
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        return F.layer_norm(input, self.normalized_shape, gain, bias, self.eps).to(dtype)
+        return output if output.dtype == dtype else output.to(dtype)
 
 
 class NemotronRotaryEmbedding(nn.Module):
@@ -99,7 +100,9 @@ class NemotronRotaryEmbedding(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angles = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float)
         angles = torch.cat((angles, angles), dim=-1)  # (batch, length, rotary size)
-        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        cos, sin = angles.cos(), angles.sin()
+        if self.attention_scaling != 1:
+            cos, sin = cos * self.attention_scaling, sin * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
 
 
@@ -108,12 +111,13 @@ def apply_rotary_pos_emb(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Turn whole q and k by their positions; the parts that stay unturned are the caller's."""
-    cos, _ = cos.unsqueeze(unsqueeze_dim).chunk(2, dim=-1)  # the tables hold every angle twice
-    sin, _ = sin.unsqueeze(unsqueeze_dim).chunk(2, dim=-1)
     heads = torch.cat((q, k), dim=unsqueeze_dim)  # both turn alike, so they turn together
     first, second = heads.chunk(2, dim=-1)
-    heads = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    turned_q, turned_k = heads.tensor_split((q.shape[unsqueeze_dim],), dim=unsqueeze_dim)
+    quarter_turned = torch.cat((-second, first), dim=-1)
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    heads = torch.addcmul(heads * cos, quarter_turned, sin)
+    counts = (q.shape[unsqueeze_dim], k.shape[unsqueeze_dim])
+    turned_q, turned_k = heads.split_with_sizes(counts, dim=unsqueeze_dim)
     return turned_q, turned_k
 
 
@@ -181,9 +185,9 @@ class NemotronAttention(nn.Module):
         value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
 
         cos, sin = position_embeddings
-        rotary_size = cos.shape[-1]
-        q, unturned_q = query.tensor_split((rotary_size,), dim=-1)
-        k, unturned_k = key.tensor_split((rotary_size,), dim=-1)
+        parts = (cos.shape[-1], self.head_dim - cos.shape[-1])  # the turned and the unturned
+        q, unturned_q = query.split_with_sizes(parts, dim=-1)
+        k, unturned_k = key.split_with_sizes(parts, dim=-1)
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         query, key = torch.cat((q, unturned_q), dim=-1), torch.cat((k, unturned_k), dim=-1)
         if past_key_values is not None:
