@@ -53,7 +53,9 @@ class NemotronLayerNorm1P(nn.LayerNorm):
         nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        gain, bias, device, dtype = self.weight, self.bias, input.device.type, input.dtype
+        gain: Tensor = self.weight
+        bias: Tensor = self.bias
+        device, dtype = input.device.type, input.dtype
         # 1 + weight in bfloat16 would round the weight to the steps that bfloat16 has near 1.
         if gain.dtype in (torch.bfloat16, torch.float16):
             gain, bias = gain.float(), bias.float()
