@@ -8,12 +8,13 @@ rows asked for into a fresh tensor, without mapping the file.
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from minitron.errors import SourceError
+from minitron.lazy_tensor import FileRange
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,36 @@ class StoredTensor:
         if self.strides is None:
             return elements.reshape(shape)
         return elements.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
+
+    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[FileRange, ...] | None:
+        """Where the bytes of these rows lie; None for a tensor with gaps."""
+        if self.strides is not None:
+            return None
+        size = self.shape[0] if self.shape else 1
+        start, stop, _ = slice(start, stop).indices(size)
+        row = self.nbytes // max(size, 1)
+        return (FileRange(self.path, self.offset + start * row, max(stop - start, 0) * row),)
+
+    def select(self, index: int) -> "StoredTensor":
+        """One entry of the first axis, which is dropped."""
+        strides = self.strides or row_major(self.shape)
+        rest = strides[1:] if self.strides is not None else None
+        offset = self.offset + index * strides[0] * self.dtype.itemsize
+        return replace(self, shape=self.shape[1:], offset=offset, strides=rest)
+
+    def narrow(self, axis: int, start: int, stop: int) -> "StoredTensor":
+        """Positions [start, stop) of one axis; other axes than the first leave gaps."""
+        if (start, stop) == (0, self.shape[axis]):
+            return self
+        strides = self.strides or row_major(self.shape)
+        shape = (*self.shape[:axis], stop - start, *self.shape[axis + 1 :])
+        has_gaps = self.strides is not None or axis > 0
+        return replace(
+            self,
+            shape=shape,
+            offset=self.offset + start * strides[axis] * self.dtype.itemsize,
+            strides=strides if has_gaps else None,
+        )
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

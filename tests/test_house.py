@@ -23,6 +23,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.architecture",),
         ("minitron.importance",),
         ("minitron.plan",),
+        ("minitron.lazy_tensor",),
         ("minitron.stored_tensor",),
         ("minitron.finite",),
         ("minitron.file_window", "minitron.inert_pickle", "minitron.torch_tensors"),
