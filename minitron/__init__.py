@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minitron.converting import convert as convert
     from minitron.errors import MinitronError as MinitronError
     from minitron.evaluation import evaluate as evaluate
     from minitron.first_run import quickstart as quickstart
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MinitronError": "errors",
+    "convert": "converting",
     "evaluate": "evaluation",
     "generate": "generation",
     "inspect": "inspection",

@@ -21,6 +21,7 @@ from docstring_parser import parse_from_object
 
 from minitron.errors import MinitronError, TargetError
 from minitron.recipe import (
+    ConvertRecipe,
     EvaluateRecipe,
     GenerateRecipe,
     ImportanceRecipe,
@@ -134,6 +135,22 @@ def prune(recipe: PruneRecipe, *, recipe_file: RecipeFile = None) -> None:
 
     folder = prune(**vars(recipe))
     print(f"{recipe.out}: {inspection_of(folder).parameters:,} parameters")
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron convert minitron-8b-base.nemo minitron-8b-base",
+        "minitron convert nvidia/Minitron-8B-Base minitron-8b-base --dtype bfloat16",
+        "minitron convert minitron-8b-base.nemo engine --to trtllm --tp 2 --dtype bfloat16",
+        "minitron convert tiny tiny.nemo --to nemo",
+    )
+)
+@_takes(ConvertRecipe)
+def convert(recipe: ConvertRecipe, *, recipe_file: RecipeFile = None) -> None:
+    """Bring a model to another format: .nemo, NeMo 2, Hub, TensorRT-LLM, ONNX."""
+    from minitron.converting import convert
+
+    print(f"{convert(**vars(recipe))}: written")
 
 
 @app.command(

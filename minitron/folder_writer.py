@@ -19,8 +19,11 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from minitron.lazy_tensor import LazyTensor
+from minitron.piece_writer import write_piece
 from minitron.safetensors_file import safetensors_header
 from minitron.source import Source
+from minitron.tensor_stream import Piece
 
 MAX_SHARD_SIZE = "5GB"  # as huggingface_hub's own default
 
@@ -41,18 +44,21 @@ class TensorSpec:
 def write_weights(
     folder: Path,
     specs: Mapping[str, TensorSpec],
-    pieces: Iterable[tuple[str, torch.Tensor]],
+    pieces: Iterable[tuple[str, Piece]],
+    *,
+    max_shard_size: str | None = None,
 ) -> None:
     """Write `pieces` as the tensors of `specs`, in its order.
 
-    `pieces` gives each tensor's bytes in row-major order, as one tensor or as several under the
-    same name, one after the other. Files: model.safetensors, or shards with their index.
+    `pieces` gives each tensor's bytes in row-major order, as one piece or as several under the
+    same name, one after the other; those that are file ranges are copied from file to file.
+    Files: model.safetensors, or shards with their index.
     """
     split = split_state_dict_into_shards_factory(
         dict(specs),
         get_storage_size=lambda spec: spec.nbytes,
         filename_pattern="model{suffix}.safetensors",
-        max_shard_size=MAX_SHARD_SIZE,
+        max_shard_size=max_shard_size or MAX_SHARD_SIZE,
     )
     total = sum(spec.nbytes for spec in specs.values())
     stream = iter(pieces)
@@ -65,6 +71,11 @@ def write_weights(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)
+
+
+def specs_of(tensors: Mapping[str, LazyTensor]) -> dict[str, TensorSpec]:
+    """What is known of tensors before they are read."""
+    return {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 def write_model(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -109,7 +120,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _write_shard(
     path: Path,
     specs: Mapping[str, TensorSpec],
-    stream: Iterator[tuple[str, torch.Tensor]],
+    stream: Iterator[tuple[str, Piece]],
     progress: "tqdm[Any]",
 ) -> None:
     with path.open("wb", buffering=0) as file:
@@ -119,15 +130,5 @@ def _write_shard(
             while written < spec.nbytes:
                 got, piece = next(stream)
                 assert got == name, f"{name} was planned, {got} came"
-                assert piece.dtype == spec.dtype, f"{name}: {spec.dtype} planned, not {piece.dtype}"
-                written += _write_all(file, piece)
-                progress.update(piece.nbytes)
+                written += write_piece(file, piece, spec.dtype, progress.update)
             assert written == spec.nbytes, f"{name}: {spec.nbytes} bytes planned, not {written}"
-
-
-def _write_all(file: Any, piece: torch.Tensor) -> int:
-    """Write a tensor's bytes; an unbuffered file may take fewer at a time than it is given."""
-    left = piece.contiguous().view(-1).view(torch.uint8).numpy().data
-    while left:
-        left = left[file.write(left) :]
-    return piece.nbytes

@@ -71,6 +71,8 @@ class LocalPlace:
 class HubFolder:
     """A model's config, tensors and tokenizer files, at a place."""
 
+    format = "hub"
+
     def __init__(self, place: Place) -> None:
         self.name = place.name
         self.revision = place.revision

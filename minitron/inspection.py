@@ -57,7 +57,7 @@ def inspection_of(source: Source) -> Inspection:
     dtype, size = _stored(source, architecture)
     return Inspection(
         model_type=architecture.model_type,
-        format="hub",
+        format=source.format,
         layout=source.layout,
         hidden_size=architecture.hidden_size,
         intermediate_size=architecture.intermediate_size,

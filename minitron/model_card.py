@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from minitron.engines import engine_notes
 from minitron.provenance import read_provenance
 
 _SIZES = (
@@ -27,10 +28,12 @@ _SIZES = (
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MADE_BY = {
+    "convert": "Converted from `{source}` by `minitron convert`.",
     "prune": "Pruned from `{source}` by `minitron prune`.",
     "train": "Trained by `minitron train`, beginning with `{source}`.",
     "quickstart": "Pruned and retrained from `{source}` by `minitron quickstart`.",
 }
+_PRUNE = ("prune", "quickstart")
 
 
 def write_card(folder: Path) -> None:
@@ -50,7 +53,7 @@ def _metadata(record: dict[str, Any]) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["minitron", *(["pruning"] if record["command"] != "train" else [])],
+        tags=["minitron", *(["pruning"] if record["command"] in _PRUNE else [])],
         **base,
         **record["source"]["metadata"],
     )
@@ -67,6 +70,9 @@ def _text(folder: Path, record: dict[str, Any]) -> str:
     if "results" in record:
         parts.append(_results_table(record["results"]))
     parts.append(_usage())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if notes := engine_notes(config):
+        parts.append("## In other engines\n\n" + "\n".join(f"- {note}" for note in notes))
     parts.append(
         "## How it was made\n\n`minitron.json` in this folder holds the whole recipe, with the "
         "versions and, where something was pruned, every index that was kept:\n\n```json\n"

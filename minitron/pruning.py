@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minitron.architecture import Architecture, resized_config
 from minitron.errors import TargetError
-from minitron.folder_writer import write_companions, write_weights
+from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.hub_folder import HubFolder
 from minitron.importance import Importance
 from minitron.model_card import write_card
@@ -18,7 +18,8 @@ from minitron.provenance import write_provenance
 from minitron.recipe import PruneRecipe, record_of, verb
 from minitron.scoring import check_corpus_named, score
 from minitron.source import Source, complete_tensors, hub_config, open_source
-from minitron.surgery import narrowed, target_specs
+from minitron.surgery import narrowed, source_names
+from minitron.tensor_stream import copied
 from minitron.unfinished import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     plan = choose_plan(importance, whole, target)
     _tell(plan, importance)
     with unfinished_folder(out, asdict(recipe)) as folder:
-        write_weights(folder, target_specs(plan, tensors), narrowed(plan, tensors, source.name))
+        kept, names = narrowed(plan, tensors), source_names(plan)
+        write_weights(folder, specs_of(kept), copied(kept, source.name, called=names))
         write_companions(folder, source, resized_config(source.config, target, plan.layers))
         write_provenance(
             folder,

@@ -18,6 +18,8 @@ RecipeT = TypeVar("RecipeT")
 Result = TypeVar("Result")
 
 Scores = Literal["paper", "magnitude", "random"]
+Target = Literal["hub", "nemo", "nemo2", "trtllm", "onnx"]
+DistFormat = Literal["torch_dist", "zarr"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -90,6 +92,34 @@ class ImportanceRecipe(CalibrationRecipe):
     """The model: a folder, a Hub id or a name of the zoo."""
     out: str
     """The safetensors file to write."""
+
+
+@dataclass(frozen=True)
+class ConvertRecipe:
+    """Bring a model from any readable format to another."""
+
+    source: str
+    """The model: a .nemo file or folder, a folder, a Hub id or a name of the zoo."""
+    out: str
+    """What to write: a folder, or with --to nemo a file."""
+    _: KW_ONLY
+    to: Target = "hub"
+    """hub: config.json, safetensors and tokenizer; nemo: one .nemo file; nemo2: a NeMo 2 folder;
+    trtllm: a TensorRT-LLM checkpoint; onnx: a graph with its KV cache."""
+    dtype: DType | None = None
+    """Precision of the weights; as they are stored unless given."""
+    max_shard_size: str = "5GB"
+    """Largest safetensors file (hub)."""
+    tp: int = 1
+    """Tensor-parallel ranks (trtllm)."""
+    pp: int = 1
+    """Pipeline-parallel ranks (trtllm)."""
+    dist_format: DistFormat = "torch_dist"
+    """How the weights lie in a .nemo; megatron-core reads zarr up to 0.15."""
+    keep_vocab_padding: bool = False
+    """Keep the rows of a .nemo's vocabulary beyond its tokenizer's size."""
+    check: bool = True
+    """Refuse NaN and infinity (--no-check: look at no value)."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Source: any model a user can name, opened as one lazy protocol, and loaded where it must run.
 
-`SRC` is a folder, a Hub id (`owner/name`, `owner/name@revision`) or a name of the embedded zoo
-(`tiny`). Knows how each is opened and how a model and its tokenizer are made from it; does not
-know what is done with them.
+`SRC` is a folder, a Hub id (`owner/name`, `owner/name@revision`), a `.nemo` file or folder, or a
+name of the embedded zoo (`tiny`). Knows how each is opened and how a model and its tokenizer are
+made from it; does not know what is done with them.
 
     source = open_source("tiny")
     model = load_model(source)
@@ -32,7 +32,7 @@ from minitron.errors import ArchitectureError, SourceError, TargetError, Tokeniz
 from minitron.finite import FLOATS, check_finite
 from minitron.hub_folder import HubFolder
 from minitron.hub_repository import HubRepository
-from minitron.stored_tensor import StoredTensor
+from minitron.lazy_tensor import LazyTensor
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
 MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family
@@ -44,11 +44,12 @@ class Source(Protocol):
     """A model that can be read tensor by tensor."""
 
     name: str
+    format: str  # "hub" or "nemo"
     revision: str | None
     config: Mapping[str, Any]
 
     @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
+    def tensors(self) -> Mapping[str, LazyTensor]:
         """Every tensor, located but not read."""
 
     @property
@@ -71,26 +72,31 @@ def zoo() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
 
 
-def open_source(name: str) -> Source:
-    """Open what the user named; nothing but config.json is read. Raises SourceError."""
+def open_source(name: str, *, keep_vocab_padding: bool = False) -> Source:
+    """Open what the user named; no weight is read. Raises SourceError.
+
+    A NeMo checkpoint's vocabulary is cut to its tokenizer's size unless its padding is kept.
+    """
     models = zoo()
     if name in models:
         return HubFolder.at(models[name], name)
     path = Path(name)
+    if path.is_file() or (path.is_dir() and _is_nemo_folder(path)):
+        from minitron.conversion.nemo_source import NemoSource  # reached only where it is needed
+
+        return NemoSource(path, keep_vocab_padding=keep_vocab_padding)
     if path.is_dir():
         return HubFolder.at(path)
-    if path.exists():
-        raise SourceError(f"{name} is a file: name the folder that holds config.json")
     parsed = _HUB_ID.fullmatch(name)
     if parsed is None:
         raise SourceError(
-            f"{name} does not exist; name a folder, a Hub id (owner/name) or one of the zoo: "
-            + ", ".join(models)
+            f"{name} does not exist; name a folder, a .nemo, a Hub id (owner/name) or one of the "
+            "zoo: " + ", ".join(models)
         )
     return HubFolder(HubRepository(parsed["repo"], parsed["revision"]))
 
 
-def complete_tensors(source: Source, architecture: Architecture) -> dict[str, StoredTensor]:
+def complete_tensors(source: Source, architecture: Architecture) -> dict[str, LazyTensor]:
     """The tensors that `architecture` asks for, in its order.
 
     Raises SourceError, before any weight is read, for one that is missing, of another shape, not
@@ -222,7 +228,14 @@ def fast_dtype(stored: torch.dtype, device: str) -> torch.dtype:
     return stored if any(map(capabilities.get, in_hardware.get(stored, ()))) else torch.float32
 
 
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+def _is_nemo_folder(path: Path) -> bool:
+    """Whether it is an unpacked `.nemo`, or a NeMo 2 checkpoint."""
+    if (path / "config.json").exists():
+        return False
+    return (path / "model_config.yaml").exists() or (path / "context").is_dir()
+
+
+def _equal(one: LazyTensor, other: LazyTensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     rows = 4096

@@ -1,56 +1,41 @@
-"""Surgery: a plan applied to a source, as a stream of (name, piece of a tensor).
+"""Surgery: a plan applied to a source's tensors, which are cut when they are read.
 
-Knows how kept indices of named axes become rows and columns of each tensor. Holds a few pieces of
-some megabytes, never a tensor, let alone a model: pieces are read and cut ahead by a few threads
-(reading, checking and cutting release the interpreter lock) and handed on in order.
+Knows how kept indices of named axes become rows and columns of each tensor. Holds nothing: a cut
+tensor is read some rows at a time, like any other.
 
-    write_weights(folder, target_specs(plan, tensors), narrowed(plan, tensors, "tiny"))
+    small = narrowed(plan, tensors)
+    write_weights(folder, specs_of(small), copied(small, "tiny"))
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from minitron.architecture import Slot
-from minitron.finite import check_finite
-from minitron.folder_writer import TensorSpec
+from minitron.lazy_tensor import LazyTensor
 from minitron.plan import PruningPlan
-from minitron.stored_tensor import StoredTensor
+from minitron.tensor_stream import PIECE_BYTES
 
 Index = npt.NDArray[np.int64]
 
-_PIECE_BYTES = 1 << 20  # read at once: what stays in a core's cache while it is checked and cut
-_THREADS = 2
-_AHEAD = 4  # pieces being made while one is written
 # Any type of the same width will do to move elements; numpy has no bfloat16.
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def target_specs(plan: PruningPlan, tensors: Mapping[str, StoredTensor]) -> dict[str, TensorSpec]:
-    """The tensors of the pruned model: shapes of the target, each in its source's dtype."""
+def narrowed(plan: PruningPlan, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The tensors of the pruned model in canonical order, located but not read."""
     return {
-        slot.name: TensorSpec(tensors[source_name(plan, slot)].dtype, slot.shape)
+        slot.name: _cut(plan, slot, tensors[source_name(plan, slot)])
         for slot in plan.target.slots()
     }
 
 
-def narrowed(
-    plan: PruningPlan, tensors: Mapping[str, StoredTensor], source: str
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the pruned model in canonical order, as pieces of consecutive rows.
-
-    Raises SourceError, naming the tensor, where a piece read is not finite or cannot be read.
-    """
-    return _made_ahead(
-        piece
-        for slot in plan.target.slots()
-        for piece in _pieces(plan, slot, tensors[source_name(plan, slot)], source)
-    )
+def source_names(plan: PruningPlan) -> dict[str, str]:
+    """Under which name each tensor of the pruned model stands in the source."""
+    return {slot.name: source_name(plan, slot) for slot in plan.target.slots()}
 
 
 def kept_index(plan: PruningPlan, axes: tuple[str, ...], layer: int | None) -> Index | None:
@@ -79,61 +64,47 @@ def source_name(plan: PruningPlan, slot: Slot) -> str:
     return slot.row.name(None if slot.layer is None else plan.layers[slot.layer])
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Some consecutive rows of one tensor, still to be read and cut."""
+class Narrowed:
+    """A tensor at some of its rows and columns; None keeps all of a dimension."""
 
-    name: str  # in the pruned model
-    source: str  # the model, and
-    source_name: str  # the tensor's name in it: what a damaged one is reported as
-    stored: StoredTensor
-    start: int
-    stop: int
-    rows: Index | None  # kept, counted from start
-    columns: Index | None
+    def __init__(self, tensor: LazyTensor, rows: Index | None, columns: Index | None) -> None:
+        height = tensor.shape[0] if rows is None else len(rows)
+        width = tensor.shape[1:] if columns is None else (len(columns),)
+        self.dtype, self.shape = tensor.dtype, (height, *width)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self._tensor, self._rows, self._columns = tensor, rows, columns
 
-    def make(self) -> tuple[str, torch.Tensor]:
-        """Read, check and cut."""
-        tensor = self.stored.read(self.start, self.stop)
-        check_finite(tensor, self.source_name, self.source)
-        if self.rows is not None:
-            tensor = narrow(tensor, self.rows, 0)
-        if self.columns is not None:
-            tensor = narrow(tensor, self.columns, 1)
-        return self.name, tensor
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) of what is kept; of the source, the rows between them are read."""
+        start, stop, _ = slice(start, stop).indices(self.shape[0])
+        if start >= stop:
+            return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
+        if self._rows is None:
+            return self._at_columns(self._tensor.read(start, stop))
+        parts = [self._at_rows(kept) for kept in self._runs(self._rows[start:stop])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _at_rows(self, kept: Index) -> torch.Tensor:
+        first = int(kept[0])
+        rows = self._tensor.read(first, int(kept[-1]) + 1)
+        return self._at_columns(narrow(rows, kept - first, 0))
+
+    def _at_columns(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self._columns is None else narrow(rows, self._columns, 1)
+
+    def _runs(self, kept: Index) -> list[Index]:
+        """Kept rows in runs whose span in the source is no more than a piece."""
+        row_bytes = max(1, self._tensor.nbytes // self._tensor.shape[0])
+        step = max(1, PIECE_BYTES // row_bytes)
+        return np.split(kept, np.flatnonzero(np.diff(kept // step)) + 1)
+
+    def ranges(self, start: int = 0, stop: int | None = None) -> None:
+        """None: what is cut must be read."""
 
 
-def _pieces(plan: PruningPlan, slot: Slot, stored: StoredTensor, source: str) -> Iterator[_Piece]:
-    """One tensor's pieces; those without a kept row are not read."""
+def _cut(plan: PruningPlan, slot: Slot, tensor: LazyTensor) -> LazyTensor:
+    """The source's tensor at what the plan keeps of its axes."""
     kept = [kept_index(plan, axes, slot.layer) for axes in slot.row.axes]
-    rows, columns = kept[0], kept[1] if len(kept) > 1 else None
-    step = max(1, _PIECE_BYTES * stored.shape[0] // max(1, stored.nbytes))
-    for start in range(0, stored.shape[0], step):
-        stop = min(start + step, stored.shape[0])
-        within = None if rows is None else rows[(rows >= start) & (rows < stop)] - start
-        if within is None or within.size:
-            yield _Piece(
-                name=slot.name,
-                source=source,
-                source_name=source_name(plan, slot),
-                stored=stored,
-                start=start,
-                stop=stop,
-                rows=within,
-                columns=columns,
-            )
-
-
-def _made_ahead(pieces: Iterable[_Piece]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Make pieces in threads, a few ahead of the reader, and hand them on in order."""
-    waiting: deque[Future[tuple[str, torch.Tensor]]] = deque()
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        for piece in pieces:
-            waiting.append(pool.submit(piece.make))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    if all(index is None for index in kept):
+        return tensor
+    return Narrowed(tensor, kept[0], kept[1] if len(kept) > 1 else None)

@@ -65,17 +65,27 @@ def unfinished_folder(
         os.close(lock)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears only when complete. Raises OutputError."""
+@contextmanager
+def unfinished_file(path: Path) -> Iterator[Path]:
+    """Give a file to write to; it becomes `path` when the block ends well, else it is removed."""
     check_absent(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(content)
+        yield partial
+        check_absent(path)
         partial.rename(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink()
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+        raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears only when complete. Raises OutputError."""
+    with unfinished_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:

@@ -47,6 +47,8 @@ def magnitude_scores(source: Source) -> Importance:
                 summed += _squares_along(spread, dimension)
         if slot.layer is not None:
             squares["layers"][slot.layer] += _squares_along(spread.view(1, -1), 0).squeeze()
+    heads = squares["heads"].unflatten(-1, (architecture.num_key_value_heads, -1))
+    squares["kv_heads"] += heads.sum(-1)  # a group goes with its query heads
     norms = {axis: total.sqrt() for axis, total in squares.items()}
     return Importance(made_by={"scores": "magnitude"}, **norms)
 

@@ -249,10 +249,10 @@ def test_a_weight_that_is_not_finite_is_named(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("absent", "absent does not exist; name a folder, a Hub id (owner/name) or one of the zoo"),
+        ("absent", "absent does not exist; name a folder, a .nemo, a Hub id (owner/name) or one"),
         ("a/b/c", "a/b/c does not exist; name a folder"),
         ("owner/absent", "owner/absent is neither a folder nor in the cache"),
-        (__file__, "is a file: name the folder that holds config.json"),
+        (__file__, "is neither a tar nor a tar.gz"),
     ],
 )
 @pytest.mark.parametrize(
@@ -421,15 +421,15 @@ class TestTheOutput:
     ) -> None:
         from minitron import folder_writer
 
-        write, written = folder_writer._write_all, []
+        write, written = folder_writer.write_piece, []
 
-        def full_after(file: Any, piece: torch.Tensor) -> int:
+        def full_after(file: Any, piece: Any, *rest: Any) -> int:
             if len(written) == room:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             written.append(piece)
-            return write(file, piece)
+            return write(file, piece, *rest)
 
-        monkeypatch.setattr(folder_writer, "_write_all", full_after)
+        monkeypatch.setattr(folder_writer, "write_piece", full_after)
         line = refused("prune", source, tmp_path / "out", "--hidden-size", 36, *RANDOM)
         assert line == f"no space left for {tmp_path / 'out'}: free some and run again"
         assert len(written) == room
@@ -510,7 +510,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minitron.folder_writer._write_all", interrupt)
+    monkeypatch.setattr("minitron.folder_writer.write_piece", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["prune", str(source), str(tmp_path / "out"), "--hidden-size", "36", *RANDOM])
     assert ended.value.code == 130
@@ -519,7 +519,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "moment", ["minitron.folder_writer._write_all", "minitron.pruning.write_card"]
+    "moment", ["minitron.folder_writer.write_piece", "minitron.pruning.write_card"]
 )
 def test_a_killed_run_leaves_nothing_that_looks_complete_and_can_be_run_again(
     moment: str, source: Path, tmp_path: Path
@@ -532,7 +532,7 @@ def test_a_killed_run_leaves_nothing_that_looks_complete_and_can_be_run_again(
         f"do, done = module.{name}, []\n"
         "def killed_at_the_seventh(*arguments):\n"
         "    done.append(do(*arguments))\n"
-        f"    if len(done) == {7 if name == '_write_all' else 1}:\n"
+        f"    if len(done) == {7 if name == 'write_piece' else 1}:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return done[-1]\n"
         f"module.{name} = killed_at_the_seventh\n"

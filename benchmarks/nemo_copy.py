@@ -1,0 +1,326 @@
+"""`.nemo` to Hub folder against `cp`, and against the usual script: time and memory, in one run.
+
+A synthetic bf16 Nemotron is written as a plain tar in three layouts (one state dict, zarr,
+torch_dist) and two that need merging or casting (zarr of two tensor-parallel ranks, and the state
+dict cast to float16). Each way runs in a process of its own, interleaved, after its imports; memory
+is the peak of anonymous pages above what the interpreter held with everything imported. `minitron`
+scans for NaN, as it does for a user. The naive way extracts the archive, loads all of it, splits
+the fused projections and saves. The results of both are compared by sha256.
+
+    python benchmarks/nemo_copy.py --folder /path/with/25GB --gigabytes 4 --repeats 3
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+# Two layers of it make a gigabyte; head_dim is not hidden_size / heads, as in Minitron-8B.
+SIZES = {
+    "vocab_size": 65536,
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+}
+LAYOUTS = ("state_dict", "zarr", "torch_dist")
+CASES = {  # name: (layout, options of convert)
+    "state_dict": ("state_dict", {}),
+    "zarr": ("zarr", {}),
+    "torch_dist": ("torch_dist", {}),
+    "state_dict to float16": ("state_dict", {"dtype": "float16"}),
+}
+WAYS = ("cp", "minitron", "naive")
+
+
+def architecture(gigabytes: float) -> Any:
+    """As many layers as make the size, in bf16."""
+    from minitron.architecture import Architecture
+
+    layers = 1
+    while True:
+        made = Architecture(model_type="nemotron", num_hidden_layers=layers, **SIZES)
+        if 2 * made.parameters >= gigabytes * 1e9:
+            return made
+        layers += 1
+
+
+def make_source(folder: Path, gigabytes: float) -> None:
+    """A Hub folder of random weights, and from it the three archives."""
+    import torch
+
+    import minitron
+    from minitron.folder_writer import TensorSpec, write_json, write_weights
+
+    made = architecture(gigabytes)
+    specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in made.shapes().items()}
+    torch.manual_seed(0)
+    hub = folder / "hub"
+    hub.mkdir(parents=True)
+    pieces = ((name, (torch.randn(spec.shape) * 0.02).bfloat16()) for name, spec in specs.items())
+    write_weights(hub, specs, pieces)
+    layers = made.num_hidden_layers
+    config = {"model_type": "nemotron", "num_hidden_layers": layers, "dtype": "bfloat16", **SIZES}
+    write_json(hub / "config.json", {**config, "max_position_embeddings": 4096})
+    for layout in ("zarr", "torch_dist"):
+        minitron.convert(
+            str(hub), str(folder / f"{layout}.nemo"), to="nemo", dist_format=layout, check=False
+        )
+    write_state_dict(folder)
+
+
+def write_state_dict(folder: Path) -> None:
+    """The same model as one torch.save file in a tar, as older writers did."""
+    import torch
+
+    from minitron.conversion.megatron_checkpoint import read_checkpoint
+    from minitron.conversion.nemo_archive import open_archive
+
+    with tarfile.open(folder / "zarr.nemo") as archive:
+        settings = archive.extractfile("./model_config.yaml")
+        assert settings is not None
+        text = settings.read()
+    tensors = read_checkpoint(open_archive(folder / "zarr.nemo")).tensors
+    root = folder / "state_dict"
+    root.mkdir()
+    (root / "model_config.yaml").write_bytes(text)
+    state = {f"model.{name}": tensor.read() for name, tensor in tensors.items()}
+    torch.save(state, root / "model_weights.ckpt")
+    with tarfile.open(folder / "state_dict.nemo", "w") as archive:
+        archive.add(root, arcname=".")
+    shutil.rmtree(root)
+
+
+def run_minitron(case: str, source: Path, out: Path) -> None:
+    """The product's own call."""
+    import minitron
+
+    minitron.convert(str(source), str(out), **CASES[case][1])
+
+
+def run_naive(case: str, source: Path, out: Path) -> None:
+    """What a script does: extract, load all, split, save."""
+    import numpy as np
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import save_file
+
+    unpacked = out.with_name("unpacked")
+    with tarfile.open(source) as archive:
+        archive.extractall(unpacked, filter="data")
+    weights = unpacked / "model_weights"
+    state: dict[str, Any] = {}
+    if source.stem == "state_dict":
+        state = torch.load(unpacked / "model_weights.ckpt", weights_only=True)
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    elif source.stem == "torch_dist":
+        reader = dcp.FileSystemReader(weights)
+        for name, entry in reader.read_metadata().state_dict_metadata.items():
+            if hasattr(entry, "size"):
+                state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        dcp.load(state, storage_reader=reader)
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    else:
+        for path in weights.iterdir():
+            if not (path / ".zarray").exists():
+                continue
+            shape = json.loads((path / ".zarray").read_text())["shape"]
+            chunks = sorted(path.glob("[0-9]*"), key=lambda p: [int(i) for i in p.name.split(".")])
+            parts = [np.fromfile(chunk, np.int16) for chunk in chunks]
+            tensor = torch.from_numpy(np.concatenate(parts)).view(torch.bfloat16).view(shape)
+            state[path.name.removeprefix("model.")] = tensor
+    dtype = CASES[case][1].get("dtype")
+    named = {
+        name: tensor.to(getattr(torch, dtype)) if dtype else tensor
+        for name, tensor in hub_names(state).items()
+    }
+    out.mkdir()
+    save_file(named, out / "model.safetensors", {"format": "pt"})
+    shutil.rmtree(unpacked)
+
+
+def hub_names(state: dict[str, Any]) -> dict[str, Any]:
+    """The fused tensors of Megatron under the Hub's names, all in memory."""
+    import torch
+
+    groups, head_dim = SIZES["num_key_value_heads"], SIZES["head_dim"]
+    per_group = SIZES["num_attention_heads"] // groups
+    named = {
+        "model.embed_tokens.weight": state["embedding.word_embeddings.weight"],
+        "lm_head.weight": state["output_layer.weight"],
+    }
+    for end in ("weight", "bias"):
+        named[f"model.norm.{end}"] = state[f"decoder.final_layernorm.{end}"]
+    layered: dict[tuple[int, str], Any] = {}
+    for name, tensor in state.items():
+        if not name.startswith("decoder.layers."):
+            continue
+        rest = name.removeprefix("decoder.layers.")
+        first, _, kind = rest.partition(".")
+        if first.isdigit():
+            layered[int(first), kind] = tensor
+        else:
+            layered.update({(layer, rest): part for layer, part in enumerate(tensor)})
+    hub = {
+        "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+        "mlp.linear_fc1.weight": "mlp.up_proj.weight",
+        "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+    }
+    for end in ("weight", "bias"):
+        for theirs in ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"):
+            hub[f"{theirs}{end}"] = f"input_layernorm.{end}"
+        for theirs in ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"):
+            hub[f"{theirs}{end}"] = f"post_attention_layernorm.{end}"
+    for (layer, kind), tensor in layered.items():
+        prefix = f"model.layers.{layer}"
+        if kind in hub:
+            named[f"{prefix}.{hub[kind]}"] = tensor.contiguous()
+        elif kind == "self_attention.linear_qkv.weight":
+            fused = tensor.view(groups, per_group + 2, head_dim, -1)
+            q, k, v = fused[:, :per_group], fused[:, per_group], fused[:, per_group + 1]
+            for letter, part in zip("qkv", (q, k, v), strict=True):
+                flat = torch.reshape(part, (-1, fused.shape[-1])).contiguous()
+                named[f"{prefix}.self_attn.{letter}_proj.weight"] = flat
+    return named
+
+
+def status(key: str) -> int:
+    """A line of /proc/self/status in bytes."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split(f"{key}:")[1].split()[0])
+
+
+class Peak:
+    """The largest anonymous memory while it runs, sampled: mapped pages of files do not count."""
+
+    def __enter__(self) -> "Peak":
+        self.base = self.most = status("RssAnon")
+        self.running = True
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while self.running:
+            self.most = max(self.most, status("RssAnon"))
+            time.sleep(0.005)
+
+    def __exit__(self, *error: object) -> None:
+        self.running = False
+        self.thread.join()
+
+
+def one_way(case: str, way: str, source: Path, out: Path) -> None:
+    """Run one way after its imports and print seconds, CPU seconds and bytes above the base."""
+    import torch
+    import torch.distributed.checkpoint  # noqa: F401
+
+    import minitron.conversion.nemo_source
+    import minitron.converting
+    import minitron.model_card  # noqa: F401
+
+    torch.zeros(1).bfloat16().float()
+    run = run_minitron if way == "minitron" else run_naive
+    with Peak() as peak:
+        started, cpu = time.perf_counter(), time.process_time()
+        run(case, source, out)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "bytes": peak.most - peak.base}))
+
+
+def measure(case: str, way: str, source: Path, out: Path) -> dict[str, float]:
+    """One run of one way; the result is removed by the caller."""
+    if way == "cp":
+        started = time.perf_counter()
+        subprocess.run(["cp", source, out], check=True)
+        return {"seconds": time.perf_counter() - started, "cpu": 0.0, "bytes": 0.0}
+    command = [sys.executable, __file__, "--case", case, "--way", way]
+    command += ["--source", str(source), "--out", str(out)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return dict(json.loads(printed.splitlines()[-1]))
+
+
+def digest(folder: Path) -> str:
+    """sha256 of all tensors by name."""
+    import torch
+    from safetensors import safe_open
+
+    total = hashlib.sha256()
+    located = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            located.update(dict.fromkeys(file.keys(), path))
+    for name in sorted(located):
+        with safe_open(located[name], framework="pt") as file:
+            total.update(name.encode())
+            total.update(file.get_tensor(name).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def remove(path: Path) -> None:
+    """A file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def compare(case: str, source: Path, folder: Path, repeats: int) -> None:
+    """All ways on one archive, interleaved: medians, and ratios to cp."""
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    digests = {}
+    for repeat in range(repeats):
+        for way in WAYS:
+            out = folder / f"out-{way}"
+            remove(out)
+            runs[way].append(measure(case, way, source, out))
+            if repeat == 0 and way != "cp":
+                digests[way] = digest(out)
+            remove(out)
+    assert len(set(digests.values())) == 1, f"{case}: the results differ"
+    for way, of_way in runs.items():
+        median = {key: statistics.median(run[key] for run in of_way) for key in of_way[0]}
+        pairs = zip(of_way, runs["cp"], strict=True)
+        ratio = statistics.median(run["seconds"] / cp["seconds"] for run, cp in pairs)
+        print(
+            f"| {case} | {way} | {median['seconds']:.2f} | {ratio:.2f} | {median['cpu']:.2f} "
+            f"| {median['bytes'] / 1e6:.0f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Make the archives where they are missing, then run every case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="a place with six times the space")
+    parser.add_argument("--gigabytes", type=float, default=4.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.way:
+        one_way(options.case, options.way, options.source, options.out)
+        return
+    if not (options.folder / "state_dict.nemo").exists():
+        make_source(options.folder, options.gigabytes)
+    size = (options.folder / "zarr.nemo").stat().st_size
+    print(f"{size / 1e9:.2f} GB, {options.repeats} repeats, medians; ratios within a repeat")
+    print("| case | way | seconds | x cp | CPU seconds | MB above base |")
+    print("|---|---|---:|---:|---:|---:|")
+    for case, (layout, _) in CASES.items():
+        compare(case, options.folder / f"{layout}.nemo", options.folder, options.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Aggregation: how a unit's activations over sequences and tokens become one score.
+
+Formulas of arXiv 2407.14679, section 2.2, of a unit's values x over n tokens, then of the
+sequences' scores over n sequences: mean is the mean of absolute values, l2 the root of the sum of
+squares, var the mean square distance from the mean. What is kept over sequences is their number,
+sum and sum of squares in float64, which add up over batches, chunks and processes.
+
+    Aggregation.parse("l2,mean")   # over the batch, over the sequence: the paper's best
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from minitron.errors import TargetError
+
+KINDS = ("l2", "mean", "var")
+# Of float32 values handled at once: a block stays in a core's cache while it is cast and reduced,
+# many times faster than torch's own reductions over whole tensors.
+_CPU_BLOCK = 1 << 18
+_GPU_BLOCK = 1 << 28
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """What is taken over the sequences of the corpus (batch) and over a sequence's tokens."""
+
+    batch: str = "l2"
+    sequence: str = "mean"
+
+    @classmethod
+    def parse(cls, text: str) -> "Aggregation":
+        """Read "batch,sequence". Raises TargetError for anything but two of KINDS."""
+        parts = [part.strip().lower() for part in text.split(",")]
+        if len(parts) != 2 or not set(parts) <= set(KINDS):
+            raise TargetError(
+                f"--aggregation is {text!r}: it must be two of {', '.join(KINDS)}, over the batch "
+                "and over the sequence, such as l2,mean"
+            )
+        return cls(*parts)
+
+
+def sequence_scores(
+    activations: torch.Tensor, kind: str, transform: Transform | None = None
+) -> torch.Tensor:
+    """Of (sequences, tokens, width), each sequence's scores (sequences, units) in float32.
+
+    `transform` makes units of the last dimension, on float32 blocks.
+    """
+    units = transform or (lambda block: block)
+    tokens = activations.shape[1]
+    if kind == "mean":
+        return _summed(activations, lambda _, block: units(block).abs()) / tokens
+    if kind == "l2":
+        return _summed(activations, lambda _, block: units(block).square()).sqrt()
+    # In two passes: a difference of sums would lose a small variance beside a large mean.
+    means = _summed(activations, lambda _, block: units(block)) / tokens
+
+    def distances(rows: slice, block: torch.Tensor) -> torch.Tensor:
+        return (units(block) - means[rows, None]).square()
+
+    return _summed(activations, distances) / tokens
+
+
+def sums_of(scores: torch.Tensor) -> torch.Tensor:
+    """What is kept of some sequences' scores (sequences, units): their sum and sum of squares."""
+    wide = scores.double()
+    return torch.stack((wide.sum(0), wide.square().sum(0)))
+
+
+def batch_score(sums: torch.Tensor, samples: float, kind: str) -> torch.Tensor:
+    """The score over all sequences from what `sums_of` gave, (2, units)."""
+    total, squares = sums
+    if kind == "mean":
+        return total / samples
+    if kind == "l2":
+        return squares.sqrt()
+    return (squares / samples - (total / samples).square()).clamp(min=0)
+
+
+def _summed(
+    activations: torch.Tensor, of: Callable[[slice, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The sum over tokens of what `of` makes of each block, in float32 (sequences, units)."""
+    sums: dict[int, torch.Tensor] = {}  # by the first sequence
+    for rows, block in _blocks(activations):
+        part = of(rows, block).sum(1)
+        known = sums.get(rows.start)
+        sums[rows.start] = part if known is None else known + part
+    return torch.cat(list(sums.values()))
+
+
+def _blocks(activations: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Blocks (sequences, tokens, width) in float32: whole sequences, or a part of one."""
+    samples, tokens, width = activations.shape
+    size = _CPU_BLOCK if activations.device.type == "cpu" else _GPU_BLOCK
+    at_once = max(1, size // width)  # tokens
+    sequences, piece = max(1, at_once // tokens), min(tokens, at_once)
+    for first in range(0, samples, sequences):
+        rows = slice(first, min(first + sequences, samples))
+        for start in range(0, tokens, piece):
+            yield rows, activations[rows, start : start + piece].float()

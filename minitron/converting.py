@@ -1,0 +1,177 @@
+"""Converting: the steps from any readable model to any format that is written here.
+
+convert(source="minitron-8b-base.nemo", out="minitron-8b-base")
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from minitron.architecture import Architecture, resized_config
+from minitron.engines import engine_notes
+from minitron.errors import TargetError
+from minitron.folder_writer import specs_of, write_companions, write_weights
+from minitron.lazy_tensor import Cast, LazyTensor
+from minitron.model_card import write_card
+from minitron.provenance import write_provenance
+from minitron.recipe import ConvertRecipe, record_of, verb
+from minitron.source import Source, complete_tensors, hub_config, open_source
+from minitron.tensor_stream import Checked, copied
+from minitron.unfinished import check_absent, unfinished_file, unfinished_folder
+
+logger = logging.getLogger(__name__)
+
+_SIZE = re.compile(r"\d+ ?[KMGT]B", re.IGNORECASE)
+# Options that only some targets have, with what they are where nobody chose.
+_ONLY = {
+    "tp": ("trtllm",),
+    "pp": ("trtllm",),
+    "dist_format": ("nemo",),
+    "max_shard_size": ("hub",),
+}
+
+
+@verb(ConvertRecipe)
+def convert(recipe: ConvertRecipe) -> Path:
+    """Bring a model to another format: Hub folder, `.nemo`, NeMo 2, TensorRT-LLM or ONNX.
+
+    Weights are streamed: bytes that lie as they are wanted are copied from file to file, the rest
+    is made some megabytes at a time (ONNX loads the model). Returns `out`. Raises a MinitronError,
+    with nothing written, for a source that cannot be read or that the target cannot hold.
+    """
+    out = Path(recipe.out)
+    check_absent(out)
+    _check_options(recipe)
+    source = open_source(recipe.source, keep_vocab_padding=recipe.keep_vocab_padding)
+    model = _read(source, recipe)
+    for note in engine_notes(model.config):
+        logger.warning("%s", note)
+    _WRITERS[recipe.to](model, out)
+    return out
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is converted: everything of it that is known before a weight is read."""
+
+    recipe: ConvertRecipe
+    source: Source
+    architecture: Architecture
+    config: Mapping[str, Any]  # as config.json
+    tensors: Mapping[str, LazyTensor]  # under the Hub's names, in the dtype wished for
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the largest tensor."""
+        return max(self.tensors.values(), key=lambda tensor: tensor.nbytes).dtype
+
+    @property
+    def checked(self) -> Mapping[str, LazyTensor]:
+        """The tensors, each refused as it is read where it is not finite."""
+        if not self.recipe.check:
+            return self.tensors
+        return {n: Checked(tensor, n, self.source.name) for n, tensor in self.tensors.items()}
+
+    @property
+    def tokenizer_model(self) -> Path | None:
+        """The SentencePiece file, which is what a `.nemo` carries."""
+        files = {path.name: path for path in self.source.tokenizer_files()}
+        return files.get("tokenizer.model")
+
+
+def _check_options(recipe: ConvertRecipe) -> None:
+    """Refuse options of another target than the one chosen."""
+    for name, targets in _ONLY.items():
+        if getattr(recipe, name) != _DEFAULTS[name] and recipe.to not in targets:
+            flag = "--" + name.replace("_", "-")
+            raise TargetError(f"{flag} is for --to {' or '.join(targets)}, not {recipe.to}")
+    for name in ("tp", "pp"):
+        if getattr(recipe, name) < 1:
+            raise TargetError(f"--{name} is {getattr(recipe, name)}: it must be at least 1")
+    if not _SIZE.fullmatch(recipe.max_shard_size):
+        raise TargetError(f"--max-shard-size is {recipe.max_shard_size!r}: say a size, as 5GB")
+
+
+def _read(source: Source, recipe: ConvertRecipe) -> _Model:
+    """Config and tensors, refused where they do not belong together."""
+    architecture = Architecture.from_config(source.config)
+    tensors: Mapping[str, LazyTensor] = complete_tensors(source, architecture)
+    if recipe.dtype is not None:
+        dtype = getattr(torch, recipe.dtype)
+        tensors = {name: Cast(tensor, dtype) for name, tensor in tensors.items()}
+    layers = tuple(range(architecture.num_hidden_layers))
+    config = resized_config(source.config, architecture, layers)
+    hub_config(config)
+    return _Model(recipe, source, architecture, config, tensors)
+
+
+def _write_hub(model: _Model, out: Path) -> None:
+    recipe, source = model.recipe, model.source
+    with unfinished_folder(out, asdict(recipe)) as folder:
+        write_companions(folder, source, model.config, model.dtype)
+        write_weights(
+            folder,
+            specs_of(model.tensors),
+            copied(model.tensors, source.name, check=recipe.check),
+            max_shard_size=recipe.max_shard_size,
+        )
+        write_provenance(folder, "convert", record_of(recipe), source, target=model.architecture)
+        write_card(folder)
+
+
+def _write_nemo(model: _Model, out: Path) -> None:
+    from minitron.conversion.megatron_names import megatron_tensors
+    from minitron.conversion.nemo_config import nemo_settings
+    from minitron.conversion.nemo_writer import write_nemo
+
+    padded = model.architecture.vocab_size
+    tensors = megatron_tensors(model.checked, model.architecture, padded_vocab_size=padded)
+    settings = nemo_settings(model.config, padded_vocab_size=padded)
+    with unfinished_file(out) as file, _progress(tensors) as progress:
+        write_nemo(
+            file,
+            settings,
+            tensors,
+            tokenizer_model=model.tokenizer_model,
+            dist_format=model.recipe.dist_format,
+            progress=progress,
+        )
+
+
+def _write_trtllm(model: _Model, out: Path) -> None:
+    from minitron.conversion.trtllm_checkpoint import write_trtllm
+
+    recipe = model.recipe
+    with unfinished_folder(out, asdict(recipe)) as folder, _progress(model.tensors) as progress:
+        write_trtllm(
+            folder,
+            model.config,
+            model.checked,
+            tp=recipe.tp,
+            pp=recipe.pp,
+            dtype=model.dtype,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _progress(tensors: Mapping[str, LazyTensor]) -> Iterator[Callable[[int], object]]:
+    """A bar in bytes; it is told of those that were written."""
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="write", disable=None) as bar:
+        yield bar.update
+
+
+_DEFAULTS = {field.name: field.default for field in fields(ConvertRecipe)}
+_WRITERS: Mapping[str, Callable[[_Model, Path], None]] = {
+    "hub": _write_hub,
+    "nemo": _write_nemo,
+    "trtllm": _write_trtllm,
+}

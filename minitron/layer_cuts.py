@@ -1,0 +1,156 @@
+"""Layer cuts: what a model loses when a layer, or a run of layers, is left out.
+
+Three measures, each of one sweep over the corpus (arXiv 2407.14679, section 2.2; 2511.16664, eq. 5):
+
+| influence | 1 - mean cosine between the stream before and after what is cut | no extra work |
+| loss      | how much the loss on the next token rises, in nats              | see below     |
+| logits    | sum of squared differences of the logits / sum of their squares | see below     |
+
+For the last two, every shortened model runs beside the whole one: it shares all layers before its
+cut, so cutting each of L layers costs about L / 2 passes and holds the states L + 1 times.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minitron.layer_stream import LayerStream
+
+Measure = Literal["influence", "loss", "logits"]
+States = list[torch.Tensor]  # one a batch, (sequences, tokens, hidden)
+
+_ROWS = 1 << 16  # cast to float32 at once, in values: stays in a core's cache
+_LOGITS = 1 << 24  # held at once
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The layers [start, stop), left out."""
+
+    start: int
+    stop: int
+
+
+def cuts_of(layers: int, block_size: int | None) -> tuple[Cut, ...]:
+    """Every layer alone, then every run of `block_size` layers."""
+    single = [Cut(start, start + 1) for start in range(layers)]
+    runs = [] if block_size is None else range(layers - block_size + 1)
+    return (*single, *(Cut(start, start + (block_size or 0)) for start in runs))
+
+
+class CutScores:
+    """Sums over tokens for every cut, filled while a chunk passes the layers."""
+
+    def __init__(self, cuts: tuple[Cut, ...], measure: Measure, device: str) -> None:
+        self._cuts = cuts
+        self._measure = measure
+        self._held: dict[Cut, States] = {}
+        names = {
+            "influence": ("cosines", "mean_cosines"),
+            "loss": ("losses",),
+            "logits": ("errors",),
+        }[measure]
+        size = len(cuts) + (measure == "loss")  # the whole model's loss comes last
+        self.sums = {name: torch.zeros(size, dtype=torch.float64, device=device) for name in names}
+        if measure != "influence":
+            self.sums["squares" if measure == "logits" else "targets"] = torch.zeros(
+                1, dtype=torch.float64, device=device
+            )
+
+    def step(self, index: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Take note of the whole model's next batch around layer `index`."""
+        for place, cut in enumerate(self._cuts):
+            if cut.start == index:
+                self._held.setdefault(cut, []).append(before)
+            if cut.stop == index + 1 and self._measure == "influence":
+                held = self._held[cut]
+                cosine = cosines(held.pop(0), after)  # (sequences, tokens)
+                self.sums["cosines"][place] += cosine.sum()
+                self.sums["mean_cosines"][place] += cosine.mean(1).sum()
+
+    def run(self, stream: LayerStream, index: int, layer: nn.Module) -> None:
+        """Run the layer for the models that were cut before it."""
+        if self._measure == "influence":
+            return
+        for cut, states in self._held.items():
+            if cut.stop <= index:
+                for batch, held in enumerate(states):
+                    states[batch] = stream.run(index, layer, held)
+
+    def finish(self, stream: LayerStream, ids: list[torch.Tensor], states: States) -> None:
+        """Compare the outputs of all models on a chunk, and forget it."""
+        models = [*(self._held[cut] for cut in self._cuts if cut in self._held), states]
+        if self._measure == "loss":
+            targets = [tokens[:, 1:].flatten().to(stream.device) for tokens in ids]
+            inputs = [[batch[:, :-1] for batch in model] for model in models]
+            self.sums["losses"] += _losses(stream, inputs, targets)
+            self.sums["targets"] += sum(map(len, targets))
+        elif self._measure == "logits":
+            self._add_errors(stream, models)
+        self._held.clear()
+
+    def _add_errors(self, stream: LayerStream, models: list[States]) -> None:
+        for _, rows in stream.head_blocks():
+            for batches in zip(*models, strict=True):
+                for piece in _pieces(len(rows), batches[0]):
+                    wanted = _logits(stream, batches[-1], rows, piece)
+                    self.sums["squares"] += wanted.square().sum(dtype=torch.float64)
+                    for place, states in enumerate(batches[:-1]):
+                        difference = _logits(stream, states, rows, piece) - wanted
+                        squares = difference.square().sum(dtype=torch.float64)
+                        self.sums["errors"][place] += squares
+
+
+def cosines(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The cosine of each token's two states, (sequences, tokens) in float64; 0 for no length."""
+    found = []
+    at_once = max(1, _ROWS // one.shape[-1]) if one.device.type == "cpu" else len(one.flatten(0, 1))
+    pairs = zip(one.flatten(0, 1).split(at_once), other.flatten(0, 1).split(at_once), strict=True)
+    for first, second in pairs:
+        a, b = first.float(), second.float()
+        dot, squares = (a * b).sum(-1), (a * a).sum(-1).double() * (b * b).sum(-1)
+        found.append(dot / squares.sqrt().clamp(min=1e-30))
+    return torch.cat(found).view(one.shape[:-1])
+
+
+def _losses(stream: LayerStream, models: list[States], targets: list[torch.Tensor]) -> torch.Tensor:
+    """The summed cross-entropy of each model's states, over a vocabulary that comes in blocks."""
+    logsums = [
+        [torch.full_like(ids, -torch.inf, dtype=torch.float32) for ids in targets] for _ in models
+    ]
+    found = [[torch.zeros_like(ids, dtype=torch.float32) for ids in targets] for _ in models]
+    for first, rows in stream.head_blocks():
+        for model, states in enumerate(models):
+            for batch, ids in enumerate(targets):
+                for piece in _pieces(len(rows), states[batch]):
+                    logits = _logits(stream, states[batch], rows, piece)
+                    logsum = logsums[model][batch][piece]
+                    logsum.copy_(torch.logaddexp(logsum, logits.logsumexp(-1)))
+                    found[model][batch][piece] += _at(logits, ids[piece] - first)
+    pairs = [zip(*pair, strict=True) for pair in zip(logsums, found, strict=True)]
+    return torch.stack([sum((a - b).double().sum() for a, b in pair) for pair in pairs])
+
+
+def _at(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Of each row the value at its place, 0 where that is outside."""
+    is_inside = (places >= 0) & (places < logits.shape[1])
+    values = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    return torch.where(is_inside, values, 0)
+
+
+def _pieces(rows: int, states: torch.Tensor) -> Iterator[slice]:
+    """Runs of tokens, so short that their logits are few."""
+    at_once = max(1, _LOGITS // rows)
+    tokens = states.shape[0] * states.shape[1]
+    return (slice(start, start + at_once) for start in range(0, tokens, at_once))
+
+
+def _logits(
+    stream: LayerStream, states: torch.Tensor, rows: torch.Tensor, piece: slice
+) -> torch.Tensor:
+    """Of some tokens, for some of the vocabulary, in float32."""
+    return F.linear(stream.normed(states.flatten(0, 1)[piece]), rows).float()
