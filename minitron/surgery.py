@@ -8,15 +8,18 @@ tensor is read some rows at a time, like any other.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from minitron.architecture import Slot
+from minitron.architecture import Slot, resized_config
 from minitron.lazy_tensor import LazyTensor
 from minitron.plan import PruningPlan
+from minitron.source import Source, complete_tensors
 from minitron.tensor_stream import PIECE_BYTES
 
 Index = npt.NDArray[np.int64]
@@ -108,3 +111,36 @@ def _cut(plan: PruningPlan, slot: Slot, tensor: LazyTensor) -> LazyTensor:
     if all(index is None for index in kept):
         return tensor
     return Narrowed(tensor, kept[0], kept[1] if len(kept) > 1 else None)
+
+
+class PrunedSource:
+    """A source as a plan leaves it: read, scored and evaluated before anything is written.
+
+    What is not weights or config (tokenizer, terms, generation settings) stays the source's.
+    """
+
+    layout = "pruned"
+
+    def __init__(self, source: Source, plan: PruningPlan) -> None:
+        self.name = source.name
+        self.format = source.format
+        self.revision = source.revision
+        self.config = resized_config(source.config, plan.target, plan.layers)
+        self._source, self._plan = source, plan
+
+    @cached_property
+    def tensors(self) -> Mapping[str, LazyTensor]:
+        """The tensors of the pruned model, located but not read."""
+        return narrowed(self._plan, complete_tensors(self._source, self._plan.source))
+
+    def file(self, name: str) -> Path | None:
+        """The source's own."""
+        return self._source.file(name)
+
+    def tokenizer_files(self) -> Iterator[Path]:
+        """The source's own."""
+        return self._source.tokenizer_files()
+
+    def license_files(self) -> Iterator[Path]:
+        """The source's own."""
+        return self._source.license_files()
