@@ -60,6 +60,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
 
     import minitron
     from minitron.folder_writer import TensorSpec, write_json, write_weights
+    from minitron.source import zoo
 
     made = architecture(gigabytes)
     specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in made.shapes().items()}
@@ -71,6 +72,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
     layers = made.num_hidden_layers
     config = {"model_type": "nemotron", "num_hidden_layers": layers, "dtype": "bfloat16", **SIZES}
     write_json(hub / "config.json", {**config, "max_position_embeddings": 4096})
+    shutil.copyfile(zoo()["tiny"] / "tokenizer.model", hub / "tokenizer.model")
     for layout in ("zarr", "torch_dist"):
         minitron.convert(
             str(hub), str(folder / f"{layout}.nemo"), to="nemo", dist_format=layout, check=False
@@ -85,14 +87,11 @@ def write_state_dict(folder: Path) -> None:
     from minitron.conversion.megatron_checkpoint import read_checkpoint
     from minitron.conversion.nemo_archive import open_archive
 
-    with tarfile.open(folder / "zarr.nemo") as archive:
-        settings = archive.extractfile("./model_config.yaml")
-        assert settings is not None
-        text = settings.read()
-    tensors = read_checkpoint(open_archive(folder / "zarr.nemo")).tensors
     root = folder / "state_dict"
-    root.mkdir()
-    (root / "model_config.yaml").write_bytes(text)
+    with tarfile.open(folder / "zarr.nemo") as archive:
+        beside = [entry for entry in archive if "model_weights" not in entry.name]
+        archive.extractall(root, beside, filter="data")
+    tensors = read_checkpoint(open_archive(folder / "zarr.nemo")).tensors
     state = {f"model.{name}": tensor.read() for name, tensor in tensors.items()}
     torch.save(state, root / "model_weights.ckpt")
     with tarfile.open(folder / "state_dict.nemo", "w") as archive:
@@ -104,7 +103,7 @@ def run_minitron(case: str, source: Path, out: Path) -> None:
     """The product's own call."""
     import minitron
 
-    minitron.convert(str(source), str(out), **CASES[case][1])
+    minitron.convert(str(source), str(out), keep_vocab_padding=True, **CASES[case][1])
 
 
 def run_naive(case: str, source: Path, out: Path) -> None:

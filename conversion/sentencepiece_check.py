@@ -99,12 +99,20 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model_file: Path) -> tup
         if found != expected:
             reason = _reason(text, expected, found, model)
             differences.append(Difference(text, tuple(expected), tuple(found), reason))
-            logger.info("%.60r is not read as by %s: %s", text, model_file, reason)
         # SentencePiece shows an unknown as a sign of its own, a Hub tokenizer as <unk>.
         known = [index for index in expected if index != model.special["unk"]]
         if tokenizer.decode(known) != processor.decode(known):
             raise TokenizerError(f"the tokenizer does not give {text[:60]!r} back as {model_file}")
-    logger.info("%d of %d texts are not read as by %s", len(differences), len(texts), model_file)
+    for reason in dict.fromkeys(difference.reason for difference in differences):
+        strings = [f"{d.text:.60}" for d in differences if d.reason == reason]
+        logger.info(
+            "%d of %d difficult texts are not read as by %s, for %s: %s",
+            len(strings),
+            len(texts),
+            model_file.name,
+            reason,
+            ", ".join(map(repr, strings)),
+        )
     return tuple(differences)
 
 

@@ -9,22 +9,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
 from minitron.architecture import Architecture, resized_config
 from minitron.engines import engine_notes
-from minitron.errors import TargetError
+from minitron.errors import TargetError, TokenizerError
 from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.lazy_tensor import Cast, LazyTensor
 from minitron.model_card import write_card
 from minitron.provenance import write_provenance
 from minitron.recipe import ConvertRecipe, record_of, verb
-from minitron.source import Source, complete_tensors, hub_config, open_source
+from minitron.source import Source, complete_tensors, hub_config, load_model, open_source
 from minitron.tensor_stream import Checked, copied
 from minitron.unfinished import check_absent, unfinished_file, unfinished_folder
+
+if TYPE_CHECKING:
+    from minitron.conversion.nemo_tokenizer import FoundTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +54,9 @@ def convert(recipe: ConvertRecipe) -> Path:
     _check_options(recipe)
     source = open_source(recipe.source, keep_vocab_padding=recipe.keep_vocab_padding)
     model = _read(source, recipe)
-    for note in engine_notes(model.config):
-        logger.warning("%s", note)
+    if recipe.to == "hub":
+        for note in engine_notes(model.config):
+            logger.warning("%s", note)
     _WRITERS[recipe.to](model, out)
     return out
 
@@ -65,25 +69,60 @@ class _Model:
     source: Source
     architecture: Architecture
     config: Mapping[str, Any]  # as config.json
-    tensors: Mapping[str, LazyTensor]  # under the Hub's names, in the dtype wished for
+    stored: Mapping[str, LazyTensor]  # under the Hub's names
+
+    @property
+    def tensors(self) -> Mapping[str, LazyTensor]:
+        """The tensors in the dtype wished for."""
+        if self.recipe.dtype is None:
+            return self.stored
+        return {name: Cast(tensor, self.dtype) for name, tensor in self.stored.items()}
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the largest tensor."""
-        return max(self.tensors.values(), key=lambda tensor: tensor.nbytes).dtype
+        """The one wished for, else that of the largest tensor."""
+        if self.recipe.dtype is not None:
+            return _dtype(self.recipe.dtype)
+        return max(self.stored.values(), key=lambda tensor: tensor.nbytes).dtype
 
-    @property
-    def checked(self) -> Mapping[str, LazyTensor]:
-        """The tensors, each refused as it is read where it is not finite."""
+    def checked(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+        """Tensors, each refused as it is read where it is not finite."""
         if not self.recipe.check:
-            return self.tensors
-        return {n: Checked(tensor, n, self.source.name) for n, tensor in self.tensors.items()}
+            return tensors
+        return {name: Checked(tensor, name, self.source.name) for name, tensor in tensors.items()}
 
-    @property
-    def tokenizer_model(self) -> Path | None:
-        """The SentencePiece file, which is what a `.nemo` carries."""
-        files = {path.name: path for path in self.source.tokenizer_files()}
-        return files.get("tokenizer.model")
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """The tokenizer as NeMo wants it: a SentencePiece model, else an id on the Hub."""
+
+    found: "FoundTokenizer"
+    size: int
+    model_file: Path | None
+
+    @classmethod
+    def of(cls, model: _Model) -> "_Tokenizer":
+        """Raises TokenizerError for a model that has neither."""
+        from minitron.conversion.nemo_tokenizer import FoundTokenizer
+        from minitron.conversion.sentencepiece_model import read_model
+
+        source = model.source
+        files = {path.name: path for path in source.tokenizer_files()}
+        if "tokenizer.model" in files:
+            size = len(read_model(files["tokenizer.model"]).pieces)
+            return cls(FoundTokenizer("sentencepiece", "x"), size, files["tokenizer.model"])
+        if files and source.format == "hub" and not Path(source.name).exists():
+            found = FoundTokenizer("huggingface", hub_id=source.name)
+            return cls(found, model.architecture.vocab_size, None)
+        raise TokenizerError(
+            f"{source.name} has no tokenizer.model: a .nemo carries a SentencePiece model, add it"
+        )
+
+
+def _dtype(name: str) -> torch.dtype:
+    """torch's dtype of that name."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _check_options(recipe: ConvertRecipe) -> None:
@@ -102,10 +141,7 @@ def _check_options(recipe: ConvertRecipe) -> None:
 def _read(source: Source, recipe: ConvertRecipe) -> _Model:
     """Config and tensors, refused where they do not belong together."""
     architecture = Architecture.from_config(source.config)
-    tensors: Mapping[str, LazyTensor] = complete_tensors(source, architecture)
-    if recipe.dtype is not None:
-        dtype = getattr(torch, recipe.dtype)
-        tensors = {name: Cast(tensor, dtype) for name, tensor in tensors.items()}
+    tensors = complete_tensors(source, architecture)
     layers = tuple(range(architecture.num_hidden_layers))
     config = resized_config(source.config, architecture, layers)
     hub_config(config)
@@ -128,20 +164,51 @@ def _write_hub(model: _Model, out: Path) -> None:
 
 def _write_nemo(model: _Model, out: Path) -> None:
     from minitron.conversion.megatron_names import megatron_tensors
-    from minitron.conversion.nemo_config import nemo_settings
+    from minitron.conversion.nemo_settings import nemo_settings
     from minitron.conversion.nemo_writer import write_nemo
 
-    padded = model.architecture.vocab_size
-    tensors = megatron_tensors(model.checked, model.architecture, padded_vocab_size=padded)
-    settings = nemo_settings(model.config, padded_vocab_size=padded)
+    tokenizer = _Tokenizer.of(model)
+    settings = nemo_settings(
+        model.config,
+        tokenizer=tokenizer.found,
+        tokenizer_size=tokenizer.size,
+        dtype=model.dtype,
+        dist_ckpt_format=model.recipe.dist_format,
+    )
+    rows = model.architecture.vocab_size
+    tensors = megatron_tensors(
+        model.checked(model.tensors), model.architecture, padded_vocab_size=rows
+    )
     with unfinished_file(out) as file, _progress(tensors) as progress:
         write_nemo(
             file,
             settings,
             tensors,
-            tokenizer_model=model.tokenizer_model,
+            tokenizer_model=tokenizer.model_file,
             dist_format=model.recipe.dist_format,
             progress=progress,
+        )
+
+
+def _write_nemo2(model: _Model, out: Path) -> None:
+    from minitron.conversion.megatron_names import megatron_tensors
+    from minitron.conversion.nemo_settings import nemo2_settings
+    from minitron.conversion.nemo_writer import write_nemo2
+
+    tokenizer = _Tokenizer.of(model)
+    settings = nemo2_settings(
+        model.config, tokenizer=tokenizer.found, tokenizer_size=tokenizer.size, dtype=model.dtype
+    )
+    rows = model.architecture.vocab_size
+    tensors = megatron_tensors(
+        model.checked(model.tensors), model.architecture, padded_vocab_size=rows
+    )
+    with (
+        unfinished_folder(out, asdict(model.recipe)) as folder,
+        _progress(tensors) as progress,
+    ):
+        write_nemo2(
+            folder, settings, tensors, tokenizer_model=tokenizer.model_file, progress=progress
         )
 
 
@@ -153,12 +220,25 @@ def _write_trtllm(model: _Model, out: Path) -> None:
         write_trtllm(
             folder,
             model.config,
-            model.checked,
+            model.checked(model.stored),  # norms are made from what is stored, then cast
             tp=recipe.tp,
             pp=recipe.pp,
             dtype=model.dtype,
             progress=progress,
         )
+
+
+def _write_onnx(model: _Model, out: Path) -> None:
+    from minitron.conversion.onnx_export import export_onnx
+
+    recipe = model.recipe
+    if recipe.dtype not in (None, "float32"):
+        raise TargetError(f"--dtype {recipe.dtype} is not for --to onnx, which is float32")
+    loaded = load_model(model.source, dtype=torch.float32)
+    with unfinished_folder(out, asdict(recipe)) as folder:
+        write_companions(folder, model.source, model.config, torch.float32)
+        difference = export_onnx(loaded, folder)
+    logger.info("onnxruntime agrees with torch to %.1e of the largest logit", difference)
 
 
 @contextmanager
@@ -173,5 +253,7 @@ _DEFAULTS = {field.name: field.default for field in fields(ConvertRecipe)}
 _WRITERS: Mapping[str, Callable[[_Model, Path], None]] = {
     "hub": _write_hub,
     "nemo": _write_nemo,
+    "nemo2": _write_nemo2,
     "trtllm": _write_trtllm,
+    "onnx": _write_onnx,
 }

@@ -72,6 +72,7 @@ class HubFolder:
     """A model's config, tensors and tokenizer files, at a place."""
 
     format = "hub"
+    writer: str | None = None
 
     def __init__(self, place: Place) -> None:
         self.name = place.name
@@ -123,6 +124,11 @@ class HubFolder:
     def file(self, name: str) -> Path | None:
         """A file of the folder, on this machine; None where there is none."""
         return self._place.file(name)
+
+    @property
+    def tokenizer_names(self) -> list[str]:
+        """What a tokenizer may need, by name."""
+        return sorted(path.name for path in self.tokenizer_files())
 
     def tokenizer_files(self) -> Iterator[Path]:
         """Whatever a tokenizer may need."""

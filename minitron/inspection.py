@@ -14,6 +14,8 @@ from minitron.errors import ArchitectureError
 from minitron.recipe import InspectRecipe, verb
 from minitron.source import Source, complete_tensors, open_source
 
+_TOLD = ("tokenizer", "writer")  # to a person, not in --json
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -35,10 +37,11 @@ class Inspection:
     dtype: str
     kv_cache_bytes_per_token: int
     tokenizer: list[str]
+    writer: str | None = None  # what a NeMo checkpoint says of its format
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `minitron inspect --json`."""
-        return {key: value for key, value in asdict(self).items() if key != "tokenizer"}
+        return {key: value for key, value in asdict(self).items() if key not in _TOLD}
 
 
 @verb(InspectRecipe)
@@ -71,7 +74,8 @@ def inspection_of(source: Source) -> Inspection:
         bytes=size,
         dtype=str(dtype).removeprefix("torch."),
         kv_cache_bytes_per_token=architecture.kv_cache_elements_per_token * dtype.itemsize,
-        tokenizer=sorted(path.name for path in source.tokenizer_files()),
+        tokenizer=source.tokenizer_names,
+        writer=source.writer,
     )
 
 

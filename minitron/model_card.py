@@ -31,9 +31,17 @@ _MADE_BY = {
     "convert": "Converted from `{source}` by `minitron convert`.",
     "prune": "Pruned from `{source}` by `minitron prune`.",
     "train": "Trained by `minitron train`, beginning with `{source}`.",
+    "distill": "Distilled by `minitron distill`, beginning with `{source}`.",
     "quickstart": "Pruned and retrained from `{source}` by `minitron quickstart`.",
 }
 _PRUNE = ("prune", "quickstart")
+_DISTANCES = {
+    "forward_kl": "forward KL divergence",
+    "reverse_kl": "reverse KL divergence",
+    "jsd": "Jensen-Shannon divergence",
+    "mse": "squared error of the logits",
+    "cosine": "cosine distance of the logits",
+}
 
 
 def write_card(folder: Path) -> None:
@@ -45,6 +53,11 @@ def write_card(folder: Path) -> None:
     data = _metadata(record)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(folder, record)}")
     card.save(folder / "README.md")
+
+
+def _shown(source: str) -> str:
+    """A source's name without the folders of the machine it was read on."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _metadata(record: dict[str, Any]) -> ModelCardData:
@@ -61,10 +74,17 @@ def _metadata(record: dict[str, Any]) -> ModelCardData:
 
 def _text(folder: Path, record: dict[str, Any]) -> str:
     name = folder.name.removesuffix(".partial")
-    parts = [f"# {name}", _MADE_BY[record["command"]].format(source=record["source"]["name"])]
+    parts = [
+        f"# {name}",
+        _MADE_BY[record["command"]].format(source=_shown(record["source"]["name"])),
+    ]
     parts.append(_sizes_table(record, name))
+    if "teacher" in record:
+        parts.append(_teacher_text(record))
     if "training" in record:
         parts.append(_training_text(record))
+        if (folder / "loss.png").exists():
+            parts.append("![loss curve](loss.png)")
     if "importance" in record:
         parts.append(_importance_text(record))
     if "results" in record:
@@ -91,7 +111,7 @@ def _sizes_table(record: dict[str, Any], name: str) -> str:
         f"| {key} | {before[key]:,} | {after[key]:,} | {after[key] / before[key]:.0%} |"
         for key in _SIZES
     ]
-    header = f"| | {before['name']} | {name} | kept |"
+    header = f"| | {_shown(before['name'])} | {name} | kept |"
     return "\n".join([header, "|---|---:|---:|---:|", *rows])
 
 
@@ -111,6 +131,17 @@ def _training_text(record: dict[str, Any]) -> str:
         f"From {start}, {passes:.2g} times over {tokens:,} tokens of "
         f"`{recipe['corpus']}`, {training['steps']:,} steps, peak learning rate "
         f"{recipe['learning_rate']:g}. The loss curve is in `training.jsonl`."
+    )
+
+
+def _teacher_text(record: dict[str, Any]) -> str:
+    teacher, recipe = record["teacher"], record["recipe"]
+    temperature, ce_weight = recipe["temperature"], recipe["ce_weight"]
+    softened = "" if temperature == 1 else f" at temperature {temperature:g}"
+    beside = f", plus {ce_weight:g} times cross-entropy with the text" if ce_weight else ""
+    return (
+        f"Taught by `{_shown(teacher['name'])}` ({teacher['parameters']:,} parameters): "
+        f"{_DISTANCES[recipe['kind']]} between the predictions of both{softened}{beside}."
     )
 
 

@@ -56,8 +56,16 @@ class Source(Protocol):
     def layout(self) -> str | None:
         """How the weights lie; None where there are none."""
 
+    @property
+    def writer(self) -> str | None:
+        """What the weights' format says of itself; None where it says nothing."""
+
     def file(self, name: str) -> Path | None:
         """A file beside the weights."""
+
+    @property
+    def tokenizer_names(self) -> list[str]:
+        """What the tokenizer is made of, by name."""
 
     def tokenizer_files(self) -> Iterator[Path]:
         """Whatever a tokenizer may need."""

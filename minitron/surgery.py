@@ -120,6 +120,7 @@ class PrunedSource:
     """
 
     layout = "pruned"
+    writer: str | None = None
 
     def __init__(self, source: Source, plan: PruningPlan) -> None:
         self.name = source.name
@@ -136,6 +137,11 @@ class PrunedSource:
     def file(self, name: str) -> Path | None:
         """The source's own."""
         return self._source.file(name)
+
+    @property
+    def tokenizer_names(self) -> list[str]:
+        """The source's own."""
+        return self._source.tokenizer_names
 
     def tokenizer_files(self) -> Iterator[Path]:
         """The source's own."""

@@ -252,7 +252,7 @@ def test_a_weight_that_is_not_finite_is_named(
         ("absent", "absent does not exist; name a folder, a .nemo, a Hub id (owner/name) or one"),
         ("a/b/c", "a/b/c does not exist; name a folder"),
         ("owner/absent", "owner/absent is neither a folder nor in the cache"),
-        (__file__, "is neither a tar nor a tar.gz"),
+        (__file__, "is no .nemo"),
     ],
 )
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Tensors that lie in pieces: which chunk is where, and how they make a whole, or its layers.
+
+The chunks of a distributed checkpoint tile a tensor as a grid, by layers and by tensor-parallel
+ranks. It knows neither format: readers say where the chunks are. What lies row behind row keeps
+its file ranges.
+
+    ChunkedTensor("model.nemo: decoder.layers.mlp.linear_fc1.weight", dtype, shape, chunks).layers()
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from math import prod
+
+import torch
+
+from minitron.errors import SourceError
+from minitron.lazy_tensor import FileRange, LazyTensor, SideBySide, Stacked
+from minitron.stored_tensor import StoredTensor
+
+MOST_LAYERS = 1 << 14
+LARGEST_SIZE = 1 << 48  # of an axis and of a whole tensor, in elements
+
+
+class LocatedLater:
+    """A tensor of known dtype and shape whose place in its file is looked up when it is read."""
+
+    def __init__(
+        self, dtype: torch.dtype, shape: tuple[int, ...], locate: Callable[[], StoredTensor]
+    ) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self._locate = locate
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        return self._located.read(start, stop)
+
+    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[FileRange, ...] | None:
+        return self._located.ranges(start, stop)
+
+    def select(self, index: int) -> "LocatedLater":
+        """One entry of the first axis, which is dropped."""
+        return LocatedLater(self.dtype, self.shape[1:], lambda: self._located.select(index))
+
+    @cached_property
+    def _located(self) -> StoredTensor:
+        return self._locate()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A box of a tensor."""
+
+    offsets: tuple[int, ...]
+    tensor: StoredTensor | LocatedLater
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    def select(self, index: int) -> "Chunk":
+        """Position `index`, counted from the chunk's own first, of the first axis."""
+        return Chunk(self.offsets[1:], self.tensor.select(index))
+
+
+@dataclass(frozen=True)
+class ChunkedTensor:
+    """Chunks of one dtype. `where` names the tensor in errors."""
+
+    where: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+    def whole(self) -> LazyTensor:
+        """All chunks as one tensor. Raises SourceError unless they tile it as a grid."""
+        _check_grid(self.where, self.shape, self.chunks)
+        return _tiled(self.where, self.chunks, len(self.shape))
+
+    def layers(self) -> list[LazyTensor]:
+        """The entries of the first axis. Raises SourceError as `whole` does."""
+        if not self.shape or self.shape[0] > MOST_LAYERS:
+            raise SourceError(f"{self.where} has shape {list(self.shape)}: no layers are stacked")
+        _check_grid(self.where, self.shape, self.chunks)
+        found: list[list[Chunk]] = [[] for _ in range(self.shape[0])]
+        for chunk in self.chunks:
+            for index in range(chunk.sizes[0]):
+                found[chunk.offsets[0] + index].append(chunk.select(index))
+        return [_tiled(self.where, chunks, len(self.shape) - 1) for chunks in found]
+
+
+def joined(where: str, tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
+    """Tensors behind or beside each other. Raises SourceError where they do not fit."""
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first
+    for tensor in tensors:
+        shapes = (first.shape, tensor.shape)
+        others = [(*shape[:axis], *shape[axis + 1 :]) for shape in shapes]
+        fits = len({len(shape) for shape in shapes}) == 1 and others[0] == others[1]
+        if not fits or tensor.dtype != first.dtype or not axis < len(tensor.shape):
+            raise SourceError(
+                f"{where} is in parts that do not fit: {first.dtype} {list(first.shape)} and "
+                f"{tensor.dtype} {list(tensor.shape)}"
+            )
+    if axis == 0:
+        return Stacked(tensors)
+    if axis == 1 and len(first.shape) == 2:
+        return SideBySide(tensors)
+    raise SourceError(f"{where} of shape {list(first.shape)} is cut along axis {axis}")
+
+
+def _check_grid(where: str, shape: tuple[int, ...], chunks: Sequence[Chunk]) -> None:
+    """Every chunk reaches from one cut to the next on each axis, and none is twice or missing."""
+    if not chunks:
+        raise SourceError(f"{where} has no chunks")
+    cuts = [sorted({chunk.offsets[axis] for chunk in chunks}) for axis in range(len(shape))]
+    ends = [
+        dict(zip(starts, [*starts[1:], size], strict=True))
+        for starts, size in zip(cuts, shape, strict=True)
+    ]
+    starts_at_zero = all(starts and starts[0] == 0 for starts in cuts)
+    is_cut_through = all(
+        start + size == end[start]
+        for chunk in chunks
+        for start, size, end in zip(chunk.offsets, chunk.sizes, ends, strict=True)
+    )
+    count = len({chunk.offsets for chunk in chunks})
+    is_full = count == len(chunks) == prod(len(starts) for starts in cuts)
+    if not (starts_at_zero and is_cut_through and is_full):
+        raise SourceError(f"{where}: its {len(chunks)} chunks do not tile shape {list(shape)}")
+
+
+def _tiled(where: str, chunks: Sequence[Chunk], axes: int, axis: int = 0) -> LazyTensor:
+    if axis == axes:
+        return chunks[0].tensor
+    ordered = sorted(chunks, key=lambda chunk: chunk.offsets)
+    groups = groupby(ordered, key=lambda chunk: chunk.offsets[axis])
+    parts = [_tiled(where, list(group), axes, axis + 1) for _, group in groups]
+    return joined(where, parts, axis)

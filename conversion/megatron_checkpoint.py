@@ -1,0 +1,99 @@
+"""A Megatron checkpoint as one mapping of names to lazy tensors, however NeMo laid it out.
+
+It decides by what exists which reader is asked, and brings all layouts to one form: a tensor a
+layer, under the names of `megatron_names`. Nothing but indexes and headers is read.
+
+    checkpoint = read_checkpoint(open_archive(Path("minitron-8b-base.nemo")))
+    checkpoint.tensors["decoder.layers.31.mlp.linear_fc1.weight"].read(0, 10)
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from minitron.conversion.chunked_tensor import ChunkedTensor
+from minitron.conversion.megatron_keys import canonical_name, stacked_part
+from minitron.conversion.megatron_names import EMBEDDING, LAYERS
+from minitron.conversion.nemo_archive import Archive
+from minitron.conversion.state_dicts import has_state_dicts, read_state_dicts
+from minitron.conversion.torch_dist import torch_dist_tensors
+from minitron.conversion.zarr_arrays import zarr_tensors
+from minitron.errors import SourceError
+from minitron.lazy_tensor import LazyTensor
+
+_DISTRIBUTED = "metadata.json"
+_LARGEST_JSON = 1 << 16
+_BACKENDS = {"zarr": zarr_tensors, "torch_dist": torch_dist_tensors}
+
+
+@dataclass(frozen=True)
+class MegatronCheckpoint:
+    """Where each tensor of a GPT model lies. It keeps its archive, which may be a temporary file.
+
+    Names have no prefix and layers a number each. A tied model that was saved in pipeline stages
+    may hold `output_layer.weight` too, the last stage's copy of its embedding.
+    """
+
+    archive: Archive
+    layout: str  # zarr, torch_dist, nemo2 torch_dist, state_dict, state_dict TP 2 PP 2, ...
+    tensors: Mapping[str, LazyTensor]
+    writer: str | None = None  # what the checkpoint says of its format
+
+
+def read_checkpoint(archive: Archive, *, is_gated: bool = False) -> MegatronCheckpoint:
+    """The model in the archive. `is_gated` says that fc1 holds a gate's half and an up half.
+
+    Raises SourceError for what is no Megatron GPT checkpoint, is not complete or is damaged.
+    """
+    for folder, family in (("model_weights", ""), ("weights", "nemo2 ")):
+        if f"{folder}/{_DISTRIBUTED}" in archive:
+            return _distributed(archive, folder, family)
+    if has_state_dicts(archive):
+        found = read_state_dicts(archive, is_gated=is_gated)
+        return MegatronCheckpoint(archive, found.layout, found.tensors)
+    seen = ", ".join(archive.names()[:4]) or "nothing"
+    raise SourceError(
+        f"{archive.path} holds {seen}: a Megatron GPT checkpoint was expected, which has "
+        f"model_weights/{_DISTRIBUTED}, weights/{_DISTRIBUTED}, model_weights.ckpt or one a rank"
+    )
+
+
+def _distributed(archive: Archive, folder: str, family: str) -> MegatronCheckpoint:
+    name = f"{folder}/{_DISTRIBUTED}"
+    try:
+        metadata = json.loads(archive.read(name, _LARGEST_JSON))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{archive.path}: {name} is damaged: {error}") from None
+    backend = metadata.get("sharded_backend") if isinstance(metadata, dict) else None
+    if not isinstance(backend, str) or backend not in _BACKENDS:
+        raise SourceError(
+            f"{archive.path}: {name} names the sharded_backend {backend!r:.80}; "
+            f"{' and '.join(_BACKENDS)} can be read"
+        )
+    chunked = _BACKENDS[backend](archive, folder)
+    tensors: dict[str, LazyTensor] = {}
+    for canonical, tensor in _single_layers(chunked):
+        if canonical in tensors:
+            raise SourceError(f"{archive.path} holds {canonical} twice")
+        tensors[canonical] = tensor
+    if f"{EMBEDDING}.weight" not in tensors:
+        seen = ", ".join(list(chunked)[:3]) or "no tensors"
+        raise SourceError(
+            f"{archive.path} holds {seen}, but no {EMBEDDING}.weight: it is no Megatron GPT "
+            "checkpoint, or not complete"
+        )
+    writer = f"{backend} version {metadata.get('sharded_backend_version')!r:.20}"
+    return MegatronCheckpoint(archive, f"{family}{backend}", tensors, writer)
+
+
+def _single_layers(chunked: Mapping[str, ChunkedTensor]) -> Iterator[tuple[str, LazyTensor]]:
+    """Canonical names; tensors that hold all layers are cut into one a layer."""
+    for key, tensor in chunked.items():
+        name = canonical_name(key)
+        assert name is not None, key  # the readers leave out what is no weight
+        part = stacked_part(name)
+        if part is None:
+            yield name, tensor.whole()
+        else:
+            for layer, cut in enumerate(tensor.layers()):
+                yield f"{LAYERS}{layer}.{part}", cut

@@ -1,0 +1,153 @@
+"""Which tokenizer a NeMo checkpoint carries, and whether the model was taught to chat.
+
+Knows the keys under which every age of NeMo names tokenizer files, and how it renames them in an
+archive. Refuses to know any path outside: what the settings name is only ever looked up among the
+names of the archive's own members. Opens nothing.
+
+    >>> find_tokenizer({"tokenizer": {"library": "sentencepiece", "model": "nemo:ab_t.model"}},
+    ...                ["./model_config.yaml", "./ab_t.model"]).member
+    './ab_t.model'
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from minitron.conversion.plain_yaml import one_line, shown
+from minitron.errors import TokenizerError
+
+Kind = Literal["sentencepiece", "huggingface", "tiktoken", "megatron", "bpe"]
+
+# Today's key, and that of the published Nemotron-4-340B. Some configs have both, with different
+# hashes, of which the archive has one file.
+_MODEL_KEYS = ("model", "tokenizer_model")
+_HASHED = re.compile(r"[0-9a-f]{32}_")  # NeMo puts a uuid4 before the names of its artifacts
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_CHAT = re.compile(r"(?<![a-z])(instruct|chat)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class FoundTokenizer:
+    """A tokenizer: its kind, and its file in the archive or its id on the Hub."""
+
+    kind: Kind
+    member: str | None = None  # as the archive spells it; of a Hugging Face one, its folder
+    hub_id: str | None = None
+    merges: str | None = None  # the second file of a "bpe" one
+
+
+def find_tokenizer(settings: Mapping[str, Any], names: Collection[str]) -> FoundTokenizer:
+    """The tokenizer that NeMo 1's settings describe, among an archive's members.
+
+    Raises TokenizerError where the archive has no such file and the settings name no Hub id, and
+    where it has several that could be meant.
+    """
+    section = settings.get("tokenizer")
+    section = section if isinstance(section, Mapping) else {}
+    library = section.get("library")
+    if library == "huggingface":
+        return _hugging_face(section, names)
+    for key in _MODEL_KEYS:
+        if member := _member(section.get(key), names):
+            return FoundTokenizer("tiktoken" if library == "tiktoken" else "sentencepiece", member)
+    if vocabulary := _member(section.get("vocab_file"), names):
+        merges = _member(section.get("merge_file"), names)
+        if merges:
+            return FoundTokenizer("bpe", vocabulary, merges=merges)
+        return FoundTokenizer("tiktoken" if library == "tiktoken" else "megatron", vocabulary)
+    if member := _only_model(names):
+        return FoundTokenizer("sentencepiece", member)
+    said = [section.get(key) for key in (*_MODEL_KEYS, "vocab_file", "type")]
+    spoken = ", ".join(shown(value) for value in said if value is not None) or "nothing"
+    raise TokenizerError(
+        f"the NeMo config names {one_line(spoken)} as its tokenizer, and the archive has no such "
+        "file: add it"
+    )
+
+
+def is_instruct(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether a checkpoint answers the family's chat prompt.
+
+    It does where its fine-tuning data was chat (`data.chat`), where the last part of its name has
+    the word instruct or chat, and where the data has prompt tokens for turns and says nothing else.
+    """
+    data = settings.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    if data.get("chat") is True or _CHAT.search(PurePosixPath(name).name):
+        return True
+    # NeMo's template for any fine-tuning has such tokens, beside `chat: false`.
+    return data.get("chat") is None and bool(data.get("chat_prompt_tokens"))
+
+
+def _hugging_face(section: Mapping[str, Any], names: Collection[str]) -> FoundTokenizer:
+    """A Hub id in `type`; or, in NeMo 2, a folder beside model.yaml."""
+    said = section.get("type")
+    if folder := _folder(said, names):
+        return FoundTokenizer("huggingface", folder)
+    for key in _MODEL_KEYS:  # a tokenizer.json, or the SentencePiece model it was made from
+        if member := _member(section.get(key), names):
+            kind: Kind = "sentencepiece" if member.endswith(".model") else "huggingface"
+            return FoundTokenizer(kind, member)
+    is_inside = isinstance(said, str) and said.startswith(("context/", "nemo:"))
+    if isinstance(said, str) and not is_inside and _HUB_ID.fullmatch(said):
+        return FoundTokenizer("huggingface", hub_id=said)
+    raise TokenizerError(
+        f"the NeMo config names the Hugging Face tokenizer {shown(said)}, which is neither an id "
+        "on the Hub nor a file of the archive: add its files"
+    )
+
+
+def _member(said: Any, names: Collection[str]) -> str | None:
+    """The member that a setting means: by its whole path, else by its last part."""
+    if not isinstance(said, str) or not said:
+        return None
+    path = PurePosixPath(said.removeprefix("nemo:"))
+    if whole := [name for name in names if PurePosixPath(name) == path]:
+        return whole[0]
+    return _outermost(said, [name for name in names if PurePosixPath(name).name == path.name]) or (
+        _outermost(said, [name for name in names if _unhashed(name) == path.name])
+    )
+
+
+def _folder(said: Any, names: Collection[str]) -> str | None:
+    """The folder of the archive that a setting means."""
+    if not isinstance(said, str):
+        return None
+    wanted = PurePosixPath(said.removeprefix("nemo:")).name
+    folders = sorted({folder for name in names for folder in _parents(name)})
+    return _outermost(said, [folder for folder in folders if PurePosixPath(folder).name == wanted])
+
+
+def _parents(name: str) -> Iterator[str]:
+    parents = PurePosixPath(name).parents
+    return (str(parent) for parent in parents if parent.name)
+
+
+def _unhashed(name: str) -> str:
+    return _HASHED.sub("", PurePosixPath(name).name, count=1)
+
+
+def _only_model(names: Collection[str]) -> str | None:
+    """The one SentencePiece file beside the settings: in the root, or in NeMo 2's `context`."""
+    beside = [
+        name
+        for name in names
+        if name.endswith(".model") and PurePosixPath(name).parent.name in ("", "context")
+    ]
+    return _outermost("a .model file", beside)
+
+
+def _outermost(said: str, found: list[str]) -> str | None:
+    """Of the members found, the one nearest to the root."""
+    if not found:
+        return None
+    depth = min(len(PurePosixPath(name).parts) for name in found)
+    nearest = [name for name in found if len(PurePosixPath(name).parts) == depth]
+    if len(nearest) > 1:
+        raise TokenizerError(
+            f"the tokenizer may be any of {one_line(', '.join(nearest))} in the archive, which "
+            f"has {len(nearest)} for {one_line(said)}: leave the right one"
+        )
+    return nearest[0]

@@ -1,0 +1,238 @@
+"""A causal language model as an ONNX graph with its key-value cache going in and coming out.
+
+Knows the names and axes that optimum's ORTModelForCausalLM reads. It traces a loaded model of any
+family in float32 and trusts no graph that `check_onnx` has not compared with it. Needs the extra
+`onnx`.
+
+    export_onnx(AutoModelForCausalLM.from_pretrained("OUT", dtype=torch.float32), Path("OUT.onnx"))
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from minitron.errors import MissingExtraError, SourceError, TargetError
+
+MODEL, DATA = "model.onnx", "model.onnx_data"
+TOLERANCE = 1e-4  # of a logit, against the largest one or 1
+
+_EMBEDDED_BYTES = 1 << 30  # protobuf holds no 2 GB: weights above this lie in a file of their own
+_PACKAGES = ("onnx", "onnxscript", "onnx_ir", "onnxruntime")
+# Traced with sizes that differ, and none of them 1 or 0: torch.export takes those for fixed.
+_BATCH, _LENGTH, _PAST = 2, 3, 5
+# Prefills to check: tokens to the left that are padding, one number a row; and their length.
+_PREFILLS: Sequence[tuple[tuple[int, ...], int]] = (((0,), 7), ((0, 2, 4), 5), ((0, 0), 1))
+_STEPS = (1, 1, 2)  # tokens that each decode step brings
+_NOISE = (  # of torch.onnx itself, on every export
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
+    (UserWarning, "# The axis name: .* will not be used"),
+)
+
+
+def export_onnx(model: PreTrainedModel, folder: Path) -> float:
+    """Write model.onnx, checked; returns the largest difference that `check_onnx` found.
+
+    Weights above 1 GB lie beside it in model.onnx_data. Raises MissingExtraError, TargetError for
+    a model that is not in float32, cannot be traced or computes otherwise as a graph, and
+    SourceError for one whose logits are not finite; then neither file is there.
+    """
+    for name in _PACKAGES:
+        _package(name)
+    if model.dtype != torch.float32:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise TargetError(f"the model is in {dtype}: load it in float32 to export it")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _nothing_left(folder):
+        _save(_traced(model), folder, model.num_parameters() * 4)
+        return check_onnx(model, folder)
+
+
+def check_onnx(model: PreTrainedModel, folder: Path) -> float:
+    """Run model.onnx by onnxruntime against `model`: prefill, left padding, and decode steps.
+
+    Returns the largest difference of a logit, relative to the largest logit or 1. Raises
+    TargetError above TOLERANCE and SourceError where the model's own logits are not finite.
+    """
+    session = _package("onnxruntime").InferenceSession(
+        folder / MODEL, providers=["CPUExecutionProvider"]
+    )
+    worst = max(_difference(model, session, padding, length) for padding, length in _PREFILLS)
+    if not worst <= TOLERANCE:
+        raise TargetError(
+            f"the exported graph's logits differ from the model's by {worst:.1e} of the largest, "
+            f"more than {TOLERANCE}: this model cannot be exported to ONNX"
+        )
+    return worst
+
+
+class _WithFlatCache(nn.Module):
+    """The model with its cache as a list of tensors: each layer's keys and values, in turn."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
+            cache.update(keys, values, layer)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        layers: list[Any] = cache.layers  # typed as any kind of layer, of which some have no keys
+        present = [part for layer in layers for part in (layer.keys, layer.values)]
+        return outputs.logits, *present
+
+
+def _cache_names(model: PreTrainedModel) -> list[str]:
+    layers = range(model.config.num_hidden_layers)
+    return [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+
+
+def _traced(model: PreTrainedModel) -> Any:
+    """The graph, as torch.onnx gives it."""
+    config, cache = model.config, _cache_names(model)
+    past_shape = (_BATCH, config.num_key_value_heads, _PAST, config.head_dim)
+    example = (
+        torch.zeros(_BATCH, _LENGTH, dtype=torch.long),
+        torch.ones(_BATCH, _PAST + _LENGTH, dtype=torch.long),
+        torch.arange(_PAST, _PAST + _LENGTH).expand(_BATCH, -1).clone(),
+        [torch.zeros(past_shape) for _ in cache],
+    )
+    batch, new = "batch_size", "sequence_length"
+    axes = (
+        {0: batch, 1: new},
+        {0: batch, 1: "total_sequence_length"},
+        {0: batch, 1: new},
+        [{0: batch, 2: "past_sequence_length"} for _ in cache],
+    )
+    with _ready(model), _quiet():
+        try:
+            return torch.onnx.export(
+                _WithFlatCache(model).eval(),
+                example,
+                dynamo=True,
+                dynamic_shapes=axes,
+                input_names=[
+                    "input_ids",
+                    "attention_mask",
+                    "position_ids",
+                    *(f"past_key_values.{name}" for name in cache),
+                ],
+                output_names=["logits", *(f"present.{name}" for name in cache)],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise TargetError(f"the model cannot be exported to ONNX: {reason}") from error
+
+
+def _save(program: Any, folder: Path, nbytes: int) -> None:
+    external = DATA if nbytes > _EMBEDDED_BYTES else None
+    without_traces = _package("onnx_ir.passes.common").ClearMetadataAndDocStringPass()
+    without_traces(program.model)  # they name the paths of this machine
+    _package("onnx_ir").save(program.model, folder / MODEL, external_data=external)
+
+
+def _difference(
+    model: PreTrainedModel, session: Any, padding: tuple[int, ...], length: int
+) -> float:
+    """Of the logits: the graph step by step with its cache, the model all at once without one."""
+    total = length + sum(_STEPS)
+    seeded = torch.Generator().manual_seed(length)
+    ids = torch.randint(model.config.vocab_size, (len(padding), total), generator=seeded)
+    mask = (torch.arange(total) >= torch.tensor(padding)[:, None]).long()  # (batch, total)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad(), _ready(model):
+        expected = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    if not expected.isfinite().all():
+        raise SourceError("the model's logits are not finite: the checkpoint is damaged")
+    found = _run(session, ids, mask, positions, length)
+    shown = mask.bool()  # what stands at padding means nothing
+    worst = (found - expected)[shown].abs().max() / expected[shown].abs().max().clamp(min=1)
+    return float(worst.nan_to_num(nan=torch.inf))
+
+
+def _run(session: Any, ids: Tensor, mask: Tensor, positions: Tensor, length: int) -> Tensor:
+    """The graph's logits of every position: a prefill of `length`, then the decode steps."""
+    past_inputs = session.get_inputs()[3:]
+    shapes = [(len(ids), value.shape[1], 0, value.shape[3]) for value in past_inputs]
+    past = [torch.zeros(shape).numpy() for shape in shapes]
+    logits, start = [], 0
+    for step in (length, *_STEPS):
+        stop = start + step
+        feed = {
+            "input_ids": ids[:, start:stop].numpy(),
+            "attention_mask": mask[:, :stop].numpy(),
+            "position_ids": positions[:, start:stop].numpy(),
+            **{value.name: part for value, part in zip(past_inputs, past, strict=True)},
+        }
+        new, *past = session.run(None, feed)
+        logits.append(torch.from_numpy(new))
+        start = stop
+    return torch.cat(logits, dim=1)
+
+
+@contextmanager
+def _ready(model: PreTrainedModel) -> Iterator[None]:
+    """The model without dropout and with the attention that is traced, both undone after.
+
+    Eager attention: what onnxruntime makes of sdpa's rows that see nothing, which left padding
+    has, is not what torch makes of them.
+    """
+    attention, trains = model.config._attn_implementation, model.training
+    model.eval()
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+        model.train(trains)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch.onnx says on every export, whatever the model."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # no torchvision
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category, message in _NOISE:
+                warnings.filterwarnings("ignore", message, category)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """Remove the files again if what follows fails."""
+    try:
+        yield
+    except BaseException:
+        for name in (MODEL, DATA):
+            (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _package(name: str) -> Any:
+    """A module of the extra `onnx`."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise MissingExtraError(name, "onnx") from None

@@ -1,0 +1,301 @@
+"""Writes a TensorRT-LLM checkpoint: config.json and one safetensors file a rank.
+
+Knows how TensorRT-LLM's GPT model names, joins and splits the tensors of a Nemotron (its
+tensorrt_llm/models/gpt, and what modelopt writes for it). It builds no engine and knows no other
+family: TensorRT-LLM has converters of its own for them.
+
+    write_trtllm(Path("OUT.partial"), config, tensors, tp=2, pp=1, dtype=torch.bfloat16)
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from minitron.architecture import Architecture, resized_config
+from minitron.errors import SourceError, TargetError
+from minitron.finite import is_finite
+from minitron.lazy_tensor import (
+    Cast,
+    Columns,
+    LazyTensor,
+    Rows,
+    Shifted,
+    Stacked,
+    Zeros,
+)
+from minitron.safetensors_file import safetensors_header
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+_PIECE_BYTES = 1 << 21  # written at once
+_CONVERTERS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen", "qwen3": "qwen"}
+
+
+def _silent(nbytes: int) -> None:
+    """Progress that nobody watches."""
+
+
+def write_trtllm(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, LazyTensor],
+    *,
+    tp: int,
+    pp: int,
+    dtype: torch.dtype,
+    progress: Callable[[int], object] = _silent,
+) -> None:
+    """Write the checkpoint of `tp * pp` ranks into `folder`, a few megabytes in memory at a time.
+
+    `config` and the names of `tensors` are the Hub's; `progress` is told the bytes as they are
+    written. Engines compute in float16 and bfloat16; float32 is for comparisons.
+
+    Give tensors in the dtype they are stored in, so that a norm's 1 is added before the only cast.
+    Raises, before anything is written: TargetError where the model cannot be split so or is none
+    that TensorRT-LLM's GPT holds, SourceError where a tensor is missing or misshapen; and, as they
+    are read, TargetError for values that `dtype` cannot hold.
+    """
+    architecture = Architecture.from_config(config)
+    modern = resized_config(config, architecture, tuple(range(architecture.num_hidden_layers)))
+    _check_target(architecture, tp, pp, dtype)
+    described = _trtllm_config(modern, architecture, tp, pp, dtype)
+    _check_tensors(architecture, tensors)
+    weights = _Weights(architecture, tensors, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(tp * pp):
+        rank = _Rank(number % tp, tp, number // tp, pp)
+        with (folder / f"rank{number}.safetensors").open("wb") as file:
+            _write(file, dict(_rank_tensors(weights, rank)), progress)
+    (folder / "config.json").write_text(json.dumps(described, indent=4) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """One process of the engine: its place among the tensor-parallel ones, and its stage."""
+
+    tp_rank: int
+    tp: int
+    stage: int
+    pp: int
+
+    def run(self, size: int) -> tuple[int, int]:
+        """This rank's share of an axis that is split evenly."""
+        return self.tp_rank * size // self.tp, (self.tp_rank + 1) * size // self.tp
+
+    def kv_run(self, heads: int, head_dim: int) -> tuple[int, int]:
+        """The rows of this rank's KV heads; where ranks are more than heads, some share one."""
+        first, last = self.run(heads)
+        return first * head_dim, max(last, first + 1) * head_dim
+
+
+class _Fitting(Cast):
+    """A tensor in another dtype, refused as it is read where that cannot hold its values."""
+
+    def __init__(self, tensor: LazyTensor, dtype: torch.dtype, name: str) -> None:
+        super().__init__(tensor, dtype)
+        self.name = name
+
+    def _read(self, start: int, stop: int) -> torch.Tensor:
+        rows = super()._read(start, stop)
+        if not is_finite(rows):
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise TargetError(
+                f"{self.name} holds values that are not finite in {dtype}: choose another dtype"
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The source's tensors in the target's dtype."""
+
+    architecture: Architecture
+    tensors: Mapping[str, LazyTensor]
+    dtype: torch.dtype
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What every linear layer has: TensorRT-LLM knows one flag for all their biases."""
+        has_bias = {"attention_bias", "mlp_bias"} & self.architecture.flags
+        return ("weight", "bias") if has_bias else ("weight",)
+
+    def linear(self, name: str, kind: str) -> LazyTensor:
+        """Weight or bias; a bias the source does without is zero."""
+        if f"{name}.{kind}" not in self.tensors:
+            return Zeros(self.dtype, self.tensors[f"{name}.weight"].shape[:1])
+        return self._cast(f"{name}.{kind}")
+
+    def norm(self, name: str) -> Iterator[tuple[str, LazyTensor]]:
+        """LayerNorm1P as a plain LayerNorm, which does not add 1 to its weight."""
+        weight = f"{name}.weight"
+        gain = Shifted(self.tensors[weight], 1.0, self.dtype)
+        yield "weight", _Fitting(gain, self.dtype, weight)
+        yield "bias", self._cast(f"{name}.bias")
+
+    def _cast(self, name: str) -> LazyTensor:
+        tensor = self.tensors[name]
+        return tensor if tensor.dtype == self.dtype else _Fitting(tensor, self.dtype, name)
+
+
+def _rank_tensors(weights: _Weights, rank: _Rank) -> Iterator[tuple[str, LazyTensor]]:
+    """Everything in one rank's file; layers count from 0 on every stage."""
+    embedding = "model.embed_tokens"
+    head = embedding if weights.architecture.tie_word_embeddings else "lm_head"
+    layers = weights.architecture.num_hidden_layers // rank.pp
+    if rank.stage == 0:
+        yield "transformer.vocab_embedding.weight", _vocabulary(weights, embedding, rank)
+    for local in range(layers):
+        for name, tensor in _layer_tensors(weights, rank.stage * layers + local, rank):
+            yield f"transformer.layers.{local}.{name}", tensor
+    if rank.stage == rank.pp - 1:
+        for kind, tensor in weights.norm("model.norm"):
+            yield f"transformer.ln_f.{kind}", tensor
+        yield "lm_head.weight", _vocabulary(weights, head, rank)
+
+
+def _layer_tensors(weights: _Weights, layer: int, rank: _Rank) -> Iterator[tuple[str, LazyTensor]]:
+    """One layer's share of a rank, under the names that follow the layer's number."""
+    source, sizes = f"model.layers.{layer}", weights.architecture
+    inner = rank.run(sizes.num_attention_heads * sizes.head_dim)
+    kv = rank.kv_run(sizes.num_key_value_heads, sizes.head_dim)
+    ffn = rank.run(sizes.intermediate_size)
+    for kind in weights.kinds:
+        qkv = [
+            Rows(weights.linear(f"{source}.self_attn.{name}_proj", kind), [run])
+            for name, run in (("q", inner), ("k", kv), ("v", kv))
+        ]
+        yield f"attention.qkv.{kind}", Stacked(qkv)
+        output = weights.linear(f"{source}.self_attn.o_proj", kind)
+        down = weights.linear(f"{source}.mlp.down_proj", kind)
+        # Their outputs are summed over the ranks and the bias is added after, by each alike.
+        split = kind == "weight"
+        yield f"attention.dense.{kind}", Columns(output, *inner) if split else output
+        yield f"mlp.fc.{kind}", Rows(weights.linear(f"{source}.mlp.up_proj", kind), [ffn])
+        yield f"mlp.proj.{kind}", Columns(down, *ffn) if split else down
+    for name, norm in (
+        ("input_layernorm", "input_layernorm"),
+        ("post_layernorm", "post_attention_layernorm"),
+    ):
+        for kind, tensor in weights.norm(f"{source}.{norm}"):
+            yield f"{name}.{kind}", tensor
+
+
+def _vocabulary(weights: _Weights, name: str, rank: _Rank) -> LazyTensor:
+    """This rank's rows of an embedding, which is padded with zeros to divide evenly."""
+    rows = weights.linear(name, "weight")
+    missing = -rows.shape[0] % rank.tp
+    padded = Stacked([rows, Zeros(rows.dtype, (missing, *rows.shape[1:]))])
+    return Rows(padded, [rank.run(padded.shape[0])])
+
+
+def _write(
+    file: BinaryIO, tensors: Mapping[str, LazyTensor], progress: Callable[[int], object]
+) -> None:
+    """One safetensors file, a few rows at a time."""
+    file.write(safetensors_header({name: (t.dtype, t.shape) for name, t in tensors.items()}))
+    for tensor in tensors.values():
+        rows = tensor.shape[0]
+        step = max(1, _PIECE_BYTES * rows // tensor.nbytes)
+        for start in range(0, rows, step):
+            piece = tensor.read(start, min(start + step, rows))
+            file.write(piece.reshape(-1).view(torch.uint8).numpy().data)
+            progress(piece.nbytes)
+
+
+def _check_target(architecture: Architecture, tp: int, pp: int, dtype: torch.dtype) -> None:
+    """Refuse what the format cannot hold, or this model cannot be split into."""
+    if architecture.model_type != "nemotron":
+        example = _CONVERTERS.get(architecture.model_type, architecture.model_type)
+        raise TargetError(
+            f"model_type is {architecture.model_type}: only nemotron is written for TensorRT-LLM; "
+            f"convert others with convert_checkpoint.py of TensorRT-LLM's {example} example"
+        )
+    if dtype not in DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
+        name = str(dtype).removeprefix("torch.")
+        raise TargetError(f"dtype is {name}: TensorRT-LLM's GPT takes {names}; choose one of them")
+    for option, ranks in (("tp", tp), ("pp", pp)):
+        if ranks < 1:
+            raise TargetError(f"{option} is {ranks}: it must be at least 1")
+    for option, ranks, key in (
+        ("tp", tp, "num_attention_heads"),
+        ("tp", tp, "intermediate_size"),
+        ("pp", pp, "num_hidden_layers"),
+    ):
+        if (size := getattr(architecture, key)) % ranks:
+            raise TargetError(f"{option} is {ranks}: choose one that divides {key}, {size}")
+    kv_heads = architecture.num_key_value_heads
+    if kv_heads % tp and tp % kv_heads:
+        raise TargetError(
+            f"tp is {tp}: choose a divisor or a multiple of num_key_value_heads, {kv_heads}"
+        )
+
+
+def _check_tensors(architecture: Architecture, tensors: Mapping[str, LazyTensor]) -> None:
+    for name, shape in architecture.shapes().items():
+        if name not in tensors:
+            raise SourceError(f"{name} is missing: the checkpoint is incomplete, fetch it again")
+        if tensors[name].shape != shape:
+            raise SourceError(
+                f"{name} has shape {tensors[name].shape}, but config.json asks for {shape}: "
+                "correct config.json or fetch the checkpoint again"
+            )
+
+
+def _trtllm_config(
+    config: Mapping[str, Any], architecture: Architecture, tp: int, pp: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The checkpoint's config.json. Raises TargetError for what its words cannot say."""
+    if (activation := config.get("hidden_act", "relu2")) != "relu2":
+        raise TargetError(f"hidden_act is {activation!r}: only Nemotron's relu2 can be written")
+    rotary = config["rope_parameters"]
+    scaling = _rotary_scaling(rotary)
+    return {
+        "producer": {"name": "minitron", "version": version("minitron")},
+        "architecture": architecture.family.architecture,
+        "dtype": str(dtype).removeprefix("torch."),
+        "logits_dtype": "float32",
+        "num_hidden_layers": architecture.num_hidden_layers,
+        "num_attention_heads": architecture.num_attention_heads,
+        "num_key_value_heads": architecture.num_key_value_heads,
+        "hidden_size": architecture.hidden_size,
+        "norm_epsilon": config.get("norm_eps", 1e-5),
+        "vocab_size": architecture.vocab_size,  # without the padding
+        "max_position_embeddings": config.get("max_position_embeddings", 4096),
+        "hidden_act": "squared-relu",
+        "use_parallel_embedding": True,
+        "embedding_sharding_dim": 0,
+        "head_size": architecture.head_dim,
+        "intermediate_size": architecture.intermediate_size,
+        "position_embedding_type": "rope_gpt_neox",
+        "share_embedding_table": False,  # a tied head is written too: the last stage needs it
+        "residual_mlp": False,
+        "bias": bool({"attention_bias", "mlp_bias"} & architecture.flags),
+        "rotary_pct": rotary["partial_rotary_factor"],
+        "rank": 0,
+        "decoder": "gpt",
+        "rmsnorm": False,
+        "lm_head_bias": False,
+        "rotary_base": float(rotary["rope_theta"]),
+        **({"rotary_scaling": scaling} if scaling else {}),
+        "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp},
+        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
+    }
+
+
+def _rotary_scaling(rotary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Linear interpolation, the one scaling that the engine computes as transformers does."""
+    kind = rotary["rope_type"]
+    if kind == "default":
+        return None
+    if kind != "linear":
+        raise TargetError(
+            f"rope_type is {kind!r}: TensorRT-LLM's GPT takes default and linear; retrain with "
+            "one of them or run the model elsewhere"
+        )
+    return {"type": "linear", "factor": float(rotary["factor"])}
