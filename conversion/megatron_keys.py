@@ -10,6 +10,7 @@ Engine fuses them with, Megatron-core's words for what older code called otherwi
 import re
 
 from minitron.conversion.megatron_names import FUSED_NORMS, LAYERS
+from minitron.errors import SourceError
 
 _PREFIX = re.compile(r"^(?:model\.|module\.)+")
 _NO_WEIGHT = re.compile(
@@ -37,7 +38,12 @@ _OLDER: dict[str, str] = {
 
 
 def canonical_name(key: str) -> str | None:
-    """The one name of a key; None for what is no weight. Unknown names lose only their prefix."""
+    """The one name of a key; None for what is no weight. Unknown names lose only their prefix.
+
+    Raises SourceError for a key that would garble a message.
+    """
+    if not key.isprintable():
+        raise SourceError(f"the checkpoint is damaged: it names a tensor {key[:80]!r}")
     name = _PREFIX.sub("", re.sub(r"(^|\.)_orig_mod(?=\.)", "", key).removeprefix("."))
     if _NO_WEIGHT.search(name):
         return None

@@ -8,21 +8,16 @@ tar that is deleted when the archive is closed, or nothing refers to its path an
         archive.read("model_config.yaml", limit=1 << 20)
 """
 
-import gzip
 import logging
 import os
-import shutil
 import stat
 import tarfile
 import tempfile
-import weakref
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PosixPath, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path, PurePosixPath
 
+from minitron.conversion.unpacked_tar import TemporaryPath, is_tar_header, unpack
 from minitron.errors import SourceError
 from minitron.file_window import FileWindow
 from minitron.inert_pickle import DAMAGE
@@ -32,11 +27,6 @@ logger = logging.getLogger(__name__)
 
 LARGEST_HEADER = 1 << 20  # bytes; long names have some hundreds
 MOST_MEMBERS = 1 << 20
-PIECE = 1 << 20
-# Trained weights shrink by a half at best; a bomb by a factor of a thousand.
-LARGEST_RATIO = 100
-FREE_OF_RATIO = 1 << 26  # bytes
-SPARE_DISK = 1 << 28  # bytes that unpacking leaves to others
 BEGINNINGS = {
     b"PK\x03\x04": "a zip, as torch.save writes it",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
@@ -46,26 +36,6 @@ BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer: run git lfs pull",
     b"<": "a web page or XML",
 }
-
-
-class _TemporaryPath(PosixPath):
-    """A file that exists as long as its path does, and each tensor that is read from there."""
-
-    # Not set by __init__: paths derived from this one must delete nothing.
-    delete: "weakref.finalize[[str], _TemporaryPath]"
-
-
-def _temporary_path(folder: Path) -> _TemporaryPath:
-    descriptor, name = tempfile.mkstemp(prefix="minitron-", suffix=".tar", dir=folder)
-    os.close(descriptor)
-    path = _TemporaryPath(name)
-    path.delete = weakref.finalize(path, _unlink, name)
-    return path
-
-
-def _unlink(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 @dataclass(frozen=True)
@@ -85,7 +55,7 @@ class Archive:
         path: Path,
         kind: str,
         members: Mapping[str, Member],
-        unpacked: "_TemporaryPath | None" = None,
+        unpacked: TemporaryPath | None = None,
     ) -> None:
         self.path = path
         self.kind = kind  # tar, tar.gz or folder
@@ -158,11 +128,20 @@ def open_archive(path: Path, scratch: Path | None = None) -> Archive:
             beginning = file.read(tarfile.BLOCKSIZE)
         if beginning.startswith(b"\x1f\x8b"):
             return _unpacked(path, scratch or Path(tempfile.gettempdir()))
-        if not _is_tar_header(beginning):
+        if not is_tar_header(beginning):
             raise SourceError(f"{path} is no .nemo: it is {_nature(beginning)}")
         return Archive(path, "tar", _tar_members(path, path))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _unpacked(path: Path, scratch: Path) -> Archive:
+    tar = unpack(path, scratch)
+    try:
+        return Archive(path, "tar.gz", _tar_members(tar, path), unpacked=tar)
+    except SourceError:
+        tar.delete()  # at once: the error's own frames refer to it
+        raise
 
 
 def _tar_members(tar: Path, named: Path) -> dict[str, Member]:
@@ -237,62 +216,6 @@ def _safe_name(name: str, archive: Path) -> str:
     return str(path)
 
 
-def _unpacked(path: Path, scratch: Path) -> Archive:
-    """A tar.gz by way of a plain tar in `scratch`."""
-    compressed = path.stat().st_size
-    logger.info(
-        "%s is compressed: unpacking it into %s, at least %d bytes", path, scratch, compressed
-    )
-    tar = _temporary_path(scratch)
-    try:
-        with tar.open("wb") as target, path.open("rb") as source:
-            _check_disk(path, scratch, compressed)
-            _decompress(source, target, path, scratch)
-        return Archive(path, "tar.gz", _tar_members(tar, path), unpacked=tar)
-    except BaseException:
-        tar.delete()
-        raise
-
-
-def _decompress(source: BinaryIO, target: BinaryIO, path: Path, scratch: Path) -> None:
-    written = 0
-    try:
-        with gzip.GzipFile(fileobj=source) as plain:
-            while piece := plain.read(PIECE):
-                if written == 0 and not _is_tar_header(piece[: tarfile.BLOCKSIZE]):
-                    raise SourceError(f"{path} is no .nemo: it is gzip, but not of a tar")
-                if written // FREE_OF_RATIO != (written + len(piece)) // FREE_OF_RATIO:
-                    _check_disk(path, scratch, FREE_OF_RATIO)
-                written += len(piece)
-                if written > FREE_OF_RATIO + LARGEST_RATIO * source.tell():
-                    raise SourceError(
-                        f"{path} unpacks to more than {LARGEST_RATIO} times its size: no weights "
-                        "do, it is refused as a bomb"
-                    )
-                target.write(piece)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SourceError(f"{path} is truncated or damaged: {error}") from None
-    if not written:
-        raise SourceError(f"{path} is no .nemo: it is gzip of nothing")
-
-
-def _is_tar_header(block: bytes) -> bool:
-    try:
-        tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return True
-
-
-def _check_disk(path: Path, scratch: Path, needed: int) -> None:
-    free = shutil.disk_usage(scratch).free
-    if free < needed + SPARE_DISK:
-        raise SourceError(
-            f"{path} is compressed and {scratch} has only {free} bytes left to unpack it: "
-            "free some, or set TMPDIR"
-        )
-
-
 def _files(folder: Path) -> Iterator[tuple[str, Member]]:
     """Regular files below a folder. Links lead only to where the folder's own files are."""
     roots = _roots(folder.resolve())
@@ -300,6 +223,9 @@ def _files(folder: Path) -> Iterator[tuple[str, Member]]:
         if count > MOST_MEMBERS:
             raise SourceError(f"{folder} has more than {MOST_MEMBERS} files: it is no checkpoint")
         name = path.relative_to(folder).as_posix()
+        if not name.isprintable():
+            logger.warning("%s: %r is no name for a member and is left out", folder, name)
+            continue
         if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
             logger.warning("%s: the link %s leads outside and is left out", folder, name)
             continue

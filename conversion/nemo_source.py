@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from minitron.architecture import Architecture
 from minitron.conversion.megatron_checkpoint import MegatronCheckpoint, read_checkpoint
-from minitron.conversion.megatron_names import EMBEDDING, hub_tensors
+from minitron.conversion.megatron_names import EMBEDDING, HEAD, hub_tensors
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.nemo_config import hub_config, is_zero_centered
 from minitron.conversion.nemo_tokenizer import FoundTokenizer, find_tokenizer, is_instruct
@@ -65,9 +65,13 @@ class NemoSource:
     @cached_property
     def tensors(self) -> Mapping[str, LazyTensor]:
         """The model's tensors under the Hub's names, located but not read."""
+        architecture = Architecture.from_config(self.config)
+        megatron = dict(self._checkpoint.tensors)
+        if architecture.tie_word_embeddings and "PP" in self._checkpoint.layout:
+            megatron.pop(f"{HEAD}.weight", None)  # the last stage's copy of the embedding
         return hub_tensors(
-            self._checkpoint.tensors,
-            Architecture.from_config(self.config),
+            megatron,
+            architecture,
             is_zero_centered=is_zero_centered(self._settings),
         )
 

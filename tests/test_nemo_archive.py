@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron.conversion import nemo_archive
+from minitron.conversion import unpacked_tar
 from minitron.conversion.nemo_archive import open_archive
 from minitron.errors import SourceError
 from tests.nemo_files import pack_members, tarred
@@ -163,7 +163,7 @@ def refused(path: Path, tmp_path: Path) -> str:
 def test_a_bomb_is_refused_before_it_fills_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nemo_archive, "FREE_OF_RATIO", 1 << 20)
+    monkeypatch.setattr(unpacked_tar, "FREE_OF_RATIO", 1 << 20)
     path = tmp_path / "m.nemo"
     path.write_bytes(gzip.compress(tarred({"x": bytes(1 << 24)})))
 
@@ -181,7 +181,7 @@ def test_a_disk_too_small_is_told_before_unpacking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = pack_members(tmp_path / "m.nemo", MEMBERS, "tar.gz")
-    monkeypatch.setattr(nemo_archive, "SPARE_DISK", 1 << 62)
+    monkeypatch.setattr(unpacked_tar, "SPARE_DISK", 1 << 62)
 
     assert "bytes left to unpack it: free some, or set TMPDIR" in refused(path, tmp_path)
 
@@ -194,6 +194,13 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, pack: str, kept: float) 
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
 
     assert "truncated" in refused(path, tmp_path)
+
+
+def test_a_member_that_reaches_past_the_end_is_named(tmp_path: Path) -> None:
+    path = pack_members(tmp_path / "m.nemo", {"a": bytes(5000)}, "tar")
+    path.write_bytes(path.read_bytes()[:4000])
+
+    assert "is truncated: './a' ends at byte 6024, it has 4000" in refused(path, tmp_path)
 
 
 def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
@@ -215,12 +222,12 @@ def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
 def test_a_size_below_zero_ends(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "m.nemo", [entry("./x")])
     data = bytearray(path.read_bytes())
-    data[1024 + 124 : 1024 + 136] = b"\xff" * 10 + (-1024 & 0xFFFF).to_bytes(2, "big")
+    data[1024 + 124 : 1024 + 136] = b"\xff" * 10 + (-512 & 0xFFFF).to_bytes(2, "big")
     header = bytes(data[1024:1536])
     data[1024 + 148 : 1024 + 156] = b"%06o\0 " % tarfile.calc_chksums(header)[0]
     path.write_bytes(data)
 
-    assert "damaged" in refused(path, tmp_path)
+    assert "the header of './x' is out of order" in refused(path, tmp_path)
 
 
 def test_a_header_that_asks_for_gigabytes_is_refused(tmp_path: Path) -> None:
@@ -282,6 +289,7 @@ def test_links_that_leave_a_folder_are_left_out(tmp_path: Path) -> None:
     (folder / "up").symlink_to("../secret")
     (folder / "folder").symlink_to(tmp_path)
     (folder / "nothing").symlink_to("missing")
+    (folder / "two\nlines").write_text("s")
     (folder / "inside").symlink_to("model_config.yaml")
     os.mkfifo(folder / "fifo")
 

@@ -95,11 +95,13 @@ def test_other_places_hold_no_state_dict(tmp_path: Path, name: str) -> None:
     assert not has_state_dicts(archive)
 
 
-def test_a_tied_copy_on_the_last_stage_is_the_output_layer(tmp_path: Path) -> None:
-    members = ranks(pipeline_parallel=2)
-    found = read(tmp_path, members).tensors["output_layer.weight"]
+def test_the_first_stage_s_embedding_counts(tmp_path: Path) -> None:
+    members = ranks(pipeline_parallel=2, spelling="local")
+    last = "tp_rank_00_pp_rank_001/model_weights.ckpt"
+    copied = torch.load(io.BytesIO(members[last]))
+    copied["model.embedding.word_embeddings.weight"] = torch.zeros(104, 42)
 
-    assert torch.equal(found.read(), TENSORS["output_layer.weight"])
+    assert_whole(read(tmp_path, {**members, last: saved(copied)}))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +181,13 @@ def test_a_stage_without_one_of_its_layers_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(SourceError, match=r"a stage has layers \[0, 2, 3\]"):
         read(tmp_path, {"model_weights.ckpt": saved(held)})
+
+
+def test_a_name_that_would_garble_a_message_is_refused(tmp_path: Path) -> None:
+    members = {"model_weights.ckpt": saved(state(**{"a\nb": torch.ones(3)}))}
+
+    with pytest.raises(SourceError, match=r"it names a tensor 'a\\nb'"):
+        read(tmp_path, members)
 
 
 def test_a_name_in_two_spellings_is_refused(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def resized(*sizes: int) -> Callable[[Metadata], object]:
         (chunked(((0, 0), (4, 6)), ((4, 0), (4, 3))), "do not tile"),
         (chunked(((0, 0), (4, 6)), ((4, 0), (4, 3)), ((4, 3), (4, 3))), "do not tile"),
         (chunked(((4, 0), (4, 6)), ((8, 0), (0, 6))), "no reasonable number"),
+        (chunked(((0, 0), (4, 3)), ((0, 3), (4, 3)), ((4, 0), (4, 3))), "its 3 chunks do not tile"),
         (chunked(), "has no chunks"),
         (resized(9, 6), "do not tile"),
         (resized(4, 6), "do not tile"),
