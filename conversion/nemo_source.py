@@ -135,10 +135,9 @@ class NemoSource:
                 f"{self.name}: its tokenizer has {tokens} tokens, but its embedding only {rows} "
                 "rows: they do not belong together"
             )
-        keep = tokens is None or self._keep_vocab_padding
         return hub_config(
             self._settings,
-            vocab_size=rows if keep else tokens,
+            vocab_size=rows if tokens is None or self._keep_vocab_padding else tokens,
             dtype=embedding.dtype,
             special=None if self._sentencepiece is None else self._sentencepiece.special,
         )

@@ -5,7 +5,8 @@ Each verb of the command line is a function here, under the same name and with t
     import minitron
     minitron.prune("tiny", "tiny-half", hidden_size=160, intermediate_size=608, corpus="self")
 
-Verbs are imported when they are first used, so that `import minitron` is quick.
+`distillation_loss` is the loss of `distill`, for a training loop of your own. All are imported when
+they are first used, so that `import minitron` is quick.
 """
 
 from importlib import import_module
@@ -13,24 +14,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minitron.converting import convert as convert
+    from minitron.distillation import distillation_loss as distillation_loss
+    from minitron.distilling import distill as distill
     from minitron.errors import MinitronError as MinitronError
     from minitron.evaluation import evaluate as evaluate
     from minitron.first_run import quickstart as quickstart
     from minitron.generation import generate as generate
     from minitron.inspection import inspect as inspect
     from minitron.pruning import prune as prune
+    from minitron.publishing import push as push
     from minitron.scoring import measure_importance as measure_importance
+    from minitron.searching import search as search
+    from minitron.teacher_writing import cache_teacher as cache_teacher
     from minitron.training import train as train
 
 _HOMES = {
     "MinitronError": "errors",
+    "cache_teacher": "teacher_writing",
     "convert": "converting",
+    "distill": "distilling",
+    "distillation_loss": "distillation",
     "evaluate": "evaluation",
     "generate": "generation",
     "inspect": "inspection",
     "measure_importance": "scoring",
     "prune": "pruning",
+    "push": "publishing",
     "quickstart": "first_run",
+    "search": "searching",
     "train": "training",
 }
 __all__ = sorted(_HOMES)

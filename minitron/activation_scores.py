@@ -1,142 +1,194 @@
 """Scores by activations: what each part of a network does on real text.
 
-Formulas of arXiv 2407.14679, section 2.2. Over the tokens of a sequence the mean of absolute values
-is taken, over sequences the L2 norm (the paper's batch=L2, seq=mean); sums are kept in float64.
+Formulas of arXiv 2407.14679, section 2.2; `aggregation` has how values over tokens and sequences
+become one, by default as in the paper (over a sequence mean of absolute values, over sequences L2).
 
-| axis   | activation                                                   | then              |
-|--------|--------------------------------------------------------------|-------------------|
-| hidden | output of each norm of the decoder layers                    | sum over norms    |
-| ffn    | input of down_proj, that is, after the activation            | per layer         |
-| heads  | L2 norm over head_dim of each head's output before o_proj    | per layer         |
-| layers | block influence: 1 - mean cosine between a layer's in and out | per layer        |
+| axis     | activation                                                        | then           |
+|----------|-------------------------------------------------------------------|----------------|
+| hidden   | output of each norm of the decoder layers                         | sum over norms |
+| ffn      | input of down_proj, that is, after the activation                 | per layer      |
+| heads    | L2 norm over head_dim of each head's output before o_proj         | per layer      |
+| kv_heads | the same norm over all heads of a KV group                        | per layer      |
+| layers   | block influence: 1 - mean cosine of a layer's in and out; or what | per layer, and |
+|          | is lost without it (`layer_cuts`)                                 | per block      |
 
 The paper's formula takes neurons before the activation. On a squared ReLU that lost to random
 pruning (benchmarks/LOG.md); NVIDIA's ModelOpt takes them after it, and so do we.
 
+`scores="modelopt"` is what NVIDIA's ModelOpt computes (modelopt/torch/prune/plugins/
+mcore_minitron.py, 0.43): heads are averaged over the sequence channel by channel and only then
+normed over head_dim, and layers sum each sequence's 1 - mean cosine. The rest is the same.
+
     activation_scores(load_model(open_source("tiny")), corpus)
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from minitron.aggregation import KINDS, Aggregation, batch_score
 from minitron.corpus import Corpus
+from minitron.corpus_sweep import Sums, sweep
 from minitron.importance import Importance
-
-Observe = Callable[[torch.Tensor], torch.Tensor]
+from minitron.layer_cuts import CutScores, Measure, cuts_of
+from minitron.layer_recorder import LayerRecorder, Watched
+from minitron.layer_stream import LayerStream
 
 _BATCH_TOKENS = 8192
+_CHUNK_BATCHES = 16
 
 
-def activation_scores(model: PreTrainedModel, corpus: Corpus) -> Importance:
-    """Scores of hidden, ffn, heads and layers from one forward pass, without the output embedding.
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured in a sweep."""
+
+    aggregation: Aggregation = Aggregation()
+    scores: Literal["paper", "modelopt"] = "paper"
+    neurons: Literal["after", "before"] = "after"
+    layer_scores: Measure = "influence"
+    block_size: int | None = None
+    other_kinds: tuple[str, ...] = ()  # over the sequence, for other aggregations of the same sums
+
+    @property
+    def watched(self) -> Watched:
+        """What of each layer is recorded."""
+        kinds = tuple(dict.fromkeys((self.aggregation.sequence, *self.other_kinds)))
+        return Watched(kinds, self.neurons, head_norms=self.scores == "paper")
+
+
+def activation_scores(
+    model: PreTrainedModel, corpus: Corpus, measurement: Measurement | None = None
+) -> Importance:
+    """Scores of every axis from one forward pass, without the output embedding.
 
     `corpus.sequences` [samples, seq_len] must hold ids of the model's vocabulary.
     """
-    recorder = _Recorder(model)
-    seq_len = corpus.sequences.shape[1]
-    batch = max(1, _BATCH_TOKENS // seq_len)
-    total = int(corpus.sequences.size)
-    with (
-        recorder.attached(),
-        torch.inference_mode(),
-        tqdm(total=total, unit="token", unit_scale=True, desc="score", disable=None) as progress,
-    ):
-        for start in range(0, len(corpus.sequences), batch):
-            ids = torch.from_numpy(corpus.sequences[start : start + batch]).long()
-            model.model(input_ids=ids.to(model.device), use_cache=False)
-            progress.update(ids.numel())
-    made_by = {
-        "scores": "paper",
-        "aggregation": {"batch": "l2", "sequence": "mean"},
+    measurement = measurement or Measurement()
+    stream = LayerStream.of_model(model)
+    sums = _sums_over_corpus(stream, corpus, measurement)
+    return importance_of(sums, measurement, stream.config, made_by(corpus, stream.dtype))
+
+
+def aggregated_scores(
+    model: PreTrainedModel, corpus: Corpus, measurement: Measurement | None = None
+) -> dict[tuple[str, str], Importance]:
+    """The same under every aggregation, by its (batch, sequence), from one forward pass."""
+    every = replace(measurement or Measurement(), other_kinds=KINDS)
+    stream = LayerStream.of_model(model)
+    sums = _sums_over_corpus(stream, corpus, every)
+    described = made_by(corpus, stream.dtype)
+    return {
+        (batch, sequence): importance_of(
+            sums,
+            replace(every, aggregation=Aggregation(batch, sequence)),
+            stream.config,
+            described,
+        )
+        for batch, sequence in product(KINDS, KINDS)
+    }
+
+
+def _sums_over_corpus(stream: LayerStream, corpus: Corpus, measurement: Measurement) -> Sums:
+    with tqdm(
+        total=corpus.tokens, unit="token", unit_scale=True, desc="score", disable=None
+    ) as progress:
+        return sweep(
+            list(corpus.sequences),
+            lambda chunk: sums_over(stream, chunk, measurement, progress),
+            batch_tokens=_BATCH_TOKENS,
+            chunk_tokens=_CHUNK_BATCHES * _BATCH_TOKENS,
+        )
+
+
+def made_by(corpus: Corpus, dtype: torch.dtype) -> dict[str, Any]:
+    """What an importance was measured on."""
+    return {
         "corpus": corpus.name,
         "corpus_digest": corpus.digest,
         "samples": len(corpus.sequences),
-        "seq_len": seq_len,
-        "tokens": total,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "seq_len": corpus.sequences.shape[1],
+        "tokens": corpus.tokens,
+        "dtype": str(dtype).removeprefix("torch."),
     }
-    return recorder.importance(made_by, total)
 
 
-class _Recorder:
-    """Running sums of squares of each sequence's scores, filled by hooks."""
+def sums_over(
+    stream: LayerStream,
+    batches: Sequence[torch.Tensor],
+    measurement: Measurement,
+    progress: "tqdm[Any] | None" = None,
+) -> Sums:
+    """Sums over one chunk: batches that pass each layer together."""
+    layers = int(stream.config.num_hidden_layers)
+    recorder = LayerRecorder(stream.config, measurement.watched)
+    cuts = cuts_of(layers, measurement.block_size)
+    left_out = CutScores(cuts, measurement.layer_scores, stream.device)
+    with torch.inference_mode():
+        states = stream.embed(batches)
+        for index, layer in stream.layers():
+            with recorder.watching(index, layer):
+                for batch, before in enumerate(states):
+                    states[batch] = stream.run(index, layer, before)
+                    left_out.step(index, before, states[batch])
+                    if progress is not None:
+                        progress.update(batches[batch].numel() / layers)
+            left_out.run(stream, index, layer)
+        left_out.finish(stream, list(batches), states)
+    counts = {"samples": sum(map(len, batches)), "tokens": sum(ids.numel() for ids in batches)}
+    counted = {key: torch.tensor([count]).double() for key, count in counts.items()}
+    measured = {**recorder.sums, **left_out.sums}
+    return {**counted, **{key: tensor.cpu() for key, tensor in measured.items()}}
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._layers = list(model.model.layers)
-        self._heads = int(model.config.num_attention_heads)
-        self._squares: dict[tuple[str, int], torch.Tensor] = {}
-        self._cosines = torch.zeros(len(self._layers), dtype=torch.float64)
 
-    def attached(self) -> ExitStack:
-        """The hooks, as a context that removes them."""
-        stack = ExitStack()
-        for handle in self._hooks():
-            stack.callback(handle.remove)
-        return stack
-
-    def importance(self, made_by: dict[str, Any], tokens: int) -> Importance:
-        """The scores of all that was seen."""
-
-        def per_layer(axis: str) -> torch.Tensor:
-            rows = [self._squares[axis, layer].sqrt() for layer in range(len(self._layers))]
-            return torch.stack(rows)
-
-        norms = [total.sqrt() for (axis, _), total in self._squares.items() if axis == "hidden"]
-        return Importance(
-            made_by=made_by,
-            hidden=torch.stack(norms).sum(0),
-            ffn=per_layer("ffn"),
-            heads=per_layer("heads"),
-            layers=1 - self._cosines / tokens,
+def importance_of(
+    sums: Sums, measurement: Measurement, config: Any, made_by: dict[str, Any]
+) -> Importance:
+    """The scores that sums over the whole corpus make."""
+    aggregation, samples = measurement.aggregation, float(sums["samples"])
+    rows = {
+        axis: torch.stack(
+            [
+                batch_score(row, samples, aggregation.batch)
+                for row in sums[f"{axis} {aggregation.sequence}"]
+            ]
         )
+        for axis in ("hidden", "ffn", "heads")
+    }
+    heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
+    if measurement.scores == "modelopt":
+        norms = rows["heads"].unflatten(-1, (heads, -1)).square().sum(-1)
+        groups = norms.unflatten(-1, (kv_heads, -1)).sum(-1)
+        rows["heads"] = torch.cat((norms, groups), dim=-1).sqrt()
+    layers, blocks = _layer_scores(sums, measurement).tensor_split([int(config.num_hidden_layers)])
+    described = {
+        "scores": measurement.scores,
+        "aggregation": {"batch": aggregation.batch, "sequence": aggregation.sequence},
+        "neurons": measurement.neurons,
+        "layer_scores": measurement.layer_scores,
+        "block_size": measurement.block_size,
+    }
+    return Importance(
+        made_by={**described, **made_by},
+        hidden=rows["hidden"].sum(0),
+        ffn=rows["ffn"],
+        heads=rows["heads"][:, :heads].contiguous(),
+        kv_heads=rows["heads"][:, heads:].contiguous(),
+        layers=layers,
+        blocks=blocks if len(blocks) else None,
+    )
 
-    def _hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        for index, layer in enumerate(self._layers):
-            for norm_index, norm in enumerate(
-                (layer.input_layernorm, layer.post_attention_layernorm)
-            ):
-                yield norm.register_forward_hook(self._on_output("hidden", 2 * index + norm_index))
-            yield layer.mlp.down_proj.register_forward_pre_hook(self._on_input("ffn", index))
-            o_proj = layer.self_attn.o_proj
-            yield o_proj.register_forward_pre_hook(self._on_input("heads", index, self._head_norms))
-            yield layer.register_forward_hook(self._on_layer(index))
 
-    def _on_output(self, axis: str, index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            self._add(axis, index, output)
-
-        return hook
-
-    def _on_input(
-        self, axis: str, index: int, observe: Observe | None = None
-    ) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self._add(axis, index, observe(inputs[0]) if observe else inputs[0])
-
-        return hook
-
-    def _on_layer(self, index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-            after = output[0] if isinstance(output, tuple) else output
-            cosine = torch.cosine_similarity(inputs[0].float(), after.float(), dim=-1)
-            self._cosines[index] += cosine.sum(dtype=torch.float64).cpu()
-
-        return hook
-
-    def _head_norms(self, outputs: torch.Tensor) -> torch.Tensor:
-        heads = outputs.unflatten(-1, (self._heads, -1))  # (batch, seq, heads, head_dim)
-        norms: torch.Tensor = torch.linalg.vector_norm(heads, dim=-1, dtype=torch.float32)
-        return norms
-
-    def _add(self, axis: str, index: int, activations: torch.Tensor) -> None:
-        """Add each sequence's squared mean of absolute values; activations (batch, seq, width)."""
-        sums = torch.linalg.vector_norm(activations, ord=1, dim=1, dtype=torch.float32)
-        squares = (sums.double() / activations.shape[1]).square().sum(0).cpu()
-        known = self._squares.get((axis, index))
-        self._squares[axis, index] = squares if known is None else known + squares
+def _layer_scores(sums: Sums, measurement: Measurement) -> torch.Tensor:
+    """The score of every cut: each layer alone, then each block."""
+    if measurement.layer_scores == "loss":
+        return (sums["losses"][:-1] - sums["losses"][-1]) / sums["targets"]
+    if measurement.layer_scores == "logits":
+        return sums["errors"] / sums["squares"]
+    if measurement.scores == "modelopt":
+        return sums["samples"] - sums["mean_cosines"]
+    return 1 - sums["cosines"] / sums["tokens"]

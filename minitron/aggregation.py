@@ -18,8 +18,8 @@ from minitron.errors import TargetError
 KINDS = ("l2", "mean", "var")
 # Of float32 values handled at once: a block stays in a core's cache while it is cast and reduced,
 # many times faster than torch's own reductions over whole tensors.
-_CPU_BLOCK = 1 << 18
-_GPU_BLOCK = 1 << 28
+_CPU_BLOCK = 1 << 17
+_GPU_BLOCK = 1 << 24
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,25 +44,29 @@ class Aggregation:
 
 
 def sequence_scores(
-    activations: torch.Tensor, kind: str, transform: Transform | None = None
+    activations: torch.Tensor,
+    kind: str,
+    transform: Transform | None = None,
+    *,
+    is_positive: bool = False,
 ) -> torch.Tensor:
     """Of (sequences, tokens, width), each sequence's scores (sequences, units) in float32.
 
-    `transform` makes units of the last dimension, on float32 blocks.
+    `transform` makes units of the last dimension, on float32 blocks. Where no value is negative,
+    `is_positive` saves a look at the signs.
     """
-    units = transform or (lambda block: block)
     tokens = activations.shape[1]
     if kind == "mean":
-        return _summed(activations, lambda _, block: units(block).abs()) / tokens
+        return _summed(activations, transform, _same if is_positive else _magnitude).div(tokens)
     if kind == "l2":
-        return _summed(activations, lambda _, block: units(block).square()).sqrt()
+        return _summed(activations, transform, _square).sqrt()
     # In two passes: a difference of sums would lose a small variance beside a large mean.
-    means = _summed(activations, lambda _, block: units(block)) / tokens
+    means = _summed(activations, transform, _same).div(tokens)
 
-    def distances(rows: slice, block: torch.Tensor) -> torch.Tensor:
-        return (units(block) - means[rows, None]).square()
+    def square_distance(units: torch.Tensor, out: torch.Tensor, rows: slice) -> torch.Tensor:
+        return torch.sub(units, means[rows, None], out=out).square_()
 
-    return _summed(activations, distances) / tokens
+    return _summed(activations, transform, square_distance).div(tokens)
 
 
 def sums_of(scores: torch.Tensor) -> torch.Tensor:
@@ -73,7 +77,7 @@ def sums_of(scores: torch.Tensor) -> torch.Tensor:
 
 def batch_score(sums: torch.Tensor, samples: float, kind: str) -> torch.Tensor:
     """The score over all sequences from what `sums_of` gave, (2, units)."""
-    total, squares = sums
+    total, squares = sums[0], sums[1]
     if kind == "mean":
         return total / samples
     if kind == "l2":
@@ -81,25 +85,49 @@ def batch_score(sums: torch.Tensor, samples: float, kind: str) -> torch.Tensor:
     return (squares / samples - (total / samples).square()).clamp(min=0)
 
 
+def _same(units: torch.Tensor, out: torch.Tensor, rows: slice) -> torch.Tensor:
+    return units
+
+
+def _magnitude(units: torch.Tensor, out: torch.Tensor, rows: slice) -> torch.Tensor:
+    return torch.abs(units, out=out)
+
+
+def _square(units: torch.Tensor, out: torch.Tensor, rows: slice) -> torch.Tensor:
+    return torch.square(units, out=out)
+
+
 def _summed(
-    activations: torch.Tensor, of: Callable[[slice, torch.Tensor], torch.Tensor]
+    activations: torch.Tensor,
+    transform: Transform | None,
+    of: Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor],
 ) -> torch.Tensor:
-    """The sum over tokens of what `of` makes of each block, in float32 (sequences, units)."""
+    """The sum over tokens of what `of` makes of each block, in float32 (sequences, units).
+
+    `of` is given a block's units, where it may write, and the sequences that the block belongs to.
+    """
     sums: dict[int, torch.Tensor] = {}  # by the first sequence
-    for rows, block in _blocks(activations):
-        part = of(rows, block).sum(1)
+    for rows, block, scratch in _blocks(activations):
+        units = block if transform is None else transform(block)
+        part = of(units, scratch if units is block else units, rows).sum(1)
         known = sums.get(rows.start)
-        sums[rows.start] = part if known is None else known + part
+        sums[rows.start] = part if known is None else known.add_(part)
     return torch.cat(list(sums.values()))
 
 
-def _blocks(activations: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Blocks (sequences, tokens, width) in float32: whole sequences, or a part of one."""
+def _blocks(activations: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Blocks (sequences, tokens, width) in float32, of whole sequences or of a part of one.
+
+    With each comes a place of its shape, where it lies itself unless it is the activations.
+    """
     samples, tokens, width = activations.shape
     size = _CPU_BLOCK if activations.device.type == "cpu" else _GPU_BLOCK
     at_once = max(1, size // width)  # tokens
     sequences, piece = max(1, at_once // tokens), min(tokens, at_once)
+    place = activations.new_empty(min(sequences, samples) * piece * width, dtype=torch.float32)
     for first in range(0, samples, sequences):
         rows = slice(first, min(first + sequences, samples))
         for start in range(0, tokens, piece):
-            yield rows, activations[rows, start : start + piece].float()
+            part = activations[rows, start : start + piece]
+            scratch = place[: part.numel()].view(part.shape)
+            yield rows, part if part.dtype == torch.float32 else scratch.copy_(part), scratch

@@ -96,6 +96,11 @@ class Architecture:
         """Whether the output embedding is the input embedding."""
         return "tie_word_embeddings" in self.flags
 
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key and value."""
+        return self.num_attention_heads // self.num_key_value_heads
+
     def size(self, axis: str) -> int:
         """The length of a named axis."""
         return int(getattr(self, AXIS_KEYS[axis]))

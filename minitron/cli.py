@@ -22,12 +22,16 @@ from docstring_parser import parse_from_object
 from minitron.errors import MinitronError, TargetError
 from minitron.recipe import (
     ConvertRecipe,
+    DistillRecipe,
     EvaluateRecipe,
     GenerateRecipe,
     ImportanceRecipe,
     InspectRecipe,
     PruneRecipe,
+    PushRecipe,
     QuickstartRecipe,
+    SearchRecipe,
+    TeacherCacheRecipe,
     TrainRecipe,
 )
 
@@ -92,7 +96,7 @@ def _whole_number(annotation: Any, tokens: Sequence[Token]) -> int:
 )
 @_takes(QuickstartRecipe)
 def quickstart(recipe: QuickstartRecipe) -> None:
-    """Prune, retrain and compare the embedded teacher: minutes on two cores, no network."""
+    """Prune, distill and compare the embedded teacher: minutes on two cores, no network."""
     from minitron.first_run import quickstart
 
     results = quickstart(**vars(recipe)).to_json()
@@ -156,21 +160,60 @@ def convert(recipe: ConvertRecipe, *, recipe_file: RecipeFile = None) -> None:
 @app.command(
     help_epilogue=_examples(
         "minitron importance tiny tiny.safetensors --corpus books.jsonl.gz --samples 256",
+        "minitron importance nvidia/Minitron-8B-Base 8b.safetensors --corpus books.jsonl.gz "
+        "--memory-budget 6GiB --plot 8b.png",
+        "torchrun --nproc-per-node 8 -m minitron importance nvidia/Minitron-8B-Base "
+        "8b.safetensors --corpus books.jsonl.gz",
     )
 )
 @_takes(ImportanceRecipe)
 def importance(recipe: ImportanceRecipe, *, recipe_file: RecipeFile = None) -> None:
-    """Measure importance once, for many targets: `minitron prune --importance FILE`."""
+    """Measure importance once, for many targets: `minitron prune --importance FILE`.
+
+    A model larger than the memory budget is read layer by layer; processes that torchrun launched
+    share the corpus. Interrupted, the same command goes on from the last finished chunk."""
+    from minitron.processes import is_first_process
     from minitron.scoring import measure_importance
 
     measured = measure_importance(**vars(recipe))
-    print(f"{recipe.out}: {measured.made_by['scores']} scores of hidden, ffn, heads, layers")
+    if is_first_process():
+        print(f"{recipe.out}: {measured.made_by['scores']} scores of {', '.join(measured.axes)}")
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron search tiny --ratio 0.5 --corpus self --samples 64",
+        "minitron search nvidia/Minitron-8B-Base found --params 4B --memory 12GiB --context 8192 "
+        "--corpus books.jsonl.gz --samples 256 --held-out held-out.jsonl.gz",
+        "minitron search tiny found --latency 4ms --device cpu --importance tiny.safetensors "
+        "--held-out held-out.txt --retrain-steps 50 --retrain-corpus books.jsonl.gz",
+    )
+)
+@_takes(SearchRecipe)
+def search(
+    recipe: SearchRecipe, *, as_json: AsJson = False, recipe_file: RecipeFile = None
+) -> None:
+    """Find the best sizes within a budget of parameters, memory or latency, by held-out loss.
+
+    Interrupted, the same command goes on where it was."""
+    from minitron.searching import search
+
+    report = search(**vars(recipe))
+    if as_json:
+        print(json.dumps(report.to_json()))
+        return
+    _show_table(report.columns(), report.rows())
+    print("\n" + "\n".join([*report.notes(), f"{report.reason()}."]))
+    if recipe.out is not None:
+        print(f"\nWritten: {recipe.out}")
 
 
 @app.command(
     help_epilogue=_examples(
         "minitron train retrained --init tiny-half --corpus books.jsonl.gz --steps 500",
         "minitron train tiny-again --recipe minitron/recipes/tiny.yaml --corpus books.jsonl.gz",
+        "minitron train retrained --init tiny-half --corpus books.jsonl.gz "
+        "--trainer.optim adafactor",
     )
 )
 @_takes(TrainRecipe)
@@ -181,7 +224,45 @@ def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
     from minitron.training import train
 
     train(**vars(recipe))
-    print(f"{recipe.out}: written")
+    _say_written(recipe.out)
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron distill tiny-half tiny-student --teacher tiny --corpus books.jsonl.gz",
+        "minitron distill 4b 4b-student --teacher nvidia/Minitron-8B-Base --corpus books.jsonl.gz "
+        "--seq-len 4096 --gradient-checkpointing --eval-corpus held-out.jsonl.gz",
+        "minitron distill tiny-half tiny-student --teacher-cache tiny-says --corpus books.jsonl.gz",
+        "torchrun --nproc-per-node 8 -m minitron distill 4b 4b-student "
+        "--recipe minitron/recipes/distill-8-gpus.yaml --corpus books.jsonl.gz",
+    )
+)
+@_takes(DistillRecipe)
+def distill(recipe: DistillRecipe, *, recipe_file: RecipeFile = None) -> None:
+    """Train a student on its teacher's predictions, into a Hub-ready folder.
+
+    Interrupted, the same command goes on from the last checkpoint."""
+    from minitron.distilling import distill
+
+    distill(**vars(recipe))
+    _say_written(recipe.out)
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron teacher-cache tiny tiny-says --corpus books.jsonl.gz",
+        "minitron teacher-cache nvidia/Minitron-8B-Base 8b-says --corpus books.jsonl.gz --top-k 64",
+    )
+)
+@_takes(TeacherCacheRecipe)
+def teacher_cache(recipe: TeacherCacheRecipe, *, recipe_file: RecipeFile = None) -> None:
+    """Write a teacher's outputs on a corpus, to distill from without it.
+
+    Interrupted, the same command goes on with what is missing."""
+    from minitron.teacher_writing import cache_teacher
+
+    cache_teacher(**vars(recipe))
+    _say_written(recipe.out)
 
 
 @app.command(
@@ -220,6 +301,23 @@ def generate(recipe: GenerateRecipe) -> None:
     print(unsaid)
 
 
+@app.command(
+    help_epilogue=_examples(
+        "minitron push tiny-half me/tiny-half --private",
+        "minitron push tiny-half me/tiny-half --branch distilled --tag v2",
+        "minitron push 4b nvidia/Minitron-4B-Base --create-pr --commit-message 'Add safetensors'",
+    )
+)
+@_takes(PushRecipe)
+def push(recipe: PushRecipe) -> None:
+    """Upload a model folder to the Hub, in one commit: only one that loads, and no pickles.
+
+    Interrupted, the same command sends only what is missing."""
+    from minitron.publishing import push
+
+    print(push(**vars(recipe)).url)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The console script: exits with 0, or with 2 and one line on stderr for a user's mistake."""
     tokens = sys.argv[1:] if arguments is None else arguments
@@ -229,8 +327,10 @@ def main(arguments: list[str] | None = None) -> None:
     # It logs what it then raises, and a mistake is to be one line.
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
-        app.config = _recipe_file(tokens)
+        app.config, mapped = _recipe_file(tokens)
+        tokens = [*tokens, *mapped]
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        _part()
     except (MinitronError, CycloptsError) as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -240,8 +340,9 @@ def main(arguments: list[str] | None = None) -> None:
         app.config = ()
 
 
-def _recipe_file(tokens: list[str]) -> tuple[Dict, ...]:
-    """The file that --recipe names, as a source of options behind the flags."""
+def _recipe_file(tokens: list[str]) -> tuple[tuple[Dict, ...], list[str]]:
+    """The file that --recipe names, as a source of options behind the flags; and what its mappings
+    hold, as flags, since cyclopts takes a mapping from one place only."""
     for index, token in enumerate(tokens):
         if token == "--recipe" and index + 1 < len(tokens):
             name = tokens[index + 1]
@@ -249,9 +350,23 @@ def _recipe_file(tokens: list[str]) -> tuple[Dict, ...]:
             name = token.removeprefix("--recipe=")
         else:
             continue
+        options = _options(name)
+        plain = {key: value for key, value in options.items() if not isinstance(value, dict)}
         # Filed under each verb: at the top, cyclopts takes a key that is a verb's name for a verb.
-        return (Dict(dict.fromkeys(app, _options(name)), source=name),)
-    return ()
+        return (Dict(dict.fromkeys(app, plain), source=name),), _mapped(options, tokens)
+    return (), []
+
+
+def _mapped(options: dict[str, Any], tokens: list[str]) -> list[str]:
+    """The entries of a recipe's mappings as flags, where they are not given as flags already."""
+    given = {token.partition("=")[0].replace("_", "-") for token in tokens}
+    return [
+        f"--{key}.{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, mapping in options.items()
+        if isinstance(mapping, dict)
+        for name, value in mapping.items()
+        if f"--{key}.{name}".replace("_", "-") not in given
+    ]
 
 
 def _options(name: str) -> dict[str, Any]:
@@ -269,6 +384,21 @@ def _options(name: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise TargetError(f"--recipe {name} holds {options!r:.40}: write one `key: value` a line")
     return options
+
+
+def _part() -> None:
+    """Leave the other processes of this run in order, where there are any."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _say_written(out: str) -> None:
+    """Say it once, however many processes wrote."""
+    from minitron.processes import is_first_process
+
+    if is_first_process():
+        print(f"{out}: written")
 
 
 def _fail(error: Exception) -> None:

@@ -19,7 +19,8 @@ AXIS_KEYS: Mapping[str, str] = {
     "layers": "num_hidden_layers",
     "vocab": "vocab_size",
 }
-PRUNABLE = ("hidden", "ffn", "heads", "layers")
+PRUNABLE = ("hidden", "ffn", "heads", "kv_heads", "layers")
+PER_LAYER = ("ffn", "heads", "kv_heads")  # ranked in every layer by itself
 
 
 @dataclass(frozen=True)

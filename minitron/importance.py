@@ -20,8 +20,10 @@ from safetensors.torch import save
 
 from minitron.architecture import Architecture
 from minitron.errors import ImportanceError
-from minitron.families import PRUNABLE
+from minitron.model_digest import Model, model_digest
 from minitron.unfinished import write_file
+
+SCORED = ("hidden", "ffn", "heads", "layers", "kv_heads", "blocks")
 
 
 def score_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -32,6 +34,7 @@ def score_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         "ffn": (layers, architecture.intermediate_size),
         "heads": (layers, architecture.num_attention_heads),
         "layers": (layers,),
+        "kv_heads": (layers, architecture.num_key_value_heads),
     }
 
 
@@ -44,6 +47,8 @@ class Importance:
     ffn: torch.Tensor | None = None  # (layers, ffn)
     heads: torch.Tensor | None = None  # (layers, heads)
     layers: torch.Tensor | None = None  # (layers,)
+    kv_heads: torch.Tensor | None = None  # (layers, kv_heads)
+    blocks: torch.Tensor | None = None  # (layers - block_size + 1,), by a block's first layer
 
     def axis(self, name: str) -> torch.Tensor:
         """The scores of one axis. Raises ImportanceError where it was not measured."""
@@ -51,6 +56,11 @@ class Importance:
         if scores is None:
             raise ImportanceError(f"the importance holds no {name} scores: measure it again")
         return torch.as_tensor(scores)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What was scored."""
+        return tuple(self._scores())
 
     @property
     def digest(self) -> str:
@@ -80,6 +90,8 @@ class Importance:
     def check_fits(self, architecture: Architecture) -> None:
         """Refuse scores of another model; ImportanceError tells the axis and both shapes."""
         wanted = score_shapes(architecture)
+        starts = architecture.num_hidden_layers - (self.made_by.get("block_size") or 1) + 1
+        wanted["blocks"] = (starts,)
         for name, scores in self._scores().items():
             if tuple(scores.shape) != wanted[name]:
                 raise ImportanceError(
@@ -89,6 +101,20 @@ class Importance:
             if not torch.isfinite(scores).all():
                 raise ImportanceError(f"the importance holds {name} scores that are not finite")
 
+    def check_made_for(self, model: Model) -> None:
+        """Refuse scores of another model, by its sizes and its weights; ImportanceError names both.
+
+        Scores that do not say what they were measured on are taken for those of any model.
+        """
+        self.check_fits(Architecture.from_config(model.config))
+        measured = self.made_by.get("model")
+        if measured is not None and measured["digest"] != model_digest(model):
+            at = f" at {measured['revision']}" if measured["revision"] else ""
+            raise ImportanceError(
+                f"the importance was measured on {measured['name']}{at}, whose weights are not "
+                f"those of {model.name}: measure it again"
+            )
+
     def _scores(self) -> dict[str, torch.Tensor]:
-        named = {axis: getattr(self, axis) for axis in PRUNABLE}
+        named = {axis: getattr(self, axis) for axis in SCORED}
         return {axis: scores.contiguous() for axis, scores in named.items() if scores is not None}

@@ -1,6 +1,7 @@
 """Layer cuts: what a model loses when a layer, or a run of layers, is left out.
 
-Three measures, each of one sweep over the corpus (arXiv 2407.14679, section 2.2; 2511.16664, eq. 5):
+Three measures, each of one sweep over the corpus (arXiv 2407.14679, section 2.2; for logits
+2511.16664, eq. 5):
 
 | influence | 1 - mean cosine between the stream before and after what is cut | no extra work |
 | loss      | how much the loss on the next token rises, in nats              | see below     |
@@ -23,7 +24,7 @@ from minitron.layer_stream import LayerStream
 Measure = Literal["influence", "loss", "logits"]
 States = list[torch.Tensor]  # one a batch, (sequences, tokens, hidden)
 
-_ROWS = 1 << 16  # cast to float32 at once, in values: stays in a core's cache
+_VALUES = 1 << 16  # cast to float32 at once: they stay in a core's cache
 _LOGITS = 1 << 24  # held at once
 
 
@@ -40,6 +41,11 @@ def cuts_of(layers: int, block_size: int | None) -> tuple[Cut, ...]:
     single = [Cut(start, start + 1) for start in range(layers)]
     runs = [] if block_size is None else range(layers - block_size + 1)
     return (*single, *(Cut(start, start + (block_size or 0)) for start in runs))
+
+
+def passes_of(cuts: tuple[Cut, ...], layers: int) -> float:
+    """The work of running every shortened model behind its cut, in passes over the corpus."""
+    return sum(layers - cut.stop for cut in cuts) / layers
 
 
 class CutScores:
@@ -107,14 +113,20 @@ class CutScores:
 
 def cosines(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The cosine of each token's two states, (sequences, tokens) in float64; 0 for no length."""
-    found = []
-    at_once = max(1, _ROWS // one.shape[-1]) if one.device.type == "cpu" else len(one.flatten(0, 1))
-    pairs = zip(one.flatten(0, 1).split(at_once), other.flatten(0, 1).split(at_once), strict=True)
-    for first, second in pairs:
-        a, b = first.float(), second.float()
-        dot, squares = (a * b).sum(-1), (a * a).sum(-1).double() * (b * b).sum(-1)
-        found.append(dot / squares.sqrt().clamp(min=1e-30))
-    return torch.cat(found).view(one.shape[:-1])
+    first, second = one.flatten(0, 1), other.flatten(0, 1)
+    at_once = max(1, _VALUES // one.shape[-1]) if one.device.type == "cpu" else len(first)
+    sums = torch.empty(3, len(first), dtype=torch.float32, device=one.device)
+    product = torch.empty(at_once, one.shape[-1], dtype=torch.float32, device=one.device)
+    for start in range(0, len(first), at_once):
+        rows = slice(start, start + at_once)
+        a, b = first[rows].float(), second[rows].float()
+        # The squares as the product is: of equal states the cosine is 1 to the last bit.
+        for place, (left, right) in enumerate(((a, b), (a, a), (b, b))):
+            out = product[: len(a)]
+            torch.sum(torch.mul(left, right, out=out), -1, out=sums[place, rows])
+    wide = sums.double()
+    lengths = (wide[1] * wide[2]).sqrt().clamp(min=1e-30)
+    return wide[0].div(lengths).view(one.shape[:-1])
 
 
 def _losses(stream: LayerStream, models: list[States], targets: list[torch.Tensor]) -> torch.Tensor:
@@ -132,7 +144,7 @@ def _losses(stream: LayerStream, models: list[States], targets: list[torch.Tenso
                     logsum.copy_(torch.logaddexp(logsum, logits.logsumexp(-1)))
                     found[model][batch][piece] += _at(logits, ids[piece] - first)
     pairs = [zip(*pair, strict=True) for pair in zip(logsums, found, strict=True)]
-    return torch.stack([sum((a - b).double().sum() for a, b in pair) for pair in pairs])
+    return torch.stack([torch.cat([a - b for a, b in pair]).double().sum() for pair in pairs])
 
 
 def _at(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ _MADE_BY = {
     "prune": "Pruned from `{source}` by `minitron prune`.",
     "train": "Trained by `minitron train`, beginning with `{source}`.",
     "distill": "Distilled by `minitron distill`, beginning with `{source}`.",
-    "quickstart": "Pruned and retrained from `{source}` by `minitron quickstart`.",
+    "quickstart": "Pruned and distilled from `{source}` by `minitron quickstart`.",
 }
 _PRUNE = ("prune", "quickstart")
 _DISTANCES = {

@@ -8,7 +8,6 @@ attention stays what it was; kept layers keep their order. Knows no weights and 
     plan.hidden   # (0, 1, 3, ...)
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from minitron.architecture import Architecture
 from minitron.errors import TargetError
-from minitron.families import AXIS_KEYS, PRUNABLE
+from minitron.families import AXIS_KEYS, PER_LAYER, PRUNABLE
 from minitron.importance import Importance
 
 Indices = tuple[int, ...]
@@ -24,7 +23,7 @@ Indices = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Kept indices, ascending: of hidden and layers once, of ffn and heads for each kept layer."""
+    """Kept indices, ascending: of hidden and layers once, of the others for each kept layer."""
 
     source: Architecture
     target: Architecture
@@ -32,26 +31,48 @@ class PruningPlan:
     hidden: Indices  # (target hidden,)
     ffn: tuple[Indices, ...]  # (target layers, target ffn)
     heads: tuple[Indices, ...]  # (target layers, target heads)
+    kv_heads: tuple[Indices, ...]  # (target layers, target kv_heads)
+    # Of every kept head the pruned one whose difference is added to it, itself where there is none.
+    partners: tuple[Indices, ...] | None = None  # (target layers, target heads)
 
     def kept(self, axis: str, layer: int | None) -> Indices | None:
         """What is kept of an axis in target layer `layer`; None where all of it is."""
         if self.source.size(axis) == self.target.size(axis):
             return None
-        per_layer = {"ffn": self.ffn, "heads": self.heads}
-        if axis in per_layer:
+        kept: Any = getattr(self, axis)
+        if axis in PER_LAYER:
             assert layer is not None
-            return per_layer[axis][layer]
-        return {"hidden": self.hidden, "layers": self.layers}[axis]
+            kept = kept[layer]
+        return tuple(kept)
+
+    def then(self, later: "PruningPlan") -> "PruningPlan":
+        """This plan and one of the model that it leaves, as a single plan of the first source."""
+        assert later.source == self.target
+        assert self.partners is None
+        assert later.partners is None
+
+        def of_layers(mine: tuple[Indices, ...], its: tuple[Indices, ...]) -> tuple[Indices, ...]:
+            pairs = zip(later.layers, its, strict=True)
+            return tuple(tuple(mine[layer][index] for index in kept) for layer, kept in pairs)
+
+        return PruningPlan(
+            source=self.source,
+            target=later.target,
+            layers=tuple(self.layers[layer] for layer in later.layers),
+            hidden=tuple(self.hidden[index] for index in later.hidden),
+            ffn=of_layers(self.ffn, later.ffn),
+            heads=of_layers(self.heads, later.heads),
+            kv_heads=of_layers(self.kv_heads, later.kv_heads),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The kept indices as runs, such as "0-5,7", of every axis that is cut."""
         record: dict[str, Any] = {}
-        for axis in PRUNABLE:
-            if self.source.size(axis) == self.target.size(axis):
-                continue
+        for axis in axes_to_rank(self.source, self.target):
             kept = getattr(self, axis)
-            per_layer = axis in ("ffn", "heads")
-            record[axis] = [_runs(layer) for layer in kept] if per_layer else _runs(kept)
+            record[axis] = [_runs(layer) for layer in kept] if axis in PER_LAYER else _runs(kept)
+        if self.partners is not None:
+            record["partners"] = [list(layer) for layer in self.partners]
         return record
 
 
@@ -63,41 +84,129 @@ def axes_to_rank(source: Architecture, target: Architecture) -> tuple[str, ...]:
             raise TargetError(f"{key} {want} is larger than the source's {have}: pruning only cuts")
         if want != have and axis not in PRUNABLE:
             raise TargetError(f"{key} cannot be pruned: leave it at {have}")
+    if target.heads_per_group > source.heads_per_group:
+        raise TargetError(
+            f"{target.num_attention_heads} heads in {target.num_key_value_heads} KV groups are "
+            f"{target.heads_per_group} a group, and the source has {source.heads_per_group}: "
+            "keep fewer heads"
+        )
     return tuple(axis for axis in PRUNABLE if source.size(axis) != target.size(axis))
 
 
-def choose_plan(importance: Importance, source: Architecture, target: Architecture) -> PruningPlan:
+def between(source: Architecture, target: Architecture, share: float) -> Architecture:
+    """Sizes on the way to a target, by equal factors, and never an uneven group of heads."""
+
+    def size(axis: str) -> int:
+        have, want = source.size(axis), target.size(axis)
+        return max(want, round(have * float((want / have) ** share)))
+
+    groups = size("kv_heads")
+    sizes = {AXIS_KEYS[axis]: size(axis) for axis in ("hidden", "ffn", "layers")}
+    each = max(target.heads_per_group, min(source.heads_per_group, -(-size("heads") // groups)))
+    return source.resized(**sizes, num_key_value_heads=groups, num_attention_heads=each * groups)
+
+
+def choose_plan(
+    importance: Importance,
+    source: Architecture,
+    target: Architecture,
+    *,
+    contiguous: bool = False,
+    head_residual: bool = False,
+) -> PruningPlan:
     """Keep what scores highest on each axis that `target` cuts.
 
-    Raises TargetError for a target that is no cut of `source`, ImportanceError for scores of
-    another model or a missing axis.
+    `contiguous` drops neighbouring layers only, as arXiv 2408.11796 does. `head_residual` names, to
+    each of the lower-ranked kept heads, the pruned head of its KV group that is folded into it
+    (2407.14679, section 2.3). Raises TargetError for a target that is no cut of `source`,
+    ImportanceError for scores of another model or a missing axis.
     """
     ranked = axes_to_rank(source, target)
     importance.check_fits(source)
-
-    def keep(axis: str, scores: Iterable[torch.Tensor], groups: int = 1) -> tuple[Indices, ...]:
-        if axis not in ranked:
-            return (tuple(range(source.size(axis))),) * target.num_hidden_layers
-        return tuple(_highest(row, target.size(axis), groups) for row in scores)
-
     layers = tuple(range(source.num_hidden_layers))
     if "layers" in ranked:
-        layers = _highest(importance.axis("layers"), target.num_hidden_layers)
+        dropped = source.num_hidden_layers - target.num_hidden_layers
+        layers = (
+            _without_block(importance, dropped)
+            if contiguous
+            else _highest(importance.axis("layers"), target.num_hidden_layers)
+        )
     hidden = tuple(range(source.hidden_size))
     if "hidden" in ranked:
         hidden = _highest(importance.axis("hidden"), target.hidden_size)
 
-    def of_kept_layers(axis: str) -> list[torch.Tensor]:
-        return [importance.axis(axis)[layer] for layer in layers] if axis in ranked else []
+    def in_kept_layers(axis: str) -> tuple[Indices, ...]:
+        if axis not in ranked:
+            return (tuple(range(source.size(axis))),) * len(layers)
+        scores = importance.axis(axis)
+        return tuple(_highest(scores[layer], target.size(axis)) for layer in layers)
 
+    kv_heads = in_kept_layers("kv_heads")
+    rankings = _ranked_heads(importance, source, layers, kv_heads) if "heads" in ranked else None
     return PruningPlan(
         source=source,
         target=target,
         layers=layers,
         hidden=hidden,
-        ffn=keep("ffn", of_kept_layers("ffn")),
-        heads=keep("heads", of_kept_layers("heads"), source.num_key_value_heads),
+        ffn=in_kept_layers("ffn"),
+        heads=in_kept_layers("heads") if rankings is None else _kept_heads(rankings, target),
+        kv_heads=kv_heads,
+        partners=_partners(rankings, target) if head_residual and rankings is not None else None,
     )
+
+
+# Of each kept layer, of each kept KV group: its heads, the highest score first.
+Rankings = tuple[tuple[Indices, ...], ...]
+
+
+def _ranked_heads(
+    importance: Importance, source: Architecture, layers: Indices, kv_heads: tuple[Indices, ...]
+) -> Rankings:
+    size, scores = source.heads_per_group, importance.axis("heads").double()
+
+    def ranked(layer: int, group: int) -> Indices:
+        of_group = scores[layer, group * size : (group + 1) * size]
+        order = of_group.argsort(descending=True, stable=True)
+        return tuple((order + group * size).tolist())
+
+    kept = zip(layers, kv_heads, strict=True)
+    return tuple(tuple(ranked(layer, group) for group in groups) for layer, groups in kept)
+
+
+def _kept_heads(rankings: Rankings, target: Architecture) -> tuple[Indices, ...]:
+    count = target.heads_per_group
+    return tuple(
+        tuple(sorted(head for ranking in groups for head in ranking[:count])) for groups in rankings
+    )
+
+
+def _partners(rankings: Rankings, target: Architecture) -> tuple[Indices, ...]:
+    """The kept head of rank i takes in the pruned one of rank 2K - i + 1, for i in (2K - L, K].
+
+    The paper's interval has one index too many; this one pairs L - K heads with as many.
+    """
+    count = target.heads_per_group
+
+    def of_layer(groups: tuple[Indices, ...]) -> Indices:
+        partner_of = {}
+        for ranking in groups:
+            for rank, head in enumerate(ranking[:count], start=1):
+                partner = 2 * count - rank + 1
+                partner_of[head] = ranking[partner - 1] if partner <= len(ranking) else head
+        return tuple(partner_of[head] for head in sorted(partner_of))
+
+    return tuple(of_layer(groups) for groups in rankings)
+
+
+def _without_block(importance: Importance, dropped: int) -> Indices:
+    """All layers but the run of `dropped` that scores least, by blocks where they were scored."""
+    layers = importance.axis("layers")
+    if importance.blocks is not None and importance.made_by.get("block_size") == dropped:
+        blocks = importance.blocks
+    else:
+        blocks = layers.unfold(0, dropped, 1).sum(1)
+    first = int(blocks.argmin())
+    return tuple(layer for layer in range(len(layers)) if not first <= layer < first + dropped)
 
 
 def share_kept(plan: PruningPlan, importance: Importance) -> dict[str, float]:
@@ -106,7 +215,7 @@ def share_kept(plan: PruningPlan, importance: Importance) -> dict[str, float]:
     for axis in axes_to_rank(plan.source, plan.target):
         scores = importance.axis(axis)
         kept = getattr(plan, axis)
-        if axis in ("ffn", "heads"):
+        if axis in PER_LAYER:
             rows = list(zip(plan.layers, kept, strict=True))
             part = sum(float(scores[layer, list(row)].sum()) for layer, row in rows)
             whole = sum(float(scores[layer].sum()) for layer, _ in rows)
@@ -116,12 +225,10 @@ def share_kept(plan: PruningPlan, importance: Importance) -> dict[str, float]:
     return shares
 
 
-def _highest(scores: torch.Tensor, count: int, groups: int = 1) -> Indices:
-    """The indices of the highest scores, equally many in each of `groups` equal runs."""
-    grouped = scores.double().view(groups, -1)  # (groups, members)
-    order = grouped.argsort(dim=1, descending=True, stable=True)[:, : count // groups]
-    offsets = torch.arange(groups).unsqueeze(1) * grouped.shape[1]
-    return tuple(sorted((order + offsets).flatten().tolist()))
+def _highest(scores: torch.Tensor, count: int) -> Indices:
+    """The indices of the highest scores."""
+    order = scores.double().argsort(descending=True, stable=True)[:count]
+    return tuple(sorted(order.tolist()))
 
 
 def _runs(indices: Indices) -> str:

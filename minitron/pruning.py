@@ -4,21 +4,25 @@ prune(source="tiny", out="tiny-half", hidden_size=192, corpus="self")
 """
 
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minitron.architecture import Architecture, resized_config
+from minitron.budget import names_budget
 from minitron.errors import TargetError
+from minitron.families import AXIS_KEYS, PRUNABLE
 from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.hub_folder import HubFolder
 from minitron.importance import Importance
 from minitron.model_card import write_card
-from minitron.plan import PruningPlan, axes_to_rank, choose_plan, share_kept
+from minitron.plan import PruningPlan, axes_to_rank, between, choose_plan, share_kept
 from minitron.provenance import write_provenance
 from minitron.recipe import PruneRecipe, record_of, verb
 from minitron.scoring import check_corpus_named, score
+from minitron.searching import Choice, choose_target
 from minitron.source import Source, complete_tensors, hub_config, open_source
-from minitron.surgery import narrowed, source_names
+from minitron.surgery import PrunedSource, narrowed, source_names
 from minitron.tensor_stream import copied
 from minitron.unfinished import check_absent, unfinished_folder
 
@@ -38,12 +42,13 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     check_absent(out)
     source = open_source(recipe.source)
     whole = Architecture.from_config(source.config)
-    target = target_architecture(whole, recipe)
+    choice = _chosen(source, whole, recipe)
+    target = choice.target
     hub_config(resized_config(source.config, target, tuple(range(target.num_hidden_layers))))
     tensors = complete_tensors(source, whole)
-    importance = _importance(source, whole, target, recipe)
-    plan = choose_plan(importance, whole, target)
-    _tell(plan, importance)
+    decision = _decide(source, whole, choice, recipe)
+    plan, importance = decision.plan, decision.importance
+    _tell(plan, decision.shares)
     with unfinished_folder(out, asdict(recipe)) as folder:
         kept, names = narrowed(plan, tensors), source_names(plan)
         write_weights(folder, specs_of(kept), copied(kept, source.name, called=names))
@@ -55,11 +60,25 @@ def prune(recipe: PruneRecipe) -> HubFolder:
             source,
             target=target,
             importance={**importance.made_by, "digest": importance.digest},
-            share_of_importance_kept=share_kept(plan, importance),
+            share_of_importance_kept=decision.shares,
             kept=plan.to_json(),
+            **({} if choice.record is None else {"search": choice.record}),
         )
         write_card(folder)
     return HubFolder.at(out)
+
+
+def _chosen(source: Source, whole: Architecture, recipe: PruneRecipe) -> Choice:
+    """The sizes as they are named, or as a budget leads to them."""
+    if not names_budget(recipe):
+        return Choice(target_architecture(whole, recipe), reason="sizes as named")
+    for size in (AXIS_KEYS[axis] for axis in PRUNABLE):
+        if getattr(recipe, size) is not None:
+            flag = size.replace("_", "-")
+            raise TargetError(f"--{flag} and a budget are both given: name sizes or a budget")
+    choice = choose_target(source, recipe)
+    logger.info("%s", choice.reason)
+    return choice
 
 
 def target_architecture(source: Architecture, recipe: PruneRecipe) -> Architecture:
@@ -67,11 +86,60 @@ def target_architecture(source: Architecture, recipe: PruneRecipe) -> Architectu
 
     Raises ArchitectureError or TargetError for sizes that are no cut of the source.
     """
-    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-    wished = {size: getattr(recipe, size) for size in sizes}
-    target = source.resized(**{size: value for size, value in wished.items() if value is not None})
+    wished = {AXIS_KEYS[axis]: getattr(recipe, AXIS_KEYS[axis]) for axis in PRUNABLE}
+    sizes = {size: value for size, value in wished.items() if value is not None}
+    groups = sizes.get("num_key_value_heads")
+    if groups is not None and "num_attention_heads" not in sizes:
+        sizes["num_attention_heads"] = groups * source.heads_per_group
+    target = source.resized(**sizes)
     axes_to_rank(source, target)
     return target
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What is kept, and the importance that it rests on: in steps, that of the last one."""
+
+    plan: PruningPlan
+    importance: Importance
+    shares: dict[str, float]  # of the importance, kept by axis
+
+
+def _decide(source: Source, whole: Architecture, choice: Choice, recipe: PruneRecipe) -> _Decision:
+    """Measure and choose, in one step or in several."""
+    target = choice.target
+    choices = {"contiguous": recipe.contiguous_layers, "head_residual": recipe.head_residual}
+    if recipe.head_residual and recipe.scores == "modelopt":
+        raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
+    if recipe.steps == 1:
+        importance = choice.importance or _importance(source, whole, target, recipe)
+        plan = choose_plan(importance, whole, target, **choices)
+        return _Decision(plan, importance, share_kept(plan, importance))
+    if recipe.steps < 1 or recipe.head_residual or recipe.importance is not None:
+        raise TargetError(
+            f"--steps is {recipe.steps}: it must be at least 1, and above 1 it goes with neither "
+            "--head-residual nor --importance, which one measurement is for"
+        )
+    return _decide_in_steps(source, whole, target, recipe)
+
+
+def _decide_in_steps(
+    source: Source, whole: Architecture, target: Architecture, recipe: PruneRecipe
+) -> _Decision:
+    """Each step measures the model that the last one left (2407.14679, table 12)."""
+    decision: _Decision | None = None
+    for step in range(1, recipe.steps + 1):
+        left = source if decision is None else PrunedSource(source, decision.plan)
+        before = whole if decision is None else decision.plan.target
+        after = target if step == recipe.steps else between(whole, target, step / recipe.steps)
+        importance = _importance(left, before, after, recipe)
+        plan = choose_plan(importance, before, after, contiguous=recipe.contiguous_layers)
+        shares = share_kept(plan, importance)
+        plan = plan if decision is None else decision.plan.then(plan)
+        decision = _Decision(plan, importance, shares)
+        logger.info("step %d of %d: %d parameters", step, recipe.steps, after.parameters)
+    assert decision is not None
+    return decision
 
 
 def _importance(
@@ -88,9 +156,9 @@ def _importance(
     return score(source, recipe)
 
 
-def _tell(plan: PruningPlan, importance: Importance) -> None:
+def _tell(plan: PruningPlan, shares: Mapping[str, float]) -> None:
     """Log what is kept of every axis that is cut, and of the parameters."""
-    for axis, share in share_kept(plan, importance).items():
+    for axis, share in shares.items():
         kept, whole = plan.target.size(axis), plan.source.size(axis)
         logger.info("kept %d of %d %s, %.1f %% of score", kept, whole, axis, 100 * share)
     kept, whole = plan.target.parameters, plan.source.parameters

@@ -17,10 +17,13 @@ Options = ParamSpec("Options")
 RecipeT = TypeVar("RecipeT")
 Result = TypeVar("Result")
 
-Scores = Literal["paper", "magnitude", "random"]
+Scores = Literal["paper", "modelopt", "magnitude", "random"]
 Target = Literal["hub", "nemo", "nemo2", "trtllm", "onnx"]
 DistFormat = Literal["torch_dist", "zarr"]
+Space = Literal["default", "paper-8b", "paper-4b"]
 DType = Literal["float32", "bfloat16", "float16"]
+
+_DESTINATION = ("out", "push_to_hub", "private")
 
 
 def verb(
@@ -43,7 +46,7 @@ def verb(
 
 def record_of(recipe: Any) -> dict[str, Any]:
     """What a recipe says, without where its result goes: equal records make equal results."""
-    return {key: value for key, value in asdict(recipe).items() if key != "out"}
+    return {key: value for key, value in asdict(recipe).items() if key not in _DESTINATION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,82 @@ class CalibrationRecipe:
     seq_len: int | None = None
     """Tokens in a sequence; the model's context unless given, at most 4096."""
     scores: Scores = "paper"
-    """What ranks: activations as in the paper, magnitude of weights, or nothing (random)."""
+    """What ranks: activations as in the paper or as NVIDIA's ModelOpt takes them, magnitude of
+    weights, or nothing (random)."""
+    aggregation: str = "l2,mean"
+    """How activations become a score, over the batch and over a sequence: two of l2, mean, var."""
+    neurons: Literal["after", "before"] = "after"
+    """Where neurons are scored: after the activation function, or before it as in the paper."""
+    layer_scores: Literal["influence", "loss", "logits"] = "influence"
+    """What ranks layers: block influence, which costs nothing; the loss or the squared change of
+    the logits without each layer, which cost about half a pass over the corpus for each layer."""
+    block_size: int | None = None
+    """Also score every run of so many layers, to be dropped together."""
+    memory_budget: str | None = None
+    """Memory to use, such as 6GiB; most of what is free unless given. A model that does not fit is
+    read layer by layer."""
+    compute_dtype: DType | None = None
+    """Precision of the forward pass; the checkpoint's own unless given, or float32 where the
+    processor only emulates that."""
     seed: int = 0
     """Seed of everything drawn at random."""
 
 
 @dataclass(frozen=True)
-class PruneRecipe(CalibrationRecipe):
+class ImportanceRecipe(CalibrationRecipe):
+    """Measure importance once, for many targets."""
+
+    source: str
+    """The model: a folder, a Hub id or a name of the zoo."""
+    out: str
+    """The safetensors file to write."""
+    _: KW_ONLY
+    plot: str | None = None
+    """Also draw the scores into this picture (.png, .svg or .pdf)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetRecipe(CalibrationRecipe):
+    """What a smaller model may take, and how the best of those that do is found."""
+
+    params: str | None = None
+    """Parameters to keep, embeddings included, such as 4B or 500M; within 5 %."""
+    ratio: float | None = None
+    """Share of the parameters to keep, embeddings included; within 5 %."""
+    memory: str | None = None
+    """Memory to run in, such as 8GiB: weights, KV cache at --batch and --context, activations."""
+    latency: str | None = None
+    """Time of a decode step at --batch and --context, such as 20ms, as measured on --device."""
+    batch: int = 1
+    """Sequences at once, for memory and latency."""
+    context: int | None = None
+    """Tokens of each sequence, for memory and latency; the model's context unless given, at most
+    4096."""
+    device: str | None = None
+    """Where latency is measured, such as cuda:1; the GPU where there is one. Given without
+    --latency, latency is only told."""
+    space: Space = "default"
+    """The sizes to choose from: around the source's own, or those of the paper for Nemotron-4."""
+    multiple_of: int | None = None
+    """What hidden and MLP sizes are multiples of; 64 unless given, less for a narrow model."""
+    min_layers: int | None = None
+    """Fewest layers to choose; three quarters of the source's unless given."""
+    contiguous_layers: bool = False
+    """Drop neighbouring layers only."""
+    head_residual: bool = False
+    """Fold pruned query heads into kept ones of their KV group (the paper's section 2.3)."""
+    importance: str | None = None
+    """Importance measured before (minitron importance): nothing is measured again."""
+    held_out: str | None = None
+    """Text to compare candidates on, as for --corpus; its own last part unless given."""
+    eval_tokens: int = 16384
+    """Tokens of it to compare on."""
+    max_candidates: int = 64
+    """Candidates to compare: those nearest to the budget, depths in turn."""
+
+
+@dataclass(frozen=True)
+class PruneRecipe(BudgetRecipe):
     """Cut a model to a smaller size."""
 
     source: str
@@ -77,21 +149,38 @@ class PruneRecipe(CalibrationRecipe):
     intermediate_size: int | None = None
     """Neurons of each MLP to keep."""
     num_attention_heads: int | None = None
-    """Query heads of each layer to keep: a multiple of the KV heads, all of which stay."""
+    """Query heads of each layer to keep: a multiple of the KV heads."""
+    num_key_value_heads: int | None = None
+    """KV heads of each layer to keep, with their query heads; all of them unless given."""
     num_hidden_layers: int | None = None
     """Layers to keep."""
-    importance: str | None = None
-    """Importance measured before (minitron importance): nothing is measured again."""
+    steps: int = 1
+    """Prune in so many steps, each measured on the model that the last one left."""
+    push_to_hub: str | None = None
+    """The model repository to push the result to as well (minitron push)."""
+    private: bool = False
+    """Make that repository a private one."""
 
 
 @dataclass(frozen=True)
-class ImportanceRecipe(CalibrationRecipe):
-    """Measure importance once, for many targets."""
+class SearchRecipe(BudgetRecipe):
+    """Find the best sizes within a budget."""
 
     source: str
     """The model: a folder, a Hub id or a name of the zoo."""
-    out: str
-    """The safetensors file to write."""
+    out: str | None = None
+    """The folder to write: table, plans, importance and picture; only shown unless given."""
+    _: KW_ONLY
+    top: int = 3
+    """Finalists: measured whole where latency is, and retrained."""
+    retrain_steps: int = 0
+    """Optimizer steps to retrain each finalist before they are ranked again."""
+    retrain_corpus: str | None = None
+    """Text to retrain on; the calibration text unless given."""
+    batch_size: int = 8
+    """Sequences a step of retraining."""
+    learning_rate: float = 1e-4
+    """Peak of retraining's cosine schedule."""
 
 
 @dataclass(frozen=True)
@@ -122,20 +211,15 @@ class ConvertRecipe:
     """Refuse NaN and infinity (--no-check: look at no value)."""
 
 
-@dataclass(frozen=True)
-class TrainRecipe:
-    """Train a causal language model, from scratch or continued."""
+@dataclass(frozen=True, kw_only=True)
+class FitRecipe:
+    """How a model is trained."""
 
-    out: str
-    """The folder to write, ready for the Hub."""
-    _: KW_ONLY
-    init: str
-    """The model to start from: a folder, a Hub id or a name of the zoo."""
+    scratch: bool = False
+    """Start from random weights at the sizes of the model that is named, with its tokenizer."""
     corpus: str
     """Text to train on: a .txt, .jsonl or .parquet file (or .gz), a Hub dataset, .npy of token
-    ids, or self (init samples it)."""
-    scratch: bool = False
-    """Start from random weights at the sizes of init, with its tokenizer."""
+    ids, or self (init, or the teacher, samples it)."""
     eval_corpus: str | None = None
     """Held-out text: its loss is measured at the start, with each checkpoint and at the end."""
     samples: int | None = None
@@ -150,6 +234,8 @@ class TrainRecipe:
     """Sequences a step on each device."""
     gradient_accumulation_steps: int = 1
     """Batches summed before an optimizer step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
     learning_rate: float = 1e-4
     """Peak of the cosine schedule."""
     min_learning_rate: float = 0.0
@@ -169,8 +255,79 @@ class TrainRecipe:
     """Precision of the weights that are written."""
     save_steps: int = 500
     """Steps between checkpoints, from which an interrupted run goes on."""
+    report_to: str = "none"
+    """Trackers to log to, as they are installed: tensorboard, trackio, wandb (several: a,b)."""
+    trainer: dict[str, Any] | None = None
+    """Any other of transformers' TrainingArguments: --trainer.optim adafactor."""
     seed: int = 0
     """Seed of initial weights and of the order of the data."""
+
+
+@dataclass(frozen=True)
+class TrainRecipe(FitRecipe):
+    """Train a causal language model, from scratch or continued."""
+
+    out: str
+    """The folder to write, ready for the Hub."""
+    _: KW_ONLY
+    init: str
+    """The model to start from: a folder, a Hub id or a name of the zoo."""
+
+
+@dataclass(frozen=True)
+class DistillRecipe(FitRecipe):
+    """Train a student to predict what its teacher predicts."""
+
+    student: str
+    """The model to train: a folder, a Hub id or a name of the zoo."""
+    out: str
+    """The folder to write, ready for the Hub."""
+    _: KW_ONLY
+    teacher: str | None = None
+    """The model to learn from, of the same vocabulary; the one before pruning serves best."""
+    teacher_cache: str | None = None
+    """The teacher's outputs on this corpus (minitron teacher-cache): no teacher runs."""
+    teacher_dtype: DType | None = None
+    """Precision the teacher computes in; its checkpoint's own unless given, or float32 where the
+    processor only emulates that."""
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine"] = "forward_kl"
+    """Distance of the student's predictions from the teacher's."""
+    temperature: float = 1.0
+    """Softens both distributions."""
+    ce_weight: float = 0.0
+    """Weight of the cross-entropy with the text itself, beside the distance."""
+    beta: float = 0.5
+    """The teacher's share in the mixture of jsd."""
+    alpha: float | Literal["auto", "dynamic"] = "auto"
+    """Weight of the distance between inner states; dynamic: as large as that of the predictions;
+    auto: dynamic where at least half of the teacher's layers are cut, else 0."""
+
+
+@dataclass(frozen=True)
+class TeacherCacheRecipe:
+    """Write a teacher's outputs on a corpus, to distill from without it."""
+
+    teacher: str
+    """The model: a folder, a Hub id or a name of the zoo."""
+    out: str
+    """The folder to write."""
+    _: KW_ONLY
+    corpus: str
+    """The text to distill on, as for minitron distill; self (the teacher samples it)."""
+    samples: int | None = None
+    """Sequences, drawn at random; all unless given (of self 256)."""
+    seq_len: int | None = None
+    """Tokens in a sequence; the teacher's context unless given, at most 4096."""
+    top_k: int | None = None
+    """Keep the probabilities of the k likeliest tokens and the rest's sum; unless given, the last
+    hidden states, from which all probabilities follow."""
+    dtype: DType | None = None
+    """Precision to compute in; the checkpoint's own unless given, or float32 where the processor
+    only emulates that."""
+    batch_size: int = 8
+    """Sequences that run at once."""
+    seed: int = 0
+    """Seed of what is drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +375,31 @@ class InspectRecipe:
 
 
 @dataclass(frozen=True)
+class PushRecipe:
+    """Upload a model folder to the Hub."""
+
+    folder: str
+    """The folder to upload, or a name of the zoo."""
+    repo: str
+    """The model repository: owner/name, or a name of one's own. Made where it is not there."""
+    _: KW_ONLY
+    private: bool = False
+    """Make the repository a private one."""
+    create_pr: bool = False
+    """Open a pull request instead of committing."""
+    branch: str | None = None
+    """The branch to commit to, made where it is not there; main unless given."""
+    tag: str | None = None
+    """Also tag the commit."""
+    commit_message: str | None = None
+    """The commit's title; what minitron.json says was done unless given."""
+    collection: str | None = None
+    """Also add the model to a collection: its title (made where it is not there) or its slug."""
+
+
+@dataclass(frozen=True)
 class QuickstartRecipe:
-    """Prune, retrain and compare the embedded teacher."""
+    """Prune, distill and compare the embedded teacher."""
 
     out: str = "tiny-half"
     """The folder to write, ready for the Hub."""

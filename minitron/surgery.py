@@ -8,9 +8,10 @@ tensor is read some rows at a time, like any other.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from minitron.source import Source, complete_tensors
 from minitron.tensor_stream import PIECE_BYTES
 
 Index = npt.NDArray[np.int64]
+
+# The tensors to which the head residual is added, by a part of their names.
+_RESIDUAL = ("q_proj",)
 
 # Any type of the same width will do to move elements; numpy has no bfloat16.
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,7 +47,21 @@ def source_names(plan: PruningPlan) -> dict[str, str]:
 
 def kept_index(plan: PruningPlan, axes: tuple[str, ...], layer: int | None) -> Index | None:
     """The kept positions along a dimension of these flattened axes; None where all are kept."""
+    return _index(plan, axes, [plan.kept(axis, layer) for axis in axes])
+
+
+def partner_index(plan: PruningPlan, axes: tuple[str, ...], layer: int | None) -> Index | None:
+    """The same positions with each kept head's partner in its place."""
+    assert plan.partners is not None
     kept = [plan.kept(axis, layer) for axis in axes]
+    if layer is not None and "heads" in axes:
+        kept[axes.index("heads")] = plan.partners[layer]
+    return _index(plan, axes, kept)
+
+
+def _index(
+    plan: PruningPlan, axes: tuple[str, ...], kept: Sequence[Sequence[int] | None]
+) -> Index | None:
     if all(indices is None for indices in kept):
         return None
     index = np.zeros(1, np.int64)
@@ -88,8 +106,8 @@ class Narrowed:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _at_rows(self, kept: Index) -> torch.Tensor:
-        first = int(kept[0])
-        rows = self._tensor.read(first, int(kept[-1]) + 1)
+        first = int(kept.min())
+        rows = self._tensor.read(first, int(kept.max()) + 1)
         return self._at_columns(narrow(rows, kept - first, 0))
 
     def _at_columns(self, rows: torch.Tensor) -> torch.Tensor:
@@ -105,12 +123,33 @@ class Narrowed:
         """None: what is cut must be read."""
 
 
+class Doubled:
+    """A tensor and its difference from another, added in float32: 2 * tensor - other."""
+
+    def __init__(self, tensor: LazyTensor, other: LazyTensor) -> None:
+        self.dtype, self.shape, self.nbytes = tensor.dtype, tensor.shape, tensor.nbytes
+        self._tensor, self._other = tensor, other
+
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows, rounded once."""
+        rows, other = self._tensor.read(start, stop), self._other.read(start, stop)
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        return (2 * rows.to(wide) - other.to(wide)).to(self.dtype)
+
+    def ranges(self, start: int = 0, stop: int | None = None) -> None:
+        """None: it must be computed."""
+
+
 def _cut(plan: PruningPlan, slot: Slot, tensor: LazyTensor) -> LazyTensor:
     """The source's tensor at what the plan keeps of its axes."""
     kept = [kept_index(plan, axes, slot.layer) for axes in slot.row.axes]
     if all(index is None for index in kept):
         return tensor
-    return Narrowed(tensor, kept[0], kept[1] if len(kept) > 1 else None)
+    narrowed = Narrowed(tensor, kept[0], kept[1] if len(kept) > 1 else None)
+    if plan.partners is None or not any(name in slot.row.template for name in _RESIDUAL):
+        return narrowed
+    partners = [partner_index(plan, axes, slot.layer) for axes in slot.row.axes]
+    return Doubled(narrowed, Narrowed(tensor, partners[0], partners[1] if len(kept) > 1 else None))
 
 
 class PrunedSource:
@@ -126,7 +165,7 @@ class PrunedSource:
         self.name = source.name
         self.format = source.format
         self.revision = source.revision
-        self.config = resized_config(source.config, plan.target, plan.layers)
+        self.config: Mapping[str, Any] = resized_config(source.config, plan.target, plan.layers)
         self._source, self._plan = source, plan
 
     @cached_property

@@ -1,13 +1,18 @@
 """Importance is what the formulas say, told by hand and by brute force."""
 
+import copy
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minitron import measure_importance
-from minitron.activation_scores import activation_scores
+from minitron.activation_scores import Measurement, activation_scores, aggregated_scores
+from minitron.aggregation import KINDS, Aggregation
 from minitron.architecture import Architecture
 from minitron.corpus import Corpus
 from minitron.errors import ImportanceError, OutputError
@@ -24,29 +29,40 @@ def corpus(samples: int = 3, seq_len: int = 5) -> Corpus:
     return Corpus(ids.astype(np.int32), "test")
 
 
-def brute_force(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The paper's formulas on recorded activations, sample by sample, in float64."""
+AGGREGATORS = {
+    "mean": lambda values: values.abs().mean(0),
+    "l2": lambda values: values.square().sum(0).sqrt(),
+    "var": lambda values: (values - values.mean(0)).square().mean(0),
+}
+HEADS, KV_HEADS = SIZES["num_attention_heads"], SIZES["num_key_value_heads"]
+Seen = list[dict[str, torch.Tensor]]  # of each sample, what passed each place: (seq, width)
+
+
+def recorded(model: torch.nn.Module, ids: torch.Tensor) -> Seen:
+    """Activations of every sample alone, in float64."""
     seen: dict[str, torch.Tensor] = {}
 
     def record(name: str, *, output: bool) -> object:
         def hook(module: object, inputs: tuple[torch.Tensor, ...], result: object = None) -> None:
             chosen = result if output else inputs[0]
-            seen[name] = (chosen[0] if isinstance(chosen, tuple) else chosen).detach().double()
+            whole = chosen[0] if isinstance(chosen, tuple) else chosen
+            seen[name] = whole[0].detach().double()
 
         return hook
 
     handles = []
     for index, layer in enumerate(model.model.layers):
-        handles += [
-            layer.input_layernorm.register_forward_hook(record(f"in{index}", output=True)),
-            layer.post_attention_layernorm.register_forward_hook(
-                record(f"post{index}", output=True)
-            ),
-            layer.self_attn.o_proj.register_forward_hook(record(f"heads{index}", output=False)),
-            layer.mlp.down_proj.register_forward_hook(record(f"ffn{index}", output=False)),
-            layer.register_forward_hook(record(f"out{index}", output=True)),
-            layer.register_forward_pre_hook(record(f"stream{index}", output=False)),
-        ]
+        places = {
+            f"in{index}": (layer.input_layernorm, True),
+            f"post{index}": (layer.post_attention_layernorm, True),
+            f"heads{index}": (layer.self_attn.o_proj, False),
+            f"after{index}": (layer.mlp.down_proj, False),
+            f"before{index}": (layer.mlp.up_proj, True),
+            f"out{index}": (layer, True),
+            f"stream{index}": (layer, False),
+        }
+        for name, (module, output) in places.items():
+            handles.append(module.register_forward_hook(record(name, output=output)))
     samples = []
     for row in ids:
         with torch.no_grad():
@@ -54,32 +70,90 @@ def brute_force(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Te
         samples.append(dict(seen))
     for handle in handles:
         handle.remove()
+    return samples
 
-    def aggregate(name: str, width: int | None = None) -> torch.Tensor:
-        means = []
+
+def brute_force(
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    *,
+    batch: str = "l2",
+    sequence: str = "mean",
+    neurons: str = "after",
+) -> dict[str, torch.Tensor]:
+    """The paper's formulas on recorded activations, sample by sample, in float64."""
+    samples = recorded(model, ids)
+
+    def aggregate(name: str, norms: int | None = None) -> torch.Tensor:
+        scores = []
         for sample in samples:
-            values = sample[name][0]  # (seq, width)
-            if width is not None:
-                values = values.view(len(values), width, -1).norm(dim=-1)
-            means.append(values.abs().mean(0))
-        return torch.stack(means).square().sum(0).sqrt()
+            values = sample[name]  # (seq, width)
+            if norms is not None:
+                values = values.view(len(values), norms, -1).norm(dim=-1)
+            scores.append(AGGREGATORS[sequence](values))
+        return AGGREGATORS[batch](torch.stack(scores))
 
-    def influence(index: int) -> torch.Tensor:
-        cosines = [
-            torch.cosine_similarity(s[f"stream{index}"][0], s[f"out{index}"][0], dim=-1)
-            for s in samples
-        ]
-        return 1 - torch.cat(cosines).mean()
-
-    layers = range(LAYERS)
+    layers = range(len(model.model.layers))
     return {
         "hidden": sum(aggregate(f"{kind}{i}") for i in layers for kind in ("in", "post")),
-        "ffn": torch.stack([aggregate(f"ffn{i}") for i in layers]),
-        "heads": torch.stack(
-            [aggregate(f"heads{i}", SIZES["num_attention_heads"]) for i in layers]
-        ),
-        "layers": torch.stack([influence(i) for i in layers]),
+        "ffn": torch.stack([aggregate(f"{neurons}{i}") for i in layers]),
+        "heads": torch.stack([aggregate(f"heads{i}", HEADS) for i in layers]),
+        "kv_heads": torch.stack([aggregate(f"heads{i}", KV_HEADS) for i in layers]),
+        "layers": torch.stack([influence(samples, i, i) for i in layers]),
     }
+
+
+def influence(samples: Seen, first: int, last: int) -> torch.Tensor:
+    cosines = [
+        torch.cosine_similarity(sample[f"stream{first}"], sample[f"out{last}"], dim=-1)
+        for sample in samples
+    ]
+    return 1 - torch.cat(cosines).mean()
+
+
+def modelopt(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """mcore_minitron.py of nvidia-modelopt 0.43, batch size 1, on recorded activations."""
+    samples, layers = recorded(model, ids), range(len(model.model.layers))
+
+    def collected(name: str) -> torch.Tensor:
+        total = torch.zeros(())
+        for sample in samples:
+            activations = sample[name][:, None].to(torch.float32)  # (seq, batch, width)
+            total = total + activations.abs().mean(dim=0).pow(2).sum(dim=0)
+        return total.pow(0.5)
+
+    heads = [collected(f"heads{i}").view(HEADS, -1) for i in layers]
+    groups = [each.view(KV_HEADS, HEADS // KV_HEADS, -1) for each in heads]
+    depth = [
+        sum(
+            1 - torch.cosine_similarity(s[f"stream{i}"], s[f"out{i}"], dim=-1).mean()
+            for s in samples
+        )
+        for i in layers
+    ]
+    norms = [collected(f"{kind}{i}") for i in layers for kind in ("in", "post")]
+    return {
+        "hidden": torch.stack(norms).sum(dim=0).double(),
+        "ffn": torch.stack([collected(f"after{i}") for i in layers]).double(),
+        "heads": torch.stack([torch.linalg.vector_norm(h, ord=2, dim=1) for h in heads]).double(),
+        "kv_heads": torch.stack(
+            [torch.linalg.vector_norm(g, ord=2, dim=(1, 2)) for g in groups]
+        ).double(),
+        "layers": torch.stack(depth).double(),
+    }
+
+
+def without(model: torch.nn.Module, start: int, stop: int, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the model without the layers [start, stop)."""
+    cut = copy.deepcopy(model)
+    kept = [layer for layer in range(LAYERS) if not start <= layer < stop]
+    cut.model.layers = torch.nn.ModuleList(cut.model.layers[layer] for layer in kept)
+    cut.config.num_hidden_layers = len(kept)
+    if getattr(cut.config, "layer_types", None):
+        cut.config.layer_types = [cut.config.layer_types[layer] for layer in kept]
+    with torch.no_grad():
+        logits: torch.Tensor = cut(input_ids=ids, use_cache=False).logits.double()
+    return logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -89,6 +163,92 @@ def test_scores_equal_a_brute_force_of_the_papers_formulas(family: str) -> None:
     wanted = brute_force(model, torch.from_numpy(text.sequences).long())
     for axis, values in wanted.items():
         torch.testing.assert_close(scores.axis(axis), values, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("neurons", ["after", "before"])
+@pytest.mark.parametrize(("batch", "sequence"), list(product(KINDS, KINDS)))
+def test_every_axis_of_a_two_layer_model_equals_the_formulas_for_every_aggregation(
+    batch: str, sequence: str, neurons: Any
+) -> None:
+    model, text = tiny_model("qwen3", num_hidden_layers=2), corpus(samples=5)
+    ids = torch.from_numpy(text.sequences).long()
+    settings = Measurement(aggregation=Aggregation(batch, sequence), neurons=neurons)
+    scores = activation_scores(model, text, settings)
+    wanted = brute_force(model, ids, batch=batch, sequence=sequence, neurons=neurons)
+    for axis, values in wanted.items():
+        torch.testing.assert_close(scores.axis(axis), values, rtol=1e-4, atol=1e-6)
+    assert scores.made_by["aggregation"] == {"batch": batch, "sequence": sequence}
+
+
+def test_all_aggregations_come_from_one_pass() -> None:
+    model, text = tiny_model("llama"), corpus(samples=5)
+    together = aggregated_scores(model, text)
+    assert together.keys() == set(product(KINDS, KINDS))
+    for (batch, sequence), scores in together.items():
+        alone = activation_scores(
+            model, text, Measurement(aggregation=Aggregation(batch, sequence))
+        )
+        assert scores.digest == alone.digest
+        assert scores.made_by == alone.made_by
+
+
+@pytest.mark.parametrize("family", ["nemotron", "llama"])
+def test_modelopt_scores_are_what_modelopt_computes(family: str) -> None:
+    model, text = tiny_model(family), corpus(samples=5)
+    scores = activation_scores(model, text, Measurement(scores="modelopt"))
+    wanted = modelopt(model, torch.from_numpy(text.sequences).long())
+    for axis, values in wanted.items():
+        torch.testing.assert_close(scores.axis(axis), values, rtol=1e-5, atol=1e-6)
+    assert scores.made_by["scores"] == "modelopt"
+
+
+@pytest.mark.parametrize("variant", ["nemotron", "qwen2-sliding", "llama-biased-tied"])
+def test_blocks_have_the_influence_of_what_lies_between_their_ends(variant: str) -> None:
+    model, text = tiny_model(variant), corpus()
+    scores = activation_scores(model, text, Measurement(block_size=3))
+    samples = recorded(model, torch.from_numpy(text.sequences).long())
+    wanted = torch.stack([influence(samples, start, start + 2) for start in range(LAYERS - 2)])
+    torch.testing.assert_close(scores.axis("blocks"), wanted, rtol=1e-4, atol=1e-6)
+    singles = torch.stack([influence(samples, layer, layer) for layer in range(LAYERS)])
+    torch.testing.assert_close(scores.axis("layers"), singles, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("measure", ["loss", "logits"])
+@pytest.mark.parametrize("variant", ["nemotron", "qwen2-sliding", "llama-biased-tied"])
+def test_layers_can_be_scored_by_what_the_model_is_without_them(
+    variant: str, measure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron.layer_stream.BLOCK_BYTES", 3000)  # the head in several blocks
+    monkeypatch.setattr("minitron.layer_cuts._LOGITS", 100)
+    model, text = tiny_model(variant), corpus(samples=4, seq_len=9)
+    scores = activation_scores(model, text, Measurement(layer_scores=measure, block_size=2))
+    ids = torch.from_numpy(text.sequences).long()
+    whole = without(model, 0, 0, ids)
+
+    def lost(start: int, stop: int) -> torch.Tensor:
+        logits = without(model, start, stop, ids)
+        if measure == "logits":
+            return (logits - whole).square().sum() / whole.square().sum()
+        nats = [
+            F.cross_entropy(some[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            for some in (logits, whole)
+        ]
+        return nats[0] - nats[1]
+
+    layers = torch.stack([lost(layer, layer + 1) for layer in range(LAYERS)])
+    blocks = torch.stack([lost(start, start + 2) for start in range(LAYERS - 1)])
+    torch.testing.assert_close(scores.axis("layers"), layers, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores.axis("blocks"), blocks, rtol=1e-4, atol=1e-5)
+
+
+def test_large_activations_do_not_overflow_in_half_precision() -> None:
+    model = tiny_model("nemotron", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight *= 1e6
+    scores = activation_scores(model, corpus())
+    assert all(scores.axis(axis).isfinite().all() for axis in scores.axes)
+    assert scores.axis("ffn").max() > 1e11
 
 
 def test_hidden_scores_equal_a_hand_computation_on_two_tokens_of_two_samples() -> None:
@@ -116,7 +276,7 @@ def test_batches_do_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = activation_scores(model, text)
     monkeypatch.setattr("minitron.activation_scores._BATCH_TOKENS", 10)
     cut = activation_scores(model, text)
-    for axis in ("hidden", "ffn", "heads", "layers"):
+    for axis in whole.axes:
         torch.testing.assert_close(cut.axis(axis), whole.axis(axis), rtol=1e-5, atol=1e-7)
 
 
@@ -142,11 +302,17 @@ def test_magnitude_scores_are_the_norms_of_the_weights_on_each_position(tmp_path
     scores = magnitude_scores(open_source(str(folder)))
     layer = model.model.layers[3]
     up, down = layer.mlp.up_proj, layer.mlp.down_proj
+    v, k = layer.self_attn.v_proj, layer.self_attn.k_proj
     neurons = up.weight.square().sum(1) + up.bias.square() + down.weight.square().sum(0)
     torch.testing.assert_close(scores.axis("ffn")[3], neurons.detach().sqrt().double())
     q, o = layer.self_attn.q_proj, layer.self_attn.o_proj
     heads = (q.weight.square().sum(1) + q.bias.square() + o.weight.square().sum(0)).view(6, 8)
     torch.testing.assert_close(scores.axis("heads")[3], heads.sum(1).detach().sqrt().double())
+    groups = heads.sum(1).view(2, 3).sum(1)
+    for projection in (k, v):
+        rows = projection.weight.square().sum(1) + projection.bias.square()
+        groups = groups + rows.view(2, 8).sum(1)
+    torch.testing.assert_close(scores.axis("kv_heads")[3], groups.detach().sqrt().double())
     layers = sum(p.square().sum() for p in layer.parameters())
     torch.testing.assert_close(scores.axis("layers")[3], layers.detach().sqrt().double())
     rows = sum(

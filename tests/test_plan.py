@@ -18,6 +18,7 @@ def scores(**changed: torch.Tensor) -> Importance:
         "ffn": torch.rand(3, 14, generator=generator),
         "heads": torch.rand(3, 6, generator=generator),
         "layers": torch.rand(3, generator=generator),
+        "kv_heads": torch.rand(3, 2, generator=generator),
     }
     return Importance(made_by={}, **{**drawn, **changed})
 
@@ -109,3 +110,89 @@ def test_scores_of_another_model_are_refused(axis: str) -> None:
 def test_an_axis_that_was_not_measured_is_named() -> None:
     with pytest.raises(ImportanceError, match="no ffn scores"):
         choose_plan(Importance(made_by={}), SOURCE, SOURCE.resized(intermediate_size=5))
+
+
+def test_whole_kv_groups_go_with_their_heads() -> None:
+    source = Architecture("nemotron", 10, 14, 2, 8, 4, 4, 21)
+    groups = torch.tensor([[1.0, 4, 2, 3], [9, 1, 2, 8]])
+    heads = torch.tensor([[8.0, 7, 1, 2, 9, 9, 6, 5], [1, 2, 3, 4, 5, 6, 8, 7]])
+    importance = Importance(made_by={}, heads=heads, kv_heads=groups)
+    plan = choose_plan(
+        importance, source, source.resized(num_key_value_heads=2, num_attention_heads=4)
+    )
+    assert plan.kv_heads == ((1, 3), (0, 3))
+    assert plan.heads == ((2, 3, 6, 7), (0, 1, 6, 7))
+    narrower = source.resized(num_key_value_heads=2, num_attention_heads=2)
+    assert choose_plan(importance, source, narrower).heads == ((3, 6), (1, 6))
+
+
+def test_fewer_groups_cannot_have_larger_ones() -> None:
+    source = Architecture("nemotron", 10, 14, 2, 8, 4, 4, 21)
+    target = source.resized(num_key_value_heads=2, num_attention_heads=8)
+    with pytest.raises(TargetError, match="8 heads in 2 KV groups are 4 a group, .* has 2"):
+        axes_to_rank(source, target)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kept"),
+    [(None, (0, 1, 4)), ([5.0, 4, 3, 1], (0, 1, 2)), ([0.5, 4, 3, 1], (2, 3, 4))],
+)
+def test_contiguous_layers_go_as_the_block_that_scores_least(
+    blocks: list[float] | None, kept: tuple[int, ...]
+) -> None:
+    source = Architecture("nemotron", 10, 14, 5, 6, 2, 4, 21)
+    importance = Importance(
+        made_by={"block_size": 2},
+        layers=torch.tensor([0.5, 9, 2, 1, 7]),
+        blocks=None if blocks is None else torch.tensor(blocks),
+    )
+    target = source.resized(num_hidden_layers=3)
+    assert choose_plan(importance, source, target, contiguous=True).layers == kept
+    assert choose_plan(importance, source, target).layers == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("heads", "partners"),
+    [
+        # By rank 4 1 3 0 2. Three stay: rank 2 takes in rank 5, rank 3 takes in rank 4.
+        (3, {4: 4, 1: 2, 3: 0}),
+        (4, {4: 4, 1: 1, 3: 3, 0: 2}),
+        # Two stay: each takes in one, and the last of all goes without.
+        (2, {4: 0, 1: 3}),
+        (1, {4: 1}),
+    ],
+)
+def test_each_low_kept_head_takes_in_one_pruned_head_of_its_group(
+    heads: int, partners: dict[int, int]
+) -> None:
+    source = Architecture("nemotron", 10, 14, 1, 10, 2, 4, 21)
+    scores_of_group = torch.tensor([2.0, 4, 1, 3, 5])
+    importance = Importance(made_by={}, heads=torch.cat([scores_of_group] * 2)[None])
+    plan = choose_plan(
+        importance, source, source.resized(num_attention_heads=2 * heads), head_residual=True
+    )
+    assert plan.partners is not None
+    both = {head + 5 * group: p + 5 * group for group in (0, 1) for head, p in partners.items()}
+    assert dict(zip(plan.heads[0], plan.partners[0], strict=True)) == both
+
+
+def test_two_plans_are_one() -> None:
+    middle = SOURCE.resized(
+        hidden_size=7, intermediate_size=9, num_attention_heads=4, num_hidden_layers=2
+    )
+    last = middle.resized(hidden_size=4, intermediate_size=3, num_attention_heads=2)
+    first = choose_plan(scores(), SOURCE, middle)
+    generator = torch.Generator().manual_seed(1)
+    drawn = Importance(
+        made_by={},
+        hidden=torch.rand(7, generator=generator),
+        ffn=torch.rand(2, 9, generator=generator),
+        heads=torch.rand(2, 4, generator=generator),
+    )
+    second = choose_plan(drawn, middle, last)
+    both = first.then(second)
+    assert (both.source, both.target, both.layers) == (SOURCE, last, first.layers)
+    assert both.hidden == tuple(first.hidden[i] for i in second.hidden)
+    for layer in range(2):
+        assert both.ffn[layer] == tuple(first.ffn[layer][i] for i in second.ffn[layer])
+        assert both.heads[layer] == tuple(first.heads[layer][i] for i in second.heads[layer])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import minitron
 from minitron.architecture import Architecture
+from minitron.errors import TargetError
 from minitron.importance import Importance
 from minitron.source import open_source
 from minitron.weight_scores import random_scores
@@ -301,3 +302,142 @@ def test_no_whole_tensor_is_ever_read(tmp_path: Path, monkeypatch: pytest.Monkey
     minitron.prune(str(source), str(tmp_path / "whole"), **TARGET, scores="random")
     written = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("pieces", "whole")]
     assert written[0] == written[1]
+
+
+def attention_of(folder: Path, layer: int) -> dict[str, torch.Tensor]:
+    prefix = f"model.layers.{layer}.self_attn."
+    found = weights_of(folder)
+    return {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}
+
+
+def heads_of(tensor: torch.Tensor, dimension: int = 0) -> tuple[torch.Tensor, ...]:
+    return tensor.split(SIZES["head_dim"], dim=dimension)
+
+
+def test_a_kv_group_goes_with_its_query_heads(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    corpus = ids_file(tmp_path / "ids.npy")
+    measured = minitron.measure_importance(str(source), str(tmp_path / "scores"), corpus=corpus)
+    out = minitron.prune(
+        str(source),
+        str(tmp_path / "out"),
+        num_key_value_heads=1,
+        importance=str(tmp_path / "scores"),
+    )
+    assert (out.config["num_key_value_heads"], out.config["num_attention_heads"]) == (1, 3)
+    for layer in range(SIZES["num_hidden_layers"]):
+        group = int(measured.axis("kv_heads")[layer].argmax())
+        whole, cut = attention_of(source, layer), attention_of(tmp_path / "out", layer)
+        for name in ("k_proj.weight", "v_proj.weight"):
+            assert torch.equal(cut[name], heads_of(whole[name])[group])
+        kept = slice(3 * group, 3 * group + 3)
+        assert torch.equal(cut["q_proj.weight"], torch.cat(heads_of(whole["q_proj.weight"])[kept]))
+        columns = heads_of(whole["o_proj.weight"], 1)[kept]
+        assert torch.equal(cut["o_proj.weight"], torch.cat(columns, dim=1))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_residual_is_added_to_queries_alone(tmp_path: Path, dtype: torch.dtype) -> None:
+    source = tiny_folder(tmp_path / "source", dtype=dtype)
+    heads = torch.tensor([[2.0, 3, 1, 1, 2, 3]]).repeat(4, 1).double()
+    Importance(made_by={}, heads=heads).save(tmp_path / "scores")
+    options = {"num_attention_heads": 4, "importance": str(tmp_path / "scores")}
+    minitron.prune(str(source), str(tmp_path / "plain"), **options)
+    minitron.prune(str(source), str(tmp_path / "folded"), head_residual=True, **options)
+    for layer in range(4):
+        whole = heads_of(attention_of(source, layer)["q_proj.weight"])
+        plain, folded = (attention_of(tmp_path / name, layer) for name in ("plain", "folded"))
+        # Of each group's ranks 1 2 3, the second takes in the third.
+        wanted = [
+            (2 * whole[0].float() - whole[2].float()).to(dtype),
+            whole[1],
+            (2 * whole[4].float() - whole[3].float()).to(dtype),
+            whole[5],
+        ]
+        assert torch.equal(folded.pop("q_proj.weight"), torch.cat(wanted))
+        assert not torch.equal(plain.pop("q_proj.weight"), torch.cat(wanted))
+        assert all(torch.equal(folded[name], plain[name]) for name in plain)
+
+
+def test_steps_measure_what_the_last_one_left(tmp_path: Path) -> None:
+    source, corpus = tiny_folder(tmp_path / "source"), ids_file(tmp_path / "ids.npy", 5, 12)
+    whole = minitron.prune(str(source), str(tmp_path / "steps"), **TARGET, corpus=corpus, steps=2)
+    assert whole.config["hidden_size"] == TARGET["hidden_size"]
+    record = json.loads((tmp_path / "steps" / "minitron.json").read_text())
+    halfway = {
+        "hidden_size": 39,
+        "intermediate_size": 57,
+        "num_attention_heads": 6,
+        "num_hidden_layers": 3,
+    }
+    minitron.prune(str(source), str(tmp_path / "half"), **halfway, corpus=corpus)
+    minitron.prune(str(tmp_path / "half"), str(tmp_path / "rest"), **TARGET, corpus=corpus)
+    once, twice = weights_of(tmp_path / "steps"), weights_of(tmp_path / "rest")
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    assert record["recipe"]["steps"] == 2
+
+
+def test_contiguous_layers_are_neighbours(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    layers = torch.tensor([1.0, 5, 2, 3]).double()
+    Importance(made_by={}, layers=layers).save(tmp_path / "scores")
+    options = {"num_hidden_layers": 2, "importance": str(tmp_path / "scores")}
+    minitron.prune(str(source), str(tmp_path / "any"), **options)
+    minitron.prune(str(source), str(tmp_path / "run"), contiguous_layers=True, **options)
+    kept = [
+        json.loads((tmp_path / name / "minitron.json").read_text())["kept"]["layers"]
+        for name in ("any", "run")
+    ]
+    assert kept == ["1,3", "0-1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"scores": "modelopt", "head_residual": True}, "--head-residual is the paper's"),
+        ({"steps": 0}, "--steps is 0: it must be at least 1"),
+        ({"steps": 2, "head_residual": True}, "goes with neither --head-residual nor --importance"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(
+    tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    source, corpus = tiny_folder(tmp_path / "source"), ids_file(tmp_path / "ids.npy")
+    with pytest.raises(TargetError, match=told):
+        minitron.prune(str(source), str(tmp_path / "out"), **TARGET, corpus=corpus, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ratio_narrows_hidden_and_ffn_alike(tmp_path: Path) -> None:
+    source, corpus = tiny_folder(tmp_path / "source"), ids_file(tmp_path / "ids.npy")
+    whole = minitron.inspect(str(source)).parameters
+    out = minitron.prune(
+        str(source), str(tmp_path / "out"), ratio=0.5, multiple_of=1, corpus=corpus
+    )
+    kept = {key: out.config[key] / SIZES[key] for key in ("hidden_size", "intermediate_size")}
+    assert abs(minitron.inspect(str(tmp_path / "out")).parameters / whole - 0.5) <= 0.025
+    assert abs(kept["hidden_size"] - kept["intermediate_size"]) < 0.05
+    assert all(
+        out.config[key] == SIZES[key] for key in ("num_attention_heads", "num_hidden_layers")
+    )
+
+
+def test_a_budget_without_sizes_is_searched_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    source = tiny_folder(tmp_path / "source")
+    corpus = ids_file(tmp_path / "ids.npy", 8, 16)
+    options = {"multiple_of": 6, "corpus": corpus, "seq_len": 16, "max_candidates": 4}
+    minitron.prune(str(source), str(tmp_path / "out"), params="40K", **options)
+    assert abs(minitron.inspect(str(tmp_path / "out")).parameters / 40_000 - 1) <= 0.05
+    record = json.loads((tmp_path / "out" / "minitron.json").read_text())
+    assert record["search"]
+    assert "candidates" in caplog.text
+
+
+def test_sizes_and_a_budget_are_not_given_together(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="--hidden-size and a budget are both given"):
+        minitron.prune("tiny", str(tmp_path / "out"), hidden_size=160, ratio=0.5, scores="random")

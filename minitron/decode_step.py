@@ -1,0 +1,151 @@
+"""Decode step: the next token of some sequences, run and timed as often as wanted.
+
+Knows a full cache, random weights and a clock: a step leaves the cache as it found it, and how long
+a product takes does not depend on the weights. Does not know what timings are for.
+
+    step = DecodeStep(random_model(config, conditions), conditions)
+    seconds_of([step.whole], "cpu")   # [0.0213]
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from minitron.source import hub_config, new_model
+
+Clock = Callable[[], float]
+Step = Callable[[], object]
+
+WARM_UP = 5
+LEAST, MOST, SECONDS = 7, 31, 5.0  # rounds: at least 7, then until 31 or five seconds
+_NOISE = 1 << 20  # random numbers, repeated
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where and how a decode step is timed."""
+
+    device: str
+    dtype: torch.dtype
+    batch: int
+    context: int
+
+
+def seconds_of(steps: Sequence[Step], device: str, clock: Clock = time.perf_counter) -> list[float]:
+    """The median of each step's repeated runs after some to warm up, each waited for.
+
+    Steps take turns, so that a machine that is busy for a while is busy for all of them.
+    """
+    for step in steps:
+        for _ in range(WARM_UP):
+            step()
+    rounds: list[list[float]] = []
+    while len(rounds) < LEAST or (len(rounds) < MOST and sum(map(sum, rounds)) < SECONDS):
+        rounds.append([_timed(step, device, clock) for step in steps])
+    return [median(samples) for samples in zip(*rounds, strict=True)]
+
+
+def _timed(step: Step, device: str, clock: Clock) -> float:
+    _wait_for(device)
+    begun = clock()
+    step()
+    _wait_for(device)
+    return clock() - begun
+
+
+class DecodeStep:
+    """A model with a full cache: whole steps and parts of one, as often as wanted."""
+
+    def __init__(self, model: PreTrainedModel, conditions: Conditions) -> None:
+        self._model: Any = model
+        self._layers: list[Any] = list(self._model.model.layers)
+        config = model.config
+        self._ids = torch.zeros(conditions.batch, 1, dtype=torch.long, device=conditions.device)
+        self._cache = DynamicCache(config=config)
+        for index in range(len(self._layers)):
+            keys, values = (
+                noise(
+                    (
+                        conditions.batch,
+                        config.num_key_value_heads,
+                        conditions.context,
+                        config.head_dim,
+                    ),
+                    conditions,
+                )
+                for _ in range(2)
+            )
+            self._cache.update(keys, values, index)
+        self._full = [dict(vars(layer)) for layer in self._cache.layers]
+        self._calls = self._seen_calls()
+
+    def whole(self) -> None:
+        """The next token's logits."""
+        self._model(input_ids=self._ids, past_key_values=self._cache, use_cache=True)
+        self._restore()
+
+    def layers(self) -> None:
+        """Every layer, one after the other."""
+        for layer, (states, call) in zip(self._layers, self._calls, strict=True):
+            layer(states, **call)
+        self._restore()
+
+    def mlps(self) -> None:
+        """The MLP of every layer, with its norm."""
+        for layer, (states, _) in zip(self._layers, self._calls, strict=True):
+            states + layer.mlp(layer.post_attention_layernorm(states))
+
+    def _seen_calls(self) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+        """What the model itself calls each layer with."""
+        calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+        def note(_: nn.Module, args: tuple[torch.Tensor, ...], call: dict[str, Any]) -> None:
+            calls.append((args[0], call))
+
+        hooks = [x.register_forward_pre_hook(note, with_kwargs=True) for x in self._layers]
+        self.whole()
+        for hook in hooks:
+            hook.remove()
+        return calls
+
+    def _restore(self) -> None:
+        """The cache as it was: a step replaces its tensors and changes none."""
+        for layer, full in zip(self._cache.layers, self._full, strict=True):
+            vars(layer).update(full)
+
+
+def random_model(config: Mapping[str, Any], conditions: Conditions) -> PreTrainedModel:
+    """A model of random weights, made where it is to run."""
+    with init_empty_weights(include_buffers=False):
+        model = new_model(hub_config(config))
+    weights = {name: noise(like.shape, conditions) for name, like in model.named_parameters()}
+    if model.config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
+    model.to(torch.device(conditions.device))  # type: ignore[arg-type]  # wrapped without types
+    model.eval()
+    return model
+
+
+def noise(shape: tuple[int, ...] | torch.Size, conditions: Conditions) -> torch.Tensor:
+    """Random numbers of the size of weights; drawn once and repeated, as drawing takes long."""
+    drawn = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)) * 0.02
+    drawn = drawn.to(conditions.device, conditions.dtype)
+    tensor = torch.empty(shape, dtype=conditions.dtype, device=conditions.device)
+    for part in tensor.view(-1).split(_NOISE):
+        part.copy_(drawn[: len(part)])
+    return tensor
+
+
+def _wait_for(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(torch.device(device))

@@ -1,0 +1,49 @@
+"""Resumable file: one file OUT whose making may be interrupted and taken up again.
+
+What is done so far lies in the folder `OUT.partial/`, under the rules of `unfinished`; the file
+appears, and the folder goes, when all is done.
+
+    with resumable_file(Path("scores.safetensors"), recipe) as folder:
+        (folder / RESULT).write_bytes(b"")
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minitron.errors import OutputError
+from minitron.unfinished import _claim, _leave, check_absent
+
+RESULT = "result"
+
+
+def partial_of(out: Path) -> Path:
+    """Where the work on `out` lies meanwhile."""
+    return out.with_name(out.name + ".partial")
+
+
+@contextmanager
+def resumable_file(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a folder to work in; its file RESULT becomes `out` when the block ends well.
+
+    After an interruption the folder stays, and the same recipe takes it up again; with another one
+    OutputError tells the settings that differ.
+    """
+    check_absent(out)
+    partial = partial_of(out)
+    lock = _claim(partial, recipe, resumable=True)
+    try:
+        yield partial
+        check_absent(out)
+        (partial / RESULT).rename(out)
+        shutil.rmtree(partial)
+    except BaseException as error:
+        _leave(partial, resumable=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{out} cannot be written: {error.strerror}") from error
+        raise
+    finally:
+        os.close(lock)

@@ -1,0 +1,77 @@
+"""What the processes of one run share: the folder they build in, and the text they work on.
+
+Knows accelerate's view of processes, which is the Trainer's too. One process alone is a run too.
+
+    with shared_folder(out, recipe) as folder:
+        corpus = load_text(source, "books.jsonl.gz", seq_len=512, folder=folder)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from minitron.corpus import Corpus, load_corpus, load_ids
+from minitron.sampling import self_corpus
+from minitron.source import Source, default_device, load_model, load_tokenizer
+from minitron.unfinished import unfinished_folder
+
+SELF_SAMPLES = 256
+_SAMPLED = "self.npy"
+
+
+def processes_of_run() -> PartialState:
+    """The processes that torchrun or accelerate launched together, or this one alone."""
+    return PartialState(cpu=default_device() == "cpu")
+
+
+@contextmanager
+def shared_folder(out: Path, recipe: Any) -> Iterator[Path]:
+    """The unfinished folder of a resumable run; the first process makes and names it."""
+    processes = processes_of_run()
+    if not processes.is_main_process:
+        processes.wait_for_everyone()  # until it is there
+        yield out.with_name(out.name + ".partial")
+        processes.wait_for_everyone()  # until all have left it
+        processes.wait_for_everyone()  # until it has its name
+        return
+    with unfinished_folder(out, asdict(recipe), resumable=True) as folder:
+        processes.wait_for_everyone()
+        yield folder
+        (folder / _SAMPLED).unlink(missing_ok=True)
+        processes.wait_for_everyone()
+    processes.wait_for_everyone()
+
+
+def load_text(
+    source: Source,
+    name: str,
+    *,
+    seq_len: int,
+    folder: Path,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Corpus:
+    """The text called `name`, as `source` tokenizes it; it samples `self`. Raises CorpusError."""
+    if name.endswith(".npy"):
+        return load_ids(name, seq_len=seq_len, samples=samples)
+    if name == "self":
+        return _sampled(source, folder / _SAMPLED, seq_len, samples or SELF_SAMPLES, seed)
+    return load_corpus(name, load_tokenizer(source), seq_len=seq_len, samples=samples, seed=seed)
+
+
+def _sampled(source: Source, file: Path, seq_len: int, samples: int, seed: int) -> Corpus:
+    """Text that the model samples, kept in `file` for a run that goes on and other processes."""
+    processes = processes_of_run()
+    if processes.is_main_process and not file.exists():
+        model = load_model(source, device=str(processes.device))
+        corpus = self_corpus(model, seq_len=seq_len, samples=samples, seed=seed)
+        partial = file.with_name(f"partial-{file.name}")
+        np.save(partial, corpus.sequences)
+        partial.rename(file)
+    processes.wait_for_everyone()
+    return Corpus(load_ids(str(file), seq_len=seq_len).sequences, "self")

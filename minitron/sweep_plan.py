@@ -1,0 +1,164 @@
+"""Sweep plan: how a corpus is run through a decoder within a budget of memory.
+
+Knows how many bytes a layer, a token's states and a running batch take; decides whether all layers
+stay in memory, and how many tokens pass each layer together. Runs nothing.
+
+    plan_sweep(architecture, lengths, budget=6 << 30, needs=Needs(itemsize=2)).peak
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from minitron.architecture import Architecture
+from minitron.byte_size import readable_bytes
+from minitron.errors import TargetError
+from minitron.layer_stream import BLOCK_BYTES
+
+Weights = Literal["layers", "all", "loaded"]
+
+BATCH_TOKENS = 8192  # that run through a layer at once
+_BATCHES_OF_KEPT = 16  # in a chunk where layers need not be read again: progress that is not lost
+_SHARE_OF_FREE = 0.8  # of the memory that is free, where no budget is given
+_SLACK = 160 << 20  # reductions, ids, modules still to import, what the allocator holds back
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a measurement asks of memory."""
+
+    itemsize: int  # bytes of a number as it is computed with
+    stored_itemsize: int  # as it is stored
+    states_held: int = 1  # copies of a token's hidden states
+    has_logits: bool = False
+    has_masks: bool = False  # of sliding attention
+    base: int = 0  # bytes in use before anything begins
+    weights: Weights = "layers"  # what is to be brought to memory: all is the embeddings too
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Whether layers stay, how many tokens a batch and a chunk of batches hold, peak in bytes."""
+
+    keep: bool
+    batch_tokens: int
+    chunk_tokens: int
+    peak: int
+
+    def text(self, tokens: int) -> str:
+        """What is going to happen, in one line."""
+        sweeps = -(-tokens // self.chunk_tokens)
+        times = "once" if sweeps == 1 else f"{sweeps} times"
+        layers = "kept in memory" if self.keep else f"read one after another, {times}"
+        return (
+            f"measuring {tokens:,} tokens with layers {layers}: "
+            f"at most {readable_bytes(self.peak)} of memory expected"
+        )
+
+
+def plan_sweep(
+    architecture: Architecture, lengths: Sequence[int], *, budget: int, needs: Needs
+) -> SweepPlan:
+    """Decide for sequences of `lengths` tokens. Raises TargetError where one layer does not fit."""
+    longest, total = max(lengths), sum(lengths)
+    state = architecture.hidden_size * needs.itemsize * needs.states_held
+
+    def peak(keep: bool, batch: int, chunk: int) -> int:
+        return needs.base + _bytes(architecture, needs, longest, keep, batch, chunk)
+
+    def plan(keep: bool, batch: int) -> SweepPlan:
+        chunk = min(total, batch + max(0, budget - peak(keep, batch, batch)) // state)
+        if keep:
+            chunk = min(chunk, _BATCHES_OF_KEPT * batch)
+        return SweepPlan(keep, batch, chunk, peak(keep, batch, chunk))
+
+    halves = [max(longest, min(total, BATCH_TOKENS >> times)) for times in range(4)]
+    plans = [plan(True, batch) for batch in halves]
+    if needs.weights == "layers":
+        plans += [plan(False, batch) for batch in (*halves, longest)]
+    fitting = [some for some in plans if some.peak <= budget]
+    if not fitting:
+        what = "two layers" if needs.weights == "layers" else "all layers, as --corpus self asks,"
+        least = min(some.peak for some in plans)
+        raise TargetError(
+            f"the memory budget is {readable_bytes(budget)}: {what} and a sequence of {longest} "
+            f"tokens need at least {readable_bytes(least)}"
+        )
+    # Kept where that can be; else the fewest sweeps, each of which reads the whole model again.
+    return min(fitting, key=lambda some: 0 if some.keep else -(-total // some.chunk_tokens))
+
+
+def free_memory(device: str) -> int:
+    """Bytes that may be used on the device, most of what is free."""
+    if device != "cpu":
+        return int(_SHARE_OF_FREE * torch.cuda.mem_get_info(torch.device(device))[0])
+    return int(_SHARE_OF_FREE * min(_available(), _left_to_container()))
+
+
+def memory_in_use(device: str) -> int:
+    """Bytes that this process holds on the device already."""
+    if device != "cpu":
+        return torch.cuda.memory_reserved(torch.device(device))
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _bytes(
+    architecture: Architecture, needs: Needs, longest: int, keep: bool, batch: int, chunk: int
+) -> int:
+    """The most that is in use at once, above the base."""
+    sizes = {slot.name: prod(slot.shape) for slot in architecture.slots() if slot.layer == 0}
+    layers = architecture.num_hidden_layers if keep else min(2, architecture.num_hidden_layers)
+    weights = layers * sum(sizes.values()) * needs.itemsize
+    if needs.itemsize != needs.stored_itemsize:
+        weights += max(sizes.values()) * needs.stored_itemsize
+    states = (chunk + batch) * architecture.hidden_size * needs.itemsize * needs.states_held
+    if keep:
+        weights += architecture.vocab_size * architecture.hidden_size * needs.itemsize
+    if needs.weights == "all":
+        weights = architecture.parameters * needs.itemsize
+    elif needs.weights == "loaded":
+        weights = 0
+    block = min(BLOCK_BYTES, architecture.vocab_size * architecture.hidden_size * 4)
+    logits = 6 * BLOCK_BYTES if needs.has_logits else 0
+    masks = 5 * longest * longest if needs.has_masks else 0
+    running = batch * _width(architecture) * needs.itemsize
+    running += 2 * batch * architecture.hidden_size * 4  # norms in float32
+    return weights + states + 2 * block + logits + masks + running + _SLACK
+
+
+def _width(architecture: Architecture) -> int:
+    """Numbers a token takes while it is inside a layer, at most."""
+    queries = architecture.num_attention_heads * architecture.head_dim
+    keys = architecture.num_key_value_heads * architecture.head_dim
+    attention = 5 * queries + 4 * keys
+    mlp = 3 * architecture.intermediate_size
+    return 2 * architecture.hidden_size + max(attention, mlp)
+
+
+def _available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        named = dict(line.split(":", 1) for line in lines)
+        return int(named["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _left_to_container() -> int:
+    """What a control group leaves this process; no limit where there is none."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        return max(0, int(limit) - used)
+    except (OSError, ValueError):  # "max" is no number
+        return 1 << 62

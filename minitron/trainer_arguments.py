@@ -1,0 +1,179 @@
+"""A recipe as transformers' TrainingArguments.
+
+Knows which of them a recipe's own fields stand for, which are ours because a folder that resumes
+exactly depends on them, and how the text of any other becomes its value.
+
+    trainer_arguments(recipe, Path("checkpoints"), evaluates=True).learning_rate
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+from minitron.errors import TargetError
+from minitron.recipe import FitRecipe
+from minitron.source import default_device, fast_dtype
+
+_FIELDS = {field.name for field in fields(TrainingArguments)}
+_CHECKPOINTING = next(  # renamed between the versions we take
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _FIELDS
+)
+_OPTION_OF = {
+    "max_steps": "steps",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch-size",
+    "gradient_accumulation_steps": "gradient-accumulation-steps",
+    "activation_checkpointing": "gradient-checkpointing",
+    "gradient_checkpointing": "gradient-checkpointing",
+    "learning_rate": "learning-rate",
+    "warmup_steps": "warmup-steps",
+    "weight_decay": "weight-decay",
+    "adam_beta2": "adam-beta2",
+    "max_grad_norm": "max-grad-norm",
+    "bf16": "autocast",
+    "save_steps": "save-steps",
+    "seed": "seed",
+    "data_seed": "seed",
+    "report_to": "report-to",
+    "eval_strategy": "eval-corpus",
+}
+# What the exact resume, the held-out loss and the folder depend on.
+_OURS = (
+    "output_dir",
+    "save_strategy",
+    "save_only_model",
+    "load_best_model_at_end",
+    "ignore_data_skip",
+    "eval_steps",
+    "eval_on_start",
+    "prediction_loss_only",
+    "remove_unused_columns",
+    "label_names",
+    "label_smoothing_factor",
+    "logging_nan_inf_filter",
+    "disable_tqdm",
+    "push_to_hub",
+    "resume_from_checkpoint",
+    "use_cpu",
+    "do_train",
+    "do_eval",
+    "do_predict",
+)
+_LOG_STEPS = 10
+
+
+def trainer_arguments(recipe: FitRecipe, folder: Path, *, evaluates: bool) -> TrainingArguments:
+    """What transformers' Trainer is to do in `folder`. Raises TargetError as `check_trainer`."""
+    check_trainer(recipe)
+    device = default_device()
+    given = _values(_named(recipe))
+    is_fast = fast_dtype(torch.bfloat16, device) == torch.bfloat16
+    is_automatic = recipe.autocast == "auto" and is_fast and not given.get("fp16")
+    schedule: dict[str, Any] = {} if "lr_scheduler_type" in given else _cosine(recipe)
+    arguments = TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "num_train_epochs": recipe.epochs,
+            "max_steps": recipe.steps or -1,
+            "per_device_train_batch_size": recipe.batch_size,
+            "per_device_eval_batch_size": recipe.batch_size,
+            "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+            _CHECKPOINTING: recipe.gradient_checkpointing,
+            f"{_CHECKPOINTING}_kwargs": {"use_reentrant": False},
+            "learning_rate": recipe.learning_rate,
+            "warmup_steps": recipe.warmup_steps,
+            "weight_decay": recipe.weight_decay,
+            "adam_beta2": recipe.adam_beta2,
+            "max_grad_norm": recipe.max_grad_norm,
+            "bf16": recipe.autocast == "bfloat16" or is_automatic,
+            "use_cpu": device == "cpu",
+            "save_strategy": "steps",
+            "save_steps": recipe.save_steps,
+            "save_total_limit": 1,
+            "eval_strategy": "steps" if evaluates else "no",
+            "eval_steps": recipe.save_steps,
+            "prediction_loss_only": True,
+            "logging_steps": _LOG_STEPS,
+            "logging_first_step": True,
+            "logging_nan_inf_filter": False,
+            "seed": recipe.seed,
+            "data_seed": recipe.seed,
+            "report_to": _trackers(recipe.report_to) or "none",
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+            **schedule,
+            **given,
+        }
+    )
+    # One process is one device: DataParallel, which Trainer would choose for several, is slower
+    # than torchrun and splits a model's parts from one another.
+    _ = arguments.device
+    arguments._n_gpu = min(arguments._n_gpu, 1)
+    return arguments
+
+
+def check_trainer(recipe: FitRecipe) -> None:
+    """Refuse what cannot be passed on, before anything slow: an argument that transformers does not
+    have, that is ours, or that holds no value of its kind; a tracker that is not installed. Raises
+    TargetError."""
+    for name in _named(recipe):
+        if name in _OPTION_OF:
+            raise TargetError(f"trainer.{name}: give it as --{_OPTION_OF[name]}")
+        if name in _OURS:
+            raise TargetError(f"trainer.{name} is minitron's own: leave it out")
+        if name not in _FIELDS:
+            near = get_close_matches(name, _FIELDS, n=1)
+            meant = f": did you mean {near[0]}?" if near else ": see its TrainingArguments"
+            raise TargetError(f"trainer.{name} is no argument of transformers' Trainer{meant}")
+    _values(_named(recipe))
+    installed = get_available_reporting_integrations()
+    for tracker in _trackers(recipe.report_to):
+        if tracker not in installed:
+            have = ", ".join(installed) or "none"
+            raise TargetError(
+                f"--report-to is {tracker!r}, which is not installed here (installed: {have})"
+            )
+
+
+def _named(recipe: FitRecipe) -> dict[str, Any]:
+    """What is passed on, by transformers' names, which a flag may write with dashes."""
+    return {name.replace("-", "_"): value for name, value in (recipe.trainer or {}).items()}
+
+
+def _cosine(recipe: FitRecipe) -> dict[str, Any]:
+    return {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": recipe.min_learning_rate},
+    }
+
+
+def _trackers(report_to: str) -> list[str]:
+    names = [name.strip() for name in report_to.split(",")]
+    return [name for name in names if name not in ("", "none")]
+
+
+def _values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Each argument as transformers' own parser reads it from a command line."""
+    if not given:
+        return {}
+
+    def refuse(message: str) -> NoReturn:
+        raise TargetError(f"--trainer: {message}")
+
+    parser: argparse.ArgumentParser = HfArgumentParser(TrainingArguments)  # type: ignore[arg-type]
+    parser.error = refuse  # type: ignore[method-assign]
+    texts = [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in given.items()
+        if value is not None
+    ]
+    parsed = vars(parser.parse_args(texts))
+    return {name: parsed[name] for name in given}

@@ -1,0 +1,162 @@
+"""A Hub on this machine's loopback, for the real huggingface_hub and transformers to talk to.
+
+Speaks the protocol of huggingface.co: models and Spaces, large files in parts, commits, pull
+requests, branches, tags, collections, ranges, redirects, gated and private repositories. It checks
+tokens, keeps a record of every request, and fails when it is told to.
+
+    with serving() as hub:
+        hub.accounts["hf_some"] = Account("me")
+        hub.fail(Fault("GET", "/resolve/", status=429, headers={"Retry-After": "0"}))
+        subprocess.run(..., env=environment(hub, home, token="hf_some"))
+"""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from tests.hub_routes import Answer, Fault, Hub, Request, Seen
+
+
+class Handler(BaseHTTPRequestHandler):
+    """HTTP around a Hub, with what is to go wrong."""
+
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do(self) -> None:
+        url = urlsplit(self.path)
+        fault = self._fault(unquote(url.path))
+        time.sleep(fault.delay if fault else 0)
+        body = self._body(fault)
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        token = headers.get("authorization", "").removeprefix("Bearer ")
+        account = self.hub.accounts.get(token)
+        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        request = Request(self.command, url.path, query, headers, body, account)
+        self.hub.seen.append(
+            Seen(self.command, unquote(url.path), account.name if account else None, body)
+        )
+        if body is None or self.close_connection:
+            return
+        if fault is not None and fault.status is not None:
+            self._send(Answer(b"", fault.status, fault.headers), None)
+        else:
+            self._send(self.hub.answer(request), fault)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do
+
+    def _fault(self, path: str) -> Fault | None:
+        with self.hub.lock:
+            for fault in self.hub.faults:
+                same = fault.method == self.command and re.search(fault.path, path)
+                if same and fault.times > 0:
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def _body(self, fault: Fault | None) -> bytes:
+        """The question's body; the connection is dropped within it where a fault says so."""
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            body = b"".join(parts)
+        else:
+            length = int(self.headers.get("Content-Length", 0))
+            if self._asks(fault) and fault is not None and fault.drop_after is not None:
+                length = min(length, fault.drop_after)
+            body = self.rfile.read(length)
+        if self._asks(fault) and fault is not None:
+            self.close_connection = fault.drop_after is not None
+            if fault.corrupt:
+                body = body[:-1] + bytes([body[-1] ^ 1])
+        return body
+
+    def _asks(self, fault: Fault | None) -> bool:
+        return fault is not None and self.command in ("PUT", "POST")
+
+    def _send(self, answer: Answer, fault: Fault | None) -> None:
+        body = answer.body
+        if fault is not None and not self._asks(fault):
+            if fault.corrupt:
+                body = body[:-1] + bytes([body[-1] ^ 1])
+            if fault.drop_after is not None:
+                self.close_connection = True
+                body = body[: fault.drop_after]
+        self.send_response(answer.status)
+        for key, value in answer.headers.items():
+            self.send_header(key, value)
+        if "Content-Length" not in answer.headers:
+            self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """A Hub that answers until the block ends."""
+    hub = Hub()
+    handler = type("HubHandler", (Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def environment(hub: Hub, home: Path, token: str | None = None) -> dict[str, str]:
+    """The environment of a process whose Hub this is."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    return {**kept, **settings, **({"HF_TOKEN": token} if token else {})}
+
+
+def talk_to(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = None
+) -> None:
+    """Make this the Hub of the running process, without its waits between attempts."""
+    from huggingface_hub import close_session, constants
+
+    close_session()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", hasty)
+    monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)

@@ -1,0 +1,497 @@
+"""Distilling trains on the teacher's predictions: the right loss, resumable, in many processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast, Trainer, TrainerState
+
+import minitron
+from minitron.cli import main
+from minitron.distill_trainer import DistillTrainer
+from minitron.errors import MinitronError, OutputError, TargetError, TokenizerError
+from minitron.source import load_model, open_source
+from tests.tiny import SIZES, tiny_folder, weights_of
+
+SEQ_LEN = 13
+STUDENT = {"hidden_size": 30, "intermediate_size": 44, "num_hidden_layers": 3}
+SHORT: dict[str, Any] = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, two students, and a text that is easy to learn: counting."""
+    root = tmp_path_factory.mktemp("models")
+    tiny_folder(root / "teacher", seed=1)
+    tiny_folder(root / "student", seed=2, **STUDENT)
+    tiny_folder(root / "shallow", seed=3, num_hidden_layers=3)
+    tiny_folder(root / "deep", seed=4, num_hidden_layers=6, hidden_size=54)
+    starts = np.random.default_rng(0).integers(5, SIZES["vocab_size"] - SEQ_LEN, (24, 1))
+    np.save(root / "text.npy", starts + np.arange(SEQ_LEN))
+    np.save(root / "held-out.npy", starts[:6] + 1 + np.arange(SEQ_LEN))
+    return root
+
+
+def distilled(folders: Path, out: Path, student: str = "student", **settings: Any) -> Path:
+    options = {"teacher": str(folders / "teacher"), "corpus": str(folders / "text.npy"), **SHORT}
+    minitron.distill(str(folders / student), str(out), **{**options, **settings})
+    return out
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in records(folder) if "loss" in record]
+
+
+def logits_of(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    model = load_model(open_source(str(folder)), dtype=torch.float32)
+    with torch.no_grad():
+        return model(ids).logits[:, :-1].flatten(0, 1)
+
+
+def kl_of(folders: Path) -> float:
+    """Between untrained student and teacher, over the whole text, as the paper writes it."""
+    ids = torch.from_numpy(np.load(folders / "text.npy")).long()
+    student, teacher = (logits_of(folders / name, ids) for name in ("student", "teacher"))
+    target = teacher.log_softmax(-1)
+    return float(F.kl_div(student.log_softmax(-1), target, log_target=True, reduction="batchmean"))
+
+
+ALL_AT_ONCE: dict[str, Any] = {"steps": 1, "batch_size": 24, "learning_rate": 1e-9}
+
+
+def test_the_first_loss_is_the_kl_of_the_two_models(folders: Path, tmp_path: Path) -> None:
+    out = distilled(folders, tmp_path / "out", **ALL_AT_ONCE)
+    assert losses(out)[0] == pytest.approx(kl_of(folders), rel=1e-5)
+
+
+def test_batches_that_are_accumulated_make_the_step_of_one(folders: Path, tmp_path: Path) -> None:
+    one = {"steps": 3, "learning_rate": 1e-2, "dtype": "float32"}
+    whole = distilled(folders, tmp_path / "whole", batch_size=8, **one)
+    parts = distilled(
+        folders, tmp_path / "parts", batch_size=2, gradient_accumulation_steps=4, **one
+    )
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+    for name, tensor in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(parts)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_checkpointing_activations_changes_no_loss(folders: Path, tmp_path: Path) -> None:
+    plain = distilled(folders, tmp_path / "plain", "shallow", alpha=0.5)
+    saving = distilled(
+        folders, tmp_path / "saving", "shallow", alpha=0.5, gradient_checkpointing=True
+    )
+    assert losses(saving) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_bfloat16_autocast_stays_near_float32(folders: Path, tmp_path: Path) -> None:
+    single = distilled(folders, tmp_path / "single", autocast="float32")
+    half = distilled(folders, tmp_path / "half", autocast="bfloat16")
+    assert losses(half) == pytest.approx(losses(single), rel=0.05)
+    assert losses(half) != losses(single)
+
+
+def test_a_student_learns_what_its_teacher_says_and_is_measured_on_text(
+    folders: Path, tmp_path: Path
+) -> None:
+    held_out = str(folders / "held-out.npy")
+    out = distilled(
+        folders,
+        tmp_path / "out",
+        steps=30,
+        learning_rate=1e-2,
+        eval_corpus=held_out,
+        save_steps=15,
+        dtype="float32",
+    )
+    assert losses(out)[-1] < losses(out)[0] / 2
+    evaluated = {r["step"]: r["eval_loss"] for r in records(out) if "eval_loss" in r}
+    assert list(evaluated) == [0, 15, 30]
+    student = minitron.evaluate(str(folders / "student"), corpus=held_out).loss
+    assert evaluated[0] == pytest.approx(student, rel=1e-4)
+    assert evaluated[30] == pytest.approx(minitron.evaluate(str(out), corpus=held_out).loss, 1e-4)
+
+
+def test_the_folder_tells_teacher_distance_and_tokens(folders: Path, tmp_path: Path) -> None:
+    out = distilled(folders, tmp_path / "out", kind="jsd", beta=0.3, temperature=2.0)
+    record = json.loads((out / "minitron.json").read_text())
+    assert record["command"] == "distill"
+    assert record["teacher"]["name"] == str(folders / "teacher")
+    assert record["teacher"]["parameters"] == minitron.inspect(str(folders / "teacher")).parameters
+    assert record["source"]["name"] == str(folders / "student")
+    assert record["training"]["tokens"] == 4 * 4 * SEQ_LEN
+    card = (out / "README.md").read_text()
+    assert "Jensen-Shannon divergence between the predictions of both at temperature 2" in card
+    assert "Taught by `teacher`" in card
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "mse", "cosine"])
+def test_every_distance_trains_beside_cross_entropy(
+    kind: str, folders: Path, tmp_path: Path
+) -> None:
+    alone = distilled(folders, tmp_path / "alone", kind=kind, **ALL_AT_ONCE)
+    both = distilled(folders, tmp_path / "both", kind=kind, ce_weight=0.5, **ALL_AT_ONCE)
+    text = minitron.evaluate(str(folders / "student"), corpus=str(folders / "text.npy"), seq_len=12)
+    assert losses(both)[0] - losses(alone)[0] == pytest.approx(text.loss / 2, rel=1e-3)
+
+
+def test_the_teacher_neither_learns_nor_drops_out(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    step = DistillTrainer.training_step
+
+    def watched(self: DistillTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = step(self, *args, **kwargs)
+        model = self._teacher._model  # type: ignore[attr-defined]
+        gradients = [p for p in model.parameters() if p.requires_grad or p.grad is not None]
+        seen.append((model.training, gradients, model.dtype))
+        return loss
+
+    monkeypatch.setattr(DistillTrainer, "training_step", watched)
+    distilled(folders, tmp_path / "out", teacher_dtype="bfloat16", autocast="float32")
+    assert seen == [(False, [], torch.bfloat16)] * 4
+
+
+def test_inner_states_are_compared_where_half_the_layers_are_cut(
+    folders: Path, tmp_path: Path
+) -> None:
+    settings = {"teacher": str(folders / "deep"), **ALL_AT_ONCE}
+    without = distilled(folders, tmp_path / "without", "shallow", alpha=0.0, **settings)
+    dynamic = distilled(folders, tmp_path / "dynamic", "shallow", **settings)
+    fixed = distilled(folders, tmp_path / "fixed", "shallow", alpha=0.25, **settings)
+    assert losses(dynamic)[0] == pytest.approx(2 * losses(without)[0], rel=1e-5)
+    assert 0 < losses(fixed)[0] - losses(without)[0] < 0.25 * 2 * 2
+    assert weights_of(dynamic).keys() == weights_of(folders / "shallow").keys()
+    assert losses(distilled(folders, tmp_path / "less", "shallow", **ALL_AT_ONCE)) == losses(
+        distilled(folders, tmp_path / "same", "shallow", alpha=0.0, **ALL_AT_ONCE)
+    )
+
+
+def test_the_projection_learns_and_is_resumed(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"alpha": "dynamic", "steps": 4, "save_steps": 2, "learning_rate": 1e-2}
+    unbroken = distilled(folders, tmp_path / "unbroken", **settings)
+    interrupt_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        distilled(folders, tmp_path / "broken", **settings)
+    monkeypatch.undo()
+    broken = distilled(folders, tmp_path / "broken", **settings)
+    assert records(broken) == records(unbroken)
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop as a user does, after so many whole batches."""
+    taken, training_step = iter(range(1000)), Trainer.training_step
+
+    def failing(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(taken) == step:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", failing)
+
+
+KILLED = """
+import os, signal, sys
+from transformers import Trainer
+import minitron
+taken, step = iter(range(1000)), Trainer.training_step
+def dying(self, *args, **kwargs):
+    if next(taken) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+Trainer.training_step = dying
+minitron.distill(sys.argv[2], sys.argv[3], teacher=sys.argv[4], corpus=sys.argv[5], steps=25,
+                 batch_size=4, learning_rate=1e-3, save_steps=7, warmup_steps=3)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_losses_of_an_unbroken_one(
+    folders: Path, tmp_path: Path
+) -> None:
+    paths = [str(path) for path in (folders / "student", tmp_path / "broken", folders / "teacher")]
+    arguments = ["17", *paths, str(folders / "text.npy")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "broken.partial" / "checkpoints" / "checkpoint-14").is_dir()
+    settings = {"steps": 25, "save_steps": 7, "warmup_steps": 3}
+    broken = distilled(folders, tmp_path / "broken", **settings)
+    unbroken = distilled(folders, tmp_path / "unbroken", **settings)
+    assert [record["step"] for record in records(broken)] == [1, 7, 10, 14, 20, 21, 25]
+    assert records(broken) == records(unbroken)
+    one, other = weights_of(unbroken), weights_of(broken)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(28, os.strerror(28))], ids=["stopped", "disk full"]
+)
+def test_a_checkpoint_cut_short_is_passed_over_for_the_last_whole_one(
+    error: BaseException, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"steps": 6, "save_steps": 2}
+    unbroken = distilled(folders, tmp_path / "unbroken", **settings)
+    save = TrainerState.save_to_json
+
+    def cut_short(self: TrainerState, path: str) -> None:
+        if self.global_step == 4:
+            Path(path).write_text('{"epoch": 0.')
+            raise error
+        save(self, path)
+
+    monkeypatch.setattr(TrainerState, "save_to_json", cut_short)
+    is_full = isinstance(error, OSError)
+    told = "no space left for .*broken: free some and run again; what is done stays in"
+    raised = (OutputError, told) if is_full else (KeyboardInterrupt, None)
+    with pytest.raises(raised[0], match=raised[1]):
+        distilled(folders, tmp_path / "broken", **settings)
+    monkeypatch.undo()
+    checkpoints = tmp_path / "broken.partial" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    broken = distilled(folders, tmp_path / "broken", **settings)
+    assert records(broken) == records(unbroken)
+
+
+def test_other_settings_do_not_take_up_a_run(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"save_steps": 2, "trainer": {"optim": "adamw_torch"}}
+    interrupt_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        distilled(folders, tmp_path / "out", **settings)
+    changed = {"temperature": 2.0, "kind": "reverse_kl", "trainer": {"optim": "sgd"}}
+    with pytest.raises(OutputError) as raised:
+        distilled(folders, tmp_path / "out", **{**settings, **changed})
+    for told in (
+        "kind 'forward_kl', now 'reverse_kl'",
+        "temperature 1.0, now 2.0",
+        "trainer {'optim': 'adamw_torch'}, now {'optim': 'sgd'}",
+    ):
+        assert told in str(raised.value)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
+    folders: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError, match=r"became (nan|inf) by step \d+: begin again with a smal"):
+        distilled(folders, tmp_path / "out", steps=9, save_steps=3, learning_rate=1e12)
+    for checkpoint in (tmp_path / "out.partial" / "checkpoints").glob("checkpoint-*"):
+        assert all(tensor.isfinite().all() for tensor in weights_of(checkpoint).values())
+
+
+def with_words(folder: Path, source: Path, renamed: dict[int, str] | None = None) -> Path:
+    """A copy of a model with a tokenizer of words, some of them called otherwise."""
+    load_model(open_source(str(source))).save_pretrained(folder)
+    names = {number: f"w{number}" for number in range(SIZES["vocab_size"])} | (renamed or {})
+    words = WordLevel({name: number for number, name in names.items()}, unk_token="w0")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_tokens_that_differ_are_told_one_by_one(folders: Path, tmp_path: Path) -> None:
+    student = with_words(tmp_path / "student", folders / "student")
+    renamed = {7: "seven", 8: "eight", 9: "nine", 90: "ninety"}
+    teacher = with_words(tmp_path / "teacher", folders / "teacher", renamed)
+    with pytest.raises(TokenizerError) as raised:
+        distilled(folders, tmp_path / "out", str(student), teacher=str(teacher))
+    assert str(raised.value) == (
+        "student and teacher differ in 4 tokens: "
+        f"id 7 is 'w7' in {student}, 'seven' in {teacher}; "
+        f"id 8 is 'w8' in {student}, 'eight' in {teacher}; "
+        f"id 9 is 'w9' in {student}, 'nine' in {teacher}; ...: "
+        "distill from a teacher with the student's tokenizer"
+    )
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_models_with_equal_tokens_learn_from_text(folders: Path, tmp_path: Path) -> None:
+    student = with_words(tmp_path / "student", folders / "student")
+    teacher = with_words(tmp_path / "teacher", folders / "teacher")
+    (tmp_path / "text.txt").write_text(" ".join(f"w{n % 90}" for n in range(200)))
+    settings = {"teacher": str(teacher), "corpus": str(tmp_path / "text.txt"), "seq_len": 11}
+    out = distilled(folders, tmp_path / "out", str(student), **settings)
+    assert json.loads((out / "minitron.json").read_text())["training"]["corpus_tokens"] == 18 * 11
+
+
+def test_vocabularies_of_other_sizes_are_refused(folders: Path, tmp_path: Path) -> None:
+    teacher = tiny_folder(tmp_path / "teacher", vocab_size=107)
+    with pytest.raises(TokenizerError, match="student predicts 101 token ids, .*teacher 107"):
+        distilled(folders, tmp_path / "out", teacher=str(teacher))
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_a_teacher_smaller_than_its_student_is_noted(
+    folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    distilled(folders, tmp_path / "out", "teacher", teacher=str(folders / "student"))
+    assert "it has less to teach" in caplog.text
+    caplog.clear()
+    distilled(folders, tmp_path / "other")
+    assert "less to teach" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"teacher": None}, "no teacher: give --teacher MODEL"),
+        ({"kind": "kld"}, "called 'kld': choose forward_kl"),
+        ({"temperature": 0.0}, r"temperature is 0\.0: it must be above 0"),
+        ({"ce_weight": -1.0}, r"ce_weight is -1\.0"),
+        ({"kind": "jsd", "beta": 1.5}, r"beta is 1\.5"),
+        ({"alpha": -0.5}, r"--alpha is -0\.5: it must be 0 or above"),
+        ({"corpus": "missing.npy"}, "missing.npy does not exist"),
+        ({"save_steps": 0}, "save_steps is 0"),
+        ({"seq_len": 1}, "seq_len is 1: there is nothing to predict"),
+        ({"trainer": {"learning_rate": 1e-3}}, "trainer.learning_rate: give it as --learning-rate"),
+        ({"report_to": "abacus"}, "report-to is 'abacus', which is not installed"),
+        ({"teacher_cache": "nowhere"}, "nowhere has no readable teacher-cache.json"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_taught_is_refused_with_nothing_written(
+    setting: dict[str, Any], message: str, folders: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MinitronError, match=message):
+        distilled(folders, tmp_path / "out", **setting)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_text_is_refused(folders: Path, tmp_path: Path) -> None:
+    student = with_words(tmp_path / "student", folders / "student")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(MinitronError, match="holds 0 tokens, fewer than one sequence of 64"):
+        distilled(folders, tmp_path / "out", str(student), corpus=str(tmp_path / "empty.txt"))
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_command_takes_a_recipe_with_trainer_arguments(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "steps: 2\nbatch_size: 4\nalpha: 0.5\n"
+        "trainer:\n  optim: sgd\n  logging_steps: 1\n  lr_scheduler_kwargs: {min_lr: 0.00001}\n"
+    )
+    made: list[Any] = []
+    start = Trainer.train
+
+    def kept(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        made.append(self.args)
+        return start(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", kept)
+    out, text = str(tmp_path / "out"), str(folders / "text.npy")
+    models = [str(folders / "student"), out, "--teacher", str(folders / "teacher")]
+    recipe = ["--recipe", str(tmp_path / "recipe.yaml"), "--trainer.adam-beta1", "0.8"]
+    main(["distill", *models, "--corpus", text, *recipe])
+    assert (made[0].optim, made[0].logging_steps, made[0].adam_beta1) == ("sgd", 1, 0.8)
+    assert made[0].lr_scheduler_kwargs == {"min_lr": 1e-5}
+    assert len(losses(Path(out))) == 2
+
+
+def run_two(*command: object) -> str:
+    """Run a command of Python in two processes that know each other, over gloo; what they print."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ran = subprocess.run(
+        [*torchrun, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_and_weights_of_one(folders: Path, tmp_path: Path) -> None:
+    two, text = tmp_path / "two", folders / "text.npy"
+    printed = run_two(
+        *("-m", "minitron", "distill", folders / "student", two, "--teacher", folders / "teacher"),
+        *("--corpus", text, "--eval-corpus", text, "--steps", 5, "--save-steps", 3),
+        *("--batch-size", 4, "--dtype", "float32", "--learning-rate", 1e-2, "--alpha", 0.5),
+    )
+    assert printed.count("two: written") == 1
+    one = distilled(
+        folders,
+        tmp_path / "one",
+        steps=5,
+        batch_size=8,
+        dtype="float32",
+        learning_rate=1e-2,
+        save_steps=3,
+        eval_corpus=str(folders / "text.npy"),
+        alpha=0.5,
+    )
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    evaluated = [[r["eval_loss"] for r in records(out) if "eval_loss" in r] for out in (one, two)]
+    assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-4)
+    for name, tensor in weights_of(one).items():
+        torch.testing.assert_close(weights_of(two)[name], tensor, rtol=1e-3, atol=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+SHARDED = """
+import sys, torch, numpy as np
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from minitron.distill_trainer import loss_in_head
+from minitron.source import load_model, open_source
+from minitron.teacher import DistillLoss, RunningTeacher
+
+def learn(model, ids):
+    lesson = teacher.lesson(ids, torch.arange(len(ids)))
+    labels, how = ids[:, 1:].flatten(), DistillLoss(ce_weight=0.3)
+    with loss_in_head(model, lambda h, w: lesson.loss(h[:, :-1].flatten(0, 1), w, labels, how)):
+        loss = model(input_ids=ids, use_cache=False).logits
+    loss.backward()
+    return loss.detach()
+
+dist.init_process_group("gloo")
+sharded, whole = (load_model(open_source(sys.argv[1]), dtype=torch.float32) for _ in range(2))
+teacher = RunningTeacher(load_model(open_source(sys.argv[2])))
+mesh, reshards = init_device_mesh("cpu", (2,)), sys.argv[4] == "True"
+for part in (*sharded.model.layers, sharded):
+    fully_shard(part, mesh=mesh, reshard_after_forward=reshards)
+ids = torch.from_numpy(np.load(sys.argv[3])).long()
+loss = learn(sharded, ids.chunk(2)[dist.get_rank()])
+dist.all_reduce(loss)
+torch.testing.assert_close(loss / 2, learn(whole, ids))
+for (name, one), other in zip(sharded.named_parameters(), whole.parameters(), strict=True):
+    torch.testing.assert_close(one.grad.full_tensor(), other.grad, rtol=1e-4, atol=1e-6)
+print("equal")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reshards", [True, False])
+def test_weights_sharded_by_fsdp2_get_the_gradients_of_whole_ones(
+    reshards: bool, folders: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.py").write_text(SHARDED)
+    paths = [folders / "student", folders / "teacher", folders / "text.npy"]
+    assert run_two(tmp_path / "run.py", *paths, reshards).count("equal") == 2

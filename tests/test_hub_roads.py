@@ -1,0 +1,448 @@
+"""From the Hub and back to it, over the wire: the product's main road, and where it is cut."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import minitron
+import modeling_nemotron
+from minitron.cli import main
+from minitron.source import open_source, zoo
+from tests.hub_repositories import Account, Repository
+from tests.hub_routes import Fault, Hub
+from tests.hub_server import environment, serving, talk_to
+from tests.tiny import SIZES, edit_config, tiny_folder, tiny_model, write_text
+
+# huggingface_hub's own, on every upload of a large file.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
+TOKEN = "hf_aVerySecretToken"
+VOCABULARY = 4099
+PROMPT = "To be or not to be,"
+OLD_KEYS = {"kv_channels": SIZES["head_dim"], "rope_percent": 0.5}
+NEW_KEYS = ("head_dim", "partial_rotary_factor", "rope_parameters", "rope_theta")
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serving() as hub:
+        hub.accounts |= {TOKEN: Account("me"), "hf_reads": Account("me", can_write=False)}
+        talk_to(hub, monkeypatch, tmp_path / "home", TOKEN)
+        monkeypatch.setenv("DISABLE_SAFETENSORS_CONVERSION", "1")
+        monkeypatch.chdir(tmp_path)
+        yield hub
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A model in shards, with a tokenizer and terms."""
+    folder = tmp_path_factory.mktemp("made") / "sharded"
+    tiny_folder(folder, vocab_size=VOCABULARY, max_shard_size="400KB")
+    for path in zoo()["tiny"].glob("tokenizer*"):
+        shutil.copy(path, folder)
+    (folder / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n\n# Model\n")
+    assert len(list(folder.glob("*.safetensors"))) == 3
+    return contents(folder)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "plays.txt"
+    return str(write_text(path, ["To be or not to be, that is the question. " * 99]))
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must be refused; give the line it says."""
+
+    def run(*arguments: object) -> str:
+        before = set(tmp_path.iterdir()) | {tmp_path / "home"}
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert ended.value.code == 2
+        assert printed.out == ""
+        said = [line for line in printed.err.splitlines() if line.startswith("minitron: ")]
+        assert printed.err.splitlines()[-1:] == said
+        assert set(tmp_path.iterdir()) | {tmp_path / "home"} == before
+        assert "hf_" not in printed.err
+        return said[0].removeprefix("minitron: ")
+
+    return run
+
+
+# The first line of the README: a repository as nvidia/Minitron-8B-Base is
+
+
+@pytest.fixture(scope="module")
+def minitron_8b(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], ...]:
+    """Its two revisions, scaled down: a pickle only, no generation_config, an empty LICENSE."""
+    folder = tmp_path_factory.mktemp("made") / "minitron-8b"
+    model = tiny_model(vocab_size=VOCABULARY, dtype=torch.bfloat16, partial_rotary_factor=0.5)
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(zoo()["tiny"] / name, folder)
+    (folder / "LICENSE").touch()
+    (folder / "nemo").mkdir()
+    (folder / "nemo" / "minitron-8b-base.nemo").write_bytes(b"\0not read")
+    (folder / "README.md").write_text("---\nlicense: other\n---\n\n# Minitron 8B Base\n")
+    later = contents(folder)
+    edit_config(folder, remove=NEW_KEYS, **OLD_KEYS)
+    return contents(folder), later
+
+
+@pytest.fixture
+def first_revision(hub: Hub, minitron_8b: tuple[dict[str, bytes], ...]) -> str:
+    earlier, later = minitron_8b
+    repository = hub.add("nvidia/Minitron-8B-Base", earlier)
+    first = repository.branches["main"]
+    hub.put(repository, later)
+    return first
+
+
+def test_its_shape_is_that_of_the_real_one(minitron_8b: tuple[dict[str, bytes], ...]) -> None:
+    earlier, later = (json.loads(files["config.json"]) for files in minitron_8b)
+    assert later["head_dim"] != later["hidden_size"] // later["num_attention_heads"]
+    assert OLD_KEYS.items() <= earlier.items()
+    assert not set(NEW_KEYS) & set(earlier)
+    assert minitron_8b[1]["LICENSE"] == b""
+    assert not [n for n in minitron_8b[1] if n.endswith(".safetensors") or "generation" in n]
+
+
+@pytest.mark.parametrize("which", ["first", "main"])
+@pytest.mark.parametrize("auto", [False, True], ids=["our class", "AutoModel after register()"])
+def test_it_loads_by_its_lower_case_id_and_generates(
+    hub: Hub, first_revision: str, which: str, auto: bool
+) -> None:
+    revision = first_revision if which == "first" else "main"
+    loader = AutoModelForCausalLM if auto else modeling_nemotron.NemotronForCausalLM
+    modeling_nemotron.register()
+    try:
+        model = loader.from_pretrained("nvidia/minitron-8b-base", revision=revision)
+    finally:
+        modeling_nemotron.unregister()
+    tokenizer = AutoTokenizer.from_pretrained("nvidia/minitron-8b-base", revision=revision)
+
+    assert type(model) is modeling_nemotron.NemotronForCausalLM
+    assert model.config.head_dim == SIZES["head_dim"]
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    reference = tiny_model(vocab_size=VOCABULARY, partial_rotary_factor=0.5)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(parameter.bfloat16())
+        logits = model.float()(ids).logits
+        assert torch.allclose(logits, reference(ids).logits, atol=1e-4)
+    written = model.generate(ids, max_new_tokens=5, do_sample=False)
+    assert tokenizer.decode(written[0]).startswith(PROMPT)
+    assert written.shape[1] > ids.shape[1]
+
+
+@pytest.mark.parametrize("which", ["first", "main"])
+def test_every_command_takes_it_by_id_and_revision(
+    hub: Hub, first_revision: str, which: str, corpus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suffix = f"@{first_revision}" if which == "first" else ""
+    name = f"nvidia/minitron-8b-base{suffix}"
+
+    main(["inspect", name, "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["head_dim"] == SIZES["head_dim"]
+    assert told["layout"] == "pytorch_model.bin"
+    main(["generate", name, PROMPT, "--max-new-tokens", "3"])
+    assert capsys.readouterr().out.startswith(PROMPT)
+    main(["evaluate", name, "--corpus", corpus, "--seq-len", "32", "--json"])
+    assert json.loads(capsys.readouterr().out)["loss"] > 1
+    command = ["prune", name, "half", "--hidden-size", "21", "--corpus", corpus]
+    main([*command, "--samples", "4", "--seq-len", "16"])
+
+    assert minitron.inspect("half").hidden_size == 21
+    assert minitron.inspect("half").layout == "safetensors"
+    repository = hub.repository("model", "nvidia/Minitron-8B-Base")
+    assert repository is not None
+    record = json.loads(Path("half/minitron.json").read_text())
+    pinned = first_revision if which == "first" else repository.branches["main"]
+    assert record["source"]["revision"] == pinned
+    assert json.loads(Path("half/config.json").read_text())["head_dim"] == SIZES["head_dim"]
+    assert not hub.asked("GET", "nemo")
+    assert len(hub.asked("GET", "/storage/")) == 2  # pytorch_model.bin, tokenizer.model
+
+
+# Shards, revisions, round trips
+
+
+def test_a_sharded_model_comes_down_once_and_converts_to_equal_bytes(
+    hub: Hub, sharded: dict[str, bytes]
+) -> None:
+    hub.add("Some/Model", sharded)
+    minitron.convert("some/model", "here")
+
+    large = [n for n in sharded if n.endswith((".safetensors", "tokenizer.model"))]
+    assert sorted(
+        seen.path.removeprefix("/storage/") for seen in hub.asked("GET", "/storage/")
+    ) == (sorted(sha256(sharded[name]).hexdigest() for name in large))
+    reference = tiny_model(vocab_size=VOCABULARY).state_dict()
+    found = load_file("here/model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in reference.items())
+
+
+def test_inspecting_a_model_again_asks_for_no_file_again(
+    hub: Hub, sharded: dict[str, bytes]
+) -> None:
+    hub.add("Some/Model", sharded)
+    minitron.inspect("Some/Model")
+    hub.seen.clear()
+    minitron.inspect("Some/Model")
+    assert not hub.asked("GET", "/storage/")
+
+
+def test_a_repository_that_changes_meanwhile_is_read_at_the_revision_seen_first(
+    hub: Hub, sharded: dict[str, bytes]
+) -> None:
+    repository = hub.add("Some/Model", sharded)
+    before = repository.branches["main"]
+    source = open_source("Some/Model")
+    changed = {n: c for n, c in sharded.items() if not n.endswith((".safetensors", ".model"))}
+    hub.put(repository, {**changed, "config.json": b"{}"})
+
+    norm = source.tensors["model.norm.weight"].read()
+    assert torch.equal(norm, tiny_model(vocab_size=VOCABULARY).model.norm.weight)
+    assert source.revision == before
+    assert {path.parent.name for path in source.tokenizer_files()} == {before}
+
+
+def test_a_pruned_model_goes_up_and_comes_down_by_branch_and_tag(
+    hub: Hub, sharded: dict[str, bytes], corpus: str
+) -> None:
+    hub.add("Some/Model", sharded)
+    options: dict[str, Any] = {"corpus": corpus, "samples": 4, "seq_len": 16}
+    minitron.prune("Some/Model", "half", hidden_size=24, num_hidden_layers=3, **options)
+    publication = minitron.push("half", "me/half", private=True, branch="try", tag="v1")
+
+    repository = hub.repository("model", "me/half")
+    assert isinstance(repository, Repository)
+    assert repository.commits[publication.commit].title.startswith("Prune Some/Model: ")
+    card = (Path("half") / "README.md").read_text()
+    assert "base_model: Some/Model" in card
+    assert "license: mit" in card
+    for revision in ("try", "v1", publication.commit):
+        told = minitron.inspect(f"me/half@{revision}")
+        assert (told.hidden_size, told.num_hidden_layers) == (24, 3)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        here = AutoModelForCausalLM.from_pretrained("half")(ids).logits
+        there = AutoModelForCausalLM.from_pretrained("me/half", revision="v1")(ids).logits
+    assert torch.equal(here, there)
+
+
+def test_a_student_is_distilled_from_a_teacher_at_a_revision(
+    hub: Hub, sharded: dict[str, bytes], corpus: str
+) -> None:
+    repository = hub.add("Some/Model", sharded)
+    teacher = repository.branches["main"]
+    hub.put(repository, {**sharded, "note.md": b"later"})
+    options: dict[str, Any] = {"corpus": corpus, "seq_len": 16, "steps": 1, "batch_size": 2}
+    minitron.distill("Some/Model", "student", teacher=f"Some/Model@{teacher[:10]}", **options)
+    record = json.loads(Path("student/minitron.json").read_text())
+    assert record["source"]["revision"] == repository.branches["main"]
+    assert record["teacher"]["revision"] == teacher
+
+
+# Where the road is cut
+
+
+@pytest.fixture
+def model(hub: Hub, sharded: dict[str, bytes]) -> Repository:
+    return hub.add("Some/Model", sharded)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("HEAD", "/resolve/", status=429, headers={"Retry-After": "1"}),
+        Fault("HEAD", "/resolve/", status=500),
+        Fault("GET", "/storage/", status=429, headers={"Retry-After": "1"}),
+        Fault("GET", "/storage/", drop_after=100_000),
+        Fault("GET", "/storage/", drop_after=0, times=3),
+        Fault("GET", "/api/models/", status=429),
+        Fault("GET", "/storage/", delay=0.2),
+    ],
+    ids=["head 429", "head 500", "get 429", "half", "nothing", "listing 429", "slow"],
+)
+def test_what_passes_is_waited_for(hub: Hub, model: Repository, fault: Fault) -> None:
+    hub.fail(fault)
+    minitron.convert("Some/Model", "here")
+    assert fault.times == 0
+    found = load_file("here/model.safetensors")
+    assert torch.equal(found["lm_head.weight"], tiny_model(vocab_size=VOCABULARY).lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (Fault("GET", "/storage/", drop_after=0, times=99), "Some/Model cannot be fetched: "),
+        (Fault("GET", "/storage/", status=500, times=99), "Some/Model cannot be fetched: "),
+        (Fault("HEAD", "/resolve/", status=500, times=99), "the Hub cannot be reached"),
+        (Fault("GET", "/api/models/", drop_after=0, times=99), "Some/Model cannot be "),
+    ],
+    ids=["shard breaks off", "storage fails", "hub fails", "listing breaks off"],
+)
+def test_what_does_not_pass_is_one_line_and_leaves_nothing(
+    hub: Hub, model: Repository, fault: Fault, told: str, refused: Refused, tmp_path: Path
+) -> None:
+    hub.fail(fault)
+    assert told in refused("convert", "Some/Model", "here")
+    blobs = [path for path in tmp_path.rglob("*.incomplete") if path.stat().st_size]
+    assert blobs == []
+
+    hub.faults.clear()
+    minitron.convert("Some/Model", "here")
+
+
+def test_a_shard_cut_short_in_the_cache_is_refused(
+    hub: Hub, model: Repository, refused: Refused
+) -> None:
+    shard = next(iter({s.path for s in open_source("Some/Model").tensors.values()}))  # type: ignore[attr-defined]
+    os.truncate(shard, os.path.getsize(shard) // 2)
+    assert shard.name in refused("convert", "Some/Model", "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Some/Model@v9", "Some/Model has no revision v9: check it"),
+        ("Some/Nothing", "Some/Nothing is neither a folder nor a repository you can see"),
+        ("Some/Secret", "Some/Secret is neither a folder nor a repository you can see"),
+        ("Some/Gated", "Some/Gated is gated: accept its terms on the Hub and log in"),
+        ("Some/Empty", "Some/Empty has no config.json: it is not a transformers model"),
+        ("some", "some does not exist; name a folder"),
+        ("Some/Mod--el", "Some/Mod--el cannot be fetched: "),
+    ],
+)
+def test_what_is_not_there_or_not_for_us_is_told(
+    hub: Hub, model: Repository, refused: Refused, name: str, told: str
+) -> None:
+    files = {"config.json": b"{}"}
+    hub.add("Some/Secret", files, private=True)
+    hub.add("Some/Gated", files, gated=True)
+    hub.add("Some/Empty", {})
+    assert told in refused("inspect", name)
+
+
+def test_a_wrong_token_is_told(
+    hub: Hub, model: Repository, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "Some/Model" in refused("inspect", "Some/Model")
+
+
+@pytest.mark.parametrize("file", ["../../escape.safetensors", "/etc/passwd", "..", "a/../b", ""])
+@pytest.mark.parametrize("index", ["model.safetensors", "pytorch_model.bin"])
+def test_an_index_that_points_elsewhere_is_refused(
+    hub: Hub, sharded: dict[str, bytes], refused: Refused, file: str, index: str
+) -> None:
+    weight_map = dict.fromkeys(tiny_model().state_dict(), file)
+    tricky = json.dumps({"weight_map": weight_map}).encode()
+    config = {"config.json": sharded["config.json"]}
+    hub.add("Bad/Index", {**config, f"{index}.index.json": tricky})
+    line = refused("inspect", "Bad/Index")
+    assert f"Bad/Index/{index}.index.json names the shard {file!r}, no file of its folder" in line
+    assert not hub.asked("GET", "escape|passwd")
+
+
+class Payload:
+    """A pickle that touches a file where it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside the weights", "in place of one"])
+def test_a_pickle_that_would_run_is_not_run(
+    hub: Hub,
+    sharded: dict[str, bytes],
+    refused: Refused,
+    tmp_path: Path,
+    zipped: bool,
+    beside: bool,
+) -> None:
+    touched = tmp_path / "touched"
+    state: dict[str, Any] = dict(tiny_model(vocab_size=VOCABULARY).state_dict())
+    state["extra" if beside else "model.norm.weight"] = Payload(touched)
+    pickled = tmp_path / "payload.bin"
+    torch.save(state, pickled, _use_new_zipfile_serialization=zipped)
+    content = pickled.read_bytes()
+    assert b"touch" in content
+    pickled.unlink()
+    hub.add("Bad/Pickle", {"config.json": sharded["config.json"], "pytorch_model.bin": content})
+    if beside:
+        main(["inspect", "Bad/Pickle"])
+    else:
+        assert "model.norm.weight" in refused("convert", "Bad/Pickle", "here")
+    assert not touched.exists()
+
+
+def test_offline_what_is_cached_still_opens_and_the_rest_is_told(
+    hub: Hub, model: Repository, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    minitron.convert("Some/Model", "here")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert minitron.inspect("Some/Model").head_dim == SIZES["head_dim"]
+    assert "nor in the cache" in refused("inspect", "Some/Other")
+
+
+def test_no_token_is_written_anywhere(
+    hub: Hub, model: Repository, corpus: str, tmp_path: Path
+) -> None:
+    """By processes of their own: prune from a private repository, push, mistake."""
+    model.private = True
+    hub.repositories.append(Repository("me/model", private=True))
+    hub.put(hub.repositories[-1], dict(_files(model)))
+    commands = [
+        f"prune me/model half --hidden-size 21 --samples 4 --seq-len 16 --corpus {corpus}",
+        "push half me/half --private",
+        "push half Other/half",
+    ]
+    said = []
+    for command in commands:
+        run = subprocess.run(
+            [sys.executable, "-m", "minitron", *command.split()],
+            env=environment(hub, tmp_path / "elsewhere", TOKEN),
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
+        )
+        said += [run.stdout, run.stderr]
+        assert run.returncode == (2 if "Other" in command else 0), run.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"minitron.json", "README.md"} <= {path.name for path in written}
+    assert not any(TOKEN.encode() in text for text in said)
+    assert not any(TOKEN.encode() in path.read_bytes() for path in written)
+
+
+def _files(repository: Repository) -> Iterator[tuple[str, bytes]]:
+    for name, blob in repository.commits[repository.branches["main"]].files.items():
+        yield name, blob.content

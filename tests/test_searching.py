@@ -1,0 +1,413 @@
+"""Search ranks what a budget admits by the loss that the written model would have."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import minitron
+from minitron import comparison, pareto_plot, searching, shortlist
+from minitron.architecture import Architecture
+from minitron.budget import Use, memory_needed
+from minitron.cli import main
+from minitron.errors import MinitronError
+from minitron.importance import Importance
+from minitron.latency import Corners, LatencyTable
+from minitron.plan import choose_plan
+from minitron.recipe import SearchRecipe
+from minitron.search_report import Candidate, SearchReport
+from minitron.search_space import default_space, uniform
+from minitron.searching import choose_target
+from minitron.source import open_source
+from minitron.weight_scores import random_scores
+from tests.tiny import SIZES, tiny_folder, tiny_model
+
+WHOLE = Architecture("nemotron", **SIZES)
+IDENTITY = 2  # the layer that does nothing
+
+
+def planted(folder: Path) -> str:
+    """A model of which one layer passes on what it gets, so that nothing is lost without it."""
+    model = tiny_model(seed=3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f"layers.{IDENTITY}." in name and ("o_proj" in name or "down_proj" in name):
+                parameter.zero_()
+            elif "lm_head" in name:
+                parameter.mul_(4)  # confident, so that its own text is best told by itself
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return planted(tmp_path_factory.mktemp("planted") / "source")
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("ids") / "ids.npy"
+    np.save(path, np.random.default_rng(1).integers(1, 101, size=(8, 9)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("scores") / "scores.safetensors"
+    random_scores(WHOLE, 0).save(path)
+    return str(path)
+
+
+def sizes(candidate: Candidate) -> tuple[int, int, int, int]:
+    at = candidate.architecture
+    return (at.num_hidden_layers, at.hidden_size, at.intermediate_size, at.num_attention_heads)
+
+
+def losses(report: SearchReport) -> dict[tuple[int, int, int, int], float]:
+    return {sizes(candidate): candidate.loss for candidate in report.candidates}
+
+
+def test_the_planted_best_candidate_is_found(source: str) -> None:
+    shallow = WHOLE.resized(num_hidden_layers=3)
+    text: dict[str, Any] = {"corpus": "self", "samples": 16, "seq_len": 32, "seed": 5}
+    report = minitron.search(source, ratio=shallow.parameters / WHOLE.parameters, **text)
+    best = report.best
+    assert best.architecture == shallow
+    assert best.plan.layers == tuple(layer for layer in range(4) if layer != IDENTITY)
+    uncut = losses(minitron.search(source, ratio=1.0, **text))[(4, 42, 66, 6)]
+    assert best.loss == pytest.approx(uncut, rel=1e-6)
+    assert 1.5 * best.loss < min(one.loss for one in report.candidates if len(one.plan.layers) > 3)
+    assert report.counts["compared"] == len(report.candidates) > 10
+    assert [c.loss for c in report.candidates] == sorted(c.loss for c in report.candidates)
+    for candidate in report.candidates:
+        assert abs(candidate.cost.parameters / shallow.parameters - 1) <= 0.05
+        assert candidate.cost.parameters == candidate.architecture.parameters
+        use = Use(1, 64, 4)
+        assert candidate.cost.memory == memory_needed(candidate.architecture, use)
+
+
+def test_a_loss_is_that_of_the_model_as_prune_writes_it(
+    source: str, ids: str, scores: str, tmp_path: Path
+) -> None:
+    report = minitron.search(source, ratio=0.6, importance=scores, held_out=ids, max_candidates=3)
+    for number, candidate in enumerate(report.candidates):
+        layers, hidden, ffn, heads = sizes(candidate)
+        minitron.prune(
+            source,
+            str(tmp_path / f"{number}"),
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            intermediate_size=ffn,
+            num_attention_heads=heads,
+            importance=scores,
+        )
+        written = minitron.evaluate(str(tmp_path / f"{number}"), corpus=ids)
+        assert candidate.loss == pytest.approx(written.loss, rel=1e-6)
+
+
+def test_weights_read_again_give_the_same_losses_as_weights_held(
+    source: str, ids: str, scores: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "held_out": ids}
+    held = losses(minitron.search(source, **asked))
+    monkeypatch.setattr(comparison, "free_memory", lambda _: 0)
+    assert losses(minitron.search(source, **asked)) == held
+
+
+def test_the_teacher_is_searched_into_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "found"
+    arguments = "--ratio 0.5 --corpus random --samples 6 --seq-len 24 --max-candidates 4"
+    main(["search", "tiny", str(out), *arguments.split()])
+    printed = capsys.readouterr().out
+    assert f"Written: {out}" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found"]
+    names = ["importance.safetensors", "pareto.png", "search.json", "search.md"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    record = json.loads((out / "search.json").read_text())
+    assert record["counts"]["compared"] == len(record["candidates"]) == 4
+    assert record["counts"]["within_budget"] > 4
+    assert record["budget"] == {
+        "parameters": round(6_724_096 / 2),
+        "memory_bytes": None,
+        "latency_seconds": None,
+        "tolerance": 0.05,
+    }
+    assert "of random, on which importance is not measured" in record["measured"]
+    assert record["importance"]["corpus"] == "random"
+    assert record["importance"]["samples"] == 5
+    importance = Importance.load(out / "importance.safetensors")
+    whole = Architecture.from_config(open_source("tiny").config)
+    for candidate in record["candidates"]:
+        keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+        target = whole.resized(**{key: candidate[key] for key in keys})
+        assert candidate["kept"] == choose_plan(importance, whole, target).to_json()
+        assert candidate["parameters"] == target.parameters
+    table = (out / "search.md").read_text()
+    assert table.count("\n| ") == 4 + 2  # the head and its rule
+    assert f"{record['candidates'][0]['loss']:.4f}" in table
+    assert "Chose hidden_size" in table
+
+
+def test_json_is_one_object_on_stdout(
+    source: str, ids: str, scores: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--ratio", "0.6", "--importance", scores, "--held-out", ids]
+    main(["search", source, *options, "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["candidates"][0]["rank"] == 1
+
+
+def test_an_interrupted_search_goes_on_with_what_it_has(
+    source: str, ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    asked: dict[str, Any] = {"ratio": 0.6, "corpus": ids, "seq_len": 9, "max_candidates": 6}
+    wanted = losses(minitron.search(source, **asked))
+    measure, calls = comparison.zero_shot_loss, 0
+
+    def interrupted(*arguments: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(comparison, "zero_shot_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        minitron.search(source, out, **asked)
+    assert not Path(out).exists()
+
+    def never(*_: Any) -> None:
+        raise AssertionError("importance is measured already")
+
+    monkeypatch.setattr(comparison, "score", never)
+    assert losses(minitron.search(source, out, **asked)) == wanted
+    assert calls == 4 + 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_finalists_are_retrained_and_ranked_again(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = minitron.search(
+        source,
+        str(out),
+        ratio=0.6,
+        corpus="self",
+        samples=12,
+        seq_len=24,
+        max_candidates=5,
+        top=2,
+        retrain_steps=8,
+        batch_size=4,
+        learning_rate=3e-3,
+    )
+    finalists, others = report.candidates[:2], report.candidates[2:]
+    assert all(one.retrained_loss is None for one in others)
+    assert {one.loss for one in finalists} == set(sorted(one.loss for one in report.candidates)[:2])
+    again = [one.retrained_loss for one in finalists if one.retrained_loss is not None]
+    assert again == sorted(again)
+    assert len(again) == 2
+    assert all((one.retrained_loss or 9e9) < one.loss for one in finalists)
+    assert not (out / "retraining").exists()
+    assert "retrained" in (out / "search.md").read_text()
+
+
+class TestLatency:
+    """A machine whose layers take as long as they are wide."""
+
+    TABLE = LatencyTable(
+        corners=Corners(hidden=(0, 100), heads=(6,), ffn=(66,)),
+        attention=((0.0,), (0.0,)),
+        mlp=((0.0,), (1.0,)),
+        head=(0.0, 0.0),
+        rest=0.0,
+    )
+    ASKED: dict[str, Any] = {"latency": "1000ms", "device": "cpu", "max_candidates": 12, "top": 2}
+
+    @pytest.fixture(autouse=True)
+    def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shortlist, "measure_table", lambda *_: self.TABLE)
+        monkeypatch.setattr(comparison, "measured_step", lambda config, _: 1.02)
+
+    def test_candidates_are_predicted_to_keep_to_it(
+        self, source: str, ids: str, scores: str
+    ) -> None:
+        report = minitron.search(source, importance=scores, held_out=ids, **self.ASKED)
+        for candidate in report.candidates:
+            layers, hidden, *_ = sizes(candidate)
+            assert candidate.cost.latency == pytest.approx(layers * hidden / 100)
+            assert 0.95 <= layers * hidden / 100 <= 1.05
+        assert [c.measured_latency for c in report.candidates][:3] == [1.02, 1.02, None]
+        assert report.conditions["device"] == "cpu"
+        assert "ms predicted" in report.to_markdown()
+
+    def test_a_finalist_that_is_slower_than_predicted_falls_behind(
+        self, source: str, ids: str, scores: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = {"importance": scores, "held_out": ids, **self.ASKED}
+        first = minitron.search(source, **asked).best
+        layers, hidden, *_ = sizes(first)
+
+        def measured(config: dict[str, Any], _: Any) -> float:
+            is_first = (config["num_hidden_layers"], config["hidden_size"]) == (layers, hidden)
+            return 1.06 if is_first else 0.3  # quicker than asked is no fault
+
+        monkeypatch.setattr(comparison, "measured_step", measured)
+        report = minitron.search(source, **asked)
+        assert sizes(report.best) != sizes(first)
+        assert not report.best.is_over_latency
+        over = [one for one in report.candidates if one.is_over_latency]
+        assert sizes(over[0]) == sizes(first)
+        assert report.candidates[-len(over) :] == tuple(over)
+        assert "1060.00 (over)" in report.to_markdown()
+
+    def test_what_does_not_fit_is_not_timed_whole(
+        self, source: str, ids: str, scores: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(comparison, "free_memory", lambda _: 1000)
+        report = minitron.search(source, importance=scores, held_out=ids, **self.ASKED)
+        assert all(one.measured_latency is None for one in report.candidates)
+
+
+def test_real_latency_is_measured_on_this_machine(source: str, ids: str, scores: str) -> None:
+    report = minitron.search(
+        source, ratio=0.6, device="cpu", importance=scores, held_out=ids, max_candidates=2, top=1
+    )
+    assert (report.best.cost.latency or 0) > 0
+    assert (report.best.measured_latency or 0) > 0
+
+
+def test_a_ratio_alone_is_a_uniform_width_and_needs_no_text() -> None:
+    choice = choose_target(open_source("tiny"), SearchRecipe("tiny", ratio=0.5))
+    whole = Architecture.from_config(open_source("tiny").config)
+    assert choice.target == uniform(whole, 0.5)
+    assert choice.importance is None
+    assert "hidden_size 160, intermediate_size 608" in choice.reason
+
+
+def test_any_other_budget_is_searched_for_the_target(source: str, ids: str, scores: str) -> None:
+    asked: dict[str, Any] = {"params": "25k", "importance": scores, "held_out": ids}
+    choice = choose_target(open_source(source), SearchRecipe(source, **asked))
+    report = minitron.search(source, **asked)
+    assert choice.target == report.best.architecture
+    assert choice.importance is not None
+    assert choice.reason == report.reason()
+    assert choice.record is not None
+    assert "kept" not in choice.record["candidates"][0]
+
+
+def test_sizes_that_llama_refuses_are_left_out(tmp_path: Path, ids: str, scores: str) -> None:
+    folder = tiny_folder(tmp_path / "llama", "llama", hidden_size=48)
+    whole = Architecture.from_config(open_source(str(folder)).config)
+    random_scores(whole, 0).save(tmp_path / "scores")
+    report = minitron.search(
+        str(folder), ratio=0.7, importance=str(tmp_path / "scores"), held_out=ids
+    )
+    assert report.counts["refused_by_family"] > 0
+    assert report.counts["within_budget"] == report.counts["refused_by_family"] + len(
+        report.candidates
+    )
+    for candidate in report.candidates:
+        layers, hidden, ffn, heads = sizes(candidate)
+        assert hidden % heads == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"ratio": None}, "no budget is given: name --params, --ratio, --memory or --latency"),
+        ({"ratio": None, "params": "9B"}, "no candidate is within 9,000,000,000 parameters ± 5 %"),
+        ({"ratio": None, "params": "9B"}, "nearest: hidden_size 42, intermediate_size 66, num_at"),
+        ({"memory": "1kB"}, "no candidate is within .* parameters, 1000 bytes ± 5 %; nearest: "),
+        ({"latency": "1ms", "device": "cuda:97"}, "--device is cuda:97: this machine has cpu"),
+        ({"corpus": "self"}, "--importance and --corpus are both given: choose one"),
+        ({"importance": None}, "ranking by activations needs --corpus"),
+        ({"held_out": None}, "candidates are compared on text: name --held-out"),
+        ({"held_out": "missing.npy"}, "missing.npy does not exist"),
+        ({"importance": "missing"}, "missing does not exist: make it with `minitron importance`"),
+        ({"space": "paper-8b"}, "nothing of this space is smaller than 4 layers"),
+        ({"space": "paper-8b", "multiple_of": 8}, "--multiple-of is given, but --space paper-8b"),
+        ({"batch": 0}, "--batch is 0: it must be at least 1"),
+        ({"context": 0}, "--context is 0"),
+        ({"eval_tokens": 0}, "--eval-tokens is 0"),
+        ({"max_candidates": 0}, "--max-candidates is 0"),
+        ({"top": 0}, "--top is 0"),
+        ({"retrain_steps": -1}, "--retrain-steps is -1"),
+        ({"learning_rate": 0.0}, "--learning-rate is 0"),
+        ({"head_residual": True, "scores": "modelopt"}, "--scores modelopt goes without"),
+        ({"retrain_steps": 1}, "retraining needs text: name --retrain-corpus"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_written(
+    source: str, ids: str, scores: str, tmp_path: Path, changed: dict[str, Any], says: str
+) -> None:
+    asked = {"ratio": 0.6, "importance": scores, "held_out": ids, **changed}
+    with pytest.raises(MinitronError, match=says):
+        minitron.search(source, str(tmp_path / "out"), **asked)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_of_another_vocabulary_is_refused(source: str, scores: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.full((2, 9), 101))
+    with pytest.raises(MinitronError, match="holds token id 101, outside the model's vocabulary"):
+        minitron.search(source, ratio=0.6, importance=scores, held_out=str(tmp_path / "ids.npy"))
+
+
+def test_importance_of_another_model_is_refused(source: str, ids: str, tmp_path: Path) -> None:
+    random_scores(WHOLE.resized(intermediate_size=65), 0).save(tmp_path / "other")
+    with pytest.raises(MinitronError, match="it was measured on another model"):
+        minitron.search(source, ratio=0.6, importance=str(tmp_path / "other"), held_out=ids)
+
+
+def test_one_sequence_is_too_few_to_hold_out_any(source: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.ones((1, 9), np.int64))
+    with pytest.raises(MinitronError, match="1 sequences of 9 tokens, too few to hold out any"):
+        minitron.search(source, ratio=0.6, corpus=str(tmp_path / "ids.npy"))
+
+
+def test_no_more_than_the_asked_tokens_are_predicted(source: str, scores: str, ids: str) -> None:
+    asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "held_out": ids}
+    few = minitron.search(source, eval_tokens=19, max_candidates=1, **asked)
+    assert "on 19 tokens of ids.npy" in few.measured
+    assert few.best.loss != minitron.search(source, max_candidates=1, **asked).best.loss
+
+
+def test_without_matplotlib_there_is_no_picture(
+    source: str, ids: str, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "can_draw", lambda: False)
+    minitron.search(source, str(tmp_path / "out"), ratio=0.6, importance=scores, held_out=ids)
+    assert (tmp_path / "out" / "search.md").exists()
+    assert not (tmp_path / "out" / "pareto.png").exists()
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    points = [(3.0, 5.0), (1.0, 9.0), (2.0, 9.0), (2.0, 7.0), (4.0, 6.0), (5.0, 4.0)]
+    assert pareto_plot.pareto_front(points) == [(1.0, 9.0), (2.0, 7.0), (3.0, 5.0), (5.0, 4.0)]
+
+
+def test_all_that_is_within_the_budget_is_compared(source: str, ids: str, scores: str) -> None:
+    report = minitron.search(source, ratio=0.6, importance=scores, held_out=ids)
+    wanted = {
+        (layers, hidden, ffn, heads)
+        for layers in default_space(WHOLE).layers
+        for heads in default_space(WHOLE).heads
+        for hidden, ffn in default_space(WHOLE).widths
+        if abs(
+            WHOLE.resized(
+                num_hidden_layers=layers,
+                hidden_size=hidden,
+                intermediate_size=ffn,
+                num_attention_heads=heads,
+            ).parameters
+            / round(0.6 * WHOLE.parameters)
+            - 1
+        )
+        <= 0.05
+    }
+    assert {sizes(candidate) for candidate in report.candidates} == wanted
