@@ -7,10 +7,16 @@ slower.
     check_finite(torch.zeros(3), "model.norm.weight", "nvidia/Minitron-4B-Base")
 """
 
+import mmap
+import os
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from minitron.errors import SourceError
+from minitron.lazy_tensor import FileRange
 
 # Signed and unsigned integer of the same width, and the smallest pattern that is not finite.
 _PATTERNS: dict[torch.dtype, tuple[type[np.signedinteger], type[np.unsignedinteger], int]] = {
@@ -21,6 +27,8 @@ _PATTERNS: dict[torch.dtype, tuple[type[np.signedinteger], type[np.unsignedinteg
     torch.float8_e5m2: (np.int8, np.uint8, 0x7C),
     torch.float8_e4m3fn: (np.int8, np.uint8, 0x7F),  # has one NaN and no infinity
 }
+_WINDOW = 1 << 22  # bytes of a file mapped at once
+_IN_CACHE = 1 << 18  # elements looked at twice while a core's cache holds them
 FLOATS = frozenset(_PATTERNS)  # what weights may be stored in
 
 
@@ -28,12 +36,44 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Whether no element is NaN or infinite; integers always are finite."""
     if tensor.dtype not in _PATTERNS or not tensor.numel():
         return True
-    signed, unsigned, limit = _PATTERNS[tensor.dtype]
+    signed = _PATTERNS[tensor.dtype][0]
     bits = tensor.contiguous().view(-1).view(getattr(torch, signed.__name__)).numpy()
-    sign = 1 << (8 * tensor.dtype.itemsize - 1)
+    return _are_finite(bits, tensor.dtype)
+
+
+def is_finite_in_file(part: FileRange, dtype: torch.dtype) -> bool:
+    """The same of elements that lie in a file, looked at there: nothing is copied to memory."""
+    if dtype not in _PATTERNS:
+        return True
+    signed = _PATTERNS[dtype][0]
+    with part.path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if part.offset + part.nbytes > size:
+            raise SourceError(f"{part.path} is truncated: it ends at {size}")
+        for start in range(part.offset, part.offset + part.nbytes, _WINDOW):
+            length = min(_WINDOW, part.offset + part.nbytes - start)
+            before = start % mmap.ALLOCATIONGRANULARITY
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            with mmap.mmap(
+                file.fileno(), before + length, flags, mmap.PROT_READ, offset=start - before
+            ) as window:
+                # The array must be gone before its window is.
+                count = length // dtype.itemsize
+                if not _are_finite(np.frombuffer(window, signed, count, before), dtype):
+                    return False
+    return True
+
+
+def _are_finite(bits: npt.NDArray[Any], dtype: torch.dtype) -> bool:
+    _, unsigned, limit = _PATTERNS[dtype]
+    sign = 1 << (8 * dtype.itemsize - 1)
     # As signed, the largest is a positive number; as unsigned, the largest negative one, if any.
-    positive, either = int(bits.max()), int(bits.view(unsigned).max())
-    return positive < limit and (either < sign or either - sign < limit)
+    for start in range(0, len(bits), _IN_CACHE):
+        part = bits[start : start + _IN_CACHE]
+        positive, either = int(part.max()), int(part.view(unsigned).max())
+        if positive >= limit or (either >= sign and either - sign >= limit):
+            return False
+    return True
 
 
 def check_finite(tensor: torch.Tensor, name: str, source: str) -> None:

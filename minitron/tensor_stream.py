@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from minitron.errors import TargetError
-from minitron.finite import check_finite, is_finite
+from minitron.finite import check_finite, is_finite, is_finite_in_file
 from minitron.lazy_tensor import Cast, FileRange, LazyTensor
 
 Piece = torch.Tensor | FileRange
@@ -52,7 +52,7 @@ def copied(
                         yield name, partial(made.read, start, stop)
                     continue
                 if check:
-                    checks.append(pool.submit(_check_whole, checked))
+                    checks.append(pool.submit(_check_in_files, checked, ranges))
                 yield from ((name, piece) for piece in ranges)
                 while checks and checks[0].done():
                     checks.popleft().result()
@@ -96,9 +96,11 @@ def _made(name: str, made: Future[torch.Tensor] | FileRange) -> tuple[str, Piece
     return name, made if isinstance(made, FileRange) else made.result()
 
 
-def _check_whole(tensor: LazyTensor) -> None:
+def _check_in_files(tensor: "Checked", ranges: Iterable[FileRange]) -> None:
+    if all(is_finite_in_file(part, tensor.dtype) for part in ranges):
+        return
     for start, stop in pieces_of(tensor):
-        tensor.read(start, stop)
+        tensor.read(start, stop)  # says what is wrong
 
 
 class Checked:

@@ -134,3 +134,19 @@ def test_an_existing_output_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="exists already"):
         minitron.convert("tiny", str(tmp_path / "out"))
+
+
+def test_onnx_brings_all_that_a_runtime_needs(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    folder = tiny_folder(tmp_path / "source", "llama", num_hidden_layers=1)
+    out = minitron.convert(str(folder), str(tmp_path / "out"), to="onnx")
+    assert {"config.json", "generation_config.json", "model.onnx"} <= {
+        p.name for p in out.iterdir()
+    }
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    assert {"input_ids", "past_key_values.0.key"} <= {node.name for node in session.get_inputs()}
+
+
+def test_onnx_is_float32(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="--dtype bfloat16 is not for --to onnx"):
+        minitron.convert("tiny", str(tmp_path / "out"), to="onnx", dtype="bfloat16")

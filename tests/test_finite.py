@@ -1,10 +1,14 @@
 """NaN and infinity are found in every float dtype, wherever they stand, and nothing else is."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from minitron import finite
 from minitron.errors import SourceError
-from minitron.finite import check_finite, is_finite
+from minitron.finite import check_finite, is_finite, is_finite_in_file
+from minitron.lazy_tensor import FileRange
 
 FLOATS = [
     torch.float64,
@@ -98,3 +102,31 @@ def test_the_tensor_and_its_model_are_named() -> None:
     check_finite(torch.ones(3), "model.norm.weight", "their/model")
     with pytest.raises(SourceError, match=r"their/model: model.norm.weight holds NaN or infinity"):
         check_finite(torch.tensor([1, float("inf")]), "model.norm.weight", "their/model")
+
+
+@pytest.mark.parametrize("offset", [0, 3, 4095, 4097])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_in_a_file_too_whatever_its_windows_and_where_it_begins(
+    dtype: torch.dtype, offset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finite, "_WINDOW", 4096)
+    monkeypatch.setattr(finite, "_IN_CACHE", 100)
+    tensor = extreme(dtype).repeat(90, 3)  # several windows
+    path = tmp_path / "weights"
+
+    def is_finite_there(values: torch.Tensor) -> bool:
+        data = values.contiguous().view(torch.uint8).numpy().tobytes()
+        path.write_bytes(b"\xff" * offset + data + b"\xff" * 8)  # as integers, all are NaN
+        return is_finite_in_file(FileRange(path, offset, len(data)), dtype)
+
+    assert is_finite_there(tensor)
+    for position in (0, 4096 // dtype.itemsize - 1, 4096 // dtype.itemsize, tensor.numel() - 1):
+        damaged = tensor.clone()
+        damaged.view(-1)[position] = torch.tensor(float("nan")).to(dtype)
+        assert not is_finite_there(damaged), position
+
+
+def test_a_file_that_ends_before_its_tensor_is_told(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(bytes(100))
+    with pytest.raises(SourceError, match="weights is truncated: it ends at 100"):
+        is_finite_in_file(FileRange(tmp_path / "weights", 60, 44), torch.float32)
