@@ -149,7 +149,9 @@ def _importance(
     if recipe.importance is not None:
         if recipe.corpus is not None:
             raise TargetError("--importance and --corpus are both given: choose one")
-        return Importance.load(Path(recipe.importance))
+        importance = Importance.load(Path(recipe.importance))
+        importance.check_made_for(source)
+        return importance
     if not axes_to_rank(whole, target):
         return Importance(made_by={"scores": "none needed"})
     check_corpus_named(recipe)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import minitron
 from minitron.architecture import Architecture
-from minitron.errors import TargetError
+from minitron.errors import ImportanceError, TargetError
 from minitron.importance import Importance
 from minitron.source import open_source
 from minitron.weight_scores import random_scores
@@ -441,3 +441,14 @@ def test_a_budget_without_sizes_is_searched_and_says_why(
 def test_sizes_and_a_budget_are_not_given_together(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="--hidden-size and a budget are both given"):
         minitron.prune("tiny", str(tmp_path / "out"), hidden_size=160, ratio=0.5, scores="random")
+
+
+def test_importance_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    source, other = tiny_folder(tmp_path / "source"), tiny_folder(tmp_path / "other", seed=1)
+    corpus = ids_file(tmp_path / "ids.npy")
+    minitron.measure_importance(str(other), str(tmp_path / "scores"), corpus=corpus)
+    with pytest.raises(ImportanceError, match=f"was measured on {other}.* not those of {source}"):
+        minitron.prune(
+            str(source), str(tmp_path / "out"), **TARGET, importance=str(tmp_path / "scores")
+        )
+    assert not (tmp_path / "out").exists()
