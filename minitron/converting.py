@@ -6,6 +6,7 @@ convert(source="minitron-8b-base.nemo", out="minitron-8b-base")
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from minitron.model_card import write_card
 from minitron.provenance import write_provenance
 from minitron.recipe import ConvertRecipe, record_of, verb
 from minitron.source import Source, complete_tensors, hub_config, load_model, open_source
-from minitron.tensor_stream import Checked, copied
+from minitron.tensor_stream import Checked, Piece, copied
 from minitron.unfinished import check_absent, unfinished_file, unfinished_folder
 
 if TYPE_CHECKING:
@@ -150,16 +151,29 @@ def _read(source: Source, recipe: ConvertRecipe) -> _Model:
 
 def _write_hub(model: _Model, out: Path) -> None:
     recipe, source = model.recipe, model.source
-    with unfinished_folder(out, asdict(recipe)) as folder:
-        write_companions(folder, source, model.config, model.dtype)
+    with unfinished_folder(out, asdict(recipe)) as folder, ThreadPoolExecutor(1) as beside:
+        # A large tokenizer takes as long to build and prove as the weights to copy.
+        companions = beside.submit(write_companions, folder, source, model.config, model.dtype)
+        pieces = copied(model.tensors, source.name, check=recipe.check)
         write_weights(
             folder,
             specs_of(model.tensors),
-            copied(model.tensors, source.name, check=recipe.check),
+            _while_well(pieces, companions),
             max_shard_size=recipe.max_shard_size,
         )
+        companions.result()
         write_provenance(folder, "convert", record_of(recipe), source, target=model.architecture)
         write_card(folder)
+
+
+def _while_well(
+    pieces: Iterator[tuple[str, Piece]], beside: Future[None]
+) -> Iterator[tuple[str, Piece]]:
+    """The pieces, until what is done beside them fails."""
+    for piece in pieces:
+        if beside.done():
+            beside.result()
+        yield piece
 
 
 def _write_nemo(model: _Model, out: Path) -> None:
