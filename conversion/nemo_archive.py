@@ -21,6 +21,7 @@ from minitron.conversion.unpacked_tar import TemporaryPath, is_tar_header, unpac
 from minitron.errors import SourceError
 from minitron.file_window import FileWindow
 from minitron.inert_pickle import DAMAGE
+from minitron.partial_file import bring
 from minitron.torch_file import read_torch_object
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Archive:
                 f"{self.path}: {name} has {member.length} bytes, at most {limit} are expected"
             )
         try:
+            bring(member.path, member.start, member.start + member.length)
             with member.path.open("rb") as file:
                 file.seek(member.start)
                 data = file.read(member.length)
@@ -124,6 +126,7 @@ def open_archive(path: Path, scratch: Path | None = None) -> Archive:
     try:
         if path.is_dir():
             return Archive(path, "folder", dict(_files(path)))
+        bring(path, 0, tarfile.BLOCKSIZE)
         with path.open("rb") as file:
             beginning = file.read(tarfile.BLOCKSIZE)
         if beginning.startswith(b"\x1f\x8b"):

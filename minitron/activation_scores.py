@@ -129,7 +129,7 @@ def sums_over(
     cuts = cuts_of(layers, measurement.block_size)
     left_out = CutScores(cuts, measurement.layer_scores, stream.device)
     with torch.inference_mode():
-        states = stream.embed(batches)
+        states = stream.embed_all(batches)
         for index, layer in stream.layers():
             with recorder.watching(index, layer):
                 for batch, before in enumerate(states):

@@ -119,7 +119,7 @@ def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
     from minitron.inspection import inspection_of
     from minitron.source import open_source
 
-    inspection = inspection_of(open_source(recipe.source))
+    inspection = inspection_of(open_source(recipe.source, reads_weights=False))
     _show(inspection.to_json() if as_json else vars(inspection), as_json=as_json)
 
 

@@ -22,12 +22,19 @@ from minitron.distillation import distillation_loss
 from minitron.errors import TargetError
 from minitron.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
 from minitron.hub_folder import HubFolder
+from minitron.layer_stream import LayerStream
 from minitron.model_digest import description_of
 from minitron.provenance import sizes_of
 from minitron.recipe import DistillRecipe, verb
 from minitron.shared_run import load_text, processes_of_run, shared_folder
 from minitron.source import Source, load_model, open_source, sequence_length
-from minitron.teacher import DistillLoss, RunningTeacher, Teacher
+from minitron.teacher import (
+    DistillLoss,
+    RunningTeacher,
+    StreamedTeacher,
+    Teacher,
+    output_embedding,
+)
 from minitron.teacher_cache import TeacherCache, open_teacher_cache
 from minitron.trained_folder import write_trained
 from minitron.unfinished import check_absent
@@ -107,8 +114,12 @@ class _Instruction:
         if self.cache is not None:
             return self.cache.teacher(device)
         dtype = None if recipe.teacher_dtype is None else getattr(torch, recipe.teacher_dtype)
-        model = load_model(self.source, dtype=dtype, device=device)
-        return RunningTeacher(model, [theirs for _, theirs in self.positions])
+        positions = [theirs for _, theirs in self.positions]
+        if recipe.stream_teacher:
+            stream = LayerStream.of_source(self.source, dtype=dtype, device=device, keep=False)
+            head = output_embedding(self.source).read().to(device)
+            return StreamedTeacher(stream, head, positions)
+        return RunningTeacher(load_model(self.source, dtype=dtype, device=device), positions)
 
 
 def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from minitron.errors import SourceError
+from minitron.partial_file import bring
 
 
 class FileWindow(io.RawIOBase):
@@ -38,6 +39,7 @@ class FileWindow(io.RawIOBase):
         # Never more than is there: a damaged length must not become an allocation.
         left = max(self.length - self.position, 0)
         size = left if size < 0 else min(size, left)
+        bring(self.path, self.start + self.position, self.start + self.position + size)
         data = os.pread(self.descriptor, size, self.start + self.position)
         self.position += len(data)
         return data

@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
 from minitron.corpus import Corpus
-from minitron.errors import CorpusError, TargetError
+from minitron.errors import CorpusError, OutputError, TargetError
 from minitron.recipe import FitRecipe
 from minitron.shared_run import processes_of_run
 from minitron.source import Source, hub_config, load_model, new_model
@@ -31,6 +31,7 @@ from minitron.trainer_arguments import check_trainer, trainer_arguments
 from minitron.training_progress import CURVE, LossCurve, TrainingProgress, records_of
 
 CHECKPOINTS = "checkpoints"
+_RUN = "run.json"
 _POSITIVE = (
     "epochs",
     "batch_size",
@@ -95,7 +96,7 @@ def fit(
 
     A batch holds `input_ids` and `labels` [rows, seq_len], and `row` [rows], their places in the
     corpus. Raises CorpusError for ids outside the vocabulary, TargetError for a loss that became
-    NaN.
+    NaN, OutputError for a run that was begun on other text or in fewer or more processes.
     """
     for corpus in (texts.corpus, texts.held_out):
         if corpus is not None:
@@ -103,6 +104,7 @@ def fit(
             if corpus.sequences.shape[1] < 2:
                 raise CorpusError(f"{corpus.name} holds single tokens: there is nothing to predict")
     processes = processes_of_run()
+    _check_same_run(folder, texts, processes)
     checkpoint = _last_checkpoint(folder, processes)
     arguments = trainer_arguments(recipe, folder, evaluates=texts.held_out is not None)
     arguments.eval_on_start = texts.held_out is not None and checkpoint is None
@@ -133,6 +135,29 @@ def fit(
         records=records_of(trainer.state),
         weights=weights if processes.is_main_process else {},
     )
+
+
+def _check_same_run(folder: Path, texts: Texts, processes: PartialState) -> None:
+    """Refuse to go on with a run that was begun on something else, which its recipe cannot tell."""
+    if not processes.is_main_process:
+        return
+    held_out = None if texts.held_out is None else texts.held_out.digest
+    now = {
+        "text": texts.corpus.digest,
+        "held-out text": held_out,
+        "processes": processes.num_processes,
+    }
+    try:
+        begun = json.loads((folder / _RUN).read_bytes())
+    except (OSError, ValueError):  # none, or killed at its very start
+        begun = now
+    if differing := [what for what in now if begun.get(what) != now[what]]:
+        raise OutputError(
+            f"{folder.parent} was begun with other {' and '.join(differing)} under the same "
+            "settings: give what it was begun with, or remove it"
+        )
+    folder.mkdir(exist_ok=True)
+    (folder / _RUN).write_text(json.dumps(now))
 
 
 @contextmanager

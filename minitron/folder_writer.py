@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from minitron.lazy_tensor import LazyTensor
 from minitron.piece_writer import write_piece
@@ -76,18 +75,6 @@ def write_weights(
 def specs_of(tensors: Mapping[str, LazyTensor]) -> dict[str, TensorSpec]:
     """What is known of tensors before they are read."""
     return {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-
-
-def write_model(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Write a loaded model's weights; a tied output embedding is left out."""
-    tied = model.config.tie_word_embeddings
-    tensors = {
-        name: tensor.detach().to("cpu", dtype)
-        for name, tensor in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
-    specs = {name: TensorSpec(dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    write_weights(folder, specs, tensors.items())
 
 
 def write_companions(

@@ -1,8 +1,7 @@
 """HubDestination: a model repository on the Hub that this machine's token may write to.
 
-Knows accounts, rights, and the Hub's many ways of saying no, each of which becomes one line that
-says what to do. The token is huggingface_hub's affair: it is never read, shown or kept here. Does
-not know what is written.
+Knows accounts, rights, and that a busy Hub is to be asked again. The token is huggingface_hub's
+affair: it is never read, shown or kept here. Does not know what is written.
 
     destination = find_destination("me/tiny-half", private=True)
     api.create_commit(destination.repo, ...)
@@ -15,27 +14,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from minitron.errors import OutputError
+from minitron.hub_errors import BUSY, HUB_ERRORS, reason
 
 Result = TypeVar("Result")
 
-_BUSY = (429, 503)  # the Hub has not begun what was asked
 _WAITS = (1, 2, 4, 8)  # seconds, where it does not say how long
 _LONGEST_WAIT = 300
-_AGAIN = "run the same command again, it sends only what is missing"
-_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ def patiently(ask: Callable[[], Result]) -> Result:
         try:
             return ask()
         except HfHubHTTPError as error:
-            if error.response.status_code not in _BUSY:
+            if error.response.status_code not in BUSY:
                 raise
             told = error.response.headers.get("Retry-After", "")
             time.sleep(min(int(told) if told.isdigit() else wait, _LONGEST_WAIT))
@@ -108,8 +97,8 @@ def speaking_of(repo: str) -> Iterator[None]:
     """Turn whatever goes wrong between us and the Hub into an OutputError of one line."""
     try:
         yield
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise OutputError(f"cannot push to {repo}: {_reason(error, repo)}") from error
+    except HUB_ERRORS as error:
+        raise OutputError(f"cannot push to {repo}: {reason(error, repo)}") from error
 
 
 def _check_token_writes(account: dict[str, Any]) -> None:
@@ -142,39 +131,3 @@ def _check_new(api: HfApi, repo: str, account: dict[str, Any]) -> None:
     for repo_type, called in (("space", "a Space"), ("dataset", "a data set")):
         if _visibility(api, repo, repo_type) is not None:
             raise OutputError(f"{repo} is {called} already: choose another name for the model")
-
-
-def _reason(error: BaseException, repo: str) -> str:
-    """Why the Hub did not do it, and what to do."""
-    if isinstance(error, LocalTokenNotFoundError):
-        return f"there is no token; {_LOG_IN}"
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set; unset it"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, httpx2.HTTPError):
-        cause = cause.__cause__
-    if isinstance(cause, HfHubHTTPError):
-        return _refusal(cause, repo)
-    if cause is not None:
-        return f"the Hub cannot be reached or broke off; {_AGAIN}"
-    return _first_line(str(error)) or type(error).__name__
-
-
-def _refusal(error: HfHubHTTPError, repo: str) -> str:
-    status = error.response.status_code
-    if status == 401:
-        return f"the Hub refuses the token; {_LOG_IN}"
-    if status == 403:
-        return f"the token may not write to {repo}; use one that may"
-    if status in _BUSY:
-        return f"the Hub is too busy (HTTP {status}); wait, and {_AGAIN}"
-    if status >= 500:
-        return f"the Hub fails (HTTP {status}); {_AGAIN}"
-    if isinstance(error, RevisionNotFoundError):
-        return "the revision is not there; check it"
-    told = error.server_message or error.response.headers.get("X-Error-Message") or str(error)
-    return f"the Hub says: {_first_line(told)}"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]

@@ -11,12 +11,15 @@ in a Hub repository at one pinned revision. Does not know what the tensors mean.
 import json
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from minitron.errors import SourceError
-from minitron.safetensors_file import read_safetensors_header
+from minitron.fetched_tensor import FetchedTensor
+from minitron.hub_repository import Piece
+from minitron.lazy_tensor import LazyTensor
+from minitron.safetensors_file import MAX_HEADER, parse_safetensors_header, read_safetensors_header
 from minitron.stored_tensor import StoredTensor
 from minitron.torch_file import read_torch_file
 
@@ -36,6 +39,9 @@ _TOKENIZER_FILES = (
 _LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
+_ENOUGH = 1 << 17  # bytes, for the header of most safetensors files
+
+
 class Place(Protocol):
     """Where files lie: a folder, or a repository that is downloaded file by file."""
 
@@ -47,6 +53,9 @@ class Place(Protocol):
 
     def names(self) -> list[str]:
         """The names of all files at the top level."""
+
+    def piece(self, name: str, start: int, stop: int) -> Piece | None:
+        """Some bytes of a file that is not on this machine; None where `file` will do."""
 
 
 class LocalPlace:
@@ -67,6 +76,9 @@ class LocalPlace:
         """The folder's files, in alphabetical order."""
         return sorted(path.name for path in self.path.iterdir() if path.is_file())
 
+    def piece(self, name: str, start: int, stop: int) -> Piece | None:
+        """None: every file is here."""
+
 
 class HubFolder:
     """A model's config, tensors and tokenizer files, at a place."""
@@ -79,6 +91,7 @@ class HubFolder:
         self.revision = place.revision
         self._place = place
         self._shards: dict[str, Mapping[str, StoredTensor]] = {}
+        self._outlines: dict[str, Mapping[str, StoredTensor] | None] = {}
         self.config = self._json("config.json")
         if self.config is None:
             raise SourceError(f"{self.name} has no config.json: it is not a model folder")
@@ -99,21 +112,26 @@ class HubFolder:
         _, index, single = self._located
         if index is not None:
             return index
-        return dict.fromkeys(self._shard(single), single) if single is not None else {}
+        return dict.fromkeys(self._listed(single), single) if single is not None else {}
 
     @cached_property
-    def tensors(self) -> "Mapping[str, StoredTensor]":
+    def tensors(self) -> Mapping[str, LazyTensor]:
         """Every tensor, located but not read. Raises SourceError where shards are missing,
-        damaged, or without a tensor that the index names."""
-        found = {}
+        damaged, or without a tensor that the index names.
+
+        A safetensors file of the Hub is fetched when the first of its tensors is read."""
+        found: dict[str, LazyTensor] = {}
         for name, file in self.files_of_tensors.items():
-            shard = self._shard(file)
+            shard = self._listed(file)
             if name not in shard:
                 raise SourceError(
                     f"{self.name}: the index says {file} holds {name}, but it does not: "
                     "fetch the folder again"
                 )
-            found[name] = shard[name]
+            listed = shard[name]
+            fetch = partial(self._fetched, file, name)
+            is_here = self._outline(file) is None
+            found[name] = listed if is_here else FetchedTensor(listed.dtype, listed.shape, fetch)
         if not found:
             raise SourceError(
                 f"{self.name} has no weights: model.safetensors or pytorch_model.bin, "
@@ -127,8 +145,8 @@ class HubFolder:
 
     @property
     def tokenizer_names(self) -> list[str]:
-        """What a tokenizer may need, by name."""
-        return sorted(path.name for path in self.tokenizer_files())
+        """What a tokenizer may need, by name; nothing is fetched."""
+        return sorted(self._matching_names(_TOKENIZER_FILES))
 
     def tokenizer_files(self) -> Iterator[Path]:
         """Whatever a tokenizer may need."""
@@ -139,23 +157,59 @@ class HubFolder:
         return self._matching(_LICENSE_FILES)
 
     def _matching(self, patterns: tuple[str, ...]) -> Iterator[Path]:
+        for name in self._matching_names(patterns):
+            path = self._place.file(name)
+            if path is not None:
+                yield path
+
+    def _matching_names(self, patterns: tuple[str, ...]) -> Iterator[str]:
         for name in self._place.names():
             if any(fnmatch(name, pattern) for pattern in patterns):
-                path = self._place.file(name)
-                if path is not None:
-                    yield path
+                yield name
 
     @cached_property
     def _located(self) -> tuple[str | None, Mapping[str, str] | None, str | None]:
         """The layout, with the index of a sharded one or the name of a single file."""
         for weights in _WEIGHTS:
             kind = weights.removeprefix("model.")
-            if self._place.file(weights) is not None:
+            if weights in self._place.names():
                 return kind, None, weights
             index = self._json(f"{weights}.index.json")
             if index is not None:
                 return f"{kind} (sharded)", _weight_map(index, f"{self.name}/{weights}"), None
         return None, None, None
+
+    def _listed(self, file: str) -> Mapping[str, StoredTensor]:
+        """The tensors of a file, which need not be here."""
+        outline = self._outline(file)
+        return self._shard(file) if outline is None else outline
+
+    def _fetched(self, file: str, name: str) -> StoredTensor:
+        shard = self._shard(file)
+        if name not in shard:
+            raise SourceError(f"{self.name}: {file} has changed while it was read: try again")
+        return shard[name]
+
+    def _outline(self, file: str) -> Mapping[str, StoredTensor] | None:
+        """The tensors of a safetensors file that is not here, by its header alone."""
+        if file not in self._outlines:
+            self._outlines[file] = None
+            if file.endswith(".safetensors"):
+                self._outlines[file] = self._read_outline(file)
+        return self._outlines[file]
+
+    def _read_outline(self, file: str) -> Mapping[str, StoredTensor] | None:
+        begun = self._place.piece(file, 0, _ENOUGH)
+        if begun is None:
+            return None
+        needed = 8 + int.from_bytes(begun.content[:8], "little")
+        if len(begun.content) < min(needed, begun.size, MAX_HEADER):
+            begun = self._place.piece(file, 0, needed)
+        return (
+            None
+            if begun is None
+            else parse_safetensors_header(Path(file), begun.content, begun.size)
+        )
 
     def _shard(self, file: str) -> Mapping[str, StoredTensor]:
         if file not in self._shards:

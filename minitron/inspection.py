@@ -51,7 +51,7 @@ def inspect(recipe: InspectRecipe) -> Inspection:
     Bytes are those of the stored tensors, or parameters times the config's dtype where there are
     none; the KV cache is counted in the same dtype. Raises SourceError, ArchitectureError.
     """
-    return inspection_of(open_source(recipe.source))
+    return inspection_of(open_source(recipe.source, reads_weights=False))
 
 
 def inspection_of(source: Source) -> Inspection:

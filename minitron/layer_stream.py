@@ -6,7 +6,7 @@ two layers, the one that runs and the one being read, or all where they are to b
 know what is measured.
 
     stream = LayerStream.of_source(open_source("tiny"), keep=False)
-    [states] = stream.embed([ids])             # (batch, length, hidden)
+    states = stream.embed(ids)                 # (batch, length, hidden)
     for index, layer in stream.layers():
         states = stream.run(index, layer, states)
 """
@@ -105,7 +105,12 @@ class LayerStream:
         device = str(model.device)
         return cls(skeleton, held, dtype=model.dtype, device=device, keep=True, checked_for=None)
 
-    def embed(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """The input of the first layer, (batch, length, hidden)."""
+        [states] = self.embed_all([ids])
+        return states
+
+    def embed_all(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The input of the first layer for each batch of ids, (batch, length, hidden).
 
         Where layers are not kept, the embedding is not either: it passes once, block by block.
@@ -118,7 +123,7 @@ class LayerStream:
         states = [
             torch.empty(ids.numel(), width, dtype=self.dtype, device=self.device) for ids in batches
         ]
-        ascending = [ids.flatten().sort() for ids in batches]
+        ascending = [ids.flatten().cpu().sort() for ids in batches]
         for start, stop in _row_blocks(self._tensors[EMBEDDING]):
             bounds = torch.tensor([start, stop])
             runs = [torch.searchsorted(ids, bounds).tolist() for ids, _ in ascending]

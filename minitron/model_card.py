@@ -62,7 +62,8 @@ def _shown(source: str) -> str:
 
 def _metadata(record: dict[str, Any]) -> ModelCardData:
     name = record["source"]["name"]
-    base = {"base_model": name} if _HUB_ID.fullmatch(name) else {}
+    repo = name.partition(":")[0]  # of a .nemo in a repository
+    base = {"base_model": repo} if _HUB_ID.fullmatch(repo) else {}
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",

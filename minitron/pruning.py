@@ -18,6 +18,7 @@ from minitron.importance import Importance
 from minitron.model_card import write_card
 from minitron.plan import PruningPlan, axes_to_rank, between, choose_plan, share_kept
 from minitron.provenance import write_provenance
+from minitron.publishing import check_push_to_hub, push_result
 from minitron.recipe import PruneRecipe, record_of, verb
 from minitron.scoring import check_corpus_named, score
 from minitron.searching import Choice, choose_target
@@ -36,10 +37,13 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     Width (hidden, ffn, heads) and depth in one pass; sizes not given stay. Weights are streamed:
     some megabytes are held, never a tensor. Returns the folder. Raises a MinitronError, with
     nothing written, for a source that cannot be read, sizes that are no cut of it or that its
-    family refuses, missing text, or an `out` that exists. Source: arXiv 2407.14679, section 2.
+    family refuses, missing text, an `out` that exists, or a destination on the Hub that will not
+    do; where only the push fails, `out` is there and the error says so. Source: arXiv 2407.14679,
+    section 2.
     """
     out = Path(recipe.out)
     check_absent(out)
+    check_push_to_hub(recipe.push_to_hub, private=recipe.private)
     source = open_source(recipe.source)
     whole = Architecture.from_config(source.config)
     choice = _chosen(source, whole, recipe)
@@ -65,6 +69,8 @@ def prune(recipe: PruneRecipe) -> HubFolder:
             **({} if choice.record is None else {"search": choice.record}),
         )
         write_card(folder)
+    if recipe.push_to_hub is not None:
+        push_result(out, recipe.push_to_hub, private=recipe.private)
     return HubFolder.at(out)
 
 

@@ -19,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import BadRequestError
 
 from minitron.architecture import Architecture
-from minitron.errors import OutputError, SourceError, TargetError
+from minitron.errors import MinitronError, OutputError, SourceError, TargetError
 from minitron.hub_destination import (
     HubDestination,
     find_destination,
@@ -226,3 +226,25 @@ def _collect(api: HfApi, collection: str, repo: str) -> None:
         made = patiently(lambda: api.create_collection(collection, namespace=owner, exists_ok=True))
         slug = made.slug
     patiently(lambda: api.add_collection_item(slug, repo, "model", exists_ok=True))
+
+
+def check_push_to_hub(repo: str | None, *, private: bool) -> None:
+    """Refuse a destination before the work whose result is to go there.
+
+    Raises OutputError as find_destination does, TargetError for --private without a destination.
+    """
+    if repo is not None:
+        find_destination(repo, private=private)
+    elif private:
+        raise TargetError("--private goes with --push-to-hub: name the repository")
+
+
+def push_result(out: Path, repo: str, *, private: bool) -> None:
+    """Push what a command has written. Raises OutputError that tells how to do it again."""
+    try:
+        logger.info("pushed: %s", push(str(out), repo, private=private).url)
+    except MinitronError as error:
+        reason = str(error).removeprefix(f"cannot push to {repo}: ")
+        raise OutputError(
+            f"{out} is written but not pushed ({reason}): minitron push {out} {repo}"
+        ) from error

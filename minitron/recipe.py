@@ -287,6 +287,8 @@ class DistillRecipe(FitRecipe):
     """The model to learn from, of the same vocabulary; the one before pruning serves best."""
     teacher_cache: str | None = None
     """The teacher's outputs on this corpus (minitron teacher-cache): no teacher runs."""
+    stream_teacher: bool = False
+    """Read the teacher layer by layer at every batch, where it does not fit into memory."""
     teacher_dtype: DType | None = None
     """Precision the teacher computes in; its checkpoint's own unless given, or float32 where the
     processor only emulates that."""

@@ -33,7 +33,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000  # bytes; the limit that the format's own library sets
+MAX_HEADER = 100_000_000  # bytes; the limit that the format's own library sets
 
 
 def read_safetensors_header(path: Path) -> Mapping[str, StoredTensor]:
@@ -41,18 +41,28 @@ def read_safetensors_header(path: Path) -> Mapping[str, StoredTensor]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise SourceError(f"{path} is truncated or no safetensors file: fetch it again")
-            header = file.read(length)
+            beginning = file.read(8)
+            beginning += file.read(min(_length(beginning), size, MAX_HEADER))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_safetensors_header(path, beginning, size)
+
+
+def parse_safetensors_header(path: Path, beginning: bytes, size: int) -> Mapping[str, StoredTensor]:
+    """The same by the first bytes of a file of this size, which need not be here."""
+    length = _length(beginning)
+    if size < 8 or length > min(size - 8, MAX_HEADER, len(beginning) - 8):
+        raise SourceError(f"{path} is truncated or no safetensors file: fetch it again")
     try:
-        entries = json.loads(header)
+        entries = json.loads(beginning[8 : 8 + length])
         entries.pop("__metadata__", None)
         return {name: _located(path, 8 + length, size, entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{path} has a damaged header ({error}): fetch it again") from error
+
+
+def _length(beginning: bytes) -> int:
+    return int.from_bytes(beginning[:8], "little")
 
 
 def safetensors_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:

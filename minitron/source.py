@@ -1,8 +1,8 @@
 """Source: any model a user can name, opened as one lazy protocol, and loaded where it must run.
 
-`SRC` is a folder, a Hub id (`owner/name`, `owner/name@revision`), a `.nemo` file or folder, or a
-name of the embedded zoo (`tiny`). Knows how each is opened and how a model and its tokenizer are
-made from it; does not know what is done with them.
+`SRC` is a folder, a Hub id (`owner/name`, `owner/name@revision`), a `.nemo` file or folder, one in
+a repository (`owner/name:path/file.nemo`), or a name of the embedded zoo (`tiny`). Knows how each
+is opened and how a model and its tokenizer are made from it; does not know what is done with them.
 
     source = open_source("tiny")
     model = load_model(source)
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
@@ -33,10 +34,14 @@ from minitron.finite import FLOATS, check_finite
 from minitron.hub_folder import HubFolder
 from minitron.hub_repository import HubRepository
 from minitron.lazy_tensor import LazyTensor
+from minitron.partial_file import bring
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
 MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family
-_HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(
+    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<nemo>[^:]+\.nemo))?"
+)
+_GZIP = b"\x1f\x8b"
 _LEFTOVERS = ("rotary_emb.inv_freq", "attention.masked_bias")  # buffers of earlier transformers
 
 
@@ -80,10 +85,13 @@ def zoo() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
 
 
-def open_source(name: str, *, keep_vocab_padding: bool = False) -> Source:
+def open_source(
+    name: str, *, keep_vocab_padding: bool = False, reads_weights: bool = True
+) -> Source:
     """Open what the user named; no weight is read. Raises SourceError.
 
-    A NeMo checkpoint's vocabulary is cut to its tokenizer's size unless its padding is kept.
+    A NeMo checkpoint's vocabulary is cut to its tokenizer's size unless its padding is kept. One in
+    a repository is fetched, but where no weight will be read only the pieces that describe it.
     """
     models = zoo()
     if name in models:
@@ -101,7 +109,43 @@ def open_source(name: str, *, keep_vocab_padding: bool = False) -> Source:
             f"{name} does not exist; name a folder, a .nemo, a Hub id (owner/name) or one of the "
             "zoo: " + ", ".join(models)
         )
-    return HubFolder(HubRepository(parsed["repo"], parsed["revision"]))
+    repo, revision, nemo = parsed["repo"], parsed["revision"], parsed["nemo"]
+    if nemo is None:
+        return HubFolder(HubRepository(repo, revision))
+    if any(part in ("", ".", "..") for part in nemo.split("/")):
+        raise SourceError(f"{name} leads outside its repository: name a path within")
+    path, commit = _nemo_on_hub(repo, revision, nemo, whole=reads_weights)
+    return _named_nemo(path, f"{repo}:{nemo}", commit, keep_vocab_padding=keep_vocab_padding)
+
+
+def _nemo_on_hub(
+    repo: str, revision: str | None, nemo: str, *, whole: bool
+) -> tuple[Path, str | None]:
+    """A `.nemo` of a repository, or a stand-in that brings what is read of it, and the commit."""
+    if not whole and not is_offline_mode():
+        pinned = HubRepository(repo, revision, first=None)
+        partial = pinned.partial_file(nemo)
+        if partial is not None:
+            bring(partial, 0, 2)
+            with partial.open("rb") as file:
+                if file.read(2) != _GZIP:  # that would have to be unpacked
+                    return partial, pinned.revision
+    repository = HubRepository(repo, revision, first=nemo)
+    path = repository.file(nemo)
+    assert path is not None, "it was there when the repository was opened"
+    return path, repository.revision
+
+
+def _named_nemo(path: Path, name: str, revision: str | None, *, keep_vocab_padding: bool) -> Source:
+    """A NeMo checkpoint under the name and revision that it has on the Hub."""
+    from minitron.conversion.nemo_source import NemoSource
+
+    try:
+        source = NemoSource(path, keep_vocab_padding=keep_vocab_padding)
+    except (SourceError, ArchitectureError) as error:
+        raise type(error)(str(error).replace(str(path), name)) from error
+    source.name, source.revision = name, revision
+    return source
 
 
 def complete_tensors(source: Source, architecture: Architecture) -> dict[str, LazyTensor]:

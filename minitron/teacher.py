@@ -17,6 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minitron.distillation import distillation_loss
+from minitron.layer_stream import EMBEDDING, HEAD, LayerStream
+from minitron.lazy_tensor import LazyTensor
+from minitron.source import Source
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,34 @@ class RunningTeacher:
             states = self._model.model(input_ids=input_ids, use_cache=False).last_hidden_state
         head = self._model.get_output_embeddings().weight
         return FullLesson(states[:, :-1].flatten(0, 1), head, tuple(inner.values()))
+
+
+class StreamedTeacher:
+    """A model that is read layer by layer on each batch: two layers and the head are in memory."""
+
+    def __init__(self, stream: LayerStream, head: Tensor, positions: Sequence[int] = ()) -> None:
+        """`head` is the output embedding; `positions` as for RunningTeacher."""
+        self._stream = stream
+        self._head = head
+        self._positions = tuple(positions)
+
+    def lesson(self, input_ids: Tensor, rows: Tensor) -> FullLesson:
+        """One pass through the layers."""
+        inner: dict[int, Tensor] = {}
+        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
+            states = self._stream.embed(input_ids)
+            for index, layer in self._stream.layers():
+                if index in self._positions:
+                    norm: Any = layer.input_layernorm
+                    inner[index] = norm(states)
+                states = self._stream.run(index, layer, states)
+            states = self._stream.normed(states)[:, :-1].flatten(0, 1)
+        return FullLesson(states, self._head, tuple(inner[p] for p in self._positions))
+
+
+def output_embedding(source: Source) -> LazyTensor:
+    """What makes a model's last hidden states logits; where it is tied, the embedding."""
+    return source.tensors[HEAD if HEAD in source.tensors else EMBEDDING]
 
 
 @contextmanager

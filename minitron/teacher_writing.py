@@ -23,14 +23,13 @@ from minitron.byte_size import readable_bytes
 from minitron.corpus import Corpus
 from minitron.errors import OutputError, TargetError
 from minitron.folder_writer import write_companions, write_json
-from minitron.layer_stream import EMBEDDING, LayerStream
-from minitron.layer_stream import HEAD as HEAD_WEIGHT
-from minitron.lazy_tensor import LazyTensor
+from minitron.layer_stream import LayerStream
 from minitron.model_digest import description_of
 from minitron.recipe import TeacherCacheRecipe, record_of, verb
 from minitron.safetensors_file import safetensors_header
 from minitron.shared_run import load_text, processes_of_run, shared_folder
 from minitron.source import Source, complete_tensors, open_source, sequence_length
+from minitron.teacher import output_embedding
 from minitron.teacher_cache import FILE, HEAD, IDS, TeacherCache, open_teacher_cache, shard_name
 from minitron.top_k_loss import beyond
 from minitron.unfinished import check_absent
@@ -126,7 +125,7 @@ def _begin(
             np.save(folder / IDS, corpus.sequences)
             write_companions(folder, source, source.config)
             if described["recipe"]["top_k"] is None:
-                _save(folder / HEAD, {"head": _head(source).read()})
+                _save(folder / HEAD, {"head": output_embedding(source).read()})
             write_json(folder / FILE, described)
     processes.wait_for_everyone()
 
@@ -135,7 +134,7 @@ def _check_space(out: Path, source: Source, described: Mapping[str, Any]) -> Non
     recipe = TeacherCacheRecipe(out=str(out), **described["recipe"])
     tokens = described["samples"] * (described["seq_len"] - 1)
     a_token = _bytes_a_token(recipe, source)
-    head = _head(source).nbytes if recipe.top_k is None else 0
+    head = output_embedding(source).nbytes if recipe.top_k is None else 0
     needed, free = tokens * a_token + head, shutil.disk_usage(out.absolute().parent).free
     said = f"{readable_bytes(needed)}: {a_token:,} bytes for each of {tokens:,} tokens" + (
         f" and {readable_bytes(head)} of output embedding" if head else ""
@@ -148,11 +147,6 @@ def _check_space(out: Path, source: Source, described: Mapping[str, Any]) -> Non
     logger.info("the cache takes %s (%s free)", said, readable_bytes(free))
 
 
-def _head(source: Source) -> LazyTensor:
-    """The output embedding as it is stored; where it is tied, the embedding."""
-    return source.tensors[HEAD_WEIGHT if HEAD_WEIGHT in source.tensors else EMBEDDING]
-
-
 def _write_shards(
     folder: Path, source: Source, recipe: TeacherCacheRecipe, corpus: Corpus, rows: int
 ) -> None:
@@ -161,7 +155,9 @@ def _write_shards(
     device = str(processes.device)
     dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
     stream = LayerStream.of_source(source, dtype=dtype, device=device, keep=_fits(source, device))
-    head = None if recipe.top_k is None else _head(source).read().to(device, torch.float32)
+    head = (
+        None if recipe.top_k is None else output_embedding(source).read().to(device, torch.float32)
+    )
     shards = [corpus.sequences[at : at + rows] for at in range(0, len(corpus.sequences), rows)]
     missing = [
         (folder / shard_name(number), shards[number])

@@ -42,10 +42,9 @@ class Handler(BaseHTTPRequestHandler):
         account = self.hub.accounts.get(token)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         request = Request(self.command, url.path, query, headers, body, account)
-        self.hub.seen.append(
-            Seen(self.command, unquote(url.path), account.name if account else None, body)
-        )
-        if body is None or self.close_connection:
+        asker = account.name if account else None
+        self.hub.seen.append(Seen(self.command, unquote(url.path), asker, headers, body))
+        if self._asks(fault) and self.close_connection:
             return
         if fault is not None and fault.status is not None:
             self._send(Answer(b"", fault.status, fault.headers), None)
@@ -146,6 +145,9 @@ def talk_to(
 
     close_session()
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    # Clients that were made when the modules were imported.
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
@@ -156,6 +158,8 @@ def talk_to(
     hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", hasty)
     monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
+    monkeypatch.setattr("minitron.hub_repository.time", hasty, raising=False)
+    monkeypatch.setattr("minitron.hub_destination.time", hasty)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     if token is not None:

@@ -169,6 +169,16 @@ def test_the_teacher_neither_learns_nor_drops_out(
     assert seen == [(False, [], torch.bfloat16)] * 4
 
 
+@pytest.mark.parametrize("variant", ["nemotron-tied", "qwen3"])
+def test_a_teacher_read_layer_by_layer_says_the_same(
+    variant: str, folders: Path, tmp_path: Path
+) -> None:
+    settings = {"teacher": str(tiny_folder(tmp_path / "teacher", variant, seed=5)), "alpha": 0.5}
+    whole = distilled(folders, tmp_path / "whole", **settings)
+    streamed = distilled(folders, tmp_path / "streamed", stream_teacher=True, **settings)
+    assert records(streamed) == records(whole)
+
+
 def test_inner_states_are_compared_where_half_the_layers_are_cut(
     folders: Path, tmp_path: Path
 ) -> None:
@@ -266,7 +276,7 @@ def test_a_checkpoint_cut_short_is_passed_over_for_the_last_whole_one(
         distilled(folders, tmp_path / "broken", **settings)
     monkeypatch.undo()
     checkpoints = tmp_path / "broken.partial" / "checkpoints"
-    assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    assert {path.name for path in checkpoints.glob("check*")} == {"checkpoint-2", "checkpoint-4"}
     broken = distilled(folders, tmp_path / "broken", **settings)
     assert records(broken) == records(unbroken)
 
@@ -287,6 +297,20 @@ def test_other_settings_do_not_take_up_a_run(
         "trainer {'optim': 'adamw_torch'}, now {'optim': 'sgd'}",
     ):
         assert told in str(raised.value)
+
+
+def test_other_text_under_the_same_name_does_not_take_up_a_run(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.npy"
+    text.write_bytes((folders / "text.npy").read_bytes())
+    settings = {"corpus": str(text), "save_steps": 2}
+    interrupt_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        distilled(folders, tmp_path / "out", **settings)
+    text.write_bytes((folders / "held-out.npy").read_bytes())
+    with pytest.raises(OutputError, match=r"out\.partial was begun with other text under the same"):
+        distilled(folders, tmp_path / "out", **settings)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(

@@ -27,6 +27,7 @@ def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
     for row in ("teacher", "half, by importance", "half, by random"):
         assert row in printed
     assert f"minitron generate {out}" in printed
+    assert "loss, distilled" in printed
     teacher, student = minitron.inspect("tiny"), minitron.inspect(str(out))
     assert 0.47 <= student.parameters / teacher.parameters <= 0.53
     model = AutoModelForCausalLM.from_pretrained(out)

@@ -22,6 +22,7 @@ from minitron.source import open_source, zoo
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Fault, Hub
 from tests.hub_server import environment, serving, talk_to
+from tests.nemo_files import megatron_tensors, nemo_settings, write_nemo_file
 from tests.tiny import SIZES, edit_config, tiny_folder, tiny_model, write_text
 
 # huggingface_hub's own, on every upload of a large file.
@@ -195,22 +196,54 @@ def test_a_sharded_model_comes_down_once_and_converts_to_equal_bytes(
     minitron.convert("some/model", "here")
 
     large = [n for n in sharded if n.endswith((".safetensors", "tokenizer.model"))]
-    assert sorted(
-        seen.path.removeprefix("/storage/") for seen in hub.asked("GET", "/storage/")
-    ) == (sorted(sha256(sharded[name]).hexdigest() for name in large))
+    whole = [seen for seen in hub.asked("GET", "/storage/") if "range" not in seen.headers]
+    fetched = [seen.path.removeprefix("/storage/") for seen in whole]
+    assert sorted(fetched) == sorted(sha256(sharded[name]).hexdigest() for name in large)
     reference = tiny_model(vocab_size=VOCABULARY).state_dict()
     found = load_file("here/model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in reference.items())
 
 
-def test_inspecting_a_model_again_asks_for_no_file_again(
-    hub: Hub, sharded: dict[str, bytes]
+@pytest.mark.parametrize("enough", [1 << 17, 64], ids=["in one piece", "in two"])
+def test_inspecting_a_model_fetches_no_weights(
+    hub: Hub, sharded: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, enough: int
 ) -> None:
+    monkeypatch.setattr("minitron.hub_folder._ENOUGH", enough)
     hub.add("Some/Model", sharded)
-    minitron.inspect("Some/Model")
+    told = minitron.inspect("some/model")
+    assert told.layout == "safetensors (sharded)"
+    assert told.bytes == sum(t.nbytes for t in tiny_model(vocab_size=VOCABULARY).parameters())
+    assert told.tokenizer == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    asked = [seen.headers.get("range") for seen in hub.asked("GET", "/storage/")]
+    assert len(asked) == 3 * (1 if enough > 64 else 2)
+    assert None not in asked
+    assert not hub.asked("GET", "/resolve/.*tokenizer")
+
+
+def test_only_the_shards_that_are_needed_come_down(hub: Hub, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "made", vocab_size=VOCABULARY, max_shard_size="60KB")
+    files = contents(folder) | {"tokenizer.json": b"{}"}
+    index = json.loads(files["model.safetensors.index.json"])["weight_map"]
+    hub.add("Some/Model", files)
+    tensors = open_source("Some/Model").tensors
+    layer = [name for name in tensors if name.startswith("model.layers.2.")]
     hub.seen.clear()
-    minitron.inspect("Some/Model")
-    assert not hub.asked("GET", "/storage/")
+    expected = tiny_model(vocab_size=VOCABULARY).state_dict()
+    assert all(torch.equal(tensors[name].read(), expected[name]) for name in layer)
+
+    needed = {sha256(files[index[name]]).hexdigest() for name in layer}
+    assert 1 <= len(needed) < len(set(index.values()))
+    fetched = [seen.path.removeprefix("/storage/") for seen in hub.asked("GET", "/storage/")]
+    assert sorted(fetched) == sorted(needed)
+
+
+def test_a_file_that_the_hub_gives_only_whole_is_fetched(
+    hub: Hub, sharded: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.serves_ranges = False
+    hub.add("Some/Model", sharded)
+    assert minitron.inspect("Some/Model").layout == "safetensors (sharded)"
+    minitron.convert("Some/Model", "here")
 
 
 def test_a_repository_that_changes_meanwhile_is_read_at_the_revision_seen_first(
@@ -252,6 +285,49 @@ def test_a_pruned_model_goes_up_and_comes_down_by_branch_and_tag(
     assert torch.equal(here, there)
 
 
+PRUNE = ("prune", "Some/Model", "half", "--hidden-size", "21", "--samples", "4", "--seq-len", "16")
+
+
+def test_prune_pushes_its_result_to_a_private_repository(
+    hub: Hub, sharded: dict[str, bytes], corpus: str
+) -> None:
+    hub.add("Some/Model", sharded)
+    main([*PRUNE, "--corpus", corpus, "--push-to-hub", "half", "--private"])
+    repository = hub.repository("model", "me/half")
+    assert repository is not None
+    assert repository.private is True
+    files = repository.commits[repository.branches["main"]].files
+    here = contents(Path("half"))
+    assert {name: files[name].content for name in here} == here
+    recipe = json.loads(here["minitron.json"])["recipe"]
+    assert not {"push_to_hub", "private"} & set(recipe)
+
+
+def test_a_destination_that_will_not_do_is_refused_before_anything_is_pruned(
+    hub: Hub, sharded: dict[str, bytes], corpus: str, refused: Refused
+) -> None:
+    hub.add("Some/Model", sharded)
+    prune = (*PRUNE, "--corpus", corpus)
+    assert "Other/half is not there, and me cannot" in refused(
+        *prune, "--push-to-hub", "Other/half"
+    )
+    assert "--private goes with --push-to-hub" in refused(*prune, "--private")
+    assert not hub.asked("GET", "/storage/")
+
+
+def test_a_push_that_fails_leaves_what_was_pruned_and_says_how_to_push_it(
+    hub: Hub, sharded: dict[str, bytes], corpus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("Some/Model", sharded)
+    hub.fail(Fault("POST", "/commit/", status=500))
+    with pytest.raises(SystemExit):
+        main([*PRUNE, "--corpus", corpus, "--push-to-hub", "me/half"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("minitron: half is written but not pushed (the Hub fails (HTTP 500)")
+    assert line.endswith(": minitron push half me/half")
+    assert minitron.push("half", "me/half").repo == "me/half"
+
+
 def test_a_student_is_distilled_from_a_teacher_at_a_revision(
     hub: Hub, sharded: dict[str, bytes], corpus: str
 ) -> None:
@@ -263,6 +339,78 @@ def test_a_student_is_distilled_from_a_teacher_at_a_revision(
     record = json.loads(Path("student/minitron.json").read_text())
     assert record["source"]["revision"] == repository.branches["main"]
     assert record["teacher"]["revision"] == teacher
+
+
+# A .nemo in a repository
+
+
+NEMO = "Some/Family:nemo/small-base.nemo"
+
+
+def nemo_file(path: Path, **options: Any) -> bytes:
+    settings = nemo_settings(tokenizer={"library": "huggingface", "type": "some/tokenizer"})
+    tensors = megatron_tensors(settings, vocab_size=304)
+    content = write_nemo_file(path / "made.nemo", tensors, settings, **options).read_bytes()
+    (path / "made.nemo").unlink()
+    return content
+
+
+@pytest.fixture
+def family(hub: Hub, tmp_path: Path) -> Repository:
+    """A repository that holds a `.nemo` in a folder, and no config.json."""
+    files = {"nemo/small-base.nemo": nemo_file(tmp_path), "README.md": b"# Family"}
+    return hub.add("Some/Family", files)
+
+
+def test_a_nemo_in_a_repository_is_converted_at_its_revision(hub: Hub, family: Repository) -> None:
+    revision = family.branches["main"]
+    hub.put(family, {})
+    minitron.convert(f"Some/Family@{revision}:nemo/small-base.nemo", "here")
+    record = json.loads(Path("here/minitron.json").read_text())
+    assert record["source"]["name"] == NEMO
+    assert record["source"]["revision"] == revision
+    assert "base_model: Some/Family\n" in Path("here/README.md").read_text()
+    assert len(hub.asked("GET", "/storage/")) == 1
+
+
+@pytest.mark.parametrize("layout", ["state_dict", "torch_dist", "zarr"])
+def test_a_nemo_in_a_repository_is_inspected_by_ranges(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.setattr("minitron.partial_file.BLOCK", 512)
+    content = nemo_file(tmp_path, layout=layout)
+    (tmp_path / "whole.nemo").write_bytes(content)
+    hub.add("Some/Family", {"nemo/small-base.nemo": content})
+    told, reference = minitron.inspect(NEMO), minitron.inspect("whole.nemo")
+
+    assert told == reference
+    ranges = [seen.headers["range"] for seen in hub.asked("GET", "/storage/")]
+    pairs = [one.removeprefix("bytes=").split("-") for one in ranges]
+    assert sum(int(last) + 1 - int(first) for first, last in pairs) < len(content) / 2
+    assert not list(tmp_path.glob("home/**/*.nemo"))
+
+
+def test_a_compressed_nemo_comes_whole(hub: Hub, tmp_path: Path) -> None:
+    content = nemo_file(tmp_path, pack="tar.gz")
+    assert content[:2] == b"\x1f\x8b"
+    hub.add("Some/Family", {"nemo/small-base.nemo": content})
+    assert minitron.inspect(NEMO).format == "nemo"
+    assert list(tmp_path.glob("home/**/*.nemo"))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Some/Family:nemo/large.nemo", "Some/Family has no nemo/large.nemo: check its path"),
+        ("Some/Family:../small-base.nemo", "leads outside its repository"),
+        ("Some/Family:/etc/small-base.nemo", "leads outside its repository"),
+        ("Some/Family@v9:nemo/small-base.nemo", "Some/Family has no revision v9: check it"),
+    ],
+)
+def test_a_nemo_that_is_not_in_a_repository_is_told(
+    family: Repository, refused: Refused, name: str, told: str
+) -> None:
+    assert told in refused("inspect", name)
 
 
 # Where the road is cut
@@ -308,7 +456,9 @@ def test_what_does_not_pass_is_one_line_and_leaves_nothing(
     hub: Hub, model: Repository, fault: Fault, told: str, refused: Refused, tmp_path: Path
 ) -> None:
     hub.fail(fault)
-    assert told in refused("convert", "Some/Model", "here")
+    line = refused("convert", "Some/Model", "here")
+    assert told in line
+    assert "http://" not in line  # the storage's addresses are signed
     blobs = [path for path in tmp_path.rglob("*.incomplete") if path.stat().st_size]
     assert blobs == []
 
@@ -319,7 +469,10 @@ def test_what_does_not_pass_is_one_line_and_leaves_nothing(
 def test_a_shard_cut_short_in_the_cache_is_refused(
     hub: Hub, model: Repository, refused: Refused
 ) -> None:
-    shard = next(iter({s.path for s in open_source("Some/Model").tensors.values()}))  # type: ignore[attr-defined]
+    minitron.convert("Some/Model", "first")
+    stored = open_source("Some/Model").tensors["lm_head.weight"]
+    [whole] = stored.ranges() or ()
+    shard = whole.path
     os.truncate(shard, os.path.getsize(shard) // 2)
     assert shard.name in refused("convert", "Some/Model", "here")
 
@@ -414,6 +567,7 @@ def test_offline_what_is_cached_still_opens_and_the_rest_is_told(
     assert "nor in the cache" in refused("inspect", "Some/Other")
 
 
+@pytest.mark.slow
 def test_no_token_is_written_anywhere(
     hub: Hub, model: Repository, corpus: str, tmp_path: Path
 ) -> None:

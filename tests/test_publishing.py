@@ -38,7 +38,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         hub.accounts |= {TOKEN: Account("me"), "hf_reads": Account("me", can_write=False)}
         hub.accounts["hf_other"] = Account("Other")
         talk_to(hub, monkeypatch, tmp_path / "home", TOKEN)
-        monkeypatch.setattr("minitron.hub_destination.time.sleep", lambda seconds: None)
         yield hub
 
 
@@ -177,11 +176,11 @@ def test_what_passes_is_waited_for(hub: Hub, folder: Path, fault: Fault) -> None
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (Fault("POST", "/commit/", status=500), "the Hub fails (HTTP 500); run the same"),
-        (Fault("POST", "/commit/", drop_after=10), "cannot be reached or broke off; run the same"),
+        (Fault("POST", "/commit/", status=500), "the Hub fails (HTTP 500); try again"),
+        (Fault("POST", "/commit/", drop_after=10), "cannot be reached or broke off; try again"),
         (Fault("POST", "/commit/", status=429, times=9), "the Hub is too busy (HTTP 429); wait"),
         (Fault("PUT", "/lfs/", corrupt=True), "did not match what we received"),
-        (Fault("POST", "/lfs/verify", status=404), "the Hub says: "),
+        (Fault("POST", "/lfs/verify", status=404), "the Hub answers HTTP 404"),
     ],
     ids=["fails", "drops", "busy", "checksum", "verify"],
 )
@@ -338,7 +337,7 @@ def test_a_token_that_does_not_do_is_told_without_showing_it(
 
 def test_what_belongs_to_another_is_refused(hub: Hub, folder: Path) -> None:
     hub.add("Other/Thing", {})
-    with pytest.raises(OutputError, match="the token may not write to Other/Thing; use one that"):
+    with pytest.raises(OutputError, match="the token may not do that to Other/Thing; use one that"):
         push(str(folder), "Other/Thing")
     assert pushed(hub, "Other/Thing") == {}
 
@@ -395,7 +394,7 @@ def test_a_hub_that_is_not_there_is_told(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(OutputError, match="the Hub cannot be reached or broke off; run the same"):
+    with pytest.raises(OutputError, match="the Hub cannot be reached or broke off; try again"):
         push(str(folder), "me/half")
 
 
@@ -405,6 +404,7 @@ def test_a_destination_is_found_without_changing_anything(hub: Hub) -> None:
     assert hub.repositories == []
 
 
+@pytest.mark.slow
 def test_the_command_prints_where_it_went_and_a_mistake_is_one_line(
     hub: Hub, folder: Path, tmp_path: Path
 ) -> None:

@@ -265,13 +265,13 @@ class TestAnInterruptedRun:
         planned(monkeypatch, SweepPlan(keep=False, batch_tokens=9, chunk_tokens=18, peak=0))
         whole = measure_importance("model", "whole", corpus=corpus)
         seen: list[int] = []
-        embed = LayerStream.embed
+        embed = LayerStream.embed_all
 
         def watched(self: LayerStream, batches: Any) -> list[torch.Tensor]:
             seen.extend(map(len, batches))
             return embed(self, batches)
 
-        monkeypatch.setattr(LayerStream, "embed", watched)
+        monkeypatch.setattr(LayerStream, "embed_all", watched)
         resumed = measure_importance("model", "out", corpus=corpus)
         assert sum(seen) == 3  # of 7 sequences, 4 were done
         assert resumed.digest == whole.digest

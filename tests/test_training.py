@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer
 
 import minitron
-from minitron.errors import MinitronError, OutputError
+from minitron.errors import MinitronError, OutputError, TargetError
 from tests.tiny import SIZES, tiny_folder, weights_of
 
 SEQ_LEN = 16
@@ -109,6 +109,46 @@ def test_an_interrupted_run_goes_on_to_the_weights_of_an_unbroken_one(
     unbroken, broken = weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "broken")
     assert all(torch.equal(tensor, broken[name]) for name, tensor in unbroken.items())
     assert records(tmp_path / "unbroken") == records(tmp_path / "broken")
+
+
+def test_a_resumed_run_averages_its_losses_as_an_unbroken_one(
+    start: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"init": str(start), "corpus": text, "steps": 15, "save_steps": 7, "batch_size": 4}
+    minitron.train(str(tmp_path / "unbroken"), **settings)
+    save = Trainer._save_checkpoint
+
+    def failing(self: Trainer, *args: object, **kwargs: object) -> None:
+        save(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", failing)
+    with pytest.raises(KeyboardInterrupt):
+        minitron.train(str(tmp_path / "broken"), **settings)
+    monkeypatch.undo()
+    minitron.train(str(tmp_path / "broken"), **settings)
+    assert [record["step"] for record in records(tmp_path / "broken")] == [1, 7, 10, 14, 15]
+    assert records(tmp_path / "broken") == records(tmp_path / "unbroken")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
+    start: Path, text: str, tmp_path: Path
+) -> None:
+    settings = {"init": str(start), "corpus": text, "steps": 20, "learning_rate": 1e20}
+    with pytest.raises(
+        TargetError, match=r"became (nan|inf) by step \d+: begin again with a small"
+    ):
+        minitron.train(str(tmp_path / "out"), **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_writes_what_it_wants_into_the_folder(
+    start: Path, text: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    settings = {"init": str(start), "corpus": text, "steps": 2, "report_to": "tensorboard"}
+    minitron.train(str(tmp_path / "out"), **settings)
+    assert list((tmp_path / "out" / "runs").rglob("events*"))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3-biased-tied"])
