@@ -274,12 +274,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def compare(case: str, source: Path, folder: Path, repeats: int) -> None:
-    """All ways on one archive, interleaved: medians, and ratios to cp."""
-    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+def compare(case: str, source: Path, folder: Path, ways: list[str], repeats: int) -> None:
+    """The ways on one archive, interleaved: medians, and ratios to cp."""
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     digests = {}
     for repeat in range(repeats):
-        for way in WAYS[repeat % len(WAYS) :] + WAYS[: repeat % len(WAYS)]:
+        for way in ways[repeat % len(ways) :] + ways[: repeat % len(ways)]:
             out = folder / f"out-{way}"
             remove(out)
             os.sync()  # nobody waits for what another way left to write
@@ -305,6 +305,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="a place with six times the space")
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--source", type=Path)
@@ -319,8 +321,9 @@ def main() -> None:
     print(f"{size / 1e9:.2f} GB, {options.repeats} repeats, medians; ratios within a repeat")
     print("| case | way | seconds | x cp | CPU seconds | MB above base |")
     print("|---|---|---:|---:|---:|---:|")
-    for case, (layout, _) in CASES.items():
-        compare(case, options.folder / f"{layout}.nemo", options.folder, options.repeats)
+    for case in options.cases:
+        source = options.folder / f"{CASES[case][0]}.nemo"
+        compare(case, source, options.folder, options.ways, options.repeats)
 
 
 if __name__ == "__main__":
