@@ -39,7 +39,8 @@ def copied(
     its bytes were handed on. `check` False looks at no value. `called` says what the source calls a
     tensor, where it differs.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
+    # One thread looks while the kernel copies: more would take the processor from the copying.
+    with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(1) as looking:
         checks: deque[Future[None]] = deque()
 
         def jobs() -> Iterator[tuple[str, Job | FileRange]]:
@@ -52,7 +53,7 @@ def copied(
                         yield name, partial(made.read, start, stop)
                     continue
                 if check:
-                    checks.append(pool.submit(_check_in_files, checked, ranges))
+                    checks.append(looking.submit(_check_in_files, checked, ranges))
                 yield from ((name, piece) for piece in ranges)
                 while checks and checks[0].done():
                     checks.popleft().result()
@@ -62,6 +63,7 @@ def copied(
             for future in checks:
                 future.result()
         finally:
+            looking.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
 
