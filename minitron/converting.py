@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NEMO = ("nemo", "nemo2")
 _SIZE = re.compile(r"\d+ ?[KMGT]B", re.IGNORECASE)
 # Options that only some targets have, with what they are where nobody chose.
 _ONLY = {
@@ -142,6 +143,10 @@ def _check_options(recipe: ConvertRecipe) -> None:
 def _read(source: Source, recipe: ConvertRecipe) -> _Model:
     """Config and tensors, refused where they do not belong together."""
     architecture = Architecture.from_config(source.config)
+    if recipe.to in _NEMO and architecture.model_type != "nemotron":
+        raise TargetError(
+            f"{source.name} is a {architecture.model_type}: --to {recipe.to} takes only nemotron"
+        )
     tensors = complete_tensors(source, architecture)
     layers = tuple(range(architecture.num_hidden_layers))
     config = resized_config(source.config, architecture, layers)

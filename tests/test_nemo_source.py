@@ -19,6 +19,7 @@ from minitron.source import load_model, load_tokenizer, open_source
 from modeling_nemotron import CHAT_TEMPLATE
 
 from .nemo_files import megatron_tensors, nemo_settings, write_nemo_file
+from .tiny import tiny_folder
 
 FIXTURES = Path(__file__).parent / "fixtures" / "nemo"
 REAL = sorted(path.name for path in FIXTURES.iterdir())
@@ -380,10 +381,9 @@ def test_a_gated_model_is_refused_by_name(tmp_path: Path) -> None:
         open_source(str(path))
 
 
-def test_other_families_are_no_nemo(tmp_path: Path) -> None:
-    from .tiny import tiny_folder
-
+@pytest.mark.parametrize("to", ["nemo", "nemo2"])
+def test_other_families_are_no_nemo(to: str, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "llama", "llama")
-    with pytest.raises((TargetError, SourceError, MinitronError)):
-        minitron.convert(str(folder), str(tmp_path / "out.nemo"), to="nemo")
+    with pytest.raises(TargetError, match=f"is a llama: --to {to} takes only nemotron"):
+        minitron.convert(str(folder), str(tmp_path / "out.nemo"), to=to)
     assert not (tmp_path / "out.nemo").exists()
