@@ -184,7 +184,7 @@ def _write_shards(
 @torch.inference_mode()
 def _hidden(stream: LayerStream, ids: Tensor, batch: int, progress: "tqdm[Any]") -> Tensor:
     """Last hidden states of all positions but the last: (rows, seq_len - 1, width)."""
-    states = [stream.embed(part) for part in ids.split(batch)]
+    states = stream.embed_all(ids.split(batch))
     for index, layer in stream.layers():
         for place, part in enumerate(states):
             states[place] = stream.run(index, layer, part)
