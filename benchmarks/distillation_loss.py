@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minitron.distillation import distillation_loss
+from minitron.training.distillation import distillation_loss
 
 MEGABYTE = 1e6
 # Largest difference from the naive loss's gradient, as a part of its largest element.

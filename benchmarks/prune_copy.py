@@ -38,7 +38,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
 
     from minitron.architecture import Architecture
     from minitron.folder_writer import TensorSpec, write_json, write_weights
-    from minitron.weight_scores import random_scores
+    from minitron.scores.weight_scores import random_scores
 
     def architecture(layers: int) -> Architecture:
         return Architecture(model_type="nemotron", num_hidden_layers=layers, **SIZES)

@@ -24,7 +24,7 @@ from minitron.evaluation import HeldOut, evaluate_model, held_out_text
 from minitron.importance import Importance
 from minitron.plan import PruningPlan, between, choose_plan
 from minitron.recipe import PruneRecipe
-from minitron.scoring import score
+from minitron.scores.scoring import score
 from minitron.source import load_model, load_tokenizer, open_source
 from minitron.surgery import PrunedSource
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from minitron.architecture import Architecture, Slot
 from minitron.errors import SourceError, TargetError
-from minitron.lazy_tensor import LazyTensor, Rows, Shifted, Stacked, Zeros
+from minitron.tensors.lazy_tensor import LazyTensor, Rows, Shifted, Stacked, Zeros
 
 EMBEDDING = "embedding.word_embeddings"
 HEAD = "output_layer"

@@ -19,10 +19,10 @@ from pathlib import Path, PurePosixPath
 
 from minitron.conversion.unpacked_tar import TemporaryPath, is_tar_header, unpack
 from minitron.errors import SourceError
-from minitron.file_window import FileWindow
-from minitron.inert_pickle import DAMAGE
-from minitron.partial_file import bring
-from minitron.torch_file import read_torch_object
+from minitron.hub.partial_file import bring
+from minitron.tensors.file_window import FileWindow
+from minitron.tensors.inert_pickle import DAMAGE
+from minitron.tensors.torch_file import read_torch_object
 
 logger = logging.getLogger(__name__)
 

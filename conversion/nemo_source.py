@@ -27,7 +27,7 @@ from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
 from minitron.conversion.sentencepiece_model import SentencePieceModel, read_model
 from minitron.conversion.sentencepiece_tokenizer import save_tokenizer
 from minitron.errors import SourceError, TokenizerError
-from minitron.lazy_tensor import LazyTensor
+from minitron.tensors.lazy_tensor import LazyTensor
 from modeling_nemotron import CHAT_TEMPLATE, NemotronConfig, chat_generation_config
 
 logger = logging.getLogger(__name__)

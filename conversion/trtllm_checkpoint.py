@@ -18,8 +18,8 @@ import torch
 
 from minitron.architecture import Architecture, resized_config
 from minitron.errors import SourceError, TargetError
-from minitron.finite import is_finite
-from minitron.lazy_tensor import (
+from minitron.tensors.finite import is_finite
+from minitron.tensors.lazy_tensor import (
     Cast,
     Columns,
     LazyTensor,
@@ -28,7 +28,7 @@ from minitron.lazy_tensor import (
     Stacked,
     Zeros,
 )
-from minitron.safetensors_file import safetensors_header
+from minitron.tensors.safetensors_file import safetensors_header
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

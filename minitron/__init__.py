@@ -13,36 +13,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minitron.candidates.searching import search as search
     from minitron.converting import convert as convert
-    from minitron.distillation import distillation_loss as distillation_loss
-    from minitron.distilling import distill as distill
     from minitron.errors import MinitronError as MinitronError
     from minitron.evaluation import evaluate as evaluate
     from minitron.first_run import quickstart as quickstart
     from minitron.generation import generate as generate
+    from minitron.hub.publishing import push as push
     from minitron.inspection import inspect as inspect
     from minitron.pruning import prune as prune
-    from minitron.publishing import push as push
-    from minitron.scoring import measure_importance as measure_importance
-    from minitron.searching import search as search
-    from minitron.teacher_writing import cache_teacher as cache_teacher
-    from minitron.training import train as train
+    from minitron.scores.scoring import measure_importance as measure_importance
+    from minitron.training.causal_lm import train as train
+    from minitron.training.distillation import distillation_loss as distillation_loss
+    from minitron.training.distilling import distill as distill
+    from minitron.training.teacher_writing import cache_teacher as cache_teacher
 
 _HOMES = {
     "MinitronError": "errors",
-    "cache_teacher": "teacher_writing",
+    "cache_teacher": "training.teacher_writing",
     "convert": "converting",
-    "distill": "distilling",
-    "distillation_loss": "distillation",
+    "distill": "training.distilling",
+    "distillation_loss": "training.distillation",
     "evaluate": "evaluation",
     "generate": "generation",
     "inspect": "inspection",
-    "measure_importance": "scoring",
+    "measure_importance": "scores.scoring",
     "prune": "pruning",
-    "push": "publishing",
+    "push": "hub.publishing",
     "quickstart": "first_run",
-    "search": "searching",
-    "train": "training",
+    "search": "candidates.searching",
+    "train": "training.causal_lm",
 }
 __all__ = sorted(_HOMES)
 

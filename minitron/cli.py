@@ -173,7 +173,7 @@ def importance(recipe: ImportanceRecipe, *, recipe_file: RecipeFile = None) -> N
     A model larger than the memory budget is read layer by layer; processes that torchrun launched
     share the corpus. Interrupted, the same command goes on from the last finished chunk."""
     from minitron.processes import is_first_process
-    from minitron.scoring import measure_importance
+    from minitron.scores.scoring import measure_importance
 
     measured = measure_importance(**vars(recipe))
     if is_first_process():
@@ -196,7 +196,7 @@ def search(
     """Find the best sizes within a budget of parameters, memory or latency, by held-out loss.
 
     Interrupted, the same command goes on where it was."""
-    from minitron.searching import search
+    from minitron.candidates.searching import search
 
     report = search(**vars(recipe))
     if as_json:
@@ -221,7 +221,7 @@ def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Train a causal language model, from scratch or further, into a Hub-ready folder.
 
     Interrupted, the same command goes on from the last checkpoint."""
-    from minitron.training import train
+    from minitron.training.causal_lm import train
 
     train(**vars(recipe))
     _say_written(recipe.out)
@@ -242,7 +242,7 @@ def distill(recipe: DistillRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Train a student on its teacher's predictions, into a Hub-ready folder.
 
     Interrupted, the same command goes on from the last checkpoint."""
-    from minitron.distilling import distill
+    from minitron.training.distilling import distill
 
     distill(**vars(recipe))
     _say_written(recipe.out)
@@ -259,7 +259,7 @@ def teacher_cache(recipe: TeacherCacheRecipe, *, recipe_file: RecipeFile = None)
     """Write a teacher's outputs on a corpus, to distill from without it.
 
     Interrupted, the same command goes on with what is missing."""
-    from minitron.teacher_writing import cache_teacher
+    from minitron.training.teacher_writing import cache_teacher
 
     cache_teacher(**vars(recipe))
     _say_written(recipe.out)
@@ -313,7 +313,7 @@ def push(recipe: PushRecipe) -> None:
     """Upload a model folder to the Hub, in one commit: only one that loads, and no pickles.
 
     Interrupted, the same command sends only what is missing."""
-    from minitron.publishing import push
+    from minitron.hub.publishing import push
 
     print(push(**vars(recipe)).url)
 

@@ -19,12 +19,12 @@ from minitron.architecture import Architecture, resized_config
 from minitron.engines import engine_notes
 from minitron.errors import TargetError, TokenizerError
 from minitron.folder_writer import specs_of, write_companions, write_weights
-from minitron.lazy_tensor import Cast, LazyTensor
 from minitron.model_card import write_card
 from minitron.provenance import write_provenance
 from minitron.recipe import ConvertRecipe, record_of, verb
 from minitron.source import Source, complete_tensors, hub_config, load_model, open_source
-from minitron.tensor_stream import Checked, Piece, copied
+from minitron.tensors.lazy_tensor import Cast, LazyTensor
+from minitron.tensors.tensor_stream import Checked, Piece, copied
 from minitron.unfinished import check_absent, unfinished_file, unfinished_folder
 
 if TYPE_CHECKING:

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from minitron.architecture import Architecture
-from minitron.distilling import distill
 from minitron.evaluation import Evaluation, evaluate
-from minitron.hub_folder import HubFolder
+from minitron.hub.folder import HubFolder
 from minitron.model_card import write_card
 from minitron.provenance import read_provenance, write_provenance
 from minitron.pruning import prune
 from minitron.recipe import QuickstartRecipe, Scores, record_of, verb
 from minitron.sampling import self_corpus
 from minitron.source import default_device, load_model, open_source
-from minitron.teacher_writing import cache_teacher
+from minitron.training.distilling import distill
+from minitron.training.teacher_writing import cache_teacher
 from minitron.unfinished import check_absent, unfinished_folder
 
 TEACHER = "tiny"

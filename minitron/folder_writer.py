@@ -18,11 +18,11 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
 
-from minitron.lazy_tensor import LazyTensor
-from minitron.piece_writer import write_piece
-from minitron.safetensors_file import safetensors_header
 from minitron.source import Source
-from minitron.tensor_stream import Piece
+from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.tensors.piece_writer import write_piece
+from minitron.tensors.safetensors_file import safetensors_header
+from minitron.tensors.tensor_stream import Piece
 
 MAX_SHARD_SIZE = "5GB"  # as huggingface_hub's own default
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from minitron.architecture import Architecture
-from minitron.lazy_tensor import LazyTensor
 from minitron.source import Source, complete_tensors
+from minitron.tensors.lazy_tensor import LazyTensor
 
 
 @dataclass(frozen=True)

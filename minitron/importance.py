@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from minitron.architecture import Architecture
 from minitron.errors import ImportanceError
-from minitron.model_digest import Model, model_digest
+from minitron.tensors.model_digest import Model, model_digest
 from minitron.unfinished import write_file
 
 SCORED = ("hidden", "ffn", "heads", "layers", "kv_heads", "blocks")

@@ -25,9 +25,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from minitron.architecture import Architecture
-from minitron.finite import check_finite
-from minitron.lazy_tensor import LazyTensor
 from minitron.source import Source, complete_tensors, fast_dtype, hub_config, new_model
+from minitron.tensors.finite import check_finite
+from minitron.tensors.lazy_tensor import LazyTensor
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -9,22 +9,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minitron.architecture import Architecture, resized_config
-from minitron.budget import names_budget
+from minitron.candidates.budget import names_budget
+from minitron.candidates.searching import Choice, choose_target
 from minitron.errors import TargetError
 from minitron.families import AXIS_KEYS, PRUNABLE
 from minitron.folder_writer import specs_of, write_companions, write_weights
-from minitron.hub_folder import HubFolder
+from minitron.hub.folder import HubFolder
+from minitron.hub.publishing import check_push_to_hub, push_result
 from minitron.importance import Importance
 from minitron.model_card import write_card
 from minitron.plan import PruningPlan, axes_to_rank, between, choose_plan, share_kept
 from minitron.provenance import write_provenance
-from minitron.publishing import check_push_to_hub, push_result
 from minitron.recipe import PruneRecipe, record_of, verb
-from minitron.scoring import check_corpus_named, score
-from minitron.searching import Choice, choose_target
+from minitron.scores.scoring import check_corpus_named, score
 from minitron.source import Source, complete_tensors, hub_config, open_source
 from minitron.surgery import PrunedSource, narrowed, source_names
-from minitron.tensor_stream import copied
+from minitron.tensors.tensor_stream import copied
 from minitron.unfinished import check_absent, unfinished_folder
 
 logger = logging.getLogger(__name__)

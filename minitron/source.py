@@ -30,11 +30,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.architecture import Architecture
 from minitron.errors import ArchitectureError, SourceError, TargetError, TokenizerError
-from minitron.finite import FLOATS, check_finite
-from minitron.hub_folder import HubFolder
-from minitron.hub_repository import HubRepository
-from minitron.lazy_tensor import LazyTensor
-from minitron.partial_file import bring
+from minitron.hub.folder import HubFolder
+from minitron.hub.partial_file import bring
+from minitron.hub.repository import HubRepository
+from minitron.tensors.finite import FLOATS, check_finite
+from minitron.tensors.lazy_tensor import LazyTensor
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
 MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family

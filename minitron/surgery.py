@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 
 from minitron.architecture import Slot, resized_config
-from minitron.lazy_tensor import LazyTensor
 from minitron.plan import PruningPlan
 from minitron.source import Source, complete_tensors
-from minitron.tensor_stream import PIECE_BYTES
+from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.tensors.tensor_stream import PIECE_BYTES
 
 Index = npt.NDArray[np.int64]
 

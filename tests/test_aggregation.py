@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minitron import aggregation
-from minitron.aggregation import KINDS, Aggregation, batch_score, sequence_scores, sums_of
 from minitron.errors import TargetError
+from minitron.scores import aggregation
+from minitron.scores.aggregation import KINDS, Aggregation, batch_score, sequence_scores, sums_of
 
 PAIRS = [(batch, sequence) for batch in KINDS for sequence in KINDS]
 # Two sequences of three tokens of two units.

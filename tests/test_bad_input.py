@@ -220,7 +220,7 @@ class TestTheFolder:
         def read(*_: object) -> None:
             raise AssertionError("a weight was read")
 
-        monkeypatch.setattr("minitron.stored_tensor.StoredTensor.read", read)
+        monkeypatch.setattr("minitron.tensors.stored_tensor.StoredTensor.read", read)
         shard = sorted(damaged.glob("*.safetensors"))[-1]
         says = getattr(self, damage)(damaged, shard)
         line = refused("prune", damaged, tmp_path / "out", "--hidden-size", 36, *RANDOM)

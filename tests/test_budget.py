@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minitron.architecture import Architecture
-from minitron.budget import (
+from minitron.candidates.budget import (
     Budget,
     Cost,
     Use,

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minitron.distillation import IntermediateLoss, distillation_loss, dynamic_weight
 from minitron.errors import TargetError
+from minitron.training.distillation import IntermediateLoss, distillation_loss, dynamic_weight
 
 TOKENS, VOCABULARY, STUDENT, TEACHER = 23, 101, 10, 14
 KINDS = ["forward_kl", "reverse_kl", "jsd", "mse", "cosine"]
@@ -132,7 +132,7 @@ def test_chunks_and_threads_change_nothing(
     chunk_size: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for block in ("_ALONE_BYTES", "_TOGETHER_BYTES"):  # two rows
-        monkeypatch.setattr(f"minitron.distillation.{block}", 2 * VOCABULARY * 4)
+        monkeypatch.setattr(f"minitron.training.distillation.{block}", 2 * VOCABULARY * 4)
     options = {"labels": some_labels(), "ce_weight": 0.5}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -174,7 +174,7 @@ def test_half_precision_is_rounded_only_at_the_end(kind: str, dtype: torch.dtype
 
 
 def test_a_half_precision_head_is_widened_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.distillation._TILE_ELEMENTS", 17 * TEACHER)
+    monkeypatch.setattr("minitron.training.distillation._TILE_ELEMENTS", 17 * TEACHER)
     tensors = inputs(torch.bfloat16)
     expected = evaluated(naive, [t.detach().double().requires_grad_() for t in tensors])
     ours = evaluated(distillation_loss, tensors)
@@ -222,7 +222,7 @@ def test_without_grad_the_value_is_the_same_and_nothing_is_multiplied_back(
 ) -> None:
     expected = distillation_loss(*inputs(), kind=kind).detach()
     for product in ("_hidden_gradient", "_add_head_gradient"):
-        monkeypatch.delattr(f"minitron.distillation.{product}")
+        monkeypatch.delattr(f"minitron.training.distillation.{product}")
     with torch.no_grad():
         loss = distillation_loss(*inputs(), kind=kind)
     assert not loss.requires_grad
@@ -276,7 +276,7 @@ def test_the_head_s_gradient_is_handed_over_without_a_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = []
-    from minitron import distillation
+    from minitron.training.causal_lm import distillation
 
     def scaled(gradient: Tensor, *arguments: Any) -> Tensor:
         made.append(gradient.data_ptr())
@@ -411,7 +411,7 @@ def test_a_large_temperature_is_half_the_mean_square_of_centred_logits() -> None
 def test_memory_beyond_the_gradients_does_not_grow_with_the_tokens() -> None:
     script = """
 import resource, torch
-from minitron.distillation import distillation_loss
+from minitron.training.distillation import distillation_loss
 torch.set_num_threads(1)
 heads = torch.randn(20_011, 8, requires_grad=True), torch.randn(20_011, 12)
 def peak(tokens):

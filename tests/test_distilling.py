@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerState
 
 import minitron
 from minitron.cli import main
-from minitron.distill_trainer import DistillTrainer
 from minitron.errors import MinitronError, OutputError, TargetError, TokenizerError
 from minitron.source import load_model, open_source
+from minitron.training.distill_trainer import DistillTrainer
 from tests.tiny import SIZES, tiny_folder, weights_of
 
 SEQ_LEN = 13
@@ -481,9 +481,9 @@ import sys, torch, numpy as np
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from minitron.distill_trainer import loss_in_head
+from minitron.training.distill_trainer import loss_in_head
 from minitron.source import load_model, open_source
-from minitron.teacher import DistillLoss, RunningTeacher
+from minitron.training.teacher import DistillLoss, RunningTeacher
 
 def learn(model, ids):
     lesson = teacher.lesson(ids, torch.arange(len(ids)))

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minitron import finite
 from minitron.errors import SourceError
-from minitron.finite import check_finite, is_finite, is_finite_in_file
-from minitron.lazy_tensor import FileRange
+from minitron.tensors import finite
+from minitron.tensors.finite import check_finite, is_finite, is_finite_in_file
+from minitron.tensors.lazy_tensor import FileRange
 
 FLOATS = [
     torch.float64,

@@ -7,9 +7,9 @@ import torch
 from minitron.architecture import Architecture
 from minitron.held_source import held_source, stored_bytes
 from minitron.plan import choose_plan
+from minitron.scores.weight_scores import random_scores
 from minitron.source import load_model, open_source
 from minitron.surgery import PrunedSource
-from minitron.weight_scores import random_scores
 from tests.tiny import SIZES, tiny_folder
 
 WHOLE = Architecture("nemotron", **SIZES)

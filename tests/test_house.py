@@ -17,86 +17,90 @@ FLOORS: list[list[tuple[str, ...]]] = [
     [("modeling_nemotron",)],
     [
         ("minitron.errors",),
-        ("minitron.distillation",),
+        ("minitron.training.distillation",),
         ("minitron.recipe",),
         ("minitron.unfinished",),
         ("minitron.families",),
         ("minitron.architecture",),
         ("minitron.byte_size", "minitron.resumable_file"),
-        ("minitron.lazy_tensor",),
-        ("minitron.model_digest",),
+        ("minitron.tensors.lazy_tensor",),
+        ("minitron.tensors.model_digest",),
         ("minitron.importance",),
         ("minitron.plan",),
-        ("minitron.budget",),
-        ("minitron.search_space", "minitron.search_report"),
+        ("minitron.candidates.budget",),
+        ("minitron.candidates.search_space", "minitron.candidates.search_report"),
         ("minitron.engines",),
-        ("minitron.stored_tensor",),
-        ("minitron.fetched_tensor",),
-        ("minitron.finite",),
-        ("minitron.partial_file",),
-        ("minitron.file_window", "minitron.inert_pickle", "minitron.torch_tensors"),
-        ("minitron.torch_file",),
-        ("minitron.safetensors_file",),
+        ("minitron.tensors.stored_tensor",),
+        ("minitron.hub.fetched_tensor",),
+        ("minitron.tensors.finite",),
+        ("minitron.hub.partial_file",),
+        (
+            "minitron.tensors.file_window",
+            "minitron.tensors.inert_pickle",
+            "minitron.tensors.torch_tensors",
+        ),
+        ("minitron.tensors.torch_file",),
+        ("minitron.tensors.safetensors_file",),
     ],
     [
         ("minitron.conversion",),
-        ("minitron.hub_errors",),
-        ("minitron.hub_repository",),
-        ("minitron.hub_destination",),
-        ("minitron.hub_folder",),
+        ("minitron.hub.errors",),
+        ("minitron.hub.repository",),
+        ("minitron.hub.destination",),
+        ("minitron.hub.folder",),
         ("minitron.corpus",),
         ("minitron.source",),
         ("minitron.held_source",),
-        ("minitron.pareto_plot",),
+        ("minitron.candidates.pareto_plot",),
         ("minitron.processes",),
         ("minitron.layer_stream",),
         ("minitron.sampling",),
-        ("minitron.tensor_stream", "minitron.piece_writer"),
+        ("minitron.tensors.tensor_stream", "minitron.tensors.piece_writer"),
         ("minitron.folder_writer",),
         ("minitron.provenance",),
         ("minitron.model_card",),
     ],
     [
         (
-            "minitron.scoring",
-            "minitron.calibration",
-            "minitron.sweep_plan",
-            "minitron.corpus_sweep",
-            "minitron.activation_scores",
-            "minitron.aggregation",
-            "minitron.layer_recorder",
-            "minitron.layer_cuts",
-            "minitron.score_plots",
-            "minitron.weight_scores",
+            "minitron.scores.scoring",
+            "minitron.scores.calibration",
+            "minitron.scores.sweep_plan",
+            "minitron.scores.corpus_sweep",
+            "minitron.scores.activation_scores",
+            "minitron.scores.aggregation",
+            "minitron.scores.layer_recorder",
+            "minitron.scores.layer_cuts",
+            "minitron.scores.score_plots",
+            "minitron.scores.weight_scores",
         ),
         ("minitron.surgery",),
         (
-            "minitron.training",
-            "minitron.fitting",
-            "minitron.shared_run",
-            "minitron.trainer_arguments",
-            "minitron.training_progress",
-            "minitron.loss_curve",
-            "minitron.trained_folder",
-            "minitron.distilling",
-            "minitron.distill_trainer",
-            "minitron.teacher",
-            "minitron.teacher_cache",
-            "minitron.teacher_writing",
-            "minitron.top_k_loss",
-            "minitron.vocabularies",
+            "minitron.training.causal_lm",
+            "minitron.training.fitting",
+            "minitron.training.shared_run",
+            "minitron.training.trainer_arguments",
+            "minitron.training.progress",
+            "minitron.training.loss_curve",
+            "minitron.training.trained_folder",
+            "minitron.training.distilling",
+            "minitron.training.distill_trainer",
+            "minitron.training.teacher",
+            "minitron.training.teacher_cache",
+            "minitron.training.teacher_writing",
+            "minitron.training.top_k_loss",
+            "minitron.training.vocabularies",
         ),
         ("minitron.evaluation",),
-        ("minitron.latency", "minitron.decode_step"),
+        ("minitron.candidates.latency", "minitron.candidates.decode_step"),
         ("minitron.generation",),
         ("minitron.inspection",),
         ("minitron.converting",),
-        ("minitron.publishing",),
+        ("minitron.hub.publishing",),
     ],
     [
-        ("minitron.search_texts", "minitron.shortlist"),
-        ("minitron.comparison",),
-        ("minitron.searching",),
+        ("minitron.candidates.search_texts", "minitron.candidates.shortlist"),
+        ("minitron.candidates.comparison",),
+        ("minitron.candidates.searching",),
         ("minitron.pruning",),
         ("minitron.first_run",),
     ],
@@ -109,11 +113,26 @@ PLACES = {
     for room, modules in enumerate(rooms)
     for module in modules
 }
-PACKAGES = {"minitron", "minitron.conversion", "modeling_nemotron"}
+PACKAGES = {
+    "minitron",
+    "minitron.candidates",
+    "minitron.conversion",
+    "minitron.hub",
+    "minitron.scores",
+    "minitron.tensors",
+    "minitron.training",
+    "modeling_nemotron",
+}
+CLOSED = {"minitron.conversion", "modeling_nemotron"}  # all modules share one place
+
+
+def is_room(package: str) -> bool:
+    """A folder of minitron/ that holds only a docstring of its own."""
+    return package not in CLOSED and package != "minitron"
 
 
 def modules() -> list[str]:
-    found = set(PACKAGES)
+    found = PACKAGES - {name for name in PACKAGES if is_room(name)}
     for name in sorted(PACKAGES):
         package = importlib.import_module(name)
         found |= {f"{name}.{m.name}" for m in pkgutil.iter_modules(package.__path__) if not m.ispkg}
@@ -121,10 +140,9 @@ def modules() -> list[str]:
 
 
 def place_of(module: str) -> tuple[int, int]:
-    """The floor and room of a module; of a closed package all modules share one."""
-    if module in PLACES:
-        return PLACES[module]
-    return PLACES[module.rpartition(".")[0]] if module.rpartition(".")[0] != "minitron" else (-1, 0)
+    """The floor and room of a module; (-1, 0) where it has none."""
+    package = module.rpartition(".")[0]
+    return PLACES.get(package if package in CLOSED else module, (-1, 0))
 
 
 def imports_of(module: str) -> set[str]:

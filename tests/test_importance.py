@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from minitron import measure_importance
-from minitron.activation_scores import Measurement, activation_scores, aggregated_scores
-from minitron.aggregation import KINDS, Aggregation
 from minitron.architecture import Architecture
 from minitron.corpus import Corpus
 from minitron.errors import ImportanceError, OutputError
 from minitron.importance import Importance
+from minitron.scores.activation_scores import Measurement, activation_scores, aggregated_scores
+from minitron.scores.aggregation import KINDS, Aggregation
+from minitron.scores.weight_scores import magnitude_scores, random_scores
 from minitron.source import open_source
-from minitron.weight_scores import magnitude_scores, random_scores
 from tests.tiny import FAMILIES, SIZES, tiny_folder, tiny_model
 
 LAYERS = SIZES["num_hidden_layers"]
@@ -219,7 +219,7 @@ def test_layers_can_be_scored_by_what_the_model_is_without_them(
     variant: str, measure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minitron.layer_stream.BLOCK_BYTES", 3000)  # the head in several blocks
-    monkeypatch.setattr("minitron.layer_cuts._LOGITS", 100)
+    monkeypatch.setattr("minitron.scores.layer_cuts._LOGITS", 100)
     model, text = tiny_model(variant), corpus(samples=4, seq_len=9)
     scores = activation_scores(model, text, Measurement(layer_scores=measure, block_size=2))
     ids = torch.from_numpy(text.sequences).long()
@@ -274,7 +274,7 @@ def test_hidden_scores_equal_a_hand_computation_on_two_tokens_of_two_samples() -
 def test_batches_do_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     model, text = tiny_model(), corpus(samples=7)
     whole = activation_scores(model, text)
-    monkeypatch.setattr("minitron.activation_scores._BATCH_TOKENS", 10)
+    monkeypatch.setattr("minitron.scores.activation_scores._BATCH_TOKENS", 10)
     cut = activation_scores(model, text)
     for axis in whole.axes:
         torch.testing.assert_close(cut.axis(axis), whole.axis(axis), rtol=1e-5, atol=1e-7)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import minitron
 from minitron.errors import ArchitectureError, SourceError
-from minitron.stored_tensor import StoredTensor
+from minitron.tensors.stored_tensor import StoredTensor
 from tests.tiny import SIZES, VARIANTS, edit_config, pickled_folder, tiny_folder, tiny_model
 
 KEYS = [

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from minitron import decode_step
 from minitron.architecture import Architecture
-from minitron.decode_step import Conditions, DecodeStep, random_model, seconds_of
-from minitron.errors import TargetError
-from minitron.latency import (
+from minitron.candidates import decode_step
+from minitron.candidates.decode_step import Conditions, DecodeStep, random_model, seconds_of
+from minitron.candidates.latency import (
     Corners,
     LatencyTable,
     checked_device,
     measure_table,
     measured_step,
 )
+from minitron.errors import TargetError
 from tests.tiny import SIZES, VARIANTS, tiny_config
 
 AT = Conditions("cpu", torch.float32, batch=2, context=7)

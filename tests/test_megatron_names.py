@@ -13,8 +13,8 @@ import torch
 from minitron.architecture import Architecture
 from minitron.conversion.megatron_names import hub_tensors, megatron_tensors
 from minitron.errors import SourceError, TargetError
-from minitron.lazy_tensor import LazyTensor
-from minitron.stored_tensor import StoredTensor
+from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.tensors.stored_tensor import StoredTensor
 from tests.tiny import SIZES
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from minitron.file_window import FileWindow
-from minitron.partial_file import PartialPath, bring, stand_in
+from minitron.hub.partial_file import PartialPath, bring, stand_in
+from minitron.tensors.file_window import FileWindow
 
 CONTENT = bytes(range(250)) * 4
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    monkeypatch.setattr("minitron.partial_file.BLOCK", 100)
+    monkeypatch.setattr("minitron.hub.partial_file.BLOCK", 100)
     return []
 
 

@@ -16,8 +16,8 @@ import minitron
 from minitron.architecture import Architecture
 from minitron.errors import ImportanceError, TargetError
 from minitron.importance import Importance
+from minitron.scores.weight_scores import random_scores
 from minitron.source import open_source
-from minitron.weight_scores import random_scores
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_folder, tiny_model, weights_of
 
 TARGET = {
@@ -281,12 +281,12 @@ def test_the_result_loads_in_a_process_that_has_only_transformers(tmp_path: Path
 
 
 def test_no_whole_tensor_is_ever_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.tensor_stream.PIECE_BYTES", 1024)
+    monkeypatch.setattr("minitron.tensors.tensor_stream.PIECE_BYTES", 1024)
     monkeypatch.setattr("minitron.surgery.PIECE_BYTES", 1024)
     source = tiny_folder(tmp_path / "source")
     minitron.prune(str(source), str(tmp_path / "pieces"), **TARGET, scores="random")
     largest: list[int] = []
-    from minitron.stored_tensor import StoredTensor
+    from minitron.tensors.stored_tensor import StoredTensor
 
     read = StoredTensor.read
 

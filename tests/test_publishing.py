@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
-from minitron.hub_destination import find_destination
-from minitron.publishing import push
+from minitron.hub.destination import find_destination
+from minitron.hub.publishing import push
 from minitron.source import zoo
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Fault, Hub

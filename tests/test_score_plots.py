@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from minitron import measure_importance, score_plots
+from minitron import measure_importance
 from minitron.architecture import Architecture
 from minitron.errors import MissingExtraError, OutputError, TargetError
 from minitron.importance import Importance
-from minitron.score_plots import draw_scores, shares_kept
-from minitron.weight_scores import random_scores
+from minitron.scores import score_plots
+from minitron.scores.score_plots import draw_scores, shares_kept
+from minitron.scores.weight_scores import random_scores
 from tests.tiny import SIZES, tiny_folder
 
 MODEL = Architecture("nemotron", *[SIZES[key] for key in SIZES])

@@ -5,9 +5,7 @@ from itertools import product
 import pytest
 
 from minitron.architecture import Architecture
-from minitron.errors import TargetError
-from minitron.families import FAMILIES
-from minitron.search_space import (
+from minitron.candidates.search_space import (
     SPACES,
     Space,
     checked_multiple,
@@ -16,6 +14,8 @@ from minitron.search_space import (
     thinned,
     uniform,
 )
+from minitron.errors import TargetError
+from minitron.families import FAMILIES
 from tests.tiny import SIZES
 
 WHOLE = Architecture("nemotron", **SIZES)

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 import minitron
-from minitron import comparison, pareto_plot, searching, shortlist
 from minitron.architecture import Architecture
-from minitron.budget import Use, memory_needed
+from minitron.candidates import comparison, pareto_plot, searching, shortlist
+from minitron.candidates.budget import Use, memory_needed
+from minitron.candidates.latency import Corners, LatencyTable
+from minitron.candidates.search_report import Candidate, SearchReport
+from minitron.candidates.search_space import default_space, uniform
+from minitron.candidates.searching import choose_target
 from minitron.cli import main
 from minitron.errors import MinitronError
 from minitron.importance import Importance
-from minitron.latency import Corners, LatencyTable
 from minitron.plan import choose_plan
 from minitron.recipe import SearchRecipe
-from minitron.search_report import Candidate, SearchReport
-from minitron.search_space import default_space, uniform
-from minitron.searching import choose_target
+from minitron.scores.weight_scores import random_scores
 from minitron.source import open_source
-from minitron.weight_scores import random_scores
 from tests.tiny import SIZES, tiny_folder, tiny_model
 
 WHOLE = Architecture("nemotron", **SIZES)

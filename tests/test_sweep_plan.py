@@ -10,7 +10,7 @@ import pytest
 from minitron.architecture import Architecture
 from minitron.byte_size import parse_bytes, readable_bytes
 from minitron.errors import TargetError
-from minitron.sweep_plan import BATCH_TOKENS, Needs, free_memory, memory_in_use, plan_sweep
+from minitron.scores.sweep_plan import BATCH_TOKENS, Needs, free_memory, memory_in_use, plan_sweep
 from tests.tiny import tiny_config
 
 GIB = 1 << 30
@@ -97,11 +97,11 @@ MEASURED = """
 import sys, numpy as np, re
 from pathlib import Path
 from minitron import measure_importance
-from minitron.sweep_plan import memory_in_use
-import minitron.scoring
+from minitron.scores.sweep_plan import memory_in_use
+import minitron.scores.scoring
 import logging
 told = []
-minitron.scoring.logger.info = told.append
+minitron.scores.scoring.logger.info = told.append
 budget = memory_in_use("cpu") + int(sys.argv[3])
 np.save("ids.npy", np.random.default_rng(0).integers(4000, size=(24, 128)))
 scores = measure_importance(*sys.argv[1:3], corpus="ids.npy", memory_budget=str(budget))

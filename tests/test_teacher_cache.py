@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 import minitron
-from minitron import teacher_writing
 from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, SourceError
 from minitron.source import load_model, open_source
-from minitron.teacher_cache import open_teacher_cache
-from minitron.top_k_loss import top_k_loss
+from minitron.training.causal_lm import teacher_writing
+from minitron.training.teacher_cache import open_teacher_cache
+from minitron.training.top_k_loss import top_k_loss
 from tests.tiny import FAMILIES, SIZES, tiny_folder, tiny_model, weights_of
 
 SEQ_LEN, ROWS, K = 13, 11, 7
@@ -126,7 +126,7 @@ def naive(student: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor) -> torch
 def test_the_loss_on_the_likeliest_and_its_gradient_are_the_naive_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("minitron.top_k_loss._LOGITS", 5 * 23)  # five tokens at once
+    monkeypatch.setattr("minitron.training.top_k_loss._LOGITS", 5 * 23)  # five tokens at once
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(12, 6, generator=generator, requires_grad=True)
     head = torch.randn(23, 6, generator=generator, requires_grad=True)

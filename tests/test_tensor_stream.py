@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minitron import piece_writer
 from minitron.errors import SourceError, TargetError
 from minitron.folder_writer import specs_of, write_weights
-from minitron.lazy_tensor import Cast, FileRange, LazyTensor, Shifted
-from minitron.safetensors_file import read_safetensors_header
-from minitron.stored_tensor import StoredTensor
-from minitron.tensor_stream import PIECE_BYTES, copied
+from minitron.tensors import piece_writer
+from minitron.tensors.lazy_tensor import Cast, FileRange, LazyTensor, Shifted
+from minitron.tensors.safetensors_file import read_safetensors_header
+from minitron.tensors.stored_tensor import StoredTensor
+from minitron.tensors.tensor_stream import PIECE_BYTES, copied
 
 
 def store(path: Path, tensor: torch.Tensor) -> StoredTensor:

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 import minitron
 from minitron.errors import TargetError
 from minitron.recipe import DistillRecipe, TrainRecipe
-from minitron.trainer_arguments import check_trainer, trainer_arguments
+from minitron.training.trainer_arguments import check_trainer, trainer_arguments
 
 
 def recipe(**settings: Any) -> TrainRecipe:
@@ -68,7 +68,7 @@ def test_what_is_unknown_wrong_or_ours_is_refused(given: dict[str, str], message
 
 
 def test_every_name_that_is_ours_is_the_trainers() -> None:
-    from minitron.trainer_arguments import _OPTION_OF, _OURS
+    from minitron.training.trainer_arguments import _OPTION_OF, _OURS
 
     fields = set(TrainingArguments.__dataclass_fields__)
     assert {*_OURS, *_OPTION_OF} <= fields | {"activation_checkpointing", "gradient_checkpointing"}

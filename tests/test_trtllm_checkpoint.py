@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from minitron.architecture import Architecture
 from minitron.conversion.trtllm_checkpoint import write_trtllm
 from minitron.errors import ArchitectureError, SourceError, TargetError
-from minitron.lazy_tensor import Zeros
-from minitron.safetensors_file import read_safetensors_header
-from minitron.stored_tensor import StoredTensor
+from minitron.tensors.lazy_tensor import Zeros
+from minitron.tensors.safetensors_file import read_safetensors_header
+from minitron.tensors.stored_tensor import StoredTensor
 from tests.tiny import FAMILIES, SIZES, edit_config, tiny_config, tiny_folder, weights_of
 
 MODELOPT = Path(__file__).parent / "fixtures" / "trtllm" / "prunedhd"

@@ -1,0 +1,166 @@
+"""Shortlist: the architectures of a space that a budget admits and their family accepts.
+
+Knows parameters, memory and, where it is asked for, latency on this machine; no scores.
+
+    shortlist(source, recipe, folder).costs   # {architecture: Cost}
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minitron.architecture import Architecture, resized_config
+from minitron.candidates.budget import Budget, Cost, Use, budget_of, memory_needed
+from minitron.candidates.decode_step import Conditions
+from minitron.candidates.latency import Corners, LatencyTable, checked_device, measure_table
+from minitron.candidates.search_report import sizes_of
+from minitron.candidates.search_space import SPACES, Space, counted, default_space, thinned
+from minitron.errors import ArchitectureError, TargetError
+from minitron.layer_stream import EMBEDDING
+from minitron.recipe import BudgetRecipe
+from minitron.source import (
+    Source,
+    default_device,
+    fast_dtype,
+    hub_config,
+    sequence_length,
+)
+from minitron.unfinished import write_file
+
+TABLE = "latency.json"
+_NEAREST = 3  # told where nothing is within the budget
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What is to be compared, and what was left out."""
+
+    budget: Budget
+    use: Use
+    conditions: Conditions | None  # of latency, where it counts
+    costs: Mapping[Architecture, Cost]  # deep before shallow, many heads and wide before few
+    counts: Mapping[str, int]
+
+
+def shortlist(source: Source, recipe: BudgetRecipe, folder: Path) -> Shortlist:
+    """The architectures within the budget, at most `recipe.max_candidates`.
+
+    Timings are kept in `folder`, so that an interrupted search goes on with the same. Raises
+    TargetError where nothing is within the budget, and tells what comes nearest.
+    """
+    whole = Architecture.from_config(source.config)
+    budget, use = budget_of(recipe, whole), use_of(source, recipe)
+    space = _space(recipe, whole)
+    costs = {
+        architecture: Cost(parameters, memory_needed(architecture, use, parameters))
+        for architecture, parameters in counted(space, whole)
+    }
+    conditions = conditions_of(source, recipe, use)
+    if conditions is not None:
+        costs = _timed(source, budget, costs, conditions, folder)
+    within = {one: cost for one, cost in costs.items() if budget.is_met_by(cost)}
+    kept = [one for one in within if accepted(source, one)]
+    if not kept:
+        raise TargetError(_nothing(source, budget, costs))
+    chosen = thinned(
+        kept,
+        recipe.max_candidates,
+        depth=lambda one: one.num_hidden_layers,
+        miss=lambda one: budget.miss(within[one]),
+    )
+    if len(chosen) < len(kept):
+        logger.info(
+            "%d candidates are within the budget: comparing %d, those nearest to it, depths in "
+            "turn (--max-candidates)",
+            len(kept),
+            len(chosen),
+        )
+    counts = {
+        "in_space": len(costs),
+        "within_budget": len(within),
+        "refused_by_family": len(within) - len(kept),
+        "compared": len(chosen),
+    }
+    return Shortlist(budget, use, conditions, {one: within[one] for one in chosen}, counts)
+
+
+def use_of(source: Source, recipe: BudgetRecipe) -> Use:
+    """How the model is to run. Raises TargetError for numbers that mean nothing."""
+    for key in ("batch", "context", "eval_tokens", "max_candidates"):
+        value = getattr(recipe, key)
+        if value is not None and value < 1:
+            raise TargetError(f"--{key.replace('_', '-')} is {value}: it must be at least 1")
+    context = sequence_length(source, None) if recipe.context is None else recipe.context
+    return Use(recipe.batch, context, source.tensors[EMBEDDING].dtype.itemsize)
+
+
+def conditions_of(source: Source, recipe: BudgetRecipe, use: Use) -> Conditions | None:
+    """Where latency is measured; None where nobody asks for it. Raises TargetError."""
+    if recipe.latency is None and recipe.device is None:
+        return None
+    device = checked_device(recipe.device or default_device())
+    dtype = fast_dtype(source.tensors[EMBEDDING].dtype, device)
+    return Conditions(device, dtype, use.batch, use.context)
+
+
+def config_at(source: Source, architecture: Architecture) -> dict[str, Any]:
+    """The source's config at other sizes, its first layers kept."""
+    return resized_config(source.config, architecture, tuple(range(architecture.num_hidden_layers)))
+
+
+def accepted(source: Source, architecture: Architecture) -> bool:
+    """Whether the family's own config takes these sizes."""
+    try:
+        hub_config(config_at(source, architecture))
+    except ArchitectureError:
+        return False
+    return True
+
+
+def _space(recipe: BudgetRecipe, whole: Architecture) -> Space:
+    if recipe.space == "default":
+        return default_space(whole, multiple_of=recipe.multiple_of, min_layers=recipe.min_layers)
+    for flag in ("multiple_of", "min_layers"):
+        if getattr(recipe, flag) is not None:
+            raise TargetError(
+                f"--{flag.replace('_', '-')} is given, but --space {recipe.space} has its own "
+                "sizes: leave one of them"
+            )
+    return SPACES[recipe.space]
+
+
+def _timed(
+    source: Source,
+    budget: Budget,
+    costs: Mapping[Architecture, Cost],
+    conditions: Conditions,
+    folder: Path,
+) -> dict[Architecture, Cost]:
+    """Costs with the latency of each, predicted from a table that spans what else is asked."""
+    size = Budget(parameters=budget.parameters)
+    spanned = [
+        one for one, cost in costs.items() if budget.parameters is None or size.is_met_by(cost)
+    ]
+    kept = folder / TABLE
+    if kept.exists():
+        table = LatencyTable.from_json(json.loads(kept.read_text()))
+    else:
+        table = measure_table(source.config, Corners.around(spanned or [*costs]), conditions)
+        write_file(kept, json.dumps(table.to_json()).encode())
+    return {one: replace(cost, latency=table.predict(one)) for one, cost in costs.items()}
+
+
+def _nothing(source: Source, budget: Budget, costs: Mapping[Architecture, Cost]) -> str:
+    """That nothing is within the budget, and what comes nearest."""
+    by_miss = sorted(costs, key=lambda one: budget.miss(costs[one]))
+    nearest = (one for one in by_miss if accepted(source, one))
+    told = [
+        f"{sizes_of(one)} ({costs[one].text()})"
+        for one, _ in zip(nearest, range(_NEAREST), strict=False)
+    ]
+    return f"no candidate is within {budget.text()}; nearest: {'; '.join(told)}"

@@ -1,0 +1,133 @@
+"""HubDestination: a model repository on the Hub that this machine's token may write to.
+
+Knows accounts, rights, and that a busy Hub is to be asked again. The token is huggingface_hub's
+affair: it is never read, shown or kept here. Does not know what is written.
+
+    destination = find_destination("me/tiny-half", private=True)
+    api.create_commit(destination.repo, ...)
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from minitron.errors import OutputError
+from minitron.hub.errors import BUSY, HUB_ERRORS, reason
+
+Result = TypeVar("Result")
+
+_WAITS = (1, 2, 4, 8)  # seconds, where it does not say how long
+_LONGEST_WAIT = 300
+
+
+@dataclass(frozen=True)
+class HubDestination:
+    """Where to push: an id with its owner, and whether something is there already."""
+
+    repo: str
+    exists: bool
+
+
+def hub_api() -> HfApi:
+    """The Hub's own client, which says who is asking."""
+    return HfApi(library_name="minitron", library_version=version("minitron"))
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether the Hub would take it for a repository's id."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def find_destination(
+    repo: str, *, private: bool = False, create_pr: bool = False
+) -> HubDestination:
+    """Check that `repo` (owner/name, or a name of one's own) can be pushed to; changes nothing.
+
+    Raises OutputError: no token, one that only reads, an invalid name, an owner that is another,
+    a Space or data set of that name, a public repository that is to be private, no connection.
+    """
+    if not is_repo_id(repo):
+        raise OutputError(
+            f"{repo} is no name for a repository: owner/name, of letters, digits, '-', '_' and '.'"
+        )
+    api = hub_api()
+    with speaking_of(repo):
+        account = patiently(api.whoami)
+        name = repo if "/" in repo else f"{account['name']}/{repo}"
+        _check_token_writes(account)
+        there = _visibility(api, name)
+        if there is None:
+            if create_pr:
+                raise OutputError(f"there is no {name} to open a pull request on: check the name")
+            _check_new(api, name, account)
+            return HubDestination(name, exists=False)
+        if private and there == "public":
+            raise OutputError(f"{name} is public already: push without --private, or elsewhere")
+        if not create_pr:
+            patiently(lambda: api.auth_check(name, write=True))
+    return HubDestination(name, exists=True)
+
+
+def patiently(ask: Callable[[], Result]) -> Result:
+    """What the Hub answers, asked again as long as it says that it is too busy."""
+    for wait in _WAITS:
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in BUSY:
+                raise
+            told = error.response.headers.get("Retry-After", "")
+            time.sleep(min(int(told) if told.isdigit() else wait, _LONGEST_WAIT))
+    return ask()
+
+
+@contextmanager
+def speaking_of(repo: str) -> Iterator[None]:
+    """Turn whatever goes wrong between us and the Hub into an OutputError of one line."""
+    try:
+        yield
+    except HUB_ERRORS as error:
+        raise OutputError(f"cannot push to {repo}: {reason(error, repo)}") from error
+
+
+def _check_token_writes(account: dict[str, Any]) -> None:
+    token = account.get("auth", {}).get("accessToken") or {}
+    if token.get("role") == "read":
+        raise OutputError(
+            f"the token of {account['name']} may only read: make one that may write at "
+            "https://huggingface.co/settings/tokens, and log in with it"
+        )
+
+
+def _visibility(api: HfApi, repo: str, repo_type: str = "model") -> str | None:
+    """ "private" or "public"; None where there is no such repository."""
+    try:
+        info = patiently(lambda: api.repo_info(repo, repo_type=repo_type))
+    except RepositoryNotFoundError:
+        return None
+    return "private" if info.private else "public"
+
+
+def _check_new(api: HfApi, repo: str, account: dict[str, Any]) -> None:
+    """Refuse an owner that the account is not, and a name that another kind of thing has."""
+    owner = repo.partition("/")[0]
+    owners = [account["name"], *(org["name"] for org in account.get("orgs", []))]
+    if owner not in owners:
+        raise OutputError(
+            f"{repo} is not there, and {account['name']} cannot make it: name one of "
+            + ", ".join(f"{name}/..." for name in owners)
+        )
+    for repo_type, called in (("space", "a Space"), ("dataset", "a data set")):
+        if _visibility(api, repo, repo_type) is not None:
+            raise OutputError(f"{repo} is {called} already: choose another name for the model")

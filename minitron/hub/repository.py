@@ -1,0 +1,162 @@
+"""HubRepository: a place on the Hub, pinned to one revision and fetched file by file.
+
+Knows huggingface_hub's cache, and that a piece of a file can be read without the rest. Works
+offline on what is cached. Does not know what the files mean.
+
+    HubRepository("nvidia/Minitron-4B-Base").file("config.json")
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    hf_raise_for_status,
+    http_stream_backoff,
+)
+
+from minitron.errors import SourceError
+from minitron.hub.errors import HUB_ERRORS, reason
+from minitron.hub.partial_file import PartialPath, stand_in
+
+_CONFIG = "config.json"
+_WAITS = (0, 1, 2, 4, 8)  # seconds before each attempt
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a file that is not on this machine."""
+
+    content: bytes
+    size: int  # of the whole file
+
+
+class HubRepository:
+    """A model repository; every file comes from the revision seen first.
+
+    That is the one of the file `first`, which is fetched; or, with None, the one the Hub names.
+    """
+
+    def __init__(
+        self, repo_id: str, revision: str | None = None, *, first: str | None = _CONFIG
+    ) -> None:
+        self.name = repo_id
+        self.revision: str | None = revision
+        if first is None:
+            with self._telling():
+                self.revision = HfApi().model_info(repo_id, revision=revision).sha
+            return
+        path = self.file(first)
+        if path is None:
+            why = "it is not a transformers model" if first == _CONFIG else "check its path"
+            raise SourceError(f"{repo_id} has no {first}: {why}")
+        self._snapshot = path.parents[first.count("/")]
+        self.revision = self._snapshot.name  # the commit, from here on
+
+    def file(self, name: str) -> Path | None:
+        """The file in the cache, downloaded where it is not; None where the repository has none."""
+        asked = self.name if self.revision is None else f"{self.name}@{self.revision}"
+        with self._telling():
+            try:
+                return Path(hf_hub_download(self.name, name, revision=self.revision))
+            except LocalEntryNotFoundError as error:
+                if hasattr(self, "_snapshot") and self._offline:
+                    return None
+                raise SourceError(
+                    f"{asked} is neither a folder nor in the cache, and the Hub cannot be reached: "
+                    "check the name and the connection"
+                ) from error
+            except EntryNotFoundError:
+                return None
+
+    def piece(self, name: str, start: int, stop: int) -> Piece | None:
+        """Bytes [start, stop) of a file; None where it is cached, missing, or must come whole."""
+        if self._offline or self._is_cached(name):
+            return None
+        for wait in _WAITS:
+            time.sleep(wait)
+            with self._telling():
+                try:
+                    return self._read_piece(name, start, stop)
+                except EntryNotFoundError:
+                    return None
+                except httpx2.TransportError:
+                    if wait == _WAITS[-1]:
+                        raise
+        return None
+
+    def partial_file(self, name: str) -> PartialPath | None:
+        """A stand-in of which only what is read is fetched; None where `file` is to be asked."""
+
+        def fetch(start: int, stop: int) -> bytes:
+            piece = self.piece(name, start, stop)
+            if piece is None or len(piece.content) != stop - start:
+                raise SourceError(f"{self.name} has changed while {name} was read: try again")
+            return piece.content
+
+        first = self.piece(name, 0, 1)
+        return None if first is None else stand_in(first.size, fetch)
+
+    def _read_piece(self, name: str, start: int, stop: int) -> Piece | None:
+        url = hf_hub_url(self.name, name, revision=self.revision)
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+        with http_stream_backoff("GET", url, headers=headers, retry_on_exceptions=()) as response:
+            hf_raise_for_status(response)
+            if response.status_code != 206:
+                return None
+            size = int(response.headers["Content-Range"].rpartition("/")[2])
+            return Piece(response.read(), size)
+
+    def names(self) -> list[str]:
+        """The repository's files, or, offline, those of them that are cached."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> list[str]:
+        if self._offline:
+            return sorted(path.name for path in self._snapshot.iterdir() if path.is_file())
+        with self._telling():
+            files = list(HfApi().list_repo_files(self.name, revision=self.revision))
+        return sorted(name for name in files if "/" not in name)
+
+    def _is_cached(self, name: str) -> bool:
+        return isinstance(try_to_load_from_cache(self.name, name, revision=self.revision), str)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turn what the Hub refuses into a SourceError of one line."""
+        try:
+            yield
+        except GatedRepoError as error:
+            raise SourceError(
+                f"{self.name} is gated: accept its terms on the Hub and log in with `hf auth login`"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise SourceError(
+                f"{self.name} is neither a folder nor a repository you can see on the Hub: "
+                "check the name, or log in with `hf auth login`"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise SourceError(f"{self.name} has no revision {self.revision}: check it") from error
+        except HUB_ERRORS as error:
+            why = reason(error, self.name)
+            raise SourceError(f"{self.name} cannot be fetched: {why}") from error
+
+    @cached_property
+    def _offline(self) -> bool:
+        from huggingface_hub.constants import is_offline_mode
+
+        return is_offline_mode()

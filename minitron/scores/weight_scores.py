@@ -1,0 +1,62 @@
+"""Scores that need no text: by the magnitude of weights, and at random.
+
+They are what importance by activations must beat (arXiv 2407.14679, table 14).
+
+    magnitude_scores(open_source("tiny"))
+"""
+
+import torch
+from tqdm.auto import tqdm
+
+from minitron.architecture import Architecture
+from minitron.importance import Importance, score_shapes
+from minitron.source import Source, complete_tensors
+from minitron.tensors.finite import check_finite
+
+
+def random_scores(architecture: Architecture, seed: int) -> Importance:
+    """Uniform scores on every axis, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        axis: torch.rand(shape, generator=generator, dtype=torch.float64)
+        for axis, shape in score_shapes(architecture).items()
+    }
+    return Importance(made_by={"scores": "random", "seed": seed}, **drawn)
+
+
+def magnitude_scores(source: Source) -> Importance:
+    """The L2 norm of all weights at each position of an axis, over the tensors that lie on it.
+
+    One tensor is held at a time. Raises SourceError for weights that are incomplete or not finite.
+    """
+    architecture = Architecture.from_config(source.config)
+    tensors = complete_tensors(source, architecture)
+    squares = {
+        axis: torch.zeros(shape, dtype=torch.float64)
+        for axis, shape in score_shapes(architecture).items()
+    }
+    for slot in tqdm(list(architecture.slots()), unit="tensor", desc="score", disable=None):
+        weight = tensors[slot.name].read()
+        check_finite(weight, slot.name, source.name)
+        # One dimension an axis: (heads * head_dim, hidden) becomes (heads, head_dim, hidden).
+        axes = [axis for dimension in slot.row.axes for axis in dimension]
+        spread = weight.view([architecture.size(axis) for axis in axes])
+        for dimension, axis in enumerate(axes):
+            if axis in squares:
+                summed = squares[axis] if axis == "hidden" else squares[axis][slot.layer]
+                summed += _squares_along(spread, dimension)
+        if slot.layer is not None:
+            squares["layers"][slot.layer] += _squares_along(spread.view(1, -1), 0).squeeze()
+    heads = squares["heads"].unflatten(-1, (architecture.num_key_value_heads, -1))
+    squares["kv_heads"] += heads.sum(-1)  # a group goes with its query heads
+    norms = {axis: total.sqrt() for axis, total in squares.items()}
+    return Importance(made_by={"scores": "magnitude"}, **norms)
+
+
+def _squares_along(tensor: torch.Tensor, dimension: int) -> torch.Tensor:
+    """The sum of squares over all other dimensions, (tensor.shape[dimension],)."""
+    others = [other for other in range(tensor.dim()) if other != dimension]
+    if not others:
+        return tensor.double().square()
+    norms: torch.Tensor = torch.linalg.vector_norm(tensor, dim=others, dtype=torch.float32)
+    return norms.double().square()

@@ -1,0 +1,137 @@
+"""What the pickle of torch.save says about tensors: the calls that make them, answered with places.
+
+It knows the names of storages and dtypes and refuses a view that leaves its storage. It knows no
+container: the reader says where the storage of a key lies.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minitron.tensors.inert_pickle import Builders, Global
+from minitron.tensors.stored_tensor import StoredTensor, row_major
+
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+}
+# dtypes younger than the named storages: their tensors name the dtype beside an untyped storage
+YOUNG = (
+    "uint16 uint32 uint64 complex32 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz "
+    "float8_e8m0fnu"
+)
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (*STORAGES.values(), *(getattr(torch, name) for name in YOUNG.split()))
+}
+LARGEST_EXPANSION = 2**28  # an expanded tensor may be larger than its storage, up to here
+LARGEST_COUNT = 2**48  # of elements; torch's own sizes overflow somewhere above
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The bytes that one or more tensors are views of."""
+
+    offset: int  # in bytes from the start of the file
+    nbytes: int
+    dtype: torch.dtype
+
+
+def storage_key(key: object) -> tuple[torch.dtype, str, int]:
+    """dtype, name and number of elements of what torch.save keeps outside the pickle."""
+    match key:
+        case ("storage", Global(name=kind), str(name), _, int(count), *_) if count >= 0:
+            if kind not in STORAGES:
+                raise ValueError(f"a storage of unknown kind, {kind}")
+            return STORAGES[kind], name, count
+    raise ValueError("a reference to something that is no storage")
+
+
+def tensor_builders(path: Path) -> Builders:
+    """The calls by which a pickle makes tensors, answered with their places in the file."""
+
+    def tensor(
+        storage: object, first: object, shape: object, strides: object, *flags: object
+    ) -> StoredTensor:
+        if not isinstance(storage, Storage):
+            raise TypeError("a tensor without a storage")
+        # (requires_grad, hooks, metadata): the last says that values are conjugated or negated.
+        if len(flags) > 2 and flags[2]:
+            raise ValueError("a tensor stored conjugated or negated")
+        return _located(path, storage, storage.dtype, first, shape, strides)
+
+    def untyped(
+        storage: object, first: object, shape: object, strides: object, *flags: object
+    ) -> StoredTensor:
+        if not isinstance(storage, Storage) or len(flags) < 3:
+            raise TypeError("a tensor without a storage and dtype")
+        match flags[2]:
+            case Global(module="torch", name=name) if name in DTYPES:
+                return _located(path, storage, DTYPES[name], first, shape, strides)
+        raise ValueError("a tensor of no known dtype")
+
+    builders: dict[Global, Callable[..., object]] = {
+        Global("torch._utils", "_rebuild_tensor"): tensor,
+        Global("torch._utils", "_rebuild_tensor_v2"): tensor,
+        Global("torch._utils", "_rebuild_tensor_v3"): untyped,
+        Global("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        Global("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
+    }
+    # A tensor that carries Python attributes names the call, its class, the arguments, the rest.
+    attributed = Global("torch._tensor", "_rebuild_from_type_v2")
+    builders[attributed] = lambda call, _kind, arguments, _state: builders[call](*arguments)
+    return builders
+
+
+def _located(
+    path: Path,
+    storage: Storage,
+    dtype: torch.dtype,
+    first: object,
+    shape: object,
+    strides: object,
+) -> StoredTensor:
+    """A view of a storage, refused unless every element of it lies inside."""
+    sizes, steps = _counts(shape), _counts(strides)
+    (begin,) = _counts((first,))
+    if len(sizes) != len(steps) or math.prod(size or 1 for size in sizes) > LARGEST_COUNT:
+        raise ValueError(f"a tensor of shape {sizes} and strides {steps}")
+    offset = storage.offset + begin * dtype.itemsize
+    if 0 in sizes:
+        return StoredTensor(path, dtype, sizes, offset)
+    span = 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+    if (begin + span) * dtype.itemsize > storage.nbytes:
+        raise ValueError(f"a storage of {storage.nbytes} bytes is too short for shape {sizes}")
+    located = StoredTensor(path, dtype, sizes, offset, None if _is_dense(sizes, steps) else steps)
+    if located.nbytes > max(storage.nbytes, LARGEST_EXPANSION):
+        raise ValueError(f"{storage.nbytes} bytes would expand to {located.nbytes}")
+    return located
+
+
+def _is_dense(sizes: tuple[int, ...], steps: tuple[int, ...]) -> bool:
+    """Whether elements lie row by row without gaps; the stride of a single row says nothing."""
+    rows = zip(sizes, steps, row_major(sizes), strict=True)
+    return all(size == 1 or step == dense for size, step, dense in rows)
+
+
+def _counts(values: object) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or len(values) > 64:
+        raise TypeError("sizes that are no short tuple")
+    for value in values:
+        if type(value) is not int or not 0 <= value < LARGEST_COUNT:
+            raise ValueError("a size that is no reasonable number")
+    return tuple(values)

@@ -1,0 +1,55 @@
+"""Training of causal language models on text, on transformers' Trainer and accelerate.
+
+Knows the order of the steps: text, model, fit, folder. Sequences are packed, so there is no
+padding. Knows nothing of pruning, nor of teachers (`distilling`).
+
+    train(out="tiny", init="config-and-tokenizer", corpus="books.jsonl.gz", scratch=True)
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, set_seed
+
+from minitron.hub.folder import HubFolder
+from minitron.recipe import TrainRecipe, verb
+from minitron.source import open_source, sequence_length
+from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
+from minitron.training.shared_run import load_text, shared_folder
+from minitron.training.trained_folder import write_trained
+from minitron.unfinished import check_absent
+
+
+@verb(TrainRecipe)
+def train(recipe: TrainRecipe) -> HubFolder:
+    """Train a model from scratch or further, by cross-entropy, and write a Hub-ready folder.
+
+    An interrupted run goes on from its last checkpoint when the same call is made again. Under
+    torchrun or accelerate launch, all processes train together. Returns the folder, with
+    `training.jsonl` (one record a logged step) and, where matplotlib is installed, `loss.png`.
+    Raises SourceError, CorpusError, OutputError, TargetError.
+    """
+    out = Path(recipe.out)
+    check_absent(out)
+    check_numbers(recipe)
+    source = open_source(recipe.init)
+    seq_len = sequence_length(source, recipe.seq_len)
+    with shared_folder(out, recipe) as folder:
+        load = partial(load_text, source, seq_len=seq_len, folder=folder, seed=recipe.seed)
+        held_out = None if recipe.eval_corpus is None else load(recipe.eval_corpus)
+        texts = Texts(load(recipe.corpus, samples=recipe.samples), held_out)
+        set_seed(recipe.seed)
+        model = initial_model(source, recipe)
+        fitted = fit(model, texts, folder / CHECKPOINTS, recipe, make_trainer=_TextTrainer)
+        write_trained(folder, source, recipe, fitted, texts, command="train", loss="cross-entropy")
+    return HubFolder.at(out)
+
+
+class _TextTrainer(Trainer):
+    """Cross-entropy with the text, as the model itself computes it."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As transformers does, without the rows' places."""
+        batch = {key: value for key, value in inputs.items() if key != "row"}
+        return super().compute_loss(model, batch, *args, **kwargs)

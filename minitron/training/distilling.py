@@ -1,0 +1,220 @@
+"""Distilling: trains a student to predict what its teacher predicts, and writes a Hub folder.
+
+Knows the order of the steps, and what is refused before anything is loaded. How a batch is learnt
+is in `distill_trainer`, the loss in `distillation`, where lessons come from in `teacher` and
+`teacher_cache`.
+
+    distill("tiny-half", "tiny-student", teacher="tiny", corpus="books.jsonl.gz")
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from minitron.architecture import Architecture
+from minitron.errors import TargetError
+from minitron.hub.folder import HubFolder
+from minitron.layer_stream import LayerStream
+from minitron.provenance import sizes_of
+from minitron.recipe import DistillRecipe, verb
+from minitron.source import Source, load_model, open_source, sequence_length
+from minitron.tensors.model_digest import description_of
+from minitron.training.distill_trainer import DistillTrainer, add_projection
+from minitron.training.distillation import distillation_loss
+from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
+from minitron.training.shared_run import load_text, processes_of_run, shared_folder
+from minitron.training.teacher import (
+    DistillLoss,
+    RunningTeacher,
+    StreamedTeacher,
+    Teacher,
+    output_embedding,
+)
+from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
+from minitron.training.trained_folder import write_trained
+from minitron.training.vocabularies import check_same_vocabulary
+from minitron.unfinished import check_absent
+
+logger = logging.getLogger(__name__)
+
+
+@verb(DistillRecipe)
+def distill(recipe: DistillRecipe) -> HubFolder:
+    """Train a student on its teacher's predictions, and write a Hub-ready folder.
+
+    The teacher runs beside the student, or was written down by `cache_teacher`. The loss is
+    `distillation_loss`, plus alpha times `IntermediateLoss` between the states that enter the
+    third last layers and those that the embeddings give (2407.14679, section 3 and table 17). An
+    interrupted run goes on from its last checkpoint when the same call is made again; under
+    torchrun or accelerate launch all processes train together. Returns the folder, with
+    `training.jsonl` and, where matplotlib is installed, `loss.png`. Raises SourceError,
+    TokenizerError, CorpusError, OutputError, TargetError.
+    """
+    out = Path(recipe.out)
+    check_absent(out)
+    check_numbers(recipe)
+    student = open_source(recipe.student)
+    told = _instruction(recipe, student)
+    with shared_folder(out, recipe) as folder:
+        texts = _texts(recipe, student, told, folder)
+        teacher = told.teacher(recipe)
+        set_seed(recipe.seed)
+        model = initial_model(student, recipe)
+        if told.positions:
+            teachers_width = Architecture.from_config(told.source.config).hidden_size
+            add_projection(model, teachers_width, pairs=len(told.positions))
+        make_trainer = partial(
+            DistillTrainer,
+            teacher=teacher,
+            loss=told.loss,
+            positions=[ours for ours, _ in told.positions],
+            alpha=told.alpha,
+        )
+        fitted = fit(
+            model,
+            texts,
+            folder / CHECKPOINTS,
+            recipe,
+            make_trainer=make_trainer,
+            verb="distill",
+        )
+        write_trained(
+            folder,
+            student,
+            recipe,
+            fitted,
+            texts,
+            command="distill",
+            loss=f"{recipe.kind} from the teacher",
+            teacher=told.record,
+        )
+    return HubFolder.at(out)
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    """Who teaches, and how; known before anything is loaded."""
+
+    source: Source  # of a cache: the teacher without its weights
+    cache: TeacherCache | None
+    record: dict[str, Any]
+    loss: DistillLoss
+    # Pairs of inner states, (student's, teacher's), as `inner_states` counts; none without alpha.
+    positions: tuple[tuple[int, int], ...]
+    alpha: float | None  # None: dynamic
+
+    def teacher(self, recipe: DistillRecipe) -> Teacher:
+        """Load it, or open what it wrote down."""
+        device = str(processes_of_run().device)
+        if self.cache is not None:
+            return self.cache.teacher(device)
+        dtype = None if recipe.teacher_dtype is None else getattr(torch, recipe.teacher_dtype)
+        positions = [theirs for _, theirs in self.positions]
+        if recipe.stream_teacher:
+            stream = LayerStream.of_source(self.source, dtype=dtype, device=device, keep=False)
+            head = output_embedding(self.source).read().to(device)
+            return StreamedTeacher(stream, head, positions)
+        return RunningTeacher(load_model(self.source, dtype=dtype, device=device), positions)
+
+
+def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
+    """Who teaches and how, checked against the student."""
+    cache, source = _teaching(recipe)
+    loss = DistillLoss(recipe.kind, recipe.temperature, recipe.ce_weight, recipe.beta)
+    _check_loss(loss, cache)
+    check_same_vocabulary(student, source)
+    ours, theirs = (Architecture.from_config(each.config) for each in (student, source))
+    if theirs.parameters < ours.parameters:
+        logger.warning(
+            "the teacher %s has %s parameters, the student %s: it has less to teach",
+            source.name,
+            f"{theirs.parameters:,}",
+            f"{ours.parameters:,}",
+        )
+    alpha = _alpha(recipe, ours, theirs, cache)
+    # The paper's best map: what the embeddings give, and the third last layers with each other.
+    depths = (ours.num_hidden_layers, theirs.num_hidden_layers)
+    positions = ((0, 0), (depths[0] - 2, depths[1] - 2)) if alpha != 0 else ()
+    described = cache.described["teacher"] if cache is not None else description_of(source)
+    return _Instruction(
+        source=source,
+        cache=cache,
+        record={**described, **sizes_of(theirs)},
+        loss=loss,
+        positions=positions,
+        alpha=alpha,
+    )
+
+
+def _teaching(recipe: DistillRecipe) -> tuple[TeacherCache | None, Source]:
+    """The cache, if there is one, and the teacher."""
+    named = None if recipe.teacher is None else open_source(recipe.teacher)
+    if recipe.teacher_cache is not None:
+        cache = open_teacher_cache(Path(recipe.teacher_cache))
+        if named is not None:
+            cache.check_teacher(named)
+        return cache, cache.source
+    if named is None:
+        raise TargetError("no teacher: give --teacher MODEL, or --teacher-cache FOLDER")
+    return None, named
+
+
+def _check_loss(loss: DistillLoss, cache: TeacherCache | None) -> None:
+    """Refuse options that the loss refuses, and those that the cache has no answer to."""
+    one = torch.zeros(1, 1)
+    distillation_loss(one, one, one, one, labels=torch.zeros(1, dtype=torch.long), **vars(loss))
+    kept_all = cache is None or cache.top_k is None
+    if not kept_all and (loss.kind, loss.temperature) != ("forward_kl", 1.0):
+        raise TargetError(
+            f"--kind {loss.kind} at --temperature {loss.temperature:g} needs all probabilities, "
+            "the cache has the likeliest only: take forward_kl at 1, or a cache without --top-k"
+        )
+
+
+def _alpha(
+    recipe: DistillRecipe, ours: Architecture, theirs: Architecture, cache: TeacherCache | None
+) -> float | None:
+    """The weight of inner states; None is dynamic. Raises TargetError."""
+    least = min(ours.num_hidden_layers, theirs.num_hidden_layers)
+    if recipe.alpha == "auto":
+        is_cut = 2 * ours.num_hidden_layers <= theirs.num_hidden_layers
+        return None if is_cut and least > 2 and cache is None else 0.0
+    if recipe.alpha == 0:
+        return 0.0
+    if cache is not None:
+        raise TargetError(
+            f"--alpha {recipe.alpha} needs the states between the teacher's layers, which no cache "
+            "has: give --teacher instead"
+        )
+    if least <= 2:
+        raise TargetError(f"--alpha {recipe.alpha} needs a third last layer, a model has {least}")
+    if recipe.alpha == "dynamic":
+        return None
+    if not 0 < recipe.alpha < float("inf"):
+        raise TargetError(f"--alpha is {recipe.alpha}: it must be 0 or above, auto or dynamic")
+    return recipe.alpha
+
+
+def _texts(recipe: DistillRecipe, student: Source, told: _Instruction, folder: Path) -> Texts:
+    """The text to train on, which must be the cache's if there is one, and the held-out text."""
+    seq_len, samples, seed = recipe.seq_len, recipe.samples, recipe.seed
+    if told.cache is not None:  # as the cache was made, where nothing else is said
+        made = told.cache.described
+        seq_len, seed = seq_len or made["seq_len"], made["recipe"]["seed"]
+        samples = samples or made["recipe"]["samples"]
+    seq_len = sequence_length(student, seq_len)
+    load = partial(load_text, seq_len=seq_len, folder=folder, seed=seed)
+    held_out = None if recipe.eval_corpus is None else load(student, recipe.eval_corpus)
+    if told.cache is None:
+        source = told.source if recipe.corpus == "self" else student
+        return Texts(load(source, recipe.corpus, samples=samples), held_out)
+    if recipe.corpus == told.cache.corpus.name == "self":
+        return Texts(told.cache.corpus, held_out)
+    corpus = load(student, recipe.corpus, samples=samples)
+    told.cache.check_corpus(corpus)
+    return Texts(corpus, held_out)

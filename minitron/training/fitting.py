@@ -1,0 +1,208 @@
+"""Fitting: one run of transformers' Trainer over packed text, in one process or many.
+
+Knows where an interrupted run goes on, and what is left of a run: its weights and its losses. Does
+not know the loss: that is the Trainer it is given.
+
+    fitted = fit(model, Texts(corpus, None), folder / "checkpoints", recipe)
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging as transformers_logging
+
+from minitron.corpus import Corpus
+from minitron.errors import CorpusError, OutputError, TargetError
+from minitron.recipe import FitRecipe
+from minitron.source import Source, hub_config, load_model, new_model
+from minitron.training.progress import CURVE, LossCurve, TrainingProgress, records_of
+from minitron.training.shared_run import processes_of_run
+from minitron.training.trainer_arguments import check_trainer, trainer_arguments
+
+CHECKPOINTS = "checkpoints"
+_RUN = "run.json"
+_POSITIVE = (
+    "epochs",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "save_steps",
+    "steps",
+    "samples",
+    "seq_len",
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a model is trained on, and what it is measured on where there is such text."""
+
+    corpus: Corpus
+    held_out: Corpus | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training run did."""
+
+    steps: int
+    epochs: float
+    tokens: int  # trained on, repeated ones too
+    # One a logged step: step, epoch, loss or eval_loss (nats a token), learning_rate, grad_norm.
+    records: tuple[dict[str, float], ...]
+    # By name, as they were trained; only in the first process.
+    weights: Mapping[str, torch.Tensor]
+
+
+def check_numbers(recipe: FitRecipe) -> None:
+    """Refuse numbers that mean nothing, before anything slow. Raises TargetError."""
+    for key in _POSITIVE:
+        value = getattr(recipe, key)
+        if value is not None and not value > 0:
+            raise TargetError(f"{key} is {value}: it must be above 0")
+    if recipe.seq_len == 1:
+        raise TargetError("seq_len is 1: there is nothing to predict")
+    check_trainer(recipe)
+
+
+def initial_model(source: Source, recipe: FitRecipe) -> PreTrainedModel:
+    """The model to train, in float32: with its own weights, or random ones."""
+    if recipe.scratch:
+        return new_model(hub_config(source.config))
+    return load_model(source, dtype=torch.float32)
+
+
+def fit(
+    model: PreTrainedModel,
+    texts: Texts,
+    folder: Path,
+    recipe: FitRecipe,
+    *,
+    make_trainer: Callable[..., Trainer] = Trainer,
+    verb: str = "train",
+) -> Fitted:
+    """Train `model` in place; checkpoints go to `folder`, and an earlier run there is resumed.
+
+    A batch holds `input_ids` and `labels` [rows, seq_len], and `row` [rows], their places in the
+    corpus. Raises CorpusError for ids outside the vocabulary, TargetError for a loss that became
+    NaN, OutputError for a run that was begun on other text or in fewer or more processes.
+    """
+    for corpus in (texts.corpus, texts.held_out):
+        if corpus is not None:
+            corpus.check_fits(model.config.vocab_size)
+            if corpus.sequences.shape[1] < 2:
+                raise CorpusError(f"{corpus.name} holds single tokens: there is nothing to predict")
+    processes = processes_of_run()
+    _check_same_run(folder, texts, processes)
+    checkpoint = _last_checkpoint(folder, processes)
+    arguments = trainer_arguments(recipe, folder, evaluates=texts.held_out is not None)
+    arguments.eval_on_start = texts.held_out is not None and checkpoint is None
+    rows = recipe.batch_size * recipe.gradient_accumulation_steps * processes.num_processes
+    tokens_per_step = rows * texts.corpus.sequences.shape[1]
+    trainer = make_trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_dataset(texts.corpus),
+        eval_dataset=None if texts.held_out is None else _dataset(texts.held_out),
+        data_collator=_stack,
+        callbacks=[TrainingProgress(tokens_per_step, verb), LossCurve(folder.parent / CURVE)],
+    )
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    with _one_bar():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
+    if texts.held_out is not None and evaluated[-1:] != [trainer.state.global_step]:
+        trainer.evaluate()
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model.eval()
+    epochs = float(trainer.state.epoch or 0)
+    return Fitted(
+        steps=trainer.state.global_step,
+        epochs=epochs,
+        tokens=round(epochs * texts.corpus.tokens),
+        records=records_of(trainer.state),
+        weights=weights if processes.is_main_process else {},
+    )
+
+
+def _check_same_run(folder: Path, texts: Texts, processes: PartialState) -> None:
+    """Refuse to go on with a run that was begun on something else, which its recipe cannot tell."""
+    if not processes.is_main_process:
+        return
+    held_out = None if texts.held_out is None else texts.held_out.digest
+    now = {
+        "text": texts.corpus.digest,
+        "held-out text": held_out,
+        "processes": processes.num_processes,
+    }
+    try:
+        begun = json.loads((folder / _RUN).read_bytes())
+    except (OSError, ValueError):  # none, or killed at its very start
+        begun = now
+    if differing := [what for what in now if begun.get(what) != now[what]]:
+        raise OutputError(
+            f"{folder.parent} was begun with other {' and '.join(differing)} under the same "
+            "settings: give what it was begun with, or remove it"
+        )
+    folder.mkdir(exist_ok=True)
+    (folder / _RUN).write_text(json.dumps(now))
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """Ours alone: transformers would draw another for each checkpoint it writes."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _last_checkpoint(folder: Path, processes: PartialState) -> Path | None:
+    """The last checkpoint that was written whole; later ones, cut short, are removed.
+
+    transformers writes trainer_state.json last.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+    last = next((path for path in found if _is_whole(path)), None)
+    processes.wait_for_everyone()  # all have looked
+    if processes.is_main_process:
+        for path in found[: found.index(last) if last is not None else None]:
+            shutil.rmtree(path)
+    return last
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _dataset(corpus: Corpus) -> Dataset:
+    rows = {"input_ids": corpus.sequences, "row": np.arange(len(corpus.sequences))}
+    return Dataset.from_dict(rows).with_format("torch")
+
+
+def _stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    input_ids = torch.stack([row["input_ids"] for row in rows]).long()  # (batch, seq_len)
+    return {
+        "input_ids": input_ids,
+        "labels": input_ids,
+        "row": torch.stack([row["row"] for row in rows]),
+    }

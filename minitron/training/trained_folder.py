@@ -1,0 +1,72 @@
+"""The Hub folder that a training run leaves: weights, losses, their picture, record and card.
+
+write_trained(folder, source, recipe, fitted, texts, command="train", loss="cross-entropy")
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minitron.architecture import Architecture, resized_config
+from minitron.folder_writer import TensorSpec, write_companions, write_weights
+from minitron.model_card import write_card
+from minitron.provenance import write_provenance
+from minitron.recipe import FitRecipe, record_of
+from minitron.source import Source
+from minitron.training.fitting import CHECKPOINTS, Fitted, Texts
+from minitron.training.loss_curve import PICTURE, draw_loss_curve
+from minitron.training.progress import CURVE, write_records
+from minitron.training.shared_run import processes_of_run
+
+_TRACKED = "runs"  # TensorBoard's files, which the Hub shows
+
+
+def write_trained(
+    folder: Path,
+    source: Source,
+    recipe: FitRecipe,
+    fitted: Fitted,
+    texts: Texts,
+    *,
+    command: str,
+    loss: str,
+    **found: Any,
+) -> None:
+    """Write what a run made of `source`, in the first process; the checkpoints are removed.
+
+    `loss` names what was trained on, `found` is recorded beside the training.
+    """
+    if not processes_of_run().is_main_process:
+        return
+    architecture = Architecture.from_config(source.config)
+    dtype = getattr(torch, recipe.dtype)
+    # A projection that only the loss needed stays behind.
+    weights = {name: fitted.weights[name].to("cpu", dtype) for name in architecture.shapes()}
+    specs = {name: TensorSpec(dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
+    write_weights(folder, specs, weights.items())
+    every_layer = tuple(range(architecture.num_hidden_layers))
+    config = resized_config(source.config, architecture, every_layer)
+    write_companions(folder, source, config, dtype)
+    write_records(folder / CURVE, fitted.records)
+    draw_loss_curve(folder / PICTURE, fitted.records, loss)
+    write_provenance(
+        folder,
+        command,
+        record_of(recipe),
+        source,
+        target=architecture,
+        training={
+            "corpus_digest": texts.corpus.digest,
+            "corpus_tokens": texts.corpus.tokens,
+            "steps": fitted.steps,
+            "epochs": fitted.epochs,
+            "tokens": fitted.tokens,
+        },
+        **found,
+    )
+    write_card(folder)
+    if (folder / CHECKPOINTS / _TRACKED).exists():
+        (folder / CHECKPOINTS / _TRACKED).rename(folder / _TRACKED)
+    shutil.rmtree(folder / CHECKPOINTS)
