@@ -60,8 +60,9 @@ def make_source(folder: Path, gigabytes: float) -> None:
     import torch
 
     import minitron
-    from minitron.folder_writer import TensorSpec, write_json, write_weights
+    from minitron.folder_writer import write_json, write_weights
     from minitron.source import zoo
+    from minitron.tensors.shard_file import TensorSpec
 
     made = architecture(gigabytes)
     specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in made.shapes().items()}

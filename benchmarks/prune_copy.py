@@ -37,8 +37,9 @@ def make_source(folder: Path, gigabytes: float) -> None:
     import torch
 
     from minitron.architecture import Architecture
-    from minitron.folder_writer import TensorSpec, write_json, write_weights
+    from minitron.folder_writer import write_json, write_weights
     from minitron.scores.weight_scores import random_scores
+    from minitron.tensors.shard_file import TensorSpec
 
     def architecture(layers: int) -> Architecture:
         return Architecture(model_type="nemotron", num_hidden_layers=layers, **SIZES)

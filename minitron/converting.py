@@ -137,7 +137,7 @@ def _check_options(recipe: ConvertRecipe) -> None:
         if getattr(recipe, name) < 1:
             raise TargetError(f"--{name} is {getattr(recipe, name)}: it must be at least 1")
     if not _SIZE.fullmatch(recipe.max_shard_size):
-        raise TargetError(f"--max-shard-size is {recipe.max_shard_size!r}: say a size, as 5GB")
+        raise TargetError(f"--max-shard-size is {recipe.max_shard_size!r}: say a size, as 2GB")
 
 
 def _read(source: Source, recipe: ConvertRecipe) -> _Model:

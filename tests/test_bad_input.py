@@ -419,9 +419,9 @@ class TestTheOutput:
         refused: Refused,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        from minitron import folder_writer
+        from minitron.tensors import shard_file
 
-        write, written = folder_writer.write_piece, []
+        write, written = shard_file.write_piece, []
 
         def full_after(file: Any, piece: Any, *rest: Any) -> int:
             if len(written) == room:
@@ -429,7 +429,7 @@ class TestTheOutput:
             written.append(piece)
             return write(file, piece, *rest)
 
-        monkeypatch.setattr(folder_writer, "write_piece", full_after)
+        monkeypatch.setattr(shard_file, "write_piece", full_after)
         line = refused("prune", source, tmp_path / "out", "--hidden-size", 36, *RANDOM)
         assert line == f"no space left for {tmp_path / 'out'}: free some and run again"
         assert len(written) == room
@@ -510,7 +510,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minitron.folder_writer.write_piece", interrupt)
+    monkeypatch.setattr("minitron.tensors.shard_file.write_piece", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["prune", str(source), str(tmp_path / "out"), "--hidden-size", "36", *RANDOM])
     assert ended.value.code == 130
@@ -519,7 +519,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "moment", ["minitron.folder_writer.write_piece", "minitron.pruning.write_card"]
+    "moment", ["minitron.tensors.shard_file.write_piece", "minitron.pruning.write_card"]
 )
 def test_a_killed_run_leaves_nothing_that_looks_complete_and_can_be_run_again(
     moment: str, source: Path, tmp_path: Path
