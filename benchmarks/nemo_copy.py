@@ -1,17 +1,16 @@
 """`.nemo` to Hub folder against `cp`, and against the usual script: time and memory, in one run.
 
 A synthetic bf16 Nemotron is written as a plain tar in three layouts (one state dict, zarr,
-torch_dist), and the first is also cast to float16. Each way runs in a process of its own,
-interleaved, after its imports; memory is the peak of anonymous pages above what the interpreter
-held with everything imported. `minitron` scans for NaN, as it does for a user. The naive way
-extracts the archive, loads all of it, splits the fused projections and saves. The results of both
-are compared by sha256.
+torch_dist); the first is also cast to float16, split over two ranks, and gzipped. Each way runs in
+a process of its own, interleaved, after its imports; memory is the peak of anonymous pages above
+what the interpreter held with everything imported. `minitron` scans for NaN, as it does for a user.
+The naive way extracts the archive, loads all of it, splits the fused projections and saves. The
+results of both are compared by sha256.
 
-    python benchmarks/nemo_copy.py --folder /path/with/25GB --gigabytes 4 --repeats 3
+    python benchmarks/nemo_copy.py --folder /path/with/35GB --gigabytes 4 --repeats 3
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,11 @@ import statistics
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from copying import Peak, weights_digest
 
 # Two layers of it make a gigabyte; head_dim is not hidden_size / heads, as in Minitron-8B.
 SIZES = {
@@ -33,12 +33,22 @@ SIZES = {
     "num_key_value_heads": 4,
     "head_dim": 128,
 }
-LAYOUTS = ("state_dict", "zarr", "torch_dist")
-CASES = {  # name: (layout, options of convert)
+CASES = {  # name: (archive, options of convert)
     "state_dict": ("state_dict", {}),
     "zarr": ("zarr", {}),
     "torch_dist": ("torch_dist", {}),
     "state_dict to float16": ("state_dict", {"dtype": "float16"}),
+    "two tensor-parallel ranks": ("ranks", {}),
+    "state_dict, tar.gz": ("gzipped", {}),
+}
+NOT_NAIVE = {"two tensor-parallel ranks", "state_dict, tar.gz"}  # the usual script reads neither
+SPLIT = {  # by what is in its name, the dimension along which ranks share a tensor
+    "word_embeddings": 0,
+    "output_layer": 0,
+    "linear_qkv.weight": 0,
+    "linear_fc1.weight": 0,
+    "linear_proj": 1,
+    "linear_fc2": 1,
 }
 WAYS = ("cp", "minitron", "naive")
 
@@ -83,22 +93,50 @@ def make_source(folder: Path, gigabytes: float) -> None:
 
 
 def write_state_dict(folder: Path) -> None:
-    """The same model as one torch.save file in a tar, as older writers did."""
+    """The same model as torch.save files in a tar, as older writers did: whole, in two ranks, and
+    gzipped."""
     import torch
 
     from minitron.conversion.megatron_checkpoint import read_checkpoint
     from minitron.conversion.nemo_archive import open_archive
 
-    root = folder / "state_dict"
+    root = folder / "unpacked"
     with tarfile.open(folder / "zarr.nemo") as archive:
         beside = [entry for entry in archive if "model_weights" not in entry.name]
         archive.extractall(root, beside, filter="data")
     tensors = read_checkpoint(open_archive(folder / "zarr.nemo")).tensors
-    state = {f"model.{name}": tensor.read() for name, tensor in tensors.items()}
-    torch.save(state, root / "model_weights.ckpt")
-    with tarfile.open(folder / "state_dict.nemo", "w") as archive:
+    whole = {f"model.{name}": tensor.read() for name, tensor in tensors.items()}
+    saved = root / "model_weights.ckpt"
+    torch.save(whole, saved)
+    for name, mode in {"state_dict": "w", "gzipped": "w:gz"}.items():
+        level = {"compresslevel": 1} if mode == "w:gz" else {}
+        with tarfile.open(folder / f"{name}.nemo", mode, **level) as archive:
+            archive.add(root, arcname=".")
+    saved.unlink()
+    for rank in range(2):
+        place = root / f"mp_rank_{rank:02d}"
+        place.mkdir()
+        torch.save({k: part_of(k, v, rank) for k, v in whole.items()}, place / saved.name)
+    edit_ranks(root / "model_config.yaml")
+    with tarfile.open(folder / "ranks.nemo", "w") as archive:
         archive.add(root, arcname=".")
     shutil.rmtree(root)
+
+
+def part_of(name: str, tensor: Any, rank: int) -> Any:
+    """What one of two ranks holds of a tensor."""
+    for part, dimension in SPLIT.items():
+        if part in name and tensor.dim() > 1:
+            return tensor.chunk(2, dimension)[rank].clone()
+    return tensor
+
+
+def edit_ranks(path: Path) -> None:
+    """Two ranks share every matrix."""
+    import yaml
+
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**settings, "tensor_model_parallel_size": 2}))
 
 
 def run_minitron(case: str, source: Path, out: Path) -> None:
@@ -125,10 +163,10 @@ def run_naive(case: str, source: Path, out: Path) -> None:
         archive.extractall(unpacked, filter="data")
     weights = unpacked / "model_weights"
     state: dict[str, Any] = {}
-    if source.stem == "state_dict":
+    if CASES[case][0] == "state_dict":
         state = torch.load(unpacked / "model_weights.ckpt", weights_only=True)
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    elif source.stem == "torch_dist":
+    elif CASES[case][0] == "torch_dist":
         reader = dcp.FileSystemReader(weights)
         for name, entry in reader.read_metadata().state_dict_metadata.items():
             if hasattr(entry, "size"):
@@ -199,32 +237,6 @@ def hub_names(state: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def status(key: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    text = Path("/proc/self/status").read_text()
-    return 1024 * int(text.split(f"{key}:")[1].split()[0])
-
-
-class Peak:
-    """The largest anonymous memory while it runs, sampled: mapped pages of files do not count."""
-
-    def __enter__(self) -> "Peak":
-        self.base = self.most = status("RssAnon")
-        self.running = True
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while self.running:
-            self.most = max(self.most, status("RssAnon"))
-            time.sleep(0.005)
-
-    def __exit__(self, *error: object) -> None:
-        self.running = False
-        self.thread.join()
-
-
 def one_way(case: str, way: str, source: Path, out: Path) -> None:
     """Run one way after its imports and print seconds, CPU seconds and bytes above the base."""
     import torch
@@ -253,23 +265,6 @@ def measure(case: str, way: str, source: Path, out: Path) -> dict[str, float]:
     return dict(json.loads(printed.splitlines()[-1]))
 
 
-def digest(folder: Path) -> str:
-    """sha256 of all tensors by name."""
-    import torch
-    from safetensors import safe_open
-
-    total = hashlib.sha256()
-    located = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            located.update(dict.fromkeys(file.keys(), path))
-    for name in sorted(located):
-        with safe_open(located[name], framework="pt") as file:
-            total.update(name.encode())
-            total.update(file.get_tensor(name).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 def remove(path: Path) -> None:
     """A file or a folder."""
     if path.is_dir():
@@ -289,7 +284,7 @@ def compare(case: str, source: Path, folder: Path, ways: list[str], repeats: int
             os.sync()  # nobody waits for what another way left to write
             runs[way].append(measure(case, way, source, out))
             if repeat == 0 and way != "cp":
-                digests[way] = digest(out)
+                digests[way] = weights_digest(out)
             remove(out)
     assert len(set(digests.values())) == 1, f"{case}: the results differ"
     for way, of_way in runs.items():
@@ -306,7 +301,7 @@ def compare(case: str, source: Path, folder: Path, ways: list[str], repeats: int
 def main() -> None:
     """Make the archives where they are missing, then run every case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="a place with six times the space")
+    parser.add_argument("--folder", type=Path, help="a place with eight times the space")
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
@@ -327,7 +322,8 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|")
     for case in options.cases:
         source = options.folder / f"{CASES[case][0]}.nemo"
-        compare(case, source, options.folder, options.ways, options.repeats)
+        ways = [way for way in options.ways if way != "naive" or case not in NOT_NAIVE]
+        compare(case, source, options.folder, ways, options.repeats)
 
 
 if __name__ == "__main__":

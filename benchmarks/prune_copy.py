@@ -2,15 +2,15 @@
 
 A synthetic bf16 Nemotron checkpoint is pruned by a random importance file, so that only reading,
 checking, cutting and writing are timed. Each way runs in a process of its own, interleaved, after
-its imports; memory is the peak (VmHWM) above what the interpreter held with torch and minitron
+its imports; memory is the peak of anonymous pages above what the interpreter held with everything
 imported. The results of both prunings are compared byte for byte.
 
     python benchmarks/prune_copy.py --folder /path/with/15GB --gigabytes 4
 """
 
 import argparse
-import hashlib
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -18,6 +18,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from copying import Peak, weights_digest
 
 # Hidden 2560 -> 1920, ffn 10240 -> 7680: 2.6 of 4.1 GB stay.
 SIZES = {
@@ -96,12 +98,6 @@ def run_load_everything(source: Path, out: Path) -> None:
     save_file(cut, out / "model.safetensors", {"format": "pt"})
 
 
-def peak_memory() -> int:
-    """VmHWM of this process, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 def one_way(way: str, source: Path, out: Path) -> None:
     """Run one way after its imports and print seconds, CPU seconds and bytes above the base."""
     import torch  # noqa: F401
@@ -109,11 +105,11 @@ def one_way(way: str, source: Path, out: Path) -> None:
     import minitron.pruning  # noqa: F401
 
     run: Callable[[Path, Path], None] = run_minitron if way == "minitron" else run_load_everything
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    base, started, cpu = peak_memory(), time.perf_counter(), time.process_time()
-    run(source, out)
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "bytes": peak_memory() - base}))
+    with Peak() as peak:
+        started, cpu = time.perf_counter(), time.process_time()
+        run(source, out)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "bytes": peak.most - peak.base}))
 
 
 def measure(way: str, source: Path, out: Path) -> dict[str, float]:
@@ -125,23 +121,6 @@ def measure(way: str, source: Path, out: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--way", way, "--source", str(source), "--out", str(out)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return dict(json.loads(printed.splitlines()[-1]))
-
-
-def digest(folder: Path) -> str:
-    """sha256 of all tensors by name, whatever the shards."""
-    import torch
-    from safetensors import safe_open
-
-    total = hashlib.sha256()
-    located = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            located.update(dict.fromkeys(file.keys(), path))
-    for name in sorted(located):
-        with safe_open(located[name], framework="pt") as file:
-            total.update(name.encode())
-            total.update(file.get_tensor(name).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def main() -> None:
@@ -166,9 +145,10 @@ def main() -> None:
         for way in WAYS:
             out = options.folder / f"out-{way.replace(' ', '-')}"
             shutil.rmtree(out, ignore_errors=True)
+            os.sync()  # nobody waits for what another way left to write
             runs[way].append(measure(way, source, out))
             if repeat == 0 and way != "cp":
-                digests[way] = digest(out)
+                digests[way] = weights_digest(out)
             shutil.rmtree(out)
     assert len(set(digests.values())) == 1, "the prunings differ"
     size = sum(path.stat().st_size for path in source.iterdir())

@@ -8,7 +8,7 @@ stream through in pieces, in the planned order. Does not know what they mean.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -32,7 +32,7 @@ def write_weights(
     specs: Mapping[str, TensorSpec],
     pieces: Iterable[tuple[str, Piece]],
     *,
-    max_shard_size: str | None = None,
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Write `pieces` as the tensors of `specs`, in its order.
 
@@ -50,7 +50,7 @@ def write_weights(
         folder / name: {tensor: specs[tensor] for tensor in tensors}
         for name, tensors in split.filename_to_tensors.items()
     }
-    _write_shards(files, iter(pieces))
+    _write_shards(files, pieces)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)
@@ -89,9 +89,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_shards(
-    files: Mapping[Path, Mapping[str, TensorSpec]], stream: Iterator[tuple[str, Piece]]
+    files: Mapping[Path, Mapping[str, TensorSpec]], stream: Iterable[tuple[str, Piece]]
 ) -> None:
-    """Hand the stream on to the files, some of which are written at once."""
+    """Hand the stream on to the files, some of which are written at once.
+
+    A tensor larger than a shard has a file of its own, so files do not follow one another in it.
+    """
     total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
     lock = Lock()
     with (
@@ -103,31 +106,27 @@ def _write_shards(
             with lock:
                 progress.update(count)
 
-        shards = {ShardFile(path, specs, tell): specs for path, specs in files.items()}
-        writing = [pool.submit(shard.write) for shard in shards]
+        shards = {path: ShardFile(path, specs, tell) for path, specs in files.items()}
+        shard_of = {name: shards[path] for path, specs in files.items() for name in specs}
+        writing: dict[ShardFile, Future[None]] = {}
+        streamed = 0
         try:
-            for shard, specs in shards.items():
-                _hand_on(shard, specs, stream, writing)
-            assert next(stream, None) is None, "more was streamed than was planned"
-            for future in writing:
+            for name, piece in stream:
+                streamed += piece.nbytes
+                shard = shard_of[name]
+                if shard not in writing:  # not before: one that waits for pieces takes a thread
+                    writing[shard] = pool.submit(shard.write)
+                shard.put(name, piece)
+                _raise_failure(writing.values())
+            assert streamed == total, f"{total} bytes were planned, {streamed} came"
+            for future in writing.values():
                 future.result()
         finally:
-            for shard in shards:
+            for shard in shards.values():
                 shard.give_up()
 
 
-def _hand_on(
-    shard: ShardFile,
-    specs: Mapping[str, TensorSpec],
-    stream: Iterator[tuple[str, Piece]],
-    writing: Sequence[Future[None]],
-) -> None:
-    """The pieces of one file, until any that is being written fails."""
-    left = sum(spec.nbytes for spec in specs.values())
-    while left > 0:
-        name, piece = next(stream)
-        shard.put(name, piece)
-        left -= piece.nbytes
-        for future in writing:
-            if future.done():
-                future.result()
+def _raise_failure(writing: Iterable[Future[None]]) -> None:
+    for future in writing:
+        if future.done():
+            future.result()

@@ -219,7 +219,7 @@ def test_layers_can_be_scored_by_what_the_model_is_without_them(
     variant: str, measure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minitron.layer_stream.BLOCK_BYTES", 3000)  # the head in several blocks
-    monkeypatch.setattr("minitron.scores.layer_cuts._LOGITS", 100)
+    monkeypatch.setattr("minitron.streamed_loss._LOGITS", 100)
     model, text = tiny_model(variant), corpus(samples=4, seq_len=9)
     scores = activation_scores(model, text, Measurement(layer_scores=measure, block_size=2))
     ids = torch.from_numpy(text.sequences).long()

@@ -42,10 +42,10 @@ def test_shards_written_at_once_hold_the_same_bytes_as_one_file(tmp_path: Path) 
         yield "c", tensors["c"]
         yield "d", tensors["d"]
 
-    for name, largest in {"one": "1GB", "many": "400"}.items():
+    for name, largest in {"one": 1 << 30, "many": 400}.items():
         (tmp_path / name).mkdir()
         write_weights(tmp_path / name, specs(a=7, b=5, c=9, d=3), pieces(), max_shard_size=largest)
-    assert len(list((tmp_path / "many").glob("*.safetensors"))) == 3
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) == 4
     for name in ("one", "many"):
         found: dict[str, torch.Tensor] = {}
         for path in (tmp_path / name).glob("*.safetensors"):
@@ -68,7 +68,7 @@ def test_two_files_are_written_at_the_same_time(
     stored = tmp_path / "stored"
     stored.write_bytes(bytes(7 * ROW))
     pieces = [("a", FileRange(stored, 0, 7 * ROW)), ("b", FileRange(stored, 0, 7 * ROW))]
-    write_weights(tmp_path, specs(a=7, b=7), pieces, max_shard_size=str(7 * ROW))
+    write_weights(tmp_path, specs(a=7, b=7), pieces, max_shard_size=7 * ROW)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
@@ -88,7 +88,7 @@ def test_few_pieces_wait_in_memory_and_any_number_of_file_ranges(tmp_path: Path)
     with ThreadPoolExecutor(2) as pool:
         handing = pool.submit(hand_on)
         time.sleep(0.5)
-        assert len(put) == 4  # nobody writes yet
+        assert len(put) == 4, "nobody writes yet"
         pool.submit(shard.write).result(timeout=30)
         handing.result(timeout=30)
     held = load_file(tmp_path / "w.safetensors")["a"]
@@ -115,7 +115,7 @@ def test_a_full_disk_in_one_file_ends_all_of_them(
     monkeypatch.setattr(shard_file, "write_piece", full)
     counts = dict.fromkeys("abcdef", 9)
     with pytest.raises(OSError, match="No space left"):
-        write_weights(tmp_path, specs(**counts), pieces(), max_shard_size=str(9 * ROW))
+        write_weights(tmp_path, specs(**counts), pieces(), max_shard_size=9 * ROW)
     if in_memory:
         assert "c" not in taken  # it did not go on making what nobody writes
 
@@ -127,7 +127,7 @@ def test_what_makes_the_pieces_fails_and_no_writer_is_left_waiting(tmp_path: Pat
 
     before = threading.active_count()
     with pytest.raises(SourceError, match="b holds NaN"):
-        write_weights(tmp_path, specs(a=9, b=9, c=9), pieces(), max_shard_size=str(9 * ROW))
+        write_weights(tmp_path, specs(a=9, b=9, c=9), pieces(), max_shard_size=9 * ROW)
     assert threading.active_count() == before
 
 
@@ -136,3 +136,30 @@ def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
     stored.write_bytes(bytes(3 * ROW))
     with pytest.raises(SourceError, match="stored is truncated"):
         write_weights(tmp_path, specs(a=9), [("a", FileRange(stored, 0, 9 * ROW))])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_tensors_larger_than_a_shard_have_files_of_their_own(
+    in_memory: bool, tmp_path: Path
+) -> None:
+    # As an embedding of 256,000 tokens does: the files around them are not yet full.
+    counts = {"big": 90, "a": 3, "b": 4, "large": 80, "c": 2, "huge": 99, "d": 5}
+    tensors = {name: rows(count, count) for name, count in counts.items()}
+    stored = tmp_path / "stored"
+    stored.write_bytes(b"".join(tensor.numpy().tobytes() for tensor in tensors.values()))
+
+    def pieces() -> Iterator[tuple[str, Any]]:
+        start = 0
+        for name, count in counts.items():
+            for row in range(count):
+                yield (
+                    name,
+                    tensors[name][row : row + 1] if in_memory else FileRange(stored, start, ROW),
+                )
+                start += ROW
+
+    write_weights(tmp_path, specs(**counts), pieces(), max_shard_size=20 * ROW)
+    found: dict[str, torch.Tensor] = {}
+    for path in tmp_path.glob("*.safetensors"):
+        found |= load_file(path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

@@ -10,6 +10,7 @@ came about nor what is made of the report.
 
 import json
 import logging
+import math
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from minitron.candidates.latency import measured_step
 from minitron.candidates.search_report import Candidate, SearchReport, name_of
 from minitron.candidates.search_texts import SearchTexts, search_texts
 from minitron.candidates.shortlist import Shortlist, config_at, shortlist
+from minitron.corpus import Corpus
 from minitron.errors import CorpusError
 from minitron.evaluation import HeldOut, evaluate_model
 from minitron.folder_writer import specs_of, write_companions, write_weights
@@ -34,7 +36,15 @@ from minitron.recipe import BudgetRecipe, SearchRecipe
 from minitron.scores.calibration import calibration
 from minitron.scores.scoring import score
 from minitron.scores.sweep_plan import free_memory
-from minitron.source import Source, default_device, load_model, open_source
+from minitron.source import (
+    Source,
+    complete_tensors,
+    default_device,
+    fast_dtype,
+    load_model,
+    open_source,
+)
+from minitron.streamed_loss import streamed_loss
 from minitron.surgery import PrunedSource
 from minitron.tensors.tensor_stream import copied
 from minitron.training.causal_lm import train
@@ -198,8 +208,27 @@ class Comparison:
 
 
 def zero_shot_loss(source: Source, held_out: HeldOut) -> float:
-    """The loss of a model as it is, in nats a token."""
-    return evaluate_model(load_model(source, device=default_device()), held_out).loss
+    """The loss of a model as it is, in nats a token; one that does not fit is read layer by layer.
+
+    Raises CorpusError for ids outside its vocabulary, SourceError for weights that are not finite.
+    """
+    device = default_device()
+    if loaded_bytes(source, device) > free_memory(device):
+        for ids in held_out.inputs:
+            Corpus(ids, "the text").check_fits(int(source.config["vocab_size"]))
+        logger.info("%s is read layer by layer: it does not fit into memory", source.name)
+        nats, counted = streamed_loss(source, held_out.inputs, held_out.targets, device=device)
+        return nats / counted
+    return evaluate_model(load_model(source, device=device), held_out).loss
+
+
+def loaded_bytes(source: Source, device: str) -> int:
+    """What a model takes on the device, in the precision it is computed in there."""
+    tensors = complete_tensors(source, Architecture.from_config(source.config))
+    return sum(
+        fast_dtype(tensor.dtype, device).itemsize * math.prod(tensor.shape)
+        for tensor in tensors.values()
+    )
 
 
 def retrained_loss(

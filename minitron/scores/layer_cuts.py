@@ -11,21 +11,18 @@ For the last two, every shortened model runs beside the whole one: it shares all
 cut, so cutting each of L layers costs about L / 2 passes and holds the states L + 1 times.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from minitron.layer_stream import LayerStream
+from minitron.streamed_loss import States, logits_of, pieces_of, summed_losses
 
 Measure = Literal["influence", "loss", "logits"]
-States = list[torch.Tensor]  # one a batch, (sequences, tokens, hidden)
 
 _VALUES = 1 << 16  # cast to float32 at once: they stay in a core's cache
-_LOGITS = 1 << 24  # held at once
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class CutScores:
         if self._measure == "loss":
             targets = [tokens[:, 1:].flatten().to(stream.device) for tokens in ids]
             inputs = [[batch[:, :-1] for batch in model] for model in models]
-            self.sums["losses"] += _losses(stream, inputs, targets)
+            self.sums["losses"] += summed_losses(stream, inputs, targets)
             self.sums["targets"] += sum(map(len, targets))
         elif self._measure == "logits":
             self._add_errors(stream, models)
@@ -102,11 +99,11 @@ class CutScores:
     def _add_errors(self, stream: LayerStream, models: list[States]) -> None:
         for _, rows in stream.head_blocks():
             for batches in zip(*models, strict=True):
-                for piece in _pieces(len(rows), batches[0]):
-                    wanted = _logits(stream, batches[-1], rows, piece)
+                for piece in pieces_of(len(rows), batches[0]):
+                    wanted = logits_of(stream, batches[-1], rows, piece)
                     self.sums["squares"] += wanted.square().sum(dtype=torch.float64)
                     for place, states in enumerate(batches[:-1]):
-                        difference = _logits(stream, states, rows, piece) - wanted
+                        difference = logits_of(stream, states, rows, piece) - wanted
                         squares = difference.square().sum(dtype=torch.float64)
                         self.sums["errors"][place] += squares
 
@@ -127,42 +124,3 @@ def cosines(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     wide = sums.double()
     lengths = (wide[1] * wide[2]).sqrt().clamp(min=1e-30)
     return wide[0].div(lengths).view(one.shape[:-1])
-
-
-def _losses(stream: LayerStream, models: list[States], targets: list[torch.Tensor]) -> torch.Tensor:
-    """The summed cross-entropy of each model's states, over a vocabulary that comes in blocks."""
-    logsums = [
-        [torch.full_like(ids, -torch.inf, dtype=torch.float32) for ids in targets] for _ in models
-    ]
-    found = [[torch.zeros_like(ids, dtype=torch.float32) for ids in targets] for _ in models]
-    for first, rows in stream.head_blocks():
-        for model, states in enumerate(models):
-            for batch, ids in enumerate(targets):
-                for piece in _pieces(len(rows), states[batch]):
-                    logits = _logits(stream, states[batch], rows, piece)
-                    logsum = logsums[model][batch][piece]
-                    logsum.copy_(torch.logaddexp(logsum, logits.logsumexp(-1)))
-                    found[model][batch][piece] += _at(logits, ids[piece] - first)
-    pairs = [zip(*pair, strict=True) for pair in zip(logsums, found, strict=True)]
-    return torch.stack([torch.cat([a - b for a, b in pair]).double().sum() for pair in pairs])
-
-
-def _at(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Of each row the value at its place, 0 where that is outside."""
-    is_inside = (places >= 0) & (places < logits.shape[1])
-    values = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-    return torch.where(is_inside, values, 0)
-
-
-def _pieces(rows: int, states: torch.Tensor) -> Iterator[slice]:
-    """Runs of tokens, so short that their logits are few."""
-    at_once = max(1, _LOGITS // rows)
-    tokens = states.shape[0] * states.shape[1]
-    return (slice(start, start + at_once) for start in range(0, tokens, at_once))
-
-
-def _logits(
-    stream: LayerStream, states: torch.Tensor, rows: torch.Tensor, piece: slice
-) -> torch.Tensor:
-    """Of some tokens, for some of the vocabulary, in float32."""
-    return F.linear(stream.normed(states.flatten(0, 1)[piece]), rows).float()

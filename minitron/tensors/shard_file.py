@@ -60,7 +60,7 @@ class ShardFile:
         self._pieces.put((name, piece))
 
     def give_up(self) -> None:
-        """No more is to come: `write` returns at its next piece, and leaves what there is."""
+        """No more is to come: `write` returns at its next piece, whatever is missing."""
         self._is_over.set()
         self._pieces.put(None)
 
@@ -70,25 +70,24 @@ class ShardFile:
         Raises SourceError where a file that holds a piece ends early, OSError for a full disk.
         """
         header = {name: (spec.dtype, spec.shape) for name, spec in self._specs.items()}
+        left = {name: spec.nbytes for name, spec in self._specs.items() if spec.nbytes}
         coming = self._coming()
         try:
             with self._path.open("wb", buffering=0) as file:
                 file.write(safetensors_header(header))
-                for name, spec in self._specs.items():
-                    written = 0
-                    while written < spec.nbytes:
-                        item = next(coming, None)
-                        if item is None:
-                            return
-                        got, piece = item
-                        assert got == name, f"{name} was planned, {got} came"
-                        written += write_piece(file, piece, spec.dtype, self._progress)
-                    assert written == spec.nbytes, f"{name}: {spec.nbytes} planned, not {written}"
+                while left and (item := next(coming, None)) is not None:
+                    name, piece = item
+                    assert name == next(iter(left)), f"{next(iter(left))} was planned, {name} came"
+                    dtype = self._specs[name].dtype
+                    left[name] -= write_piece(file, piece, dtype, self._progress)
+                    assert left[name] >= 0, f"{name}: {-left[name]} bytes too many"
+                    if left[name] == 0:
+                        del left[name]
         finally:
             self._is_over.set()
 
     def _coming(self) -> Iterator[tuple[str, Piece]]:
         while not self._is_over.is_set() and (item := self._pieces.get()) is not None:
-            yield item
             if not isinstance(item[1], FileRange):
                 self._room.release()
+            yield item

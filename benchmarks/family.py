@@ -1,0 +1,332 @@
+"""The papers' tables in miniature: the tiny family pruned, retrained and compared, run by run.
+
+Each run is a name and a few of minitron's own verbs; its numbers go to benchmarks/results/family,
+a file a run, and a run whose file is there is not run again: interrupt it when you like. Models lie
+in --work meanwhile. `benchmarks/family_page.py` makes docs/family.md of the files.
+
+    python benchmarks/family.py --corpus train.jsonl.gz --held-out valid.jsonl.gz --work runs
+    python benchmarks/family.py ... --only t14 t15 --threads 1
+
+What is compared keeps to the same tokens: TOKENS of the corpus, the same rows for all runs of a
+seed, and the first HELD_OUT_TOKENS of the held-out text. Tables are those of arXiv 2407.14679.
+"""
+
+import argparse
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minitron
+from minitron.candidates.search_texts import first_tokens
+from minitron.corpus import read_documents, tokenize
+from minitron.evaluation import HeldOut, evaluate_model, held_out_text
+from minitron.folder_writer import write_json
+from minitron.source import load_model, load_tokenizer, open_source
+
+RESULTS = Path(__file__).parent / "results" / "family"
+SEEDS = (0, 1, 2)
+SEQ_LEN, BATCH = 512, 4
+TOKENS = 262_144  # of a retraining run
+HELD_OUT_TOKENS = 73_728
+SAMPLES = 256  # sequences to measure importance on
+# Peaks of the cosine schedules, each the best of {5e-4, 1e-3, 2e-3, 4e-3} at TOKENS.
+RATES = {"distill": 2e-3, "train": 1e-3, "scratch": 2e-3}
+
+HALF = {"hidden_size": 192, "intermediate_size": 592, "num_attention_heads": 6}
+HALF_LAYERS = 5
+QUARTER = {"hidden_size": 128, "intermediate_size": 592, "num_attention_heads": 4}
+QUARTER_LAYERS = 3
+# About the same parameters by width alone and by depth alone.
+NARROW = {"hidden_size": 176, "intermediate_size": 640, "num_attention_heads": 6}
+SHALLOW_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where models lie, and the texts that all runs share."""
+
+    folder: Path
+    corpus: str
+    held_out: HeldOut
+    bytes_a_token: float
+
+    @classmethod
+    def begun(cls, folder: Path, corpus: str, held_out: str) -> "Work":
+        """With the texts read once."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = load_tokenizer(open_source("tiny"))
+        whole = held_out_text(held_out, tokenizer, SEQ_LEN)
+        assert whole.bytes is not None
+        predicted = sum(int((targets >= 0).sum()) for targets in whole.targets)
+        text = first_tokens(whole, HELD_OUT_TOKENS)
+        return cls(folder, corpus, text, whole.bytes / predicted)
+
+    def path(self, name: str) -> str:
+        """Of a model."""
+        return str(self.folder / name)
+
+    def rows(self, tokens: int, seed: int) -> str:
+        """The first rows of the corpus in a seed's order, as ids, made once."""
+        path = self.folder / f"rows-{tokens}-{seed}.npy"
+        if not path.exists():
+            order = np.random.default_rng(seed).permutation(len(self.all_rows()))
+            np.save(path, self.all_rows()[order[: tokens // SEQ_LEN]])
+        return str(path)
+
+    def all_rows(self) -> Any:
+        """The whole corpus as ids (rows, SEQ_LEN)."""
+        path = self.folder / "rows.npy"
+        if not path.exists():
+            tokenizer = load_tokenizer(open_source("tiny"))
+            documents = tokenize(read_documents(self.corpus), tokenizer)
+            stream = np.concatenate([document.ids for document in documents]).astype(np.int32)
+            np.save(path, stream[: len(stream) // SEQ_LEN * SEQ_LEN].reshape(-1, SEQ_LEN))
+        return np.load(path, mmap_mode="r")
+
+    def loss(self, name: str) -> float:
+        """Of a model on the held-out text, nats a token."""
+        return evaluate_model(load_model(open_source(name)), self.held_out).loss
+
+    def pruned(self, name: str, source: str = "tiny", **sizes: Any) -> str:
+        """A pruned model, made once."""
+        path = Path(self.path(name))
+        if not path.exists():
+            importance = {"importance": self.importance(source)}
+            if sizes.get("scores") == "random":
+                importance = {}
+            minitron.prune(source, str(path), **{**importance, **sizes})
+        return str(path)
+
+    def importance(self, source: str) -> str:
+        """Of a model, measured once."""
+        path = self.folder / f"{Path(source).name}.safetensors"
+        if not path.exists():
+            rows = self.rows(SAMPLES * SEQ_LEN, 1000)
+            minitron.measure_importance(source, str(path), corpus=rows)
+        return str(path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a table, or one point of a curve."""
+
+    table: str
+    name: str
+    make: Callable[[Work], dict[str, Any]]
+
+    @property
+    def result(self) -> Path:
+        """Where its numbers go."""
+        return RESULTS / self.table / f"{self.name}.json"
+
+
+def half(work: Work) -> str:
+    """The teacher cut to half by importance."""
+    return work.pruned("half", **HALF, num_hidden_layers=HALF_LAYERS)
+
+
+def quarter(work: Work) -> str:
+    """The teacher cut to a quarter at once."""
+    return work.pruned("quarter", **QUARTER, num_hidden_layers=QUARTER_LAYERS)
+
+
+def retrained(
+    work: Work,
+    name: str,
+    start: str,
+    *,
+    how: str,
+    seed: int,
+    tokens: int = TOKENS,
+    teacher: str = "tiny",
+    rows: str | None = None,
+    keep: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Retrain a model by `distill` or `train`, from its weights or from random ones; its losses."""
+    out = work.path(name)
+    scratch = options.get("scratch", False)
+    shared = {
+        "corpus": rows or work.rows(tokens, seed),
+        "seq_len": SEQ_LEN,
+        "batch_size": BATCH,
+        "warmup_steps": 20,
+        "save_steps": 1_000_000,
+        "seed": seed,
+        "dtype": "float32",
+        "learning_rate": RATES["scratch" if scratch else how],
+    }
+    before = None if scratch else work.loss(start)
+    begun = time.monotonic()
+    if not Path(out).exists():
+        if how == "distill":
+            minitron.distill(start, out, teacher=teacher, **{**shared, **options})
+        else:
+            minitron.train(out, init=start, **{**shared, **options})
+    seconds = time.monotonic() - begun
+    found = {
+        "before": before,
+        "loss": work.loss(out),
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "parameters": minitron.inspect(out).parameters,
+        "options": {key: value for key, value in options.items() if key != "eval_corpus"},
+    }
+    if not keep:
+        shutil.rmtree(out)
+    return found
+
+
+def t14(work: Work, start: str, how: str, seed: int) -> dict[str, Any]:
+    """Table 14: random or pruned weights, text alone or the teacher."""
+    return retrained(
+        work, f"t14-{start}-{how}-{seed}", half(work), how=how, seed=seed, scratch=start == "random"
+    )
+
+
+def t14_random_pruning(work: Work, seed: int) -> dict[str, Any]:
+    """A half kept at random, distilled."""
+    cut = work.pruned(
+        f"half-random-{seed}",
+        **HALF,
+        num_hidden_layers=HALF_LAYERS,
+        scores="random",
+        seed=seed,
+    )
+    return retrained(work, f"t14-random-pruned-{seed}", cut, how="distill", seed=seed)
+
+
+def t14_quarter(work: Work, steps: int, seed: int) -> dict[str, Any]:
+    """The teacher to a quarter, at once or by way of a distilled half."""
+    if steps == 1:
+        return retrained(work, f"quarter-1-{seed}", quarter(work), how="distill", seed=seed)
+    middle = f"middle-{seed}"
+    retrained(work, middle, half(work), how="distill", seed=seed + 10, keep=True)
+    cut = work.pruned(
+        f"quarter-2-{seed}",
+        work.path(middle),
+        **QUARTER,
+        num_hidden_layers=QUARTER_LAYERS,
+    )
+    return retrained(work, f"quarter-2-{seed}-out", cut, how="distill", seed=seed)
+
+
+def t15(work: Work, kind: str, seed: int) -> dict[str, Any]:
+    """Table 15: the distance between predictions."""
+    options: dict[str, Any] = {"kind": kind}
+    if kind == "forward_kl + cross-entropy":
+        options = {"kind": "forward_kl", "ce_weight": 1.0}
+    return retrained(work, f"t15-{kind}-{seed}", half(work), how="distill", seed=seed, **options)
+
+
+def t13(work: Work, axis: str, seed: int) -> dict[str, Any]:
+    """Table 13: the same parameters by width and by depth."""
+    sizes: dict[str, Any] = NARROW if axis == "width" else {"num_hidden_layers": SHALLOW_LAYERS}
+    cut = work.pruned(f"t13-{axis}", **sizes)
+    return retrained(work, f"t13-{axis}-{seed}", cut, how="distill", seed=seed, alpha=0.0)
+
+
+def t17(work: Work, student: str, alpha: Any, seed: int) -> dict[str, Any]:
+    """Table 17: the distance between inner states, beside that of the predictions."""
+    depth = {"num_hidden_layers": SHALLOW_LAYERS}
+    cut = work.pruned("t13-depth", **depth) if student == "depth" else half(work)
+    name = f"t17-{student}-{alpha}-{seed}"
+    return retrained(work, name, cut, how="distill", seed=seed, alpha=alpha)
+
+
+def residual(work: Work, is_on: bool, seed: int) -> dict[str, Any]:
+    """Section 2.3: pruned heads folded into kept ones, after retraining."""
+    cut = work.pruned(f"residual-{is_on}", num_attention_heads=4, head_residual=is_on)
+    return retrained(work, f"residual-{is_on}-{seed}", cut, how="distill", seed=seed)
+
+
+def scratch_curve(work: Work, tokens: int) -> dict[str, Any]:
+    """The half's sizes from random weights on ever more text: what its tokens buy."""
+    return retrained(
+        work,
+        f"scratch-{tokens}",
+        half(work),
+        how="train",
+        seed=0,
+        tokens=tokens,
+        scratch=True,
+    )
+
+
+def distill_curve(work: Work, tokens: int) -> dict[str, Any]:
+    """The pruned half on ever more text."""
+    return retrained(work, f"distill-{tokens}", half(work), how="distill", seed=0, tokens=tokens)
+
+
+KINDS = ("forward_kl", "reverse_kl", "jsd", "mse", "cosine", "forward_kl + cross-entropy")
+
+
+def runs() -> list[Run]:
+    """All of them, the cheapest proof first."""
+    found = []
+    for seed in SEEDS:
+        for start in ("pruned", "random"):
+            for how in ("distill", "train"):
+                make = partial(t14, start=start, how=how, seed=seed)
+                found.append(Run("t14", f"{start}-{how}-{seed}", make))
+    for seed in SEEDS:
+        make_random = partial(t14_random_pruning, seed=seed)
+        found.append(Run("t14", f"random-pruning-distill-{seed}", make_random))
+        for steps in (1, 2):
+            make_quarter = partial(t14_quarter, steps=steps, seed=seed)
+            found.append(Run("t14", f"quarter-{steps}-{seed}", make_quarter))
+    for seed in SEEDS:
+        for axis in ("width", "depth"):
+            found.append(Run("t13", f"{axis}-{seed}", partial(t13, axis=axis, seed=seed)))
+        for kind in KINDS:
+            found.append(Run("t15", f"{kind}-{seed}", partial(t15, kind=kind, seed=seed)))
+        for student in ("half", "depth"):
+            for alpha in (0.0, "dynamic"):
+                make_inner = partial(t17, student=student, alpha=alpha, seed=seed)
+                found.append(Run("t17", f"{student}-{alpha}-{seed}", make_inner))
+        for is_on in (False, True):
+            make_residual = partial(residual, is_on=is_on, seed=seed)
+            found.append(Run("residual", f"{'on' if is_on else 'off'}-{seed}", make_residual))
+    for thousands in (16, 32, 64, 128, 256, 512, 1024):
+        tokens = thousands * 1024
+        found.append(Run("curve", f"distill-{tokens}", partial(distill_curve, tokens=tokens)))
+    for thousands in (256, 1024, 4096):
+        tokens = thousands * 1024
+        found.append(Run("curve", f"scratch-{tokens}", partial(scratch_curve, tokens=tokens)))
+    return found
+
+
+def main() -> None:
+    """Run what has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", required=True)
+    parser.add_argument("--held-out", required=True)
+    parser.add_argument("--work", type=Path, required=True, help="a folder for models")
+    parser.add_argument("--only", nargs="+", help="tables: t13 t14 t15 t17 residual curve")
+    parser.add_argument("--match", default="", help="only runs whose name holds this")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    work = Work.begun(options.work, options.corpus, options.held_out)
+    asked = [run for run in runs() if not options.only or run.table in options.only]
+    asked = [run for run in asked if options.match in run.name]
+    left = [run for run in asked if not run.result.exists()]
+    print(f"{len(asked) - len(left)} of {len(asked)} are there", flush=True)
+    for number, run in enumerate(left, 1):
+        found = run.make(work)
+        run.result.parent.mkdir(parents=True, exist_ok=True)
+        write_json(run.result, found)
+        print(f"{number} of {len(left)}: {run.table} {run.name}: {found['loss']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Importance of a 15B on a machine that cannot hold it: memory, time a layer, and projections.
+
+Writes a checkpoint with the shape of Nemotron-4 15B (31 GB in bf16, random weights, shards) into
+--folder, and measures importance on it as a user would, in a process of its own: some thousand
+tokens through all layers, and 65,536 tokens through the first two, where the states of all tokens
+are held at once. Peaks are of the whole process, resident, beside the figure that was stated before
+it began. Results go to benchmarks/results/large_model.json; an hour on two cores.
+
+    python benchmarks/large_model.py --folder /path/with/32GB
+    python benchmarks/large_model.py --folder /path/with/32GB --only "two layers"
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minitron.architecture import Architecture
+from minitron.folder_writer import write_json, write_weights
+from minitron.tensors.shard_file import TensorSpec
+
+RESULTS = Path(__file__).parent / "results" / "large_model.json"
+SIZES = {
+    "vocab_size": 256000,
+    "hidden_size": 6144,
+    "intermediate_size": 24576,
+    "num_attention_heads": 48,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+LAYERS = 32
+RUNS = {  # layers, sequences, tokens of each
+    "all layers": (LAYERS, 4, 2000),
+    "two layers": (2, 16, 4096),
+}
+FULL = 1024 * 4096  # tokens, as the paper measures
+BUDGET = "6GiB"
+# An H200 multiplies bf16 matrices of this size at about 790 TFLOP/s; half of that is assumed.
+H200_FLOPS = 0.5 * 790e12
+
+
+def write_model(folder: Path) -> Architecture:
+    """Random weights of a normal distribution's values, drawn once and shifted for each tensor."""
+    made = Architecture(model_type="nemotron", num_hidden_layers=LAYERS, **SIZES)
+    config = {"model_type": "nemotron", "dtype": "bfloat16", **SIZES}
+    if (folder / "config.json").exists():
+        return made
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    drawn = (torch.randn((1 << 24) + 4099) * 0.02).bfloat16()
+    specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in made.shapes().items()}
+
+    def pieces() -> Any:
+        start = 0
+        for name, spec in specs.items():
+            left = spec.nbytes // 2
+            while left:
+                start = (start + 7919) % 4096
+                count = min(left, 1 << 24)
+                yield name, drawn[start : start + count]
+                left -= count
+
+    write_weights(folder, specs, pieces())
+    write_json(
+        folder / "config.json",
+        {**config, "num_hidden_layers": LAYERS, "max_position_embeddings": 4096},
+    )
+    return made
+
+
+def first_layers(whole: Path, folder: Path, layers: int) -> Path:
+    """The same files with a config and an index of the first layers only."""
+    if layers == LAYERS:
+        return whole
+    folder.mkdir(exist_ok=True)
+    config = json.loads((whole / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "num_hidden_layers": layers})
+    index = json.loads((whole / "model.safetensors.index.json").read_text())
+    kept = {
+        name: file
+        for name, file in index["weight_map"].items()
+        if not (found := re.match(r"model\.layers\.(\d+)\.", name)) or int(found[1]) < layers
+    }
+    for file in set(kept.values()):
+        if not (folder / file).exists():
+            os.link(whole / file, folder / file)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": kept})
+    return folder
+
+
+def run(name: str, folder: Path, threads: int) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    layers, sequences, length = RUNS[name]
+    source = first_layers(folder / "15b", folder / f"{layers}-layers", layers)
+    ids = folder / f"{sequences}x{length}.npy"
+    random = np.random.default_rng(0)
+    np.save(ids, random.integers(0, SIZES["vocab_size"], (sequences, length), dtype=np.int32))
+    out = folder / "importance.safetensors"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "minitron", "importance", str(source), str(out)]
+    command += ["--corpus", str(ids), "--memory-budget", BUDGET]
+    log = folder / "stderr.txt"
+    begun = time.perf_counter()
+    with log.open("w") as written:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        running = subprocess.Popen(command, stderr=written, env=environment)
+        _, status, used = os.wait4(running.pid, 0)
+    wall = time.perf_counter() - begun
+    said = log.read_text()
+    if status:
+        raise SystemExit(f"{name} failed: {said}")
+    cpu = used.ru_utime + used.ru_stime
+    stated = re.search(r"at most (.*) of memory expected", said)
+    tokens = sequences * length
+    return {
+        "layers": layers,
+        "tokens": tokens,
+        "threads": threads,
+        "seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+        "cpu_seconds_a_layer": round(cpu / layers, 2),
+        "peak_resident_gib": round(used.ru_maxrss / (1 << 20), 2),
+        "stated_before": stated[1] if stated else None,
+        "cpu_ms_a_token_and_layer": round(1e3 * cpu / layers / tokens, 3),
+    }
+
+
+def projections(made: Architecture, measured: dict[str, Any]) -> dict[str, Any]:
+    """What the papers' calibration set would take here, and on an H200 by its products alone."""
+    decoder = made.parameters - 2 * made.vocab_size * made.hidden_size
+    attention = 2 * 2 * made.num_attention_heads * made.head_dim * 4096 / 2  # causal, a layer
+    flops = FULL * (2 * decoder + LAYERS * attention)
+    here = measured["cpu_ms_a_token_and_layer"] / 1e3 * LAYERS * FULL
+    return {
+        "tokens": FULL,
+        "here_core_hours": round(here / 3600, 1),
+        "flops": flops,
+        "h200_hours_at_half_of_790_tflops": round(flops / H200_FLOPS / 3600, 2),
+    }
+
+
+def main() -> None:
+    """Make the checkpoint, run what is not in the results yet, write them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--only", choices=RUNS, help="one of the runs")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    made = write_model(options.folder / "15b")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
+    results["model"] = {**SIZES, "num_hidden_layers": LAYERS, "parameters": made.parameters}
+    results["memory_budget"] = BUDGET
+    for name in [options.only] if options.only else RUNS:
+        results["runs"][name] = run(name, options.folder, options.threads)
+        print(name, json.dumps(results["runs"][name]), flush=True)
+        if name == "all layers":
+            results["projection"] = projections(made, results["runs"][name])
+        write_json(RESULTS, results)
+
+
+if __name__ == "__main__":
+    main()
