@@ -1,5 +1,5 @@
 # What CI runs, and the jobs that make what is in the repository. `make check` needs '.[test]'.
-.PHONY: check test lint types teacher evidence
+.PHONY: check test lint types teacher evidence cards
 
 check: lint types test
 
@@ -12,6 +12,7 @@ types:
 	rm -rf build/types && mkdir -p build/types
 	cp -r minitron modeling_nemotron build/types
 	cp -r conversion build/types/minitron/conversion
+	cp -r space build/types/minitron/space
 	cd build/types && mypy --config-file ../../setup.cfg
 
 test:
@@ -27,3 +28,7 @@ teacher:
 # README's table again: make evidence TEXT=books.jsonl.gz HELD_OUT=held-out.jsonl.gz
 evidence:
 	python benchmarks/importance_against_random.py --corpus $(TEXT) --held-out $(HELD_OUT)
+
+# model_cards/ and the zoo's cards again, from minitron/cards/.
+cards:
+	python -m minitron.family_cards model_cards

@@ -8,6 +8,7 @@ from pathlib import Path
 FOLDERS = {
     "minitron/": "minitron/",
     "conversion/": "minitron/conversion/",
+    "space/": "minitron/space/",
     "modeling_nemotron/": "modeling_nemotron/",
 }
 

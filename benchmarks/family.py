@@ -26,7 +26,8 @@ import numpy as np
 import minitron
 from minitron.candidates.search_texts import first_tokens
 from minitron.corpus import read_documents, tokenize
-from minitron.evaluation import HeldOut, evaluate_model, held_out_text
+from minitron.evaluation import evaluate_model
+from minitron.evaluations.held_out import HeldOut, held_out_text
 from minitron.folder_writer import write_json
 from minitron.source import load_model, load_tokenizer, open_source
 

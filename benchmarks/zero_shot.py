@@ -20,7 +20,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from minitron.architecture import Architecture
-from minitron.evaluation import HeldOut, evaluate_model, held_out_text
+from minitron.evaluation import evaluate_model
+from minitron.evaluations.held_out import HeldOut, held_out_text
 from minitron.importance import Importance
 from minitron.plan import PruningPlan, between, choose_plan
 from minitron.recipe import PruneRecipe

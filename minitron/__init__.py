@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from minitron.generation import generate as generate
     from minitron.hub.publishing import push as push
     from minitron.inspection import inspect as inspect
+    from minitron.model_card import card as card
     from minitron.pruning import prune as prune
+    from minitron.remaking import remake as remake
     from minitron.scores.scoring import measure_importance as measure_importance
     from minitron.training.causal_lm import train as train
     from minitron.training.distillation import distillation_loss as distillation_loss
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "MinitronError": "errors",
     "cache_teacher": "training.teacher_writing",
+    "card": "model_card",
     "convert": "converting",
     "distill": "training.distilling",
     "distillation_loss": "training.distillation",
@@ -41,6 +44,7 @@ _HOMES = {
     "prune": "pruning",
     "push": "hub.publishing",
     "quickstart": "first_run",
+    "remake": "remaking",
     "search": "candidates.searching",
     "train": "training.causal_lm",
 }

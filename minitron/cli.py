@@ -21,7 +21,9 @@ from docstring_parser import parse_from_object
 
 from minitron.errors import MinitronError, TargetError
 from minitron.recipe import (
+    CardRecipe,
     ConvertRecipe,
+    DemoRecipe,
     DistillRecipe,
     EvaluateRecipe,
     GenerateRecipe,
@@ -30,6 +32,7 @@ from minitron.recipe import (
     PruneRecipe,
     PushRecipe,
     QuickstartRecipe,
+    RemakeRecipe,
     SearchRecipe,
     TeacherCacheRecipe,
     TrainRecipe,
@@ -268,15 +271,31 @@ def teacher_cache(recipe: TeacherCacheRecipe, *, recipe_file: RecipeFile = None)
 @app.command(
     help_epilogue=_examples(
         "minitron evaluate tiny --corpus held-out.txt",
-        "minitron evaluate tiny-half --corpus held-out.jsonl.gz --json",
+        "minitron evaluate tiny-half --corpus held-out.jsonl.gz --seq-len 512 --stride 256 --json",
+        "minitron evaluate nvidia/Minitron-4B-Base --tasks hellaswag,arc_challenge --limit 100",
+        "minitron evaluate 4b-student --preset minitron --record",
+        "minitron evaluate nvidia/Minitron-4B-Base --preset cnn_dailymail",
+        "minitron evaluate tiny --tasks my_quiz --include-path my-tasks --num-fewshot 2",
     )
 )
 @_takes(EvaluateRecipe)
 def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
-    """Measure loss (nats a token), perplexity and bits per byte on text."""
+    """Measure loss (nats a token), perplexity and bits per byte on text, or scores on benchmarks.
+
+    Benchmarks are lm-eval's, ROUGE of summaries is rouge-score's: pip install 'minitron[evals]'."""
     from minitron.evaluation import evaluate
 
-    _show(evaluate(**vars(recipe)).to_json(), as_json=as_json)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
+    told = evaluate(**vars(recipe)).to_json()
+    if as_json:
+        _show(told, as_json=True)
+        return
+    tasks: Any = told.pop("tasks")
+    if recipe.corpus is not None:
+        _show(told, as_json=False)
+    rows = [[name, m, _readable(v)] for name, task in tasks.items() for m, v in task.items()]
+    if rows:
+        _show_table(["task", "", "score"], [row for row in rows if row[2] != "None"])
 
 
 @app.command(
@@ -303,6 +322,22 @@ def generate(recipe: GenerateRecipe) -> None:
 
 @app.command(
     help_epilogue=_examples(
+        "minitron card tiny-half",
+        "minitron card tiny-half --overwrite",
+    )
+)
+@_takes(CardRecipe)
+def card(recipe: CardRecipe) -> None:
+    """Write a folder's model card: what was removed, how it was trained, scores, use, remaking.
+
+    A README.md that was written or changed by hand stays, unless --overwrite is given."""
+    from minitron.model_card import card
+
+    print(f"{card(**vars(recipe))}: written")
+
+
+@app.command(
+    help_epilogue=_examples(
         "minitron push tiny-half me/tiny-half --private",
         "minitron push tiny-half me/tiny-half --branch distilled --tag v2",
         "minitron push 4b nvidia/Minitron-4B-Base --create-pr --commit-message 'Add safetensors'",
@@ -316,6 +351,36 @@ def push(recipe: PushRecipe) -> None:
     from minitron.hub.publishing import push
 
     print(push(**vars(recipe)).url)
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron remake tiny-half tiny-half-again",
+        "minitron remake me/minitron-4b minitron-4b",
+        "minitron remake tiny-half tiny-half-again --source elsewhere/tiny",
+    )
+)
+@_takes(RemakeRecipe)
+def remake(recipe: RemakeRecipe) -> None:
+    """Build a pruned or converted folder's weights again: the same bytes, and no text needed."""
+    from minitron.remaking import remake
+
+    files = remake(**vars(recipe)).files_of_tensors
+    print(f"{recipe.out}: {len(files)} tensors, the same bytes")
+
+
+@app.command(
+    help_epilogue=_examples(
+        "minitron demo",
+        "minitron demo tiny tiny-half --port 8000",
+    )
+)
+@_takes(DemoRecipe)
+def demo(recipe: DemoRecipe) -> None:
+    """Show models in a browser: compare them, prune one, see what was measured."""
+    from minitron.space.showing import demo
+
+    demo(**vars(recipe))
 
 
 def main(arguments: list[str] | None = None) -> None:

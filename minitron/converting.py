@@ -54,7 +54,9 @@ def convert(recipe: ConvertRecipe) -> Path:
     out = Path(recipe.out)
     check_absent(out)
     _check_options(recipe)
-    source = open_source(recipe.source, keep_vocab_padding=recipe.keep_vocab_padding)
+    source = open_source(
+        recipe.source, keep_vocab_padding=recipe.keep_vocab_padding, low_disk=recipe.low_disk
+    )
     model = _read(source, recipe)
     if recipe.to == "hub":
         for note in engine_notes(model.config):

@@ -1,31 +1,38 @@
-"""Evaluation: loss, perplexity and bits per byte of a model on text.
+"""Evaluation: loss, perplexity and bits per byte of a model on text, and its scores on benchmarks.
 
-Texts are packed with a separator before each; every token of a text is predicted once, from at most
-`seq_len` tokens before it, in windows that do not overlap. Separators are context and are not
-counted, so bits per byte compare across tokenizers. Logits are made a few hundred tokens at a
-time: with a vocabulary of 256,000 they would be the largest thing in memory.
+Logits are made a few hundred tokens at a time: with a vocabulary of 256,000 they would be the
+largest thing in memory. How text is cut into windows is in `evaluations/held_out`, the benchmarks
+are in `evaluations/task_harness`.
 
     evaluate(source="tiny", corpus="books.jsonl.gz").bits_per_byte
+    evaluate(source="tiny", tasks="hellaswag", num_fewshot=10).tasks["hellaswag"].metrics["acc"]
 """
 
+import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from minitron.corpus import Document, TokenIds, load_ids, read_documents, tokenize
-from minitron.errors import CorpusError, SourceError
+from minitron.errors import CorpusError, SourceError, TargetError
+from minitron.evaluations.held_out import UNCOUNTED, HeldOut, held_out_ids, held_out_text
+from minitron.evaluations.preset import Preset, read_preset
+from minitron.evaluations.summaries import Articles, read_articles, summarize
+from minitron.evaluations.task_harness import Tasks, load_tasks, run_tasks
+from minitron.evaluations.task_scores import TaskScores, record_of_scores, write_eval_results
+from minitron.folder_writer import write_json
 from minitron.model_card import write_card
-from minitron.provenance import add_results, read_provenance
+from minitron.provenance import FILE, add_results, read_provenance
 from minitron.recipe import EvaluateRecipe, verb
 from minitron.source import (
+    Source,
     default_device,
     load_model,
     load_tokenizer,
@@ -35,90 +42,67 @@ from minitron.source import (
 
 _BATCH_TOKENS = 8192
 _LOGITS_TOKENS = 512
-_UNCOUNTED = -100
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scores on a text."""
+    """What a model scores: on a text, on benchmarks, or on both."""
 
-    loss: float  # nats a token
-    tokens: int  # predicted
-    bits_per_byte: float | None  # None where the text was given as ids
-    tasks: dict[str, float] = field(default_factory=dict)
+    loss: float = math.nan  # nats a token; no number where no text was given
+    tokens: int = 0  # predicted
+    bits_per_byte: float | None = None  # None where the text was given as ids
+    tasks: Mapping[str, TaskScores] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
         """exp(loss), infinity where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
 
     def to_json(self) -> dict[str, object]:
         """The keys of `minitron evaluate --json`."""
         return {
-            "loss": self.loss,
+            "loss": self.loss if math.isfinite(self.loss) else None,
             "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens,
-            "tasks": self.tasks,
+            "tasks": {name: scores.to_json() for name, scores in self.tasks.items()},
         }
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Tokens to predict and what they are predicted from, to be used for several models."""
+class _Asked:
+    """All that a model is to be measured on, read before the model is."""
 
-    inputs: tuple[TokenIds, ...]  # each (windows, tokens)
-    targets: tuple[TokenIds, ...]  # the same shapes; -100 where nothing is counted
-    bytes: int | None  # of the text; None where only ids are known
+    held_out: HeldOut | None
+    tasks: Tasks | None
+    articles: Articles | None
+    preset: Preset
 
 
 @verb(EvaluateRecipe)
 def evaluate(recipe: EvaluateRecipe) -> Evaluation:
-    """Loss (nats a token), perplexity and bits per byte of a model on text.
+    """Loss (nats a token), perplexity and bits per byte of a model on text, and its benchmarks.
 
-    Raises SourceError, TokenizerError, or CorpusError for text that is missing, empty or not of
-    the model's vocabulary.
+    At least one of `corpus`, `tasks` and `preset` must be given. Raises SourceError,
+    TokenizerError, CorpusError for text or data that is missing, empty or not of the model's
+    vocabulary, TargetError for options and tasks that do not exist, MissingExtraError where
+    benchmarks are asked for without the extra `evals`.
     """
+    preset = _checked(recipe)
     source = open_source(recipe.source)
+    seq_len = sequence_length(source, recipe.seq_len)
     if recipe.record:
         read_provenance(Path(recipe.source))  # refuses a folder that has no record to add to
-    seq_len = sequence_length(source, recipe.seq_len)
-    if recipe.corpus.endswith(".npy"):
-        held_out = held_out_ids(recipe.corpus, seq_len)
-    else:
-        held_out = held_out_text(recipe.corpus, load_tokenizer(source), seq_len)
+    asked = _asked(recipe, preset, source, seq_len)
     dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
     model = load_model(source, dtype=dtype, device=default_device())
-    evaluation = evaluate_model(model, held_out)
+    evaluation = Evaluation() if asked.held_out is None else evaluate_model(model, asked.held_out)
+    evaluation = replace(evaluation, tasks=_task_scores(recipe, asked, model, source))
     if recipe.record:
-        add_results(Path(recipe.source), _results(evaluation, recipe, seq_len))
-        write_card(Path(recipe.source))
+        _record(evaluation, recipe, seq_len)
     return evaluation
-
-
-def held_out_text(name: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> HeldOut:
-    """The text of a file or a Hub dataset, packed into windows of `seq_len` tokens."""
-    documents = list(tokenize(read_documents(name), tokenizer))
-    separators = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
-    start = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    stream = np.concatenate([np.array(start, np.int32), *(d.ids for d in documents)])
-    inputs, targets = stream[:-1], stream[1:].copy()
-    targets[np.isin(targets, separators)] = _UNCOUNTED
-    if not (targets != _UNCOUNTED).any():
-        raise CorpusError(f"{name} holds no text: there is nothing to predict")
-    whole = len(inputs) // seq_len * seq_len
-    rest = len(inputs) - whole
-    parts = [(inputs[:whole], targets[:whole], seq_len), (inputs[whole:], targets[whole:], rest)]
-    shaped = [(i.reshape(-1, n), t.reshape(-1, n)) for i, t, n in parts if len(i)]
-    return HeldOut(tuple(i for i, _ in shaped), tuple(t for _, t in shaped), _bytes_of(documents))
-
-
-def held_out_ids(name: str, seq_len: int) -> HeldOut:
-    """The rows of an `.npy` of ids, each predicted from its second token on."""
-    ids = load_ids(name, seq_len=seq_len + 1).sequences
-    if ids.shape[1] < 2:
-        raise CorpusError(f"{name} holds sequences of one token: there is nothing to predict")
-    return HeldOut((ids[:, :-1],), (ids[:, 1:],), None)
 
 
 def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
@@ -140,7 +124,7 @@ def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
     ):
         for inputs, targets in _batches(held_out):
             nats += _nats(model, inputs.to(model.device), targets.to(model.device))
-            counted += int((targets != _UNCOUNTED).sum())
+            counted += int((targets != UNCOUNTED).sum())
             progress.update(inputs.numel())
     if not math.isfinite(nats):
         raise SourceError(
@@ -151,15 +135,121 @@ def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
     return Evaluation(loss=nats / counted, tokens=counted, bits_per_byte=bits)
 
 
-def _results(evaluation: Evaluation, recipe: EvaluateRecipe, seq_len: int) -> dict[str, Any]:
-    """The evaluation as minitron.json and the card hold it."""
-    corpus = Path(recipe.corpus).name
+def _checked(recipe: EvaluateRecipe) -> Preset:
+    """Refuse options that mean nothing; the preset, an empty one where none is named."""
+    if recipe.corpus is None and recipe.tasks is None and recipe.preset is None:
+        raise TargetError("nothing to evaluate on: give --corpus, --tasks or --preset")
+    for name in ("limit", "batch_size"):
+        value = getattr(recipe, name)
+        if value is not None and value < 1:
+            raise TargetError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+    if recipe.num_fewshot is not None and recipe.num_fewshot < 0:
+        raise TargetError(f"--num-fewshot is {recipe.num_fewshot}: it must be 0 or more")
+    preset = Preset() if recipe.preset is None else read_preset(recipe.preset)
+    if recipe.num_fewshot is not None and preset.tasks:
+        raise TargetError(
+            f"--preset {recipe.preset} sets the examples of its tasks: leave --num-fewshot out"
+        )
+    if recipe.articles is not None and preset.summaries is None:
+        raise TargetError("--articles is for --preset cnn_dailymail: give that too")
+    if recipe.stride is not None and (recipe.corpus is None or recipe.corpus.endswith(".npy")):
+        raise TargetError("--stride is for --corpus with text: rows of ids stand alone")
+    return preset
+
+
+def _asked(recipe: EvaluateRecipe, preset: Preset, source: Source, seq_len: int) -> _Asked:
+    held_out = None
+    if recipe.corpus is not None:
+        held_out = _held_out(recipe, recipe.corpus, source, seq_len)
+    names: dict[str, int | None] = {**preset.tasks}
+    if recipe.run_generated_code:
+        names |= preset.code_tasks
+    elif preset.code_tasks:
+        logger.info(
+            "%s are left out: they run the code that the model writes, on this machine and with "
+            "your rights (--run-generated-code)",
+            " and ".join(preset.code_tasks),
+        )
+    names |= {name: recipe.num_fewshot for name in (recipe.tasks or "").split(",") if name}
+    tasks = articles = None
+    if names:
+        tasks = load_tasks(
+            names,
+            limit=recipe.limit,
+            include_path=recipe.include_path,
+            run_generated_code=recipe.run_generated_code,
+        )
+    if preset.summaries is not None:
+        articles = read_articles(recipe.articles, preset.summaries, limit=recipe.limit)
+    return _Asked(held_out, tasks, articles, preset)
+
+
+def _held_out(recipe: EvaluateRecipe, corpus: str, source: Source, seq_len: int) -> HeldOut:
+    if corpus.endswith(".npy"):
+        return held_out_ids(corpus, seq_len)
+    if recipe.stride is not None and not 1 <= recipe.stride <= seq_len:
+        raise TargetError(f"--stride is {recipe.stride}: it must be 1 to {seq_len}, the --seq-len")
+    return held_out_text(corpus, load_tokenizer(source), seq_len, recipe.stride)
+
+
+def _task_scores(
+    recipe: EvaluateRecipe, asked: _Asked, model: PreTrainedModel, source: Source
+) -> dict[str, TaskScores]:
+    scores: dict[str, TaskScores] = {}
+    if asked.tasks is not None:
+        scores |= run_tasks(
+            asked.tasks,
+            model,
+            load_tokenizer(source),
+            batch_size=recipe.batch_size,
+            max_length=recipe.seq_len,
+        )
+    settings = asked.preset.summaries
+    if asked.articles is not None and settings is not None:
+        summed = summarize(
+            asked.articles, model, load_tokenizer(source), settings, batch_size=recipe.batch_size
+        )
+        scores[summed.name] = summed
+    return scores
+
+
+def _record(evaluation: Evaluation, recipe: EvaluateRecipe, seq_len: int) -> None:
+    """Write what was measured into the folder, beside what was measured of it before."""
+    folder = Path(recipe.source)
+    if recipe.corpus is not None:
+        add_results(folder, _results(evaluation, recipe, recipe.corpus, seq_len))
+    if evaluation.tasks:
+        scores = list(evaluation.tasks.values())
+        told = record_of_scores(scores, _command(recipe))
+        write_json(folder / FILE, {**read_provenance(folder), "benchmarks": told})
+        write_eval_results(folder, scores)
+    write_card(folder)
+
+
+def _command(recipe: EvaluateRecipe) -> str:
+    """The benchmarks' command, without the folders of this machine."""
+    told = ["minitron", "evaluate", Path(recipe.source).name]
+    for name in ("tasks", "include_path", "preset", "num_fewshot", "limit", "articles"):
+        value = getattr(recipe, name)
+        if value is not None:
+            text = Path(value).name if name in ("include_path", "articles") else str(value)
+            told += [f"--{name.replace('_', '-')}", text]
+    return shlex.join([*told, *(["--run-generated-code"] if recipe.run_generated_code else [])])
+
+
+def _results(
+    evaluation: Evaluation, recipe: EvaluateRecipe, corpus: str, seq_len: int
+) -> dict[str, Any]:
+    """The loss on text as minitron.json and the card hold it."""
+    corpus = Path(corpus).name
     bits = evaluation.bits_per_byte
     told = "" if bits is None else f"{bits:.3f} bits per byte on "
+    least = "" if recipe.stride is None else f"at least {seq_len - recipe.stride} and "
+    stride = "" if recipe.stride is None else f" --stride {recipe.stride}"
     return {
         "measured": f"{told}{corpus}, held out: {evaluation.tokens:,} tokens, each predicted from "
-        f"at most {seq_len} before it. `minitron evaluate {Path(recipe.source).name} "
-        f"--corpus {corpus}`",
+        f"{least}at most {seq_len} before it. `minitron evaluate {Path(recipe.source).name} "
+        f"--corpus {corpus}{stride}`",
         "columns": ["loss (nats a token)", "perplexity"],
         "rows": [
             {
@@ -168,10 +258,6 @@ def _results(evaluation: Evaluation, recipe: EvaluateRecipe, seq_len: int) -> di
             }
         ],
     }
-
-
-def _bytes_of(documents: list[Document]) -> int:
-    return sum(document.bytes for document in documents)
 
 
 def _batches(held_out: HeldOut) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -186,11 +272,10 @@ def _batches(held_out: HeldOut) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def _nats(model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor) -> float:
     """The summed cross-entropy of a batch; inputs and targets (windows, tokens)."""
-    hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
+    counted = targets != UNCOUNTED
     head = model.get_output_embeddings()
-    pieces = zip(hidden.split(_LOGITS_TOKENS), targets.flatten().split(_LOGITS_TOKENS), strict=True)
-    summed = (
-        F.cross_entropy(head(states).float(), wanted, ignore_index=_UNCOUNTED, reduction="sum")
-        for states, wanted in pieces
-    )
+    states, wanted = hidden[counted].split(_LOGITS_TOKENS), targets[counted].split(_LOGITS_TOKENS)
+    pieces = zip(states, wanted, strict=True)
+    summed = (F.cross_entropy(head(s).float(), w, reduction="sum") for s, w in pieces)
     return float(sum(piece.double() for piece in summed))

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.streamers import BaseStreamer
 
 from minitron.errors import TargetError, TokenizerError
+from minitron.quantization import check_quantization, quantized
 from minitron.recipe import GenerateRecipe, verb
 from minitron.source import default_device, load_model, load_tokenizer, open_source
 
@@ -23,7 +24,8 @@ _INCOMPLETE = "\ufffd"  # what bytes decode to that are no whole character yet
 def generate(recipe: GenerateRecipe) -> str:
     """The text that a model continues `prompt` with, without the prompt itself.
 
-    Raises SourceError, TokenizerError, or TargetError for settings that mean nothing.
+    Raises SourceError, TokenizerError, TargetError for settings that mean nothing, or
+    MissingExtraError to quantize without optimum-quanto.
     """
     pieces: list[str] = []
     stream(recipe, pieces.append)
@@ -36,6 +38,8 @@ def stream(recipe: GenerateRecipe, emit: Emit) -> None:
     source = open_source(recipe.source)
     tokenizer = load_tokenizer(source)
     model = load_model(source, device=default_device())
+    if recipe.quantize is not None:
+        model = quantized(model, recipe.quantize)
     stream_model(model, tokenizer, recipe, emit)
 
 
@@ -54,13 +58,13 @@ def stream_model(
         )
     ids = ids.to(model.device)
     set_seed(recipe.seed)
-    with torch.inference_mode():
-        model.generate(  # type: ignore[operator]  # mixed in without types
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=_settings(model, recipe),
-            streamer=_Streamer(tokenizer, emit),
-        )
+    # Without gradients; not in inference mode, in which 4-bit weights cannot be used.
+    model.generate(  # type: ignore[operator]  # mixed in without types
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=_settings(model, recipe),
+        streamer=_Streamer(tokenizer, emit),
+    )
 
 
 class _Streamer(BaseStreamer):
@@ -123,3 +127,5 @@ def _check(recipe: GenerateRecipe) -> None:
         raise TargetError(f"--temperature is {recipe.temperature}: it must be a number, 0 or more")
     if not 0 < recipe.top_p <= 1:
         raise TargetError(f"--top-p is {recipe.top_p}: it must be above 0 and at most 1")
+    if recipe.quantize is not None:
+        check_quantization(recipe.quantize)

@@ -1,167 +1,234 @@
 """The model card: README.md of a folder, from its minitron.json and config.
 
-Knows the Hub's metadata (through huggingface_hub) and what a reader wants first: what was removed,
-what it scores, how to load it, how to make it again. States only numbers that were recorded.
+Knows the Hub's metadata and what a reader wants first: what was removed, how it was trained, what
+it scores, how to load it, how to make it again. What somebody wrote by hand stays: a README.md that
+was changed since it was written here is never written over unasked.
 
-    write_card(Path("tiny-half"))
+    card("tiny-half")
 """
 
 import json
+import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
-from minitron.engines import engine_notes
-from minitron.provenance import read_provenance
-
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "parameters",
+from minitron.architecture import Architecture
+from minitron.card_template import SIZES, Card, Page, read_page, rendered, sizes_table
+from minitron.card_texts import (
+    DISTILLED,
+    PRUNED,
+    RECIPES,
+    Record,
+    commands_of,
+    history_of,
+    limit_texts,
+    result_tables,
+    size_before,
+    summary_text,
+    training_texts,
 )
+from minitron.engines import engine_notes
+from minitron.errors import OutputError, SourceError
+from minitron.evaluations.task_scores import from_record, model_index
+from minitron.kept_picture import KEPT_PICTURE, draw_kept
+from minitron.provenance import FILE, read_provenance
+from minitron.recipe import CardRecipe, verb
+
+README = "README.md"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_MADE_BY = {
-    "convert": "Converted from `{source}` by `minitron convert`.",
-    "prune": "Pruned from `{source}` by `minitron prune`.",
-    "train": "Trained by `minitron train`, beginning with `{source}`.",
-    "distill": "Distilled by `minitron distill`, beginning with `{source}`.",
-    "quickstart": "Pruned and distilled from `{source}` by `minitron quickstart`.",
-}
-_PRUNE = ("prune", "quickstart")
-_DISTANCES = {
-    "forward_kl": "forward KL divergence",
-    "reverse_kl": "reverse KL divergence",
-    "jsd": "Jensen-Shannon divergence",
-    "mse": "squared error of the logits",
-    "cosine": "cosine distance of the logits",
-}
+_DATASET = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(:[^/]*)?")
+_FILES = (".txt", ".jsonl", ".parquet", ".gz", ".npy")
+_LOSS_PICTURE, _CURVE = "loss.png", "training.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
-def write_card(folder: Path) -> None:
+@verb(CardRecipe)
+def card(recipe: CardRecipe) -> Path:
+    """Write the model card of a folder that Minitron made, and return its path.
+
+    It says what was removed (a table and, where matplotlib is installed, a picture), how it was
+    trained, what it scores, how to load it and how to make it again, and takes over what its
+    metadata already say. Raises SourceError for a folder without a readable minitron.json or
+    config.json, OutputError where README.md was written or changed by hand and `overwrite` is not
+    given.
+    """
+    folder = Path(recipe.folder)
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is not a folder: name one that minitron wrote")
+    record = _checked(folder)
+    path = folder / README
+    if path.exists() and not recipe.overwrite and not read_page(path).text_is_ours:
+        raise OutputError(
+            f"{path} was written or changed by hand: --overwrite replaces it, or rename it first"
+        )
+    cut = [step for step in history_of(record) if step.get("kept")]
+    if cut and not draw_kept(folder / KEPT_PICTURE, *_cut(cut[-1])):
+        logger.info("no picture of what was kept: pip install 'minitron[plots]'")
+    write_card(folder, overwrite=recipe.overwrite)
+    return path
+
+
+def write_card(folder: Path, *, overwrite: bool = False) -> None:
     """Write README.md for a folder that holds a minitron.json.
 
-    License and language are those of the source's own card, where it has one.
+    License and language are those of the source's own card, where it has one. A README.md that was
+    written or changed by hand is kept, and said so; metadata that somebody added stay.
     """
+    record = _checked(folder)
+    path = folder / README
+    metadata = _metadata(history_of(record))
+    if path.exists() and not overwrite:
+        page = read_page(path)
+        if not page.text_is_ours:
+            logger.warning("%s was changed by hand and stays: see minitron card --overwrite", path)
+            return
+        metadata = _with_found(metadata, page)
+    if "benchmarks" in record:
+        scores = from_record(record["benchmarks"])
+        metadata["model-index"] = model_index(scores, _name_of(folder))
+    page_text = rendered(_card(folder, record), metadata)
+    try:
+        path.write_text(page_text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def usage(names_source: str, prompt: str = "It was the best of times,") -> str:
+    """Python that loads a base model and lets it go on; its first line says `source = ...`."""
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"{names_source}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(source)\n"
+        'model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")\n'
+        f'ids = tokenizer("{prompt}", return_tensors="pt").input_ids\n'
+        "print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))"
+    )
+
+
+def memory_fact(architecture: Architecture) -> str:
+    """What a model takes in bfloat16."""
+    gigabytes = 2 * architecture.parameters / 1e9
+    cache = 2 * architecture.kv_cache_elements_per_token
+    size = f"{gigabytes:.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
+    return f"In bfloat16: {size} of weights, {cache:,} bytes of KV cache a token."
+
+
+def _card(folder: Path, record: Record) -> Card:
+    name = _name_of(folder)
+    history = history_of(record)
+    config = _json(folder / "config.json")[0]
+    told = {"command": record["command"], "recipe": record["recipe"]}
+    return Card(
+        name=name,
+        summary=summary_text(history),
+        facts=(memory_fact(Architecture.from_config(config)),),
+        sizes=sizes_table(name, record["target"], size_before(history)),
+        kept_picture=_if_there(folder, KEPT_PICTURE),
+        training=training_texts(history, _losses(folder)),
+        loss_picture=_if_there(folder, _LOSS_PICTURE),
+        results=result_tables(history, name),
+        code=usage('source = "."  # this folder, or its id on the Hub'),
+        limits=limit_texts(history, name),
+        engines=tuple(engine_notes(config)),
+        again=f"`minitron remake {name} again` follows `minitron.json`. Step by step, with texts "
+        "and folders under your own paths:",
+        commands=commands_of(history, name),
+        record=json.dumps(told, indent=2),
+    )
+
+
+def _name_of(folder: Path) -> str:
+    return folder.resolve().name.removesuffix(".partial")
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """The folder's record, complete enough for a card; SourceError says what it lacks."""
     record = read_provenance(folder)
-    data = _metadata(record)
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(folder, record)}")
-    card.save(folder / "README.md")
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{folder} has no config.json: it is no model")
+    for step in _steps(record, folder):
+        if step.get("command") not in RECIPES:
+            raise SourceError(
+                f"{folder / FILE} names the command {step.get('command')!r}: make the folder again"
+            )
+        sizes = [step.get(side) for side in ("source", "target")]
+        for side in sizes:
+            lacking = [key for key in SIZES if not isinstance(side, dict) or key not in side]
+            if lacking or "recipe" not in step or "name" not in step["source"]:
+                raise SourceError(
+                    f"{folder / FILE} lacks sizes, source or recipe: make the folder again"
+                )
+    return record
 
 
-def _shown(source: str) -> str:
-    """A source's name without the folders of the machine it was read on."""
-    return Path(source).name if Path(source).is_absolute() else source
+def _steps(record: dict[str, Any], folder: Path) -> Sequence[Record]:
+    try:
+        return history_of(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{folder / FILE} tells of no source: make the folder again") from error
 
 
-def _metadata(record: dict[str, Any]) -> ModelCardData:
-    name = record["source"]["name"]
-    repo = name.partition(":")[0]  # of a .nemo in a repository
-    base = {"base_model": repo} if _HUB_ID.fullmatch(repo) else {}
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["minitron", *(["pruning"] if record["command"] in _PRUNE else [])],
-        **base,
-        **record["source"]["metadata"],
-    )
+def _cut(step: Record) -> tuple[Record, Record, Record]:
+    return step["kept"], step["source"], step["target"]
 
 
-def _text(folder: Path, record: dict[str, Any]) -> str:
-    name = folder.name.removesuffix(".partial")
-    parts = [
-        f"# {name}",
-        _MADE_BY[record["command"]].format(source=_shown(record["source"]["name"])),
-    ]
-    parts.append(_sizes_table(record, name))
-    if "teacher" in record:
-        parts.append(_teacher_text(record))
-    if "training" in record:
-        parts.append(_training_text(record))
-        if (folder / "loss.png").exists():
-            parts.append("![loss curve](loss.png)")
-    if "importance" in record:
-        parts.append(_importance_text(record))
-    if "results" in record:
-        parts.append(_results_table(record["results"]))
-    parts.append(_usage())
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if notes := engine_notes(config):
-        parts.append("## In other engines\n\n" + "\n".join(f"- {note}" for note in notes))
-    parts.append(
-        "## How it was made\n\n`minitron.json` in this folder holds the whole recipe, with the "
-        "versions and, where something was pruned, every index that was kept:\n\n```json\n"
-        + json.dumps({"command": record["command"], "recipe": record["recipe"]}, indent=2)
-        + "\n```"
-    )
-    return "\n\n".join(parts) + "\n"
+def _if_there(folder: Path, name: str) -> str | None:
+    return name if (folder / name).exists() else None
 
 
-def _sizes_table(record: dict[str, Any], name: str) -> str:
-    before, after = record["source"], record["target"]
-    if before["parameters"] == after["parameters"]:
-        rows = [f"| {key} | {after[key]:,} |" for key in _SIZES]
-        return "\n".join(["| | size |", "|---|---:|", *rows])
-    rows = [
-        f"| {key} | {before[key]:,} | {after[key]:,} | {after[key] / before[key]:.0%} |"
-        for key in _SIZES
-    ]
-    header = f"| | {_shown(before['name'])} | {name} | kept |"
-    return "\n".join([header, "|---|---:|---:|---:|", *rows])
+def _losses(folder: Path) -> list[dict[str, float]]:
+    path = folder / _CURVE
+    if not path.exists():
+        return []
+    return _json(path, by_line=True)
 
 
-def _importance_text(record: dict[str, Any]) -> str:
-    made_by, shares = record["importance"], record["share_of_importance_kept"]
-    on = f" on {made_by['tokens']:,} tokens of {made_by['corpus']}" if "tokens" in made_by else ""
-    told = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
-    method = made_by.get("scores", "given")
-    return f"Ranked by {method} scores{on}. Share of the score that is kept: {told}."
+def _json(path: Path, *, by_line: bool = False) -> list[Any]:
+    """The JSON texts of a file, one or one a line. Raises SourceError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(part) for part in (text.splitlines() if by_line else [text])]
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} is damaged ({error}): mend or remove it") from error
 
 
-def _training_text(record: dict[str, Any]) -> str:
-    training, recipe = record["training"], record["recipe"]
-    start = "random weights" if recipe["scratch"] else "its weights"
-    passes, tokens = training["epochs"], training["corpus_tokens"]
-    return (
-        f"From {start}, {passes:.2g} times over {tokens:,} tokens of "
-        f"`{recipe['corpus']}`, {training['steps']:,} steps, peak learning rate "
-        f"{recipe['learning_rate']:g}. The loss curve is in `training.jsonl`."
-    )
+def _metadata(history: Sequence[Record]) -> dict[str, Any]:
+    last = history[-1]
+    verbs = {step["command"] for step in history}
+    found: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [
+            "minitron",
+            *(["pruning"] if verbs & set(PRUNED) else []),
+            *(["distillation"] if verbs & set(DISTILLED) else []),
+        ],
+    }
+    hubs = [step["source"] for step in reversed(history) if step["source"].get("revision")]
+    # Of a .nemo in a repository, the repository.
+    repos = [re.split("[:@]", source["name"])[0] for source in hubs]
+    bases = [repo for repo in repos if _HUB_ID.fullmatch(repo)]
+    if bases:
+        found |= {"base_model": bases[0], "base_model_relation": "finetune"}
+    corpora = [step["recipe"].get("corpus") for step in history]
+    if datasets := list(dict.fromkeys(name for c in corpora if (name := _dataset(c)) is not None)):
+        found["datasets"] = datasets
+    return {**found, **last["source"].get("metadata", {})}
 
 
-def _teacher_text(record: dict[str, Any]) -> str:
-    teacher, recipe = record["teacher"], record["recipe"]
-    temperature, ce_weight = recipe["temperature"], recipe["ce_weight"]
-    softened = "" if temperature == 1 else f" at temperature {temperature:g}"
-    beside = f", plus {ce_weight:g} times cross-entropy with the text" if ce_weight else ""
-    return (
-        f"Taught by `{_shown(teacher['name'])}` ({teacher['parameters']:,} parameters): "
-        f"{_DISTANCES[recipe['kind']]} between the predictions of both{softened}{beside}."
-    )
+def _dataset(corpus: str | None) -> str | None:
+    """A corpus's id on the Hub; None for files and other texts."""
+    if corpus is None or corpus.endswith(_FILES):
+        return None
+    matched = _DATASET.fullmatch(corpus)
+    return matched[1] if matched is not None and not Path(corpus).exists() else None
 
 
-def _results_table(results: dict[str, Any]) -> str:
-    columns = results["columns"]
-    head = ["| " + " | ".join(["", *columns]) + " |", "|---|" + "---:|" * len(columns)]
-    rows = [
-        f"| {row['name']} | " + " | ".join(str(value) for value in row["values"]) + " |"
-        for row in results["rows"]
-    ]
-    return "\n".join([f"## Results\n\n{results['measured']}\n", *head, *rows])
-
-
-def _usage() -> str:
-    return (
-        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # this folder, or its id on the Hub\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        'ids = tokenizer("It was the best of times,", return_tensors="pt").input_ids\n'
-        "print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))\n```"
-    )
+def _with_found(metadata: Mapping[str, Any], page: Page) -> dict[str, Any]:
+    """Ours, but where somebody changed the metadata since, theirs."""
+    if page.metadata_is_ours:
+        return dict(metadata)
+    return {**metadata, **page.metadata}

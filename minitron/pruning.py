@@ -44,7 +44,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     out = Path(recipe.out)
     check_absent(out)
     check_push_to_hub(recipe.push_to_hub, private=recipe.private)
-    source = open_source(recipe.source)
+    source = open_source(recipe.source, low_disk=recipe.low_disk)
     whole = Architecture.from_config(source.config)
     choice = _chosen(source, whole, recipe)
     target = choice.target

@@ -22,8 +22,10 @@ Target = Literal["hub", "nemo", "nemo2", "trtllm", "onnx"]
 DistFormat = Literal["torch_dist", "zarr"]
 Space = Literal["default", "paper-8b", "paper-4b"]
 DType = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int4"]
 
 _DESTINATION = ("out", "push_to_hub", "private")
+_ROAD = ("low_disk",)  # how the source comes here, which does not change what is made of it
 
 
 def verb(
@@ -46,7 +48,8 @@ def verb(
 
 def record_of(recipe: Any) -> dict[str, Any]:
     """What a recipe says, without where its result goes: equal records make equal results."""
-    return {key: value for key, value in asdict(recipe).items() if key not in _DESTINATION}
+    left_out = (*_DESTINATION, *_ROAD)
+    return {key: value for key, value in asdict(recipe).items() if key not in left_out}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,9 @@ class PruneRecipe(BudgetRecipe):
     """Layers to keep."""
     steps: int = 1
     """Prune in so many steps, each measured on the model that the last one left."""
+    low_disk: bool = False
+    """Read the weights of a Hub id over the network, anew for each pass over them: none is stored
+    on this machine, and nothing but their sizes is compared with what the Hub says."""
     push_to_hub: str | None = None
     """The model repository to push the result to as well (minitron push)."""
     private: bool = False
@@ -197,7 +203,7 @@ class ConvertRecipe:
     trtllm: a TensorRT-LLM checkpoint; onnx: a graph with its KV cache."""
     dtype: DType | None = None
     """Precision of the weights; as they are stored unless given."""
-    max_shard_size: str = "5GB"
+    max_shard_size: str = "2GB"
     """Largest safetensors file (hub)."""
     tp: int = 1
     """Tensor-parallel ranks (trtllm)."""
@@ -209,6 +215,9 @@ class ConvertRecipe:
     """Keep the rows of a .nemo's vocabulary beyond its tokenizer's size."""
     check: bool = True
     """Refuse NaN and infinity (--no-check: look at no value)."""
+    low_disk: bool = False
+    """Read the weights of a Hub id over the network as they are written: none is stored on this
+    machine, and nothing but their sizes is compared with what the Hub says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,8 +296,9 @@ class DistillRecipe(FitRecipe):
     """The model to learn from, of the same vocabulary; the one before pruning serves best."""
     teacher_cache: str | None = None
     """The teacher's outputs on this corpus (minitron teacher-cache): no teacher runs."""
-    stream_teacher: bool = False
-    """Read the teacher layer by layer at every batch, where it does not fit into memory."""
+    stream_teacher: bool | None = None
+    """Read the teacher layer by layer at every batch; unless given, where it does not fit into
+    memory beside the training."""
     teacher_dtype: DType | None = None
     """Precision the teacher computes in; its checkpoint's own unless given, or float32 where the
     processor only emulates that."""
@@ -334,19 +344,39 @@ class TeacherCacheRecipe:
 
 @dataclass(frozen=True)
 class EvaluateRecipe:
-    """Measure loss, perplexity and bits per byte on text."""
+    """Measure loss, perplexity and bits per byte on text, and scores on benchmarks."""
 
     source: str
-    """The model: a folder, a Hub id or a name of the zoo."""
+    """The model: a .nemo, a folder, a Hub id or a name of the zoo."""
     _: KW_ONLY
-    corpus: str
+    corpus: str | None = None
     """Text: a .txt, .jsonl or .parquet file (or .gz), a Hub dataset, or .npy of token ids."""
     seq_len: int | None = None
-    """Tokens of context at most; the model's context unless given, at most 4096."""
+    """Tokens of context at most; the model's context unless given, of text at most 4096."""
+    stride: int | None = None
+    """Tokens that each window of text predicts, from at least seq_len - stride before them; as
+    many as seq_len unless given, so that windows do not overlap."""
+    tasks: str | None = None
+    """Benchmarks of lm-eval, its groups, or a task's YAML (several: a,b)."""
+    include_path: str | None = None
+    """A folder of tasks of your own, as lm-eval's YAML; functions that they name are run."""
+    preset: str | None = None
+    """minitron (the papers' benchmarks and numbers of examples) or cnn_dailymail (summaries)."""
+    num_fewshot: int | None = None
+    """Examples in each prompt of the tasks; as each task has it unless given."""
+    limit: int | None = None
+    """Documents of each task, or articles; all unless given (of cnn_dailymail 20)."""
+    batch_size: int = 8
+    """Prompts that run at once."""
+    articles: str | None = None
+    """Articles for cnn_dailymail: .jsonl or .parquet (or .gz) with columns article and highlights;
+    the dataset on the Hub unless given."""
+    run_generated_code: bool = False
+    """Let tasks such as humaneval run the code that the model writes, on this machine."""
     dtype: DType | None = None
     """Precision to compute in; the checkpoint's unless given."""
     record: bool = False
-    """Write the result into the folder's minitron.json and model card."""
+    """Write the result into the folder's minitron.json, model card and .eval_results."""
 
 
 @dataclass(frozen=True)
@@ -366,6 +396,9 @@ class GenerateRecipe:
     """Sample only from the likeliest tokens that together reach this probability."""
     seed: int = 0
     """Seed of sampling."""
+    quantize: Quantization | None = None
+    """Bring the layers' weights to 8- or 4-bit integers first: less memory, now and then another
+    word."""
 
 
 @dataclass(frozen=True)
@@ -397,6 +430,45 @@ class PushRecipe:
     """The commit's title; what minitron.json says was done unless given."""
     collection: str | None = None
     """Also add the model to a collection: its title (made where it is not there) or its slug."""
+
+
+@dataclass(frozen=True)
+class CardRecipe:
+    """Write the model card of a folder."""
+
+    folder: str
+    """A folder that minitron made."""
+    _: KW_ONLY
+    overwrite: bool = False
+    """Replace a README.md that was written or changed by hand."""
+
+
+@dataclass(frozen=True)
+class RemakeRecipe:
+    """Build a folder's weights again from its minitron.json."""
+
+    folder: str
+    """The folder, or its Hub id; its minitron.json is enough."""
+    out: str
+    """The folder to write."""
+    _: KW_ONLY
+    source: str | None = None
+    """Where the model that it was made from lies now; where minitron.json says unless given."""
+    before_training: bool = False
+    """Of a trained folder, build the model that its training began with."""
+
+
+@dataclass(frozen=True)
+class DemoRecipe:
+    """Show models in a browser."""
+
+    sources: list[str] | None = None
+    """The models: folders, Hub ids or names of the zoo; the whole zoo unless given."""
+    _: KW_ONLY
+    port: int | None = None
+    """Where to serve; GRADIO_SERVER_PORT, else the first free one from 7860, unless given."""
+    open: bool = False
+    """Also open the page in a browser."""
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,17 @@ def zoo() -> dict[str, Path]:
 
 
 def open_source(
-    name: str, *, keep_vocab_padding: bool = False, reads_weights: bool = True
+    name: str,
+    *,
+    keep_vocab_padding: bool = False,
+    reads_weights: bool = True,
+    low_disk: bool = False,
 ) -> Source:
     """Open what the user named; no weight is read. Raises SourceError.
 
     A NeMo checkpoint's vocabulary is cut to its tokenizer's size unless its padding is kept. One in
     a repository is fetched, but where no weight will be read only the pieces that describe it.
+    With `low_disk` weights on the Hub are read there by ranges, again each time, and never stored.
     """
     models = zoo()
     if name in models:
@@ -111,9 +116,11 @@ def open_source(
         )
     repo, revision, nemo = parsed["repo"], parsed["revision"], parsed["nemo"]
     if nemo is None:
-        return HubFolder(HubRepository(repo, revision))
+        return HubFolder(HubRepository(repo, revision), low_disk=low_disk)
     if any(part in ("", ".", "..") for part in nemo.split("/")):
         raise SourceError(f"{name} leads outside its repository: name a path within")
+    if low_disk and reads_weights:
+        raise SourceError(f"{name} can be had only whole: do it without --low-disk")
     path, commit = _nemo_on_hub(repo, revision, nemo, whole=reads_weights)
     return _named_nemo(path, f"{repo}:{nemo}", commit, keep_vocab_padding=keep_vocab_padding)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minitron.errors import TargetError
-from minitron.training.distillation import IntermediateLoss, distillation_loss, dynamic_weight
+from minitron.training import fused_loss
+from minitron.training.distillation import distillation_loss
 
 TOKENS, VOCABULARY, STUDENT, TEACHER = 23, 101, 10, 14
 KINDS = ["forward_kl", "reverse_kl", "jsd", "mse", "cosine"]
@@ -132,7 +133,7 @@ def test_chunks_and_threads_change_nothing(
     chunk_size: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for block in ("_ALONE_BYTES", "_TOGETHER_BYTES"):  # two rows
-        monkeypatch.setattr(f"minitron.training.distillation.{block}", 2 * VOCABULARY * 4)
+        monkeypatch.setattr(f"minitron.training.fused_loss.{block}", 2 * VOCABULARY * 4)
     options = {"labels": some_labels(), "ce_weight": 0.5}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -174,7 +175,7 @@ def test_half_precision_is_rounded_only_at_the_end(kind: str, dtype: torch.dtype
 
 
 def test_a_half_precision_head_is_widened_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.training.distillation._TILE_ELEMENTS", 17 * TEACHER)
+    monkeypatch.setattr("minitron.training.fused_loss._TILE_ELEMENTS", 17 * TEACHER)
     tensors = inputs(torch.bfloat16)
     expected = evaluated(naive, [t.detach().double().requires_grad_() for t in tensors])
     ours = evaluated(distillation_loss, tensors)
@@ -222,7 +223,7 @@ def test_without_grad_the_value_is_the_same_and_nothing_is_multiplied_back(
 ) -> None:
     expected = distillation_loss(*inputs(), kind=kind).detach()
     for product in ("_hidden_gradient", "_add_head_gradient"):
-        monkeypatch.delattr(f"minitron.training.distillation.{product}")
+        monkeypatch.delattr(f"minitron.training.fused_loss.{product}")
     with torch.no_grad():
         loss = distillation_loss(*inputs(), kind=kind)
     assert not loss.requires_grad
@@ -276,14 +277,13 @@ def test_the_head_s_gradient_is_handed_over_without_a_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = []
-    from minitron.training.causal_lm import distillation
 
     def scaled(gradient: Tensor, *arguments: Any) -> Tensor:
         made.append(gradient.data_ptr())
         return original(gradient, *arguments)
 
-    original = distillation._scaled
-    monkeypatch.setattr(distillation, "_scaled", scaled)
+    original = fused_loss._scaled
+    monkeypatch.setattr(fused_loss, "_scaled", scaled)
     tensors = inputs()
     (0.5 * distillation_loss(*tensors)).backward()
     assert [tensor.grad.data_ptr() for tensor in tensors[:2]] == made
@@ -471,69 +471,3 @@ def test_a_gpu_gives_the_same(options: dict[str, Any], dtype: torch.dtype) -> No
     ours = evaluated(distillation_loss, tensors, chunk_size=4, **options)
     tolerance = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
     assert_close([tensor.double() for tensor in ours], expected, tolerance)
-
-
-def states(layers: int, width: int, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, 5, width, generator=generator) for _ in range(layers)]
-
-
-@pytest.mark.parametrize("kind", ["cosine", "mse"])
-def test_intermediate_loss_is_the_sum_over_mapped_pairs(kind: str) -> None:
-    student, teacher = states(3, STUDENT, 1), states(4, TEACHER, 2)
-    loss = IntermediateLoss(STUDENT, TEACHER, [(0, 0), (1, 3)], kind=kind)
-    expected = torch.zeros(())
-    for ours, theirs in ((0, 0), (1, 3)):
-        projected = student[ours] @ loss.projection.weight.T
-        if kind == "mse":
-            expected += F.mse_loss(projected, teacher[theirs])
-        else:
-            expected += 1 - F.cosine_similarity(projected, teacher[theirs], dim=-1).mean()
-    torch.testing.assert_close(loss(student, teacher), expected)
-
-
-def test_intermediate_loss_trains_student_and_projection_only() -> None:
-    student = [state.requires_grad_() for state in states(2, STUDENT, 1)]
-    teacher = [state.requires_grad_() for state in states(2, TEACHER, 2)]
-    loss = IntermediateLoss(STUDENT, TEACHER, [(1, 1)])
-    loss(student, teacher).backward()
-    assert loss.projection.weight.grad is not None
-    assert student[1].grad is not None
-    assert student[0].grad is None
-    assert all(state.grad is None for state in teacher)
-
-
-def test_intermediate_loss_drops_labelled_tokens() -> None:
-    student, teacher = states(1, STUDENT, 1), states(1, TEACHER, 2)
-    loss = IntermediateLoss(STUDENT, TEACHER, [(0, 0)])
-    labels = torch.zeros(2, 5, dtype=torch.long)
-    labels[0, 3:], labels[1, :1] = -100, -100
-    kept = labels != -100
-    expected = loss([student[0][kept]], [teacher[0][kept]])
-    torch.testing.assert_close(loss(student, teacher, labels), expected)
-    assert loss(student, teacher, torch.full_like(labels, -100)) == 0
-
-
-def test_intermediate_loss_is_exact_for_half_precision_states() -> None:
-    student, teacher = states(1, STUDENT, 1), states(1, TEACHER, 2)
-    loss = IntermediateLoss(STUDENT, TEACHER, [(0, 0)]).bfloat16()
-    assert loss([student[0].bfloat16()], [teacher[0].bfloat16()]).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({"kind": "kl"}, "No intermediate loss is called 'kl'"), ({"layer_map": []}, "map is empty")],
-)
-def test_an_intermediate_loss_of_nothing_is_refused(
-    arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(TargetError, match=message):
-        IntermediateLoss(STUDENT, TEACHER, **{"layer_map": [(0, 0)], **arguments})
-
-
-def test_the_dynamic_weight_makes_both_losses_equal_and_is_a_constant() -> None:
-    logit, inner = torch.tensor(3.0, requires_grad=True), torch.tensor(0.5, requires_grad=True)
-    weight = dynamic_weight(logit, inner)
-    assert weight == 6
-    assert not weight.requires_grad
-    assert dynamic_weight(logit, torch.zeros(())) == 0

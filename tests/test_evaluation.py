@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minitron
-from minitron.errors import CorpusError, SourceError, TokenizerError
-from minitron.evaluation import Evaluation, evaluate_model, held_out_ids, held_out_text
+from minitron.errors import CorpusError, SourceError, TargetError, TokenizerError
+from minitron.evaluation import Evaluation, evaluate_model
+from minitron.evaluations.held_out import UNCOUNTED, held_out_ids, held_out_text
 from minitron.source import zoo
 from tests.tiny import tiny_folder, tiny_model, write_text, zoo_tokenizer
 
@@ -76,6 +77,77 @@ def test_text_scores_what_a_naive_computation_gives(folder: Path, text: str, seq
     assert scored.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     size = sum(len(document.encode()) for document in DOCUMENTS)
     assert scored.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+STRIDES = [(1, 1), (7, 1), (7, 3), (7, 6), (10, 4), (60, 20)]
+
+
+@pytest.mark.parametrize(("seq_len", "stride"), STRIDES)
+def test_sliding_windows_score_each_token_once_from_a_long_context(
+    folder: Path, text: str, seq_len: int, stride: int
+) -> None:
+    stream = packed()
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    nats, tokens, begin = 0.0, 0, 0
+    for place in range(1, len(stream)):
+        if place > begin + seq_len:
+            begin += stride
+        seen = stream[begin:place]
+        assert min(place - 1, seq_len - stride) < len(seen) <= seq_len
+        if stream[place] != EOS:
+            with torch.no_grad():
+                logits = model(torch.tensor([seen])).logits[0, -1].double()
+            nats -= float(logits.log_softmax(-1)[stream[place]])
+            tokens += 1
+    scored = minitron.evaluate(str(folder), corpus=text, seq_len=seq_len, stride=stride)
+    assert scored.tokens == tokens == len(stream) - 1 - len(DOCUMENTS)
+    assert scored.loss == pytest.approx(nats / tokens, rel=1e-5)
+    size = sum(len(document.encode()) for document in DOCUMENTS)
+    assert scored.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+@pytest.mark.parametrize(("seq_len", "stride"), STRIDES)
+def test_sliding_windows_count_every_target_in_one_window_only(
+    text: str, seq_len: int, stride: int
+) -> None:
+    held_out = held_out_text(text, zoo_tokenizer(), seq_len, stride)
+    counted = sorted(
+        int(target)
+        for window in held_out.targets
+        for target in window.flatten()
+        if target != UNCOUNTED
+    )
+    assert counted == sorted(token for token in packed()[1:] if token != EOS)
+    assert all(window.shape[1] <= seq_len for window in held_out.inputs)
+
+
+@pytest.mark.parametrize("stride", [0, 9])
+def test_a_stride_that_leaves_tokens_out_is_refused(folder: Path, text: str, stride: int) -> None:
+    with pytest.raises(TargetError, match=f"--stride is {stride}: it must be 1 to 8, the --seq-l"):
+        minitron.evaluate(str(folder), corpus=text, seq_len=8, stride=stride)
+
+
+def test_a_stride_for_ids_is_refused(folder: Path) -> None:
+    with pytest.raises(TargetError, match="--stride is for --corpus with text: rows of ids stand"):
+        minitron.evaluate(str(folder), corpus="a.npy", stride=4)
+
+
+def test_nothing_to_evaluate_on_is_refused(folder: Path) -> None:
+    with pytest.raises(TargetError, match="nothing to evaluate on: give --corpus, --tasks or --p"):
+        minitron.evaluate(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"limit": 0}, "--limit is 0: it must be at least 1"),
+        ({"batch_size": 0}, "--batch-size is 0: it must be at least 1"),
+        ({"num_fewshot": -1}, "--num-fewshot is -1: it must be 0 or more"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(option: dict[str, int], told: str) -> None:
+    with pytest.raises(TargetError, match=told):
+        minitron.evaluate("tiny", tasks="hellaswag", **option)
 
 
 def test_ids_score_what_a_naive_computation_gives(folder: Path, tmp_path: Path) -> None:

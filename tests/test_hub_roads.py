@@ -183,7 +183,8 @@ def test_every_command_takes_it_by_id_and_revision(
     assert record["source"]["revision"] == pinned
     assert json.loads(Path("half/config.json").read_text())["head_dim"] == SIZES["head_dim"]
     assert not hub.asked("GET", "nemo")
-    assert len(hub.asked("GET", "/storage/")) == 2  # pytorch_model.bin, tokenizer.model
+    whole = [seen for seen in hub.asked("GET", "/storage/") if "range" not in seen.headers]
+    assert len(whole) == 2  # pytorch_model.bin, tokenizer.model
 
 
 # Shards, revisions, round trips

@@ -13,7 +13,9 @@ from minitron.recipe import TrainRecipe
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
+# What is on the Hub is run against a Hub: tests/test_readme_on_the_hub.py.
+ELSEWHERE = README.partition("\n## On the Hub\n")[2].partition("\n## ")[0]
+PYTHON = [code for language, code in BLOCKS if language == "python" and code not in ELSEWHERE]
 
 
 def commands_of(text: str) -> list[str]:

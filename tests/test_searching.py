@@ -113,8 +113,18 @@ def test_weights_read_again_give_the_same_losses_as_weights_held(
 ) -> None:
     asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "held_out": ids}
     held = losses(minitron.search(source, **asked))
-    monkeypatch.setattr(comparison, "free_memory", lambda _: 0)
+    whole = comparison.loaded_bytes(open_source(source), "cpu")
+    monkeypatch.setattr(comparison, "free_memory", lambda _: whole)  # a candidate fits beside none
     assert losses(minitron.search(source, **asked)) == held
+
+
+def test_candidates_larger_than_memory_have_the_losses_of_loaded_ones(
+    source: str, ids: str, scores: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "held_out": ids}
+    loaded = losses(minitron.search(source, **asked))
+    monkeypatch.setattr(comparison, "free_memory", lambda _: 0)
+    assert losses(minitron.search(source, **asked)) == pytest.approx(loaded, rel=1e-6)
 
 
 def test_the_teacher_is_searched_into_a_folder(

@@ -8,7 +8,8 @@ import pytest
 
 from minitron.candidates import comparison
 from minitron.errors import CorpusError
-from minitron.evaluation import HeldOut, evaluate_model
+from minitron.evaluation import evaluate_model
+from minitron.evaluations.held_out import HeldOut
 from minitron.source import load_model, open_source
 from minitron.streamed_loss import streamed_loss
 from tests.tiny import VARIANTS, tiny_folder

@@ -9,8 +9,9 @@ import pytest
 
 from minitron.architecture import Architecture
 from minitron.byte_size import parse_bytes, readable_bytes
+from minitron.device_memory import free_memory, memory_in_use
 from minitron.errors import TargetError
-from minitron.scores.sweep_plan import BATCH_TOKENS, Needs, free_memory, memory_in_use, plan_sweep
+from minitron.scores.sweep_plan import BATCH_TOKENS, Needs, plan_sweep
 from tests.tiny import tiny_config
 
 GIB = 1 << 30
@@ -97,7 +98,7 @@ MEASURED = """
 import sys, numpy as np, re
 from pathlib import Path
 from minitron import measure_importance
-from minitron.scores.sweep_plan import memory_in_use
+from minitron.device_memory import memory_in_use
 import minitron.scores.scoring
 import logging
 told = []

@@ -15,7 +15,7 @@ import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, SourceError
 from minitron.source import load_model, open_source
-from minitron.training.causal_lm import teacher_writing
+from minitron.training import teacher_writing
 from minitron.training.teacher_cache import open_teacher_cache
 from minitron.training.top_k_loss import top_k_loss
 from tests.tiny import FAMILIES, SIZES, tiny_folder, tiny_model, weights_of

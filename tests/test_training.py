@@ -1,7 +1,11 @@
 """Training learns, resumes to the same weights, and writes a folder like any other."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +33,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+class WholeLogits(Trainer):
+    """Trainer as it is, with the model's own loss over whole logits."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        batch = {key: value for key, value in inputs.items() if key != "row"}
+        return super().compute_loss(model, batch, *args, **kwargs)
+
+
 def records(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
 
@@ -53,6 +65,56 @@ def test_continued_training_lowers_the_loss_on_held_out_text(
     assert (
         json.loads((out / "minitron.json").read_text())["training"]["corpus_tokens"] == 48 * SEQ_LEN
     )
+
+
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("nemotron", {"autocast": "float32"}),
+    "tied": ("nemotron-tied", {"autocast": "float32"}),
+    "autocast": ("llama", {"autocast": "bfloat16"}),
+    "checkpointing": ("qwen3", {"gradient_checkpointing": True}),
+    # 48 rows: the fourth step of an epoch has one batch of three rows less.
+    "accumulated": ("nemotron", {"gradient_accumulation_steps": 3, "batch_size": 5, "steps": 7}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_loss_and_weight_is_that_of_trainer_with_whole_logits(
+    way: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant, changed = WAYS[way]
+    settings = {"steps": 5, "batch_size": 8, "learning_rate": 3e-3, "dtype": "float32"}
+    settings |= {"trainer": {"logging_steps": 1}, "eval_corpus": text, **changed}
+    init = str(tiny_folder(tmp_path / "start", variant))
+    minitron.train(str(tmp_path / "ours"), init=init, corpus=text, **settings)
+    monkeypatch.setattr("minitron.training.causal_lm.TextTrainer", WholeLogits)
+    minitron.train(str(tmp_path / "theirs"), init=init, corpus=text, **settings)
+    is_exact = settings.get("autocast") != "bfloat16"
+    tolerance = 1e-5 if is_exact else 1e-2
+    for ours, theirs in zip(records(tmp_path / "ours"), records(tmp_path / "theirs"), strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+    if not is_exact:  # AdamW makes large steps of small gradients, rounded or not
+        return
+    for name, tensor in weights_of(tmp_path / "theirs").items():
+        ours = weights_of(tmp_path / "ours")[name]
+        torch.testing.assert_close(ours, tensor, rtol=1e-2, atol=1e-5)
+
+
+def test_no_logits_of_a_whole_batch_are_made(
+    start: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Size] = []
+    head = torch.nn.Linear.forward
+
+    def noted(self: torch.nn.Linear, states: torch.Tensor) -> torch.Tensor:
+        output = head(self, states)
+        seen.append(output.shape)
+        return output
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    settings = {"init": str(start), "corpus": text, "eval_corpus": text, "steps": 2}
+    minitron.train(str(tmp_path / "out"), **settings)
+    assert seen
+    assert SIZES["vocab_size"] not in {shape[-1] for shape in seen}
 
 
 def test_from_scratch_starts_zero_centred_whatever_init_holds(
@@ -183,3 +245,30 @@ def test_ids_outside_the_vocabulary_are_refused(start: Path, tmp_path: Path) -> 
     with pytest.raises(MinitronError, match="token id 101, outside the model's vocabulary of 101"):
         minitron.train(str(tmp_path / "out"), init=str(start), corpus=str(tmp_path / "ids.npy"))
     assert [path.name for path in tmp_path.iterdir()] == ["ids.npy"]
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_and_weights_of_one(
+    start: Path, text: str, tmp_path: Path
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = ["--steps", "5", "--batch-size", "4", "--dtype", "float32", "--autocast", "float32"]
+    two = [*torchrun, "-m", "minitron", "train", str(tmp_path / "two"), "--init", str(start)]
+    ran = subprocess.run(
+        [*two, "--corpus", text, "--eval-corpus", text, "--learning-rate", "1e-2", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    settings = {"steps": 5, "batch_size": 8, "dtype": "float32", "autocast": "float32"}
+    one = {"init": str(start), "corpus": text, "eval_corpus": text, "learning_rate": 1e-2}
+    minitron.train(str(tmp_path / "one"), **one, **settings)
+    for ours, theirs in zip(records(tmp_path / "two"), records(tmp_path / "one"), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in {"loss", "eval_loss"} & ours.keys():
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
+    for name, tensor in weights_of(tmp_path / "one").items():
+        torch.testing.assert_close(weights_of(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-4)

@@ -26,8 +26,10 @@ from minitron.candidates.search_report import Candidate, SearchReport, name_of
 from minitron.candidates.search_texts import SearchTexts, search_texts
 from minitron.candidates.shortlist import Shortlist, config_at, shortlist
 from minitron.corpus import Corpus
+from minitron.device_memory import free_memory
 from minitron.errors import CorpusError
-from minitron.evaluation import HeldOut, evaluate_model
+from minitron.evaluation import evaluate_model
+from minitron.evaluations.held_out import HeldOut
 from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.held_source import held_source, stored_bytes
 from minitron.importance import Importance
@@ -35,7 +37,6 @@ from minitron.plan import PruningPlan, choose_plan, share_kept
 from minitron.recipe import BudgetRecipe, SearchRecipe
 from minitron.scores.calibration import calibration
 from minitron.scores.scoring import score
-from minitron.scores.sweep_plan import free_memory
 from minitron.source import (
     Source,
     complete_tensors,

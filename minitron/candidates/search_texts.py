@@ -15,7 +15,7 @@ import numpy as np
 
 from minitron.corpus import Corpus, TokenIds, load_ids
 from minitron.errors import CorpusError, TargetError
-from minitron.evaluation import HeldOut, held_out_ids, held_out_text
+from minitron.evaluations.held_out import HeldOut, held_out_ids, held_out_text
 from minitron.recipe import BudgetRecipe
 from minitron.scores.calibration import calibration
 from minitron.scores.scoring import check_corpus_named

@@ -10,14 +10,17 @@ in a Hub repository at one pinned revision. Does not know what the tensors mean.
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any
 
 from minitron.errors import SourceError
 from minitron.hub.fetched_tensor import FetchedTensor
-from minitron.hub.repository import Piece
+from minitron.hub.place import LocalPlace, Place
+from minitron.hub.remote_tensor import RemoteTensor, Windows
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.tensors.safetensors_file import (
     MAX_HEADER,
@@ -46,54 +49,20 @@ _LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 _ENOUGH = 1 << 17  # bytes, for the header of most safetensors files
 
 
-class Place(Protocol):
-    """Where files lie: a folder, or a repository that is downloaded file by file."""
-
-    name: str
-    revision: str | None
-
-    def file(self, name: str) -> Path | None:
-        """The file on this machine, fetched where needed; None where there is none."""
-
-    def names(self) -> list[str]:
-        """The names of all files at the top level."""
-
-    def piece(self, name: str, start: int, stop: int) -> Piece | None:
-        """Some bytes of a file that is not on this machine; None where `file` will do."""
-
-
-class LocalPlace:
-    """A folder on this machine."""
-
-    revision: str | None = None
-
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self.path = path
-        self.name = name or str(path)
-
-    def file(self, name: str) -> Path | None:
-        """The file's path, if it is there."""
-        path = self.path / name
-        return path if path.is_file() else None
-
-    def names(self) -> list[str]:
-        """The folder's files, in alphabetical order."""
-        return sorted(path.name for path in self.path.iterdir() if path.is_file())
-
-    def piece(self, name: str, start: int, stop: int) -> Piece | None:
-        """None: every file is here."""
-
-
 class HubFolder:
     """A model's config, tensors and tokenizer files, at a place."""
 
     format = "hub"
     writer: str | None = None
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, low_disk: bool = False) -> None:
+        """`low_disk` True reads weights that are not on this machine where they lie, by ranges."""
         self.name = place.name
         self.revision = place.revision
         self._place = place
+        self._low_disk = low_disk
+        self._windows = Windows()
+        self._lock = Lock()
         self._shards: dict[str, Mapping[str, StoredTensor]] = {}
         self._outlines: dict[str, Mapping[str, StoredTensor] | None] = {}
         self.config = self._json("config.json")
@@ -123,7 +92,8 @@ class HubFolder:
         """Every tensor, located but not read. Raises SourceError where shards are missing,
         damaged, or without a tensor that the index names.
 
-        A safetensors file of the Hub is fetched when the first of its tensors is read."""
+        A file of the Hub is fetched when the first of its tensors is read; with little disk it
+        is not, but what is read of it."""
         found: dict[str, LazyTensor] = {}
         for name, file in self.files_of_tensors.items():
             shard = self._listed(file)
@@ -132,10 +102,7 @@ class HubFolder:
                     f"{self.name}: the index says {file} holds {name}, but it does not: "
                     "fetch the folder again"
                 )
-            listed = shard[name]
-            fetch = partial(self._fetched, file, name)
-            is_here = self._outline(file) is None
-            found[name] = listed if is_here else FetchedTensor(listed.dtype, listed.shape, fetch)
+            found[name] = self._coming(file, name, shard[name])
         if not found:
             raise SourceError(
                 f"{self.name} has no weights: model.safetensors or pytorch_model.bin, "
@@ -188,6 +155,14 @@ class HubFolder:
         outline = self._outline(file)
         return self._shard(file) if outline is None else outline
 
+    def _coming(self, file: str, name: str, listed: StoredTensor) -> LazyTensor:
+        """A tensor of a file that need not be here."""
+        if self._outline(file) is None:
+            return listed
+        if self._low_disk:
+            return RemoteTensor(listed, partial(self._place.fetch, file), self._windows)
+        return FetchedTensor(listed.dtype, listed.shape, partial(self._fetched, file, name))
+
     def _fetched(self, file: str, name: str) -> StoredTensor:
         shard = self._shard(file)
         if name not in shard:
@@ -195,14 +170,21 @@ class HubFolder:
         return shard[name]
 
     def _outline(self, file: str) -> Mapping[str, StoredTensor] | None:
-        """The tensors of a safetensors file that is not here, by its header alone."""
+        """The tensors of a file that is not here, by those of its bytes that describe them."""
         if file not in self._outlines:
-            self._outlines[file] = None
-            if file.endswith(".safetensors"):
-                self._outlines[file] = self._read_outline(file)
+            is_safe = file.endswith(".safetensors")
+            outline = self._header(file) if is_safe else self._pickle(file)
+            if outline is None and self._low_disk and self._is_elsewhere(file):
+                raise SourceError(
+                    f"{self.name}: {file} can be had only whole: do it without --low-disk"
+                )
+            self._outlines[file] = outline
         return self._outlines[file]
 
-    def _read_outline(self, file: str) -> Mapping[str, StoredTensor] | None:
+    def _is_elsewhere(self, file: str) -> bool:
+        return file in self._place.names() and not self._place.is_here(file)
+
+    def _header(self, file: str) -> Mapping[str, StoredTensor] | None:
         begun = self._place.piece(file, 0, _ENOUGH)
         if begun is None:
             return None
@@ -215,14 +197,29 @@ class HubFolder:
             else parse_safetensors_header(Path(file), begun.content, begun.size)
         )
 
+    def _pickle(self, file: str) -> Mapping[str, StoredTensor] | None:
+        stand_in = self._place.partial_file(file)
+        if stand_in is None:
+            return None
+        try:
+            # Only who will ask for ranges needs to know where each tensor begins.
+            listed = read_torch_file(stand_in, outline=not self._low_disk)
+        except SourceError as error:
+            told = str(error).replace(str(stand_in), f"{self.name}/{file}")
+            raise SourceError(told) from None
+        finally:
+            stand_in.unlink()
+        return {name: replace(tensor, path=Path(file)) for name, tensor in listed.items()}
+
     def _shard(self, file: str) -> Mapping[str, StoredTensor]:
-        if file not in self._shards:
-            path = self._place.file(file)
-            if path is None:
-                raise SourceError(f"{self.name} has no {file}, which its index names: fetch it")
-            read = read_safetensors_header if path.suffix == ".safetensors" else read_torch_file
-            self._shards[file] = read(path)
-        return self._shards[file]
+        with self._lock:  # several threads may ask for the first of its tensors
+            if file not in self._shards:
+                path = self._place.file(file)
+                if path is None:
+                    raise SourceError(f"{self.name} has no {file}, which its index names: fetch it")
+                read = read_safetensors_header if path.suffix == ".safetensors" else read_torch_file
+                self._shards[file] = read(path)
+            return self._shards[file]
 
     def _json(self, name: str) -> Any:
         path = self._place.file(name)

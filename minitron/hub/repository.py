@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import httpx2
@@ -31,6 +31,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from minitron.errors import SourceError
 from minitron.hub.errors import HUB_ERRORS, reason
 from minitron.hub.partial_file import PartialPath, stand_in
+from minitron.hub.verified_file import verify
 
 _CONFIG = "config.json"
 _WAITS = (0, 1, 2, 4, 8)  # seconds before each attempt
@@ -67,11 +68,16 @@ class HubRepository:
         self.revision = self._snapshot.name  # the commit, from here on
 
     def file(self, name: str) -> Path | None:
-        """The file in the cache, downloaded where it is not; None where the repository has none."""
+        """The file in the cache, downloaded where it is not; None where the repository has none.
+
+        Raises SourceError for a large one whose bytes are not those of the Hub.
+        """
         asked = self.name if self.revision is None else f"{self.name}@{self.revision}"
         with self._telling():
             try:
-                return Path(hf_hub_download(self.name, name, revision=self.revision))
+                path = Path(hf_hub_download(self.name, name, revision=self.revision))
+                verify(path)
+                return path
             except LocalEntryNotFoundError as error:
                 if hasattr(self, "_snapshot") and self._offline:
                     return None
@@ -82,10 +88,28 @@ class HubRepository:
             except EntryNotFoundError:
                 return None
 
+    def is_here(self, name: str) -> bool:
+        """Whether `file` would ask the Hub for nothing that is large."""
+        found = try_to_load_from_cache(self.name, name, revision=self.revision)
+        return self._offline or isinstance(found, str)
+
     def piece(self, name: str, start: int, stop: int) -> Piece | None:
         """Bytes [start, stop) of a file; None where it is cached, missing, or must come whole."""
-        if self._offline or self._is_cached(name):
-            return None
+        return None if self.is_here(name) else self._piece(name, start, stop)
+
+    def fetch(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file of which a piece has come before."""
+        piece = self._piece(name, start, stop)
+        if piece is None or len(piece.content) != stop - start:
+            raise SourceError(f"{self.name} has changed while {name} was read: try again")
+        return piece.content
+
+    def partial_file(self, name: str) -> PartialPath | None:
+        """A stand-in of which only what is read is fetched; None where `file` is to be asked."""
+        first = self.piece(name, 0, 1)
+        return None if first is None else stand_in(first.size, partial(self.fetch, name))
+
+    def _piece(self, name: str, start: int, stop: int) -> Piece | None:
         for wait in _WAITS:
             time.sleep(wait)
             with self._telling():
@@ -97,18 +121,6 @@ class HubRepository:
                     if wait == _WAITS[-1]:
                         raise
         return None
-
-    def partial_file(self, name: str) -> PartialPath | None:
-        """A stand-in of which only what is read is fetched; None where `file` is to be asked."""
-
-        def fetch(start: int, stop: int) -> bytes:
-            piece = self.piece(name, start, stop)
-            if piece is None or len(piece.content) != stop - start:
-                raise SourceError(f"{self.name} has changed while {name} was read: try again")
-            return piece.content
-
-        first = self.piece(name, 0, 1)
-        return None if first is None else stand_in(first.size, fetch)
 
     def _read_piece(self, name: str, start: int, stop: int) -> Piece | None:
         url = hf_hub_url(self.name, name, revision=self.revision)
@@ -131,9 +143,6 @@ class HubRepository:
         with self._telling():
             files = list(HfApi().list_repo_files(self.name, revision=self.revision))
         return sorted(name for name in files if "/" not in name)
-
-    def _is_cached(self, name: str) -> bool:
-        return isinstance(try_to_load_from_cache(self.name, name, revision=self.revision), str)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from minitron.architecture import Architecture
 from minitron.byte_size import parse_bytes
 from minitron.corpus import TokenIds
+from minitron.device_memory import free_memory, memory_in_use
 from minitron.errors import CorpusError, ImportanceError, TargetError
 from minitron.importance import Importance
 from minitron.layer_stream import EMBEDDING, LayerStream
@@ -33,8 +34,6 @@ from minitron.scores.sweep_plan import (
     Needs,
     SweepPlan,
     Weights,
-    free_memory,
-    memory_in_use,
     plan_sweep,
 )
 from minitron.scores.weight_scores import magnitude_scores, random_scores

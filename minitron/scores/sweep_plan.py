@@ -6,14 +6,10 @@ stay in memory, and how many tokens pass each layer together. Runs nothing.
     plan_sweep(architecture, lengths, budget=6 << 30, needs=Needs(itemsize=2)).peak
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Literal
-
-import torch
 
 from minitron.architecture import Architecture
 from minitron.byte_size import readable_bytes
@@ -24,7 +20,6 @@ Weights = Literal["layers", "all", "loaded"]
 
 BATCH_TOKENS = 8192  # that run through a layer at once
 _BATCHES_OF_KEPT = 16  # in a chunk where layers need not be read again: progress that is not lost
-_SHARE_OF_FREE = 0.8  # of the memory that is free, where no budget is given
 _SLACK = 160 << 20  # reductions, ids, modules still to import, what the allocator holds back
 
 
@@ -93,24 +88,6 @@ def plan_sweep(
     return min(fitting, key=lambda some: 0 if some.keep else -(-total // some.chunk_tokens))
 
 
-def free_memory(device: str) -> int:
-    """Bytes that may be used on the device, most of what is free."""
-    if device != "cpu":
-        return int(_SHARE_OF_FREE * torch.cuda.mem_get_info(torch.device(device))[0])
-    return int(_SHARE_OF_FREE * min(_available(), _left_to_container()))
-
-
-def memory_in_use(device: str) -> int:
-    """Bytes that this process holds on the device already."""
-    if device != "cpu":
-        return torch.cuda.memory_reserved(torch.device(device))
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def _bytes(
     architecture: Architecture, needs: Needs, longest: int, keep: bool, batch: int, chunk: int
 ) -> int:
@@ -142,23 +119,3 @@ def _width(architecture: Architecture) -> int:
     attention = 5 * queries + 4 * keys
     mlp = 3 * architecture.intermediate_size
     return 2 * architecture.hidden_size + max(attention, mlp)
-
-
-def _available() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        named = dict(line.split(":", 1) for line in lines)
-        return int(named["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def _left_to_container() -> int:
-    """What a control group leaves this process; no limit where there is none."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        return max(0, int(limit) - used)
-    except (OSError, ValueError):  # "max" is no number
-        return 1 << 62

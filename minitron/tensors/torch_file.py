@@ -28,13 +28,14 @@ LARGEST_PICKLE = 2**25  # bytes; those of the largest models have a few megabyte
 
 
 def read_torch_file(
-    path: Path, start: int = 0, length: int | None = None
+    path: Path, start: int = 0, length: int | None = None, *, outline: bool = False
 ) -> Mapping[str, StoredTensor]:
     """The tensors of a state dict by name; entries that are no tensors (TE's states) are left out.
 
+    `outline` True: only names, dtypes and shapes are wanted, and offsets are not to be relied on.
     Raises SourceError if the file holds something else; `read_torch_object` takes that too.
     """
-    root = read_torch_object(path, start, length)
+    root = read_torch_object(path, start, length, outline=outline)
     if not isinstance(root, dict):
         raise SourceError(f"{path} holds a {type(root).__name__}, not a state dict of tensors")
     named = {name: value for name, value in root.items() if isinstance(name, str)}
@@ -45,7 +46,9 @@ def read_torch_file(
     return tensors
 
 
-def read_torch_object(path: Path, start: int = 0, length: int | None = None) -> object:
+def read_torch_object(
+    path: Path, start: int = 0, length: int | None = None, *, outline: bool = False
+) -> object:
     """What torch.save wrote at bytes [start, start + length) of the file, as data.
 
     Tensors and parameters are `StoredTensor`s, dicts and lists are themselves, and whatever else
@@ -55,15 +58,15 @@ def read_torch_object(path: Path, start: int = 0, length: int | None = None) -> 
         with path.open("rb") as file:
             window = FileWindow(file.fileno(), path, start, length)
             if window.read(4) == b"PK\x03\x04":
-                return _read_zip(window)
+                return _read_zip(window, outline=outline)
             return _read_legacy(window)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _read_zip(window: FileWindow) -> object:
+def _read_zip(window: FileWindow, *, outline: bool) -> object:
     path = window.path
-    records = _records(window)
+    records = _records(window, outline=outline)
     roots = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
         raise SourceError(f"{path} is a zip, but not of torch.save: it has no data.pkl")
@@ -90,13 +93,23 @@ def _read_zip(window: FileWindow) -> object:
     return read_pickle(pickled, tensor_builders(path), str(path), storage)
 
 
-def _records(window: FileWindow) -> dict[str, Storage]:
-    """Where each record of the zip has its bytes."""
+def _records(window: FileWindow, *, outline: bool) -> dict[str, Storage]:
+    """Where each record of the zip has its bytes; in outline, about where storages have theirs."""
     try:
         entries = zipfile.ZipFile(window).infolist()
-        return {entry.filename: _record(window, entry) for entry in entries}
+        return {
+            entry.filename: _listed(window, entry)
+            if outline and "/data/" in entry.filename
+            else _record(window, entry)
+            for entry in entries
+        }
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, *DAMAGE) as error:
         raise SourceError(f"{window.path} is truncated or damaged: {error}") from None
+
+
+def _listed(window: FileWindow, entry: zipfile.ZipInfo) -> Storage:
+    """By the zip's directory alone: the header before each storage may be as far as the storage."""
+    return Storage(window.start + entry.header_offset, entry.file_size, torch.uint8)
 
 
 def _record(window: FileWindow, entry: zipfile.ZipInfo) -> Storage:

@@ -8,15 +8,15 @@ padding. Knows nothing of pruning, nor of teachers (`distilling`).
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from transformers import Trainer, set_seed
+from transformers import set_seed
 
 from minitron.hub.folder import HubFolder
 from minitron.recipe import TrainRecipe, verb
 from minitron.source import open_source, sequence_length
 from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
 from minitron.training.shared_run import load_text, shared_folder
+from minitron.training.text_trainer import TextTrainer
 from minitron.training.trained_folder import write_trained
 from minitron.unfinished import check_absent
 
@@ -28,7 +28,7 @@ def train(recipe: TrainRecipe) -> HubFolder:
     An interrupted run goes on from its last checkpoint when the same call is made again. Under
     torchrun or accelerate launch, all processes train together. Returns the folder, with
     `training.jsonl` (one record a logged step) and, where matplotlib is installed, `loss.png`.
-    Raises SourceError, CorpusError, OutputError, TargetError.
+    No logits are held (`cross_entropy`). Raises SourceError, CorpusError, OutputError, TargetError.
     """
     out = Path(recipe.out)
     check_absent(out)
@@ -41,15 +41,6 @@ def train(recipe: TrainRecipe) -> HubFolder:
         texts = Texts(load(recipe.corpus, samples=recipe.samples), held_out)
         set_seed(recipe.seed)
         model = initial_model(source, recipe)
-        fitted = fit(model, texts, folder / CHECKPOINTS, recipe, make_trainer=_TextTrainer)
+        fitted = fit(model, texts, folder / CHECKPOINTS, recipe, make_trainer=TextTrainer)
         write_trained(folder, source, recipe, fitted, texts, command="train", loss="cross-entropy")
     return HubFolder.at(out)
-
-
-class _TextTrainer(Trainer):
-    """Cross-entropy with the text, as the model itself computes it."""
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As transformers does, without the rows' places."""
-        batch = {key: value for key, value in inputs.items() if key != "row"}
-        return super().compute_loss(model, batch, *args, **kwargs)

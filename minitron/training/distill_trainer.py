@@ -1,30 +1,24 @@
 """Distill trainer: transformers' Trainer, with a teacher's lesson as the loss.
 
-While a batch runs, the student's output embedding gives the loss instead of the logits. So no
-logits are held, and the embedding is at hand there however DDP, FSDP or DeepSpeed lay it out.
+The student's output embedding gives the loss instead of the logits, as in `text_trainer`.
 
     trainer = DistillTrainer(model=student, teacher=teacher, loss=DistillLoss(), args=arguments)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
-from minitron.training.distillation import IntermediateLoss, dynamic_weight
+from minitron.training.intermediate_loss import IntermediateLoss, dynamic_weight
 from minitron.training.teacher import DistillLoss, Lesson, Teacher, inner_states
+from minitron.training.text_trainer import TextTrainer, loss_in_head
 
 _PROJECTION = "intermediate_loss"
-_LOGITS = 1 << 25  # at once, in evaluation
-
-LossOf = Callable[[Tensor, Tensor], Tensor]  # last hidden states, output embedding -> the loss
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(TextTrainer):
     """Trains on the teacher's lessons, evaluates by cross-entropy with the text."""
 
     def __init__(
@@ -46,7 +40,6 @@ class DistillTrainer(Trainer):
         self._loss = loss
         self._positions = tuple(positions)
         self._alpha = alpha
-        self._student: Any = options["model"]
 
     def compute_loss(
         self,
@@ -55,28 +48,27 @@ class DistillTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss that the student's output embedding gives in place of logits."""
+        """The lesson's loss; the text's where the student is evaluated."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
         input_ids = inputs["input_ids"]
-        labels = input_ids[:, 1:].flatten()
-        positions = self._positions if model.training else ()
-        lesson = self._teacher.lesson(input_ids, inputs["row"]) if model.training else None
-        with inner_states(self._student.model, positions) as inner:
+        labels = inputs["labels"][:, 1:].flatten()
+        lesson = self._teacher.lesson(input_ids, inputs["row"])
+        with inner_states(self._unwrapped.model, self._positions) as inner:
 
             def loss_of(hidden: Tensor, head: Tensor) -> Tensor:
                 states = hidden[:, :-1].flatten(0, 1)  # the last one predicts nothing we know
-                if lesson is None:
-                    return _cross_entropy(states, head, labels)
                 loss = lesson.loss(states, head, labels, self._loss)
                 return self._with_inner(loss, lesson, list(inner.values()))
 
-            with loss_in_head(self._student, loss_of):
+            with loss_in_head(self._unwrapped, loss_of):
                 outputs = model(input_ids=input_ids, use_cache=False)
         return (outputs.logits, outputs) if return_outputs else outputs.logits
 
     def _with_inner(self, loss: Tensor, lesson: Lesson, states: list[Tensor]) -> Tensor:
         if not states:
             return loss
-        distance: Tensor = getattr(self._student, _PROJECTION)(states, lesson.inner)
+        distance: Tensor = getattr(self._unwrapped, _PROJECTION)(states, lesson.inner)
         weight = dynamic_weight(loss, distance) if self._alpha is None else self._alpha
         return loss + weight * distance
 
@@ -86,25 +78,3 @@ def add_projection(model: PreTrainedModel, teachers_width: int, *, pairs: int) -
     same_place = [(place, place) for place in range(pairs)]
     width: int = model.config.hidden_size
     model.add_module(_PROJECTION, IntermediateLoss(width, teachers_width, same_place))
-
-
-@contextmanager
-def loss_in_head(model: PreTrainedModel, loss_of: LossOf) -> Iterator[None]:
-    """While the block lasts, the model's output embedding gives `loss_of` instead of logits."""
-    head: Any = model.get_output_embeddings()
-    head.forward = lambda hidden: loss_of(hidden, head.weight)
-    try:
-        yield
-    finally:
-        del head.forward
-
-
-def _cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """The mean over tokens, logits made a few at a time."""
-    rows = max(1, _LOGITS // head.shape[0])
-    pieces = zip(hidden.split(rows), labels.split(rows), strict=True)
-    summed = [
-        F.cross_entropy((states @ head.T).float(), wanted, reduction="sum")
-        for states, wanted in pieces
-    ]
-    return torch.stack(summed).sum() / len(labels)

@@ -27,7 +27,7 @@ from minitron.tensors.model_digest import description_of
 from minitron.training.distill_trainer import DistillTrainer, add_projection
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
-from minitron.training.shared_run import load_text, processes_of_run, shared_folder
+from minitron.training.shared_run import device_of_run, load_text, shared_folder
 from minitron.training.teacher import (
     DistillLoss,
     RunningTeacher,
@@ -37,6 +37,7 @@ from minitron.training.teacher import (
 )
 from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
 from minitron.training.trained_folder import write_trained
+from minitron.training.training_memory import teacher_fits
 from minitron.training.vocabularies import check_same_vocabulary
 from minitron.unfinished import check_absent
 
@@ -62,7 +63,7 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     told = _instruction(recipe, student)
     with shared_folder(out, recipe) as folder:
         texts = _texts(recipe, student, told, folder)
-        teacher = told.teacher(recipe)
+        teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
         set_seed(recipe.seed)
         model = initial_model(student, recipe)
         if told.positions:
@@ -108,14 +109,18 @@ class _Instruction:
     positions: tuple[tuple[int, int], ...]
     alpha: float | None  # None: dynamic
 
-    def teacher(self, recipe: DistillRecipe) -> Teacher:
-        """Load it, or open what it wrote down."""
-        device = str(processes_of_run().device)
+    def teacher(self, recipe: DistillRecipe, student: Source, *, seq_len: int) -> Teacher:
+        """Load it, open it to be read layer by layer, or open what it wrote down."""
+        device = device_of_run()
         if self.cache is not None:
             return self.cache.teacher(device)
         dtype = None if recipe.teacher_dtype is None else getattr(torch, recipe.teacher_dtype)
         positions = [theirs for _, theirs in self.positions]
-        if recipe.stream_teacher:
+        streams = recipe.stream_teacher
+        if streams is None:
+            ours = Architecture.from_config(student.config)
+            streams = not teacher_fits(self.source, recipe, ours, seq_len)
+        if streams:
             stream = LayerStream.of_source(self.source, dtype=dtype, device=device, keep=False)
             head = output_embedding(self.source).read().to(device)
             return StreamedTeacher(stream, head, positions)

@@ -3,7 +3,7 @@
 Knows where an interrupted run goes on, and what is left of a run: its weights and its losses. Does
 not know the loss: that is the Trainer it is given.
 
-    fitted = fit(model, Texts(corpus, None), folder / "checkpoints", recipe)
+    fit(model, Texts(corpus, None), folder / "checkpoints", recipe, make_trainer=TextTrainer)
 """
 
 import json
@@ -32,6 +32,7 @@ from minitron.training.trainer_arguments import check_trainer, trainer_arguments
 
 CHECKPOINTS = "checkpoints"
 _RUN = "run.json"
+_COMPILED = "_orig_mod."  # what torch.compile puts into names
 _POSITIVE = (
     "epochs",
     "batch_size",
@@ -89,7 +90,7 @@ def fit(
     folder: Path,
     recipe: FitRecipe,
     *,
-    make_trainer: Callable[..., Trainer] = Trainer,
+    make_trainer: Callable[..., Trainer],
     verb: str = "train",
 ) -> Fitted:
     """Train `model` in place; checkpoints go to `folder`, and an earlier run there is resumed.
@@ -133,7 +134,9 @@ def fit(
         epochs=epochs,
         tokens=round(epochs * texts.corpus.tokens),
         records=records_of(trainer.state),
-        weights=weights if processes.is_main_process else {},
+        weights={name.replace(_COMPILED, ""): weight for name, weight in weights.items()}
+        if processes.is_main_process
+        else {},
     )
 
 

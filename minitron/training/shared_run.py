@@ -29,6 +29,12 @@ def processes_of_run() -> PartialState:
     return PartialState(cpu=default_device() == "cpu")
 
 
+def device_of_run() -> str:
+    """Where this process computes: "cpu", or a GPU of its own."""
+    device = processes_of_run().device
+    return "cpu" if device.type == "cpu" else str(device)
+
+
 @contextmanager
 def shared_folder(out: Path, recipe: Any) -> Iterator[Path]:
     """The unfinished folder of a resumable run; the first process makes and names it."""
@@ -68,7 +74,7 @@ def _sampled(source: Source, file: Path, seq_len: int, samples: int, seed: int) 
     """Text that the model samples, kept in `file` for a run that goes on and other processes."""
     processes = processes_of_run()
     if processes.is_main_process and not file.exists():
-        model = load_model(source, device=str(processes.device))
+        model = load_model(source, device=device_of_run())
         corpus = self_corpus(model, seq_len=seq_len, samples=samples, seed=seed)
         partial = file.with_name(f"partial-{file.name}")
         np.save(partial, corpus.sequences)

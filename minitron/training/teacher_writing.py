@@ -28,7 +28,12 @@ from minitron.recipe import TeacherCacheRecipe, record_of, verb
 from minitron.source import Source, complete_tensors, open_source, sequence_length
 from minitron.tensors.model_digest import description_of
 from minitron.tensors.safetensors_file import safetensors_header
-from minitron.training.shared_run import load_text, processes_of_run, shared_folder
+from minitron.training.shared_run import (
+    device_of_run,
+    load_text,
+    processes_of_run,
+    shared_folder,
+)
 from minitron.training.teacher import output_embedding
 from minitron.training.teacher_cache import (
     FILE,
@@ -159,7 +164,7 @@ def _write_shards(
 ) -> None:
     """Write this process's share of the shards that are not there yet."""
     processes = processes_of_run()
-    device = str(processes.device)
+    device = device_of_run()
     dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
     stream = LayerStream.of_source(source, dtype=dtype, device=device, keep=_fits(source, device))
     head = (

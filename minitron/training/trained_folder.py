@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from minitron.architecture import Architecture, resized_config
-from minitron.folder_writer import TensorSpec, write_companions, write_weights
+from minitron.folder_writer import write_companions, write_weights
 from minitron.model_card import write_card
 from minitron.provenance import write_provenance
 from minitron.recipe import FitRecipe, record_of
 from minitron.source import Source
+from minitron.tensors.shard_file import TensorSpec
 from minitron.training.fitting import CHECKPOINTS, Fitted, Texts
 from minitron.training.loss_curve import PICTURE, draw_loss_curve
 from minitron.training.progress import CURVE, write_records

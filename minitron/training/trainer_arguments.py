@@ -108,6 +108,8 @@ def trainer_arguments(recipe: FitRecipe, folder: Path, *, evaluates: bool) -> Tr
             "data_seed": recipe.seed,
             "report_to": _trackers(recipe.report_to) or "none",
             "disable_tqdm": True,
+            # Every weight gets a gradient: DDP need not search each step's graph for others.
+            "ddp_find_unused_parameters": False,
             "remove_unused_columns": False,
             **schedule,
             **given,

@@ -1,0 +1,47 @@
+"""Cross-entropy with the text, computed without ever holding the logits.
+
+The loss that `minitron train` trains on and by which students are measured, as torch's
+cross_entropy gives it on whole logits; how it is computed is in `fused_loss`.
+
+    cross_entropy_loss(hidden, model.lm_head.weight, labels)
+"""
+
+from torch import Tensor
+
+from minitron.training.fused_loss import fused_loss
+from minitron.training.logit_distances import cross_entropy_rows
+
+
+def cross_entropy_loss(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    *,
+    reduction: str = "mean",
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The "mean" over tokens of -log softmax(hidden head^T)[label], or their "sum".
+
+    Hidden states are [tokens, width], the head [vocabulary, width], labels [tokens] what each
+    hidden state predicts; -100 drops a token. Under autocast products are in its dtype, sums in
+    float32. Memory, precision and sharded heads are as for `distillation_loss`. Raises TargetError
+    for labels outside the vocabulary.
+    """
+    assert reduction in ("mean", "sum")
+    assert hidden.shape[:1] == labels.shape
+    return fused_loss(
+        hidden,
+        head,
+        _row_loss,
+        labels=labels,
+        is_mean=reduction == "mean",
+        chunk_size=chunk_size,
+        rounds_as_autocast=True,
+    )
+
+
+def _row_loss(
+    logits: Tensor, teacher: Tensor | None, labels: Tensor | None, needs_gradient: bool
+) -> Tensor:
+    assert labels is not None
+    return cross_entropy_rows(logits, labels, gradient=logits)

@@ -1,0 +1,283 @@
+"""A loss of logits that never exist all at once, with its gradients.
+
+Makes the logits of a few tokens from hidden states and output embedding, lets a `RowLoss` turn them
+in place into their gradient, multiplies that out and goes on: memory does not grow with the number
+of tokens. Knows chunks, products and autograd; does not know which loss it is.
+
+    loss = fused_loss(hidden, head, row_loss, labels=labels)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from minitron.errors import TargetError
+
+IGNORED_LABEL = -100  # as in torch's cross_entropy
+
+# Logits of one model at once. On a CPU 128 tokens of a 256,000-token vocabulary: fewer make the
+# products slower, since every chunk reads both heads and the head's gradient from memory again.
+_CPU_LOGITS, _GPU_LOGITS = 1 << 25, 1 << 27
+# Logits of one model that a thread works on at once. A single thread's fit its core's own cache;
+# several meet after each operation, where a busy machine makes them wait: so they meet less often.
+_ALONE_BYTES, _TOGETHER_BYTES = 1 << 20, 1 << 23
+_TILE_ELEMENTS = 1 << 23  # of a head in half precision, widened for a product
+_HALVES = (torch.bfloat16, torch.float16)
+
+# (logits, the teacher's logits, labels, needs_gradient) -> the loss of each row. Destroys both
+# logits and leaves in the first their gradient, divided by `gradient_scale`.
+RowLoss = Callable[[Tensor, Tensor | None, Tensor | None, bool], Tensor]
+
+
+def fused_loss(
+    hidden: Tensor,
+    head: Tensor,
+    row_loss: RowLoss,
+    *,
+    labels: Tensor | None = None,
+    gives_labels: bool = True,
+    teacher: tuple[Tensor, Tensor] | None = None,
+    is_mean: bool = True,
+    gradient_scale: float = 1.0,
+    chunk_size: int | None = None,
+    rounds_as_autocast: bool = False,
+) -> Tensor:
+    """The loss of hidden states [tokens, width] under a head [vocabulary, width].
+
+    Tokens that `labels` [tokens] calls -100 are dropped; `row_loss` is given the labels of the
+    others unless it has no use for them. `teacher` is another model's hidden states and head, which
+    get no gradient. The mean is over kept tokens, 0 where there are none; else it is the sum. Under
+    autocast on a GPU its dtype is multiplied, into float32; on a CPU only if `rounds_as_autocast`,
+    which rounds the logits too and is several times faster where the processor has that dtype.
+    Raises TargetError for labels outside the vocabulary.
+    """
+    head = _whole(head)
+    if labels is not None and gives_labels:
+        _check_labels(labels, head.shape[0])
+    if teacher is not None:
+        teacher = teacher[0].detach(), _whole(teacher[1].detach())
+    kept = None if labels is None else (labels != IGNORED_LABEL).nonzero().squeeze(1)
+    tokens = hidden.shape[0] if kept is None else kept.shape[0]
+    with_gradient = torch.is_grad_enabled()
+    is_cpu = hidden.device.type == "cpu"
+    job = _Job(
+        row_loss=row_loss,
+        teacher=None if teacher is None else (_as_autocast(teacher[0]), _as_autocast(teacher[1])),
+        kept=kept,
+        tokens=tokens,
+        labels=labels if gives_labels else None,
+        scale=1.0 / max(tokens, 1) if is_mean else 1.0,
+        gradient_scale=gradient_scale,
+        chunk_size=chunk_size or _default_chunk(head),
+        inside=_inner_dtype(hidden, head, *(teacher or ())),
+        rounds=rounds_as_autocast and is_cpu and torch.is_autocast_enabled("cpu"),
+        needs_hidden_gradient=with_gradient and hidden.requires_grad,
+        needs_head_gradient=with_gradient and head.requires_grad,
+    )
+    loss: Tensor = _FusedLoss.apply(hidden, head, job)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call: what it needs beside the hidden states and the head."""
+
+    row_loss: RowLoss
+    teacher: tuple[Tensor, Tensor] | None
+    kept: Tensor | None  # positions of the tokens that count; None for all
+    tokens: int  # that count
+    labels: Tensor | None
+    scale: float  # of the sum over tokens
+    gradient_scale: float
+    chunk_size: int
+    inside: torch.dtype
+    rounds: bool  # products to half precision
+    needs_hidden_gradient: bool
+    needs_head_gradient: bool
+
+    def rows(self, start: int, stop: int) -> slice | Tensor:
+        """Positions of the kept tokens [start, stop)."""
+        return slice(start, stop) if self.kept is None else self.kept[start:stop]
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Gradients are made in forward, unscaled and in the inner dtype; backward scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, job: _Job) -> Tensor:
+        narrow = partial(_as_autocast, on_cpu=job.rounds)
+        operands = narrow(hidden), narrow(head)
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, *gradients = _loss_and_gradients(*operands, job)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = hidden.dtype, head.dtype
+        ctx.scale = job.scale * job.gradient_scale
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scale = loss_gradient * ctx.scale
+        gradients = (
+            None if gradient is None else _scaled(gradient, scale, dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*gradients, None)
+
+
+def _loss_and_gradients(
+    hidden: Tensor, head: Tensor, job: _Job
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The scaled loss, and both gradients of the sum over tokens divided by `gradient_scale`."""
+    empty = partial(torch.empty, dtype=job.inside, device=hidden.device)
+    zeros = partial(torch.zeros, dtype=job.inside, device=hidden.device)
+    buffer = min(job.chunk_size, job.tokens), head.shape[0]
+    all_logits = empty(buffer)
+    teachers_logits = None if job.teacher is None else empty(buffer)
+    losses = empty(job.tokens)
+    hidden_gradient = zeros(hidden.shape) if job.needs_hidden_gradient else None
+    # The first chunk overwrites the head's gradient.
+    first = empty if job.tokens else zeros
+    head_gradient = first(head.shape) if job.needs_head_gradient else None
+    for start in range(0, job.tokens, job.chunk_size):
+        stop = min(start + job.chunk_size, job.tokens)
+        rows = job.rows(start, stop)
+        logits, states = all_logits[: stop - start], hidden[rows]
+        _write_logits(logits, states, head, rounds=job.rounds)
+        teachers = None
+        if job.teacher is not None and teachers_logits is not None:
+            teachers = teachers_logits[: stop - start]
+            _write_logits(teachers, job.teacher[0][rows], job.teacher[1], rounds=False)
+        labels = None if job.labels is None else job.labels[rows]
+        losses[start:stop] = _write_logit_gradients(logits, teachers, labels, job)
+        if hidden_gradient is not None:
+            hidden_gradient[rows] = _hidden_gradient(logits, head, rounds=job.rounds)
+        if head_gradient is not None:
+            _add_head_gradient(head_gradient, logits, states, int(start > 0), rounds=job.rounds)
+    return losses.sum() * job.scale, hidden_gradient, head_gradient
+
+
+def _write_logit_gradients(
+    logits: Tensor, teachers: Tensor | None, labels: Tensor | None, job: _Job
+) -> Tensor:
+    """Each token's loss; `logits` becomes the gradient with respect to them / `gradient_scale`.
+
+    On a CPU a few rows at a time, so that what is read a dozen times stays in the cache; torch
+    splits operations on several rows over its threads by row.
+    """
+    step = logits.shape[0]
+    if logits.device.type == "cpu":
+        threads = torch.get_num_threads()
+        nbytes = _ALONE_BYTES if threads == 1 else _TOGETHER_BYTES
+        step = threads * max(1, nbytes // (logits.shape[1] * logits.itemsize))
+    needs_gradient = job.needs_hidden_gradient or job.needs_head_gradient
+    losses = [
+        job.row_loss(
+            logits[start : start + step],
+            None if teachers is None else teachers[start : start + step],
+            None if labels is None else labels[start : start + step],
+            needs_gradient,
+        )
+        for start in range(0, logits.shape[0], step)
+    ]
+    return torch.cat(losses)
+
+
+def _write_logits(logits: Tensor, hidden: Tensor, head: Tensor, *, rounds: bool) -> None:
+    for columns, tile in _tiles(head, logits.dtype):
+        _add_product(logits[:, columns], hidden, tile.t(), 0, rounds=rounds)
+
+
+def _hidden_gradient(logit_gradient: Tensor, head: Tensor, *, rounds: bool) -> Tensor:
+    tokens, vocabulary = logit_gradient.shape
+    # A single row is a vector to BLAS, which adds up the vocabulary one by one, and drifts.
+    logit_gradient = logit_gradient.expand(max(tokens, 2), vocabulary)
+    gradient = logit_gradient.new_zeros(logit_gradient.shape[0], head.shape[1])
+    for columns, tile in _tiles(head, logit_gradient.dtype):
+        _add_product(gradient, logit_gradient[:, columns], tile, rounds=rounds)
+    return gradient[:tokens]
+
+
+def _add_head_gradient(
+    gradient: Tensor, logit_gradient: Tensor, hidden: Tensor, beta: float, *, rounds: bool
+) -> None:
+    for rows, tile in _tiles(gradient, hidden.dtype):
+        _add_product(tile, logit_gradient[:, rows].t(), hidden, beta, rounds=rounds)
+
+
+def _tiles(head: Tensor, dtype: torch.dtype) -> list[tuple[slice, Tensor]]:
+    """Rows of a head, all at once unless a product with `dtype` makes a copy of them."""
+    step = head.shape[0] if head.dtype == dtype else max(1, _TILE_ELEMENTS // head.shape[1])
+    starts = range(0, head.shape[0], step)
+    return [(slice(start, start + step), head[start : start + step]) for start in starts]
+
+
+def _add_product(
+    total: Tensor, left: Tensor, right: Tensor, beta: float = 1, *, rounds: bool
+) -> None:
+    """total = beta * total + left @ right, in total's dtype; the product in half if it rounds."""
+    halves = {left.dtype, right.dtype}.intersection(_HALVES)
+    if rounds and halves:
+        half = halves.pop()
+        product = left.to(half) @ right.to(half)
+        total.add_(product) if beta else total.copy_(product)
+    elif total.is_cuda and total.dtype == torch.float32 and len(halves) == 1:
+        half = halves.pop()
+        left, right = left.to(half), right.to(half)
+        torch.addmm(total, left, right, beta=beta, out_dtype=total.dtype, out=total)
+    else:
+        torch.addmm(total, left.to(total.dtype), right.to(total.dtype), beta=beta, out=total)
+
+
+def _scaled(gradient: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient in its tensor's dtype; in place where nobody needs the unscaled one again."""
+    if gradient.dtype != dtype:
+        return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        return gradient * by
+    return gradient.mul_(by)
+
+
+def _inner_dtype(*tensors: Tensor) -> torch.dtype:
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+def _default_chunk(head: Tensor) -> int:
+    """Tokens whose logits fill the buffers, in sixteens, which the products like."""
+    logits = _CPU_LOGITS if head.device.type == "cpu" else _GPU_LOGITS
+    return max(16, logits // max(head.shape[0], 1) // 16 * 16)
+
+
+def _as_autocast(operand: Tensor, *, on_cpu: bool = False) -> Tensor:
+    """What autocast would make of a linear layer's operand: on a GPU, or where it is asked for."""
+    device = operand.device.type
+    # A CPU that does not round gains nothing: what is narrowed would be widened for the product.
+    if operand.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return operand
+    return (
+        operand if device == "cpu" and not on_cpu else operand.to(torch.get_autocast_dtype(device))
+    )
+
+
+def _whole(head: Tensor) -> Tensor:
+    """A head sharded over ranks, gathered; its gradient is averaged and sharded again."""
+    if not hasattr(head, "full_tensor"):
+        return head
+    from torch.distributed.tensor import DTensor, Partial
+
+    assert isinstance(head, DTensor)
+    return head.full_tensor(grad_placements=[Partial("avg")] * head.device_mesh.ndim)
+
+
+def _check_labels(labels: Tensor, vocabulary: int) -> None:
+    kept = labels[labels != IGNORED_LABEL]
+    if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < vocabulary:
+        raise TargetError(
+            f"Labels run from {int(kept.min())} to {int(kept.max())}, the vocabulary has "
+            f"{vocabulary} tokens: give token ids, and -100 where none counts"
+        )

@@ -1,0 +1,105 @@
+"""The distances between the predictions of two models, a few rows of logits at a time.
+
+Knows the formulas of `distillation_loss` and of cross-entropy, and their gradients, written for
+buffers: what they are given is destroyed and becomes the gradient. Knows nothing of hidden states,
+chunks or autograd.
+
+    losses = DISTANCES["forward_kl"](student_logits, teacher_logits, 0.5, True)
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# (student, teacher, beta, needs_gradient) -> the loss of each row. Takes logits divided by the
+# temperature, destroys both, and leaves the gradient with respect to the student's in `student`.
+Distance = Callable[[Tensor, Tensor, float, bool], Tensor]
+
+
+def cross_entropy_rows(logits: Tensor, labels: Tensor, *, gradient: Tensor) -> Tensor:
+    """The loss of each row; what it gives the logits as gradient is written to `gradient`.
+
+    That may be `logits` itself.
+    """
+    shifted = torch.sub(logits, logits.amax(1, keepdim=True), out=gradient)
+    at_labels = shifted.gather(1, labels[:, None])
+    total = shifted.exp_().sum(1, keepdim=True)
+    shifted.mul_(1 / total)
+    shifted.scatter_add_(1, labels[:, None], torch.full_like(at_labels, -1))
+    return (total.log() - at_labels).squeeze(1)
+
+
+def _forward_kl(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) -> Tensor:
+    log_ratio = _to_probabilities(student, teacher)
+    losses = log_ratio.mul_(teacher).sum(1)
+    if needs_gradient:
+        student.sub_(teacher)
+    return losses
+
+
+def _reverse_kl(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) -> Tensor:
+    log_ratio = _to_probabilities(student, teacher).neg_()
+    losses = torch.mul(student, log_ratio, out=teacher).sum(1)
+    if needs_gradient:
+        student.mul_(log_ratio.sub_(losses[:, None]))
+    return losses
+
+
+def _jsd(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) -> Tensor:
+    log_ratio = _to_probabilities(student, teacher)
+    # log(q / m) = -log(1 - beta) + student_ratio, log(p / m) the same + log(p / q). The constant is
+    # added last: where q is far from p, student_ratio is tiny and makes the gradient.
+    student_ratio = F.logsigmoid(-(log_ratio + math.log(beta / (1 - beta))))
+    teacher_losses = log_ratio.add_(student_ratio).mul_(teacher).sum(1)
+    student_losses = torch.mul(student, student_ratio, out=teacher).sum(1)
+    if needs_gradient:
+        student.mul_(student_ratio.sub_(student_losses[:, None])).mul_(1 - beta)
+    return beta * teacher_losses + (1 - beta) * student_losses - math.log1p(-beta)
+
+
+def _to_probabilities(student: Tensor, teacher: Tensor) -> Tensor:
+    """Turn rows of logits into probabilities q and p, in place; returns log(p / q).
+
+    The ratio comes from the logits' difference: that of two logarithms would have lost its last
+    digits. Each exponential is taken once.
+    """
+    student.sub_(student.amax(1, keepdim=True))
+    teacher.sub_(teacher.amax(1, keepdim=True))
+    difference = teacher - student
+    # torch.softmax adds up a row of 256,000 with an error of 1e-5, torch.sum with one of 1e-7.
+    student_sum = student.exp_().sum(1, keepdim=True)
+    teacher_sum = teacher.exp_().sum(1, keepdim=True)
+    student.mul_(1 / student_sum)
+    teacher.mul_(1 / teacher_sum)
+    return difference.add_((student_sum / teacher_sum).log_())
+
+
+def _mse(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) -> Tensor:
+    student.sub_(teacher)
+    losses = torch.mul(student, student, out=teacher).mean(1)
+    student.mul_(2 / student.shape[1])
+    return losses
+
+
+def _cosine(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) -> Tensor:
+    smallest = 1e-8  # as in torch's cosine_similarity: a row of zeros has no direction
+    student_norm = torch.linalg.vector_norm(student, dim=1, keepdim=True).clamp_min(smallest)
+    teacher.div_(torch.linalg.vector_norm(teacher, dim=1, keepdim=True).clamp_min(smallest))
+    student.div_(student_norm)
+    similarity = (student * teacher).sum(1, keepdim=True)
+    if needs_gradient:
+        student.mul_(similarity).sub_(teacher).div_(student_norm)
+    return 1 - similarity.squeeze(1)
+
+
+DISTANCES: dict[str, Distance] = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "jsd": _jsd,
+    "mse": _mse,
+    "cosine": _cosine,
+}
+WITHOUT_TEMPERATURE = ("mse", "cosine")

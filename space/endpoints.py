@@ -1,0 +1,152 @@
+"""Endpoints: the Space for programs, by name, with the same checks as for visitors.
+
+from gradio_client import Client
+Client("http://127.0.0.1:7860").predict("tiny", "It was", 16, 0.0, 1.0, 0, api_name="/generate")
+"""
+
+import json
+from typing import Any
+
+import gradio as gr
+from gradio.events import api
+
+from minitron.space.comparing import MEASURED
+from minitron.space.request import Settings
+from minitron.space.service import Service
+from minitron.space.telling import on_gpu, told
+
+
+def endpoints(service: Service) -> None:
+    """/generate, /compare, /plan and /prune."""
+
+    def generate(
+        model: str,
+        prompt: str,
+        max_new_tokens: int = 96,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Continue a prompt with one model of this Space.
+
+        Args:
+            model: A model's name, as /compare and the page show it.
+            prompt: Text to continue; the text of special tokens is text.
+            max_new_tokens: Tokens to generate at most, 1 to 256.
+            temperature: 0 takes the likeliest token; up to 5 samples more freely.
+            top_p: Sample from the likeliest tokens that together reach this probability.
+            seed: Seed of sampling; equal requests get equal texts.
+
+        Returns:
+            The text that follows the prompt, without the prompt.
+        """
+        text, notices = service.generate(model, prompt, max_new_tokens, temperature, top_p, seed)
+        for notice in notices:
+            gr.Warning(notice)
+        return text
+
+    def compare(
+        models: list[str],
+        prompt: str,
+        max_new_tokens: int = 96,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Continue one prompt with several models, each read along by its teacher.
+
+        Args:
+            models: Names of one to four models.
+            prompt: Text to continue.
+            max_new_tokens: Tokens to generate at most, 1 to 256.
+            temperature: 0 takes the likeliest token; up to 5 samples more freely.
+            top_p: Sample from the likeliest tokens that together reach this probability.
+            seed: Seed of sampling.
+
+        Returns:
+            `columns`, one a model: text, tokens, tokens_per_second, seconds_to_first_token,
+            parameters, weight_bytes, kv_cache_bytes_per_token, agreement_with_teacher (0 to 1),
+            differences; and `measured`, how each number came about.
+        """
+        settings = Settings.checked(max_new_tokens, temperature, top_p, seed)
+        *_, columns = service.compare(models, prompt, settings)
+        return {
+            "columns": [column.to_json() for column in columns],
+            "measured": MEASURED,
+        }
+
+    def plan(
+        model: str,
+        hidden_size: int | None = None,
+        intermediate_size: int | None = None,
+        num_attention_heads: int | None = None,
+        num_hidden_layers: int | None = None,
+    ) -> dict[str, Any]:
+        """What a model would be at smaller sizes; nothing is cut.
+
+        Args:
+            model: A model's name.
+            hidden_size: Width of the residual stream to keep; all of it where null.
+            intermediate_size: Neurons of each MLP to keep; all where null.
+            num_attention_heads: Query heads of each layer to keep; all where null.
+            num_hidden_layers: Layers to keep; all where null.
+
+        Returns:
+            The keys of `minitron inspect --json`, share_of_importance_kept by axis (0 to 1),
+            tokens_per_second_estimated, kept indices, and `before`, the model as it is.
+        """
+        return service.plan(
+            model, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers
+        )
+
+    api(told(on_gpu(generate)), api_name="generate")
+    api(told(on_gpu(compare)), api_name="compare")
+    api(told(plan), api_name="plan")
+    _prune_endpoint(service)
+
+
+def _prune_endpoint(service: Service) -> None:
+    """Hidden components, as a file goes through them only."""
+    model = gr.Textbox(visible=False, label="model")
+    sizes = [
+        gr.Number(None, visible=False, label=name)
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_hidden_layers",
+        )
+    ]
+    archive, record = gr.File(visible=False, label="zip"), gr.JSON(visible=False, label="record")
+
+    def prune(
+        model: str,
+        hidden_size: float | None = None,
+        intermediate_size: float | None = None,
+        num_attention_heads: float | None = None,
+        num_hidden_layers: float | None = None,
+    ) -> tuple[str, dict[str, Any]]:
+        """Cut a model to smaller sizes by importance, and evaluate it.
+
+        Args:
+            model: A model's name.
+            hidden_size: Width of the residual stream to keep; all of it where null.
+            intermediate_size: Neurons of each MLP to keep; all where null.
+            num_attention_heads: Query heads of each layer to keep; all where null.
+            num_hidden_layers: Layers to keep; all where null.
+
+        Returns:
+            A zip of the Hub folder, and what inspect and evaluate say before and after.
+        """
+        sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
+        *_, result = service.prune(model, *sizes)
+        return str(result.archive), json.loads(json.dumps(result.to_json()))
+
+    gr.Button(visible=False).click(
+        told(on_gpu(prune)),
+        inputs=[model, *sizes],
+        outputs=[archive, record],
+        api_name="prune",
+        concurrency_id="prune",
+        concurrency_limit=1,
+    )

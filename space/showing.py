@@ -1,0 +1,27 @@
+"""Showing: `minitron demo`, the Space on this machine.
+
+demo(["tiny", "my-students/half"])
+"""
+
+from importlib.util import find_spec
+
+from minitron.errors import MissingExtraError, TargetError
+from minitron.recipe import DemoRecipe, verb
+
+
+@verb(DemoRecipe)
+def demo(recipe: DemoRecipe) -> None:
+    """Show models in a browser, side by side and to be pruned, until interrupted.
+
+    The first, largest one is the others' teacher. Raises MissingExtraError without gradio,
+    SourceError for a model that cannot be read, TargetError for a port that is none.
+    """
+    if find_spec("gradio") is None:
+        raise MissingExtraError("gradio", "space")
+    if recipe.port is not None and not 1 <= recipe.port <= 65535:
+        raise TargetError(f"--port is {recipe.port}: it must be from 1 to 65535")
+    from minitron.space.family import Family  # it and what follows import torch and gradio
+    from minitron.space.page import serve
+
+    family = Family.of(recipe.sources) if recipe.sources else Family.read()
+    serve(family, server_port=recipe.port, inbrowser=recipe.open)

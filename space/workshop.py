@@ -1,0 +1,156 @@
+"""Workshop: where a visitor's model is really cut, evaluated, tried and packed.
+
+Each result is a folder of its own under one temporary place; what is older than an hour, or more
+than the newest few, is removed before the next.
+
+    for state in pruned(...): state.note
+"""
+
+import atexit
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from os import environ
+from pathlib import Path
+from typing import Any
+
+from minitron.errors import OutputError
+from minitron.evaluation import Evaluation, evaluate
+from minitron.inspection import inspection_of
+from minitron.pruning import prune
+from minitron.source import open_source
+from minitron.space.cuts import Cut, Sizes, out_name
+from minitron.space.errors import VisitorError
+from minitron.space.measures import HELD_OUT, Measures
+from minitron.space.turns import Turns
+
+KEEP_SECONDS, KEEP_RESULTS = 3600, 8
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cut model, as far as it is done."""
+
+    cut: Cut
+    sizes: Sizes
+    note: str  # what is being done
+    folder: Path | None = None
+    archive: Path | None = None
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Before and after, of a result that is done."""
+        assert self.folder is not None
+        assert self.before is not None
+        assert self.after is not None
+        member = self.cut.member
+        return {
+            "before": {**member.inspection.to_json(), **_scores(self.before)},
+            "after": {
+                **inspection_of(open_source(str(self.folder))).to_json(),
+                **_scores(self.after),
+                "share_of_importance_kept": self.cut.shares,
+            },
+            "evaluated_on": f"{HELD_OUT} sequences that {member.name} sampled itself",
+            "seconds": self.seconds,
+        }
+
+
+class Workshop:
+    """One cut at a time."""
+
+    def __init__(self, measures: Measures, turns: Turns) -> None:
+        self._measures, self._turns = measures, turns
+        self._place = Path(tempfile.mkdtemp(prefix="minitron-space-"))
+        atexit.register(shutil.rmtree, self._place, ignore_errors=True)
+
+    def pruned(self, cut: Cut, sizes: Sizes) -> Iterator[Result]:
+        """The steps of a cut, the last one with everything. Raises MinitronError."""
+        self._tidy()
+        begun = time.perf_counter()
+        member = cut.member
+        folder = Path(tempfile.mkdtemp(dir=self._place)) / out_name(member, sizes)
+        result = Result(cut, sizes, f"Cutting {member.name} …")
+        yield result
+        with self._turns.turn():
+            prune(
+                member.source,
+                str(folder),
+                importance=str(self._measures.importance_file(member)),
+                **vars(sizes),
+            )
+        result = replace(result, folder=folder, note="Evaluating both on the same text …")
+        yield result
+        before = self._measures.evaluation(member)
+        corpus = self._measures.held_out(member)
+        with self._turns.turn():
+            after = evaluate(str(folder), corpus=str(corpus))
+        result = replace(result, before=before, after=after, note="Packing …")
+        yield result
+        result = replace(
+            result,
+            archive=_packed(folder),
+            seconds=time.perf_counter() - begun,
+            note="Done.",
+        )
+        yield result
+
+    def place_of(self, name: str) -> Path:
+        """The folder of a result of this Space. Raises VisitorError where it is gone."""
+        path = Path(name)
+        if self._place not in path.parents or not path.is_dir():
+            raise VisitorError("this model is not here any more: prune it again")
+        return path
+
+    def _tidy(self) -> None:
+        """Remove what is old or too much."""
+        results = sorted(self._place.iterdir(), key=lambda path: -path.stat().st_mtime)
+        for index, path in enumerate(results):
+            is_old = time.time() - path.stat().st_mtime > KEEP_SECONDS
+            if is_old or index >= KEEP_RESULTS - 1:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def push_as(token: str, folder: Path, repo: str) -> str:
+    """Push a result with a visitor's own token; where it went.
+
+    `minitron push` runs in a process of its own, so that no other visitor's request can see the
+    token: it is in that process's environment, never in an argument, a log or ours. Raises
+    OutputError with the reason.
+    """
+    if not _REPO.fullmatch(repo.strip()):
+        raise VisitorError(f"{repo!r:.60} is no name for a repository: write owner/name")
+    ran = subprocess.run(
+        [sys.executable, "-m", "minitron", "push", str(folder), repo.strip()],
+        env={**environ, "HF_TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if ran.returncode:
+        last = ran.stderr.strip().splitlines()[-1:] or ["the push ended without a word"]
+        raise OutputError(last[0].replace(token, "…").removeprefix("minitron: "))
+    return ran.stdout.strip().splitlines()[-1]
+
+
+def _packed(folder: Path) -> Path:
+    """The folder in one file; weights do not compress, so nothing is."""
+    archive = folder.with_name(f"{folder.name}.zip")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for path in sorted(folder.iterdir()):
+            file.write(path, f"{folder.name}/{path.name}")
+    return archive
+
+
+def _scores(evaluation: Evaluation) -> dict[str, Any]:
+    return {key: evaluation.to_json()[key] for key in ("loss", "perplexity")}

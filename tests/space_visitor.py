@@ -1,0 +1,92 @@
+"""A Space that runs in a process of its own, and what its visitors need."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+import minitron.space
+
+CHROMIUM = "/usr/bin/chromium"
+QUIET_BROWSER = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+START_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class RunningSpace:
+    """Where it answers, its process, and how long it took to."""
+
+    url: str
+    pid: int
+    seconds_to_start: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds."""
+        status = Path(f"/proc/{self.pid}/statm").read_text().split()
+        return int(status[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
+    """`python app.py` in a copy of the Space's folder, with nothing else around it."""
+    folder = place / "space"
+    shutil.copytree(Path(minitron.space.__file__).parent, folder)
+    port = free_port()
+    told = (place / "told.txt").open("w")
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "app.py"],
+        cwd=folder,
+        stdout=told,
+        stderr=subprocess.STDOUT,
+        env={
+            **os.environ,
+            "GRADIO_SERVER_PORT": str(port),
+            "MINITRON_SPACE_CACHE": str(place / "cache"),
+            "GRADIO_TEMP_DIR": str(place / "gradio"),
+            **environment,
+        },
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(url, process, place / "told.txt")
+        yield RunningSpace(url, process.pid, time.perf_counter() - begun)
+    finally:
+        process.terminate()
+        process.wait(20)
+        told.close()
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], told: Path) -> None:
+    deadline = time.monotonic() + 8 * START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, told.read_text()
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer: {told.read_text()}")

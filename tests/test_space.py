@@ -1,0 +1,510 @@
+"""The Space without a page: who may be chosen, what is refused, and that answers are right."""
+
+import math
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import minitron
+from minitron.errors import MinitronError
+from minitron.space.comparing import Wish, compared
+from minitron.space.cuts import SIZES, Sizes, architecture_of, command, out_name, planned
+from minitron.space.decoding import Stop
+from minitron.space.errors import BusyError, VisitorError
+from minitron.space.evidence import sections
+from minitron.space.family import Family, Member
+from minitron.space.heat_map import heat_map
+from minitron.space.markup import Html, count, percent, size, tag
+from minitron.space.measures import Measures
+from minitron.space.request import MAX_CHARACTERS, Prompt, Settings
+from minitron.space.service import Service
+from minitron.space.shelf import Key, Loaded, Shelf
+from minitron.space.turns import Turns
+from minitron.space.workshop import push_as
+
+PROMPT = "It was the best of times,"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    return Service.of(Family.of(["tiny"]), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """A teacher and a child that was cut from it."""
+    place = tmp_path_factory.mktemp("pair")
+    minitron.prune("tiny", str(place / "child"), num_hidden_layers=5, scores="magnitude")
+    return Service.of(Family.of(["tiny", str(place / "child")]), place / "cache")
+
+
+def continuation(service: Service, **changed: object) -> str:
+    settings = {"max_new_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": 0, **changed}
+    return service.generate("tiny", PROMPT, **settings)[0]
+
+
+# Who may be chosen.
+
+
+def test_the_whole_zoo_is_shown_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINITRON_SPACE_MODELS", raising=False)
+    assert "tiny" in Family.read().names
+
+
+def test_models_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "MINITRON_SPACE_MODELS",
+        "[{name: first, source: tiny}, {name: second, source: tiny, teacher: first}]",
+    )
+    family = Family.read()
+    assert [(m.name, m.source, m.teacher) for m in family.members] == [
+        ("first", "tiny", None),
+        ("second", "tiny", "first"),
+    ]
+
+
+def test_models_are_read_from_a_file_beside_the_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MINITRON_SPACE_MODELS", raising=False)
+    (tmp_path / "models.yaml").write_text("- {name: shown, source: tiny}\n")
+    assert Family.read(tmp_path).names == ["shown"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{}",
+        "- [",
+        "[tiny, tiny]",
+        "[]",
+        "[{name: a, source: tiny, path: b}]",
+        "[{name: a, source: tiny, teacher: nobody}]",
+        "[{name: '../a', source: tiny}]",
+        "missing.yaml",
+    ],
+)
+def test_a_family_that_means_nothing_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINITRON_SPACE_MODELS", said)
+    with pytest.raises(VisitorError):
+        Family.read()
+
+
+@pytest.mark.parametrize(
+    "name", ["huge", "/etc/passwd", "../tiny", "nvidia/Minitron-8B-Base", 7, None]
+)
+def test_only_names_of_the_family_can_be_chosen(name: object, service: Service) -> None:
+    with pytest.raises(VisitorError, match="choose tiny"):
+        service.generate(name, PROMPT, 4, 0.0, 1.0, 0)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", -3),
+        ("max_new_tokens", 2.5),
+        ("max_new_tokens", 10**9),
+        ("max_new_tokens", None),
+        ("max_new_tokens", True),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("temperature", "hot"),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_p", math.nan),
+        ("seed", -1),
+        ("seed", 2**40),
+        ("seed", math.nan),
+    ],
+)
+def test_a_setting_that_means_nothing_is_named(
+    setting: str, value: object, service: Service
+) -> None:
+    with pytest.raises(VisitorError, match=f"{setting} is"):
+        continuation(service, **{setting: value})
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n ", "a\x00b", "a\x1b[2J", "a\ud800", 5, None])
+def test_a_prompt_that_is_no_text_is_refused(prompt: object) -> None:
+    with pytest.raises(VisitorError, match="the prompt"):
+        Prompt.checked(prompt)
+
+
+def test_a_long_prompt_is_cut_and_said_to_be() -> None:
+    prompt = Prompt.checked("word " * 20_000)
+    assert len(prompt.text) == MAX_CHARACTERS
+    assert "100,000 characters" in prompt.notices[0]
+
+
+def test_what_does_not_fit_the_context_is_left_out_and_said_to_be(service: Service) -> None:
+    text, notices = service.generate("tiny", "word " * 20_000, 8, 0.0, 1.0, 0)
+    assert text
+    assert len(notices) == 2
+    assert "only the last 504 fit" in notices[1]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (0, None, None, None),
+        (math.nan, None, None, None),
+        (257, None, None, None),
+        (None, None, 3, None),
+        (None, None, None, -1),
+        (None, 10.5, None, None),
+    ],
+)
+def test_sizes_that_are_no_cut_are_refused(
+    sizes: tuple[float | None, ...], service: Service
+) -> None:
+    with pytest.raises(MinitronError):
+        service.plan("tiny", *sizes)
+
+
+def test_a_cut_of_nothing_is_refused(service: Service) -> None:
+    with pytest.raises(VisitorError, match="nothing is cut"):
+        list(service.prune("tiny", None, None, None, None))
+
+
+# That answers are right.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.8, "seed": 3}, {"temperature": 1.3, "top_p": 0.7, "seed": 11}],
+)
+def test_a_text_is_that_of_minitron_generate(settings: dict[str, float], service: Service) -> None:
+    expected = minitron.generate("tiny", PROMPT, max_new_tokens=24, **settings)
+    assert continuation(service, max_new_tokens=24, **settings) == expected
+
+
+def test_the_text_of_a_special_token_is_text(service: Service) -> None:
+    with service.shelf.lent(Key("tiny")) as (loaded,):
+        special = loaded.tokenizer.eos_token
+        ids = loaded.ids_of(f"before {special} after")
+        assert loaded.tokenizer.eos_token_id not in ids
+        assert special in loaded.tokenizer.decode(ids)
+
+
+def test_pieces_put_together_are_the_whole_text(service: Service) -> None:
+    settings = Settings(max_new_tokens=64, temperature=1.5, seed=5)
+    *_, (column,) = service.compare(["tiny"], "Ça coûte 5 € — été", settings)
+    with service.shelf.lent(Key("tiny")) as (loaded,):
+        ids = loaded.ids_of("Ça coûte 5 € — été")
+        whole = loaded.text_of([*ids, *column.tokens])[len(loaded.text_of(ids)) :]
+    assert column.text == whole
+    assert sum(piece.tokens for piece in column.pieces) == len(column.tokens)
+
+
+def test_a_teacher_agrees_with_itself_word_for_word(tmp_path: Path) -> None:
+    family = Family((Member("first", "tiny"), Member("twin", "tiny", teacher="first")))
+    service = Service.of(family, tmp_path)
+    *_, columns = service.compare(["first", "twin"], PROMPT, Settings(max_new_tokens=24))
+    first, twin = columns
+    assert first.text == twin.text
+    assert first.agreement is None
+    assert twin.agreement == 1
+    assert len(twin.verdicts) == 24
+
+
+def test_agreement_is_what_one_pass_of_the_teacher_says(pair: Service) -> None:
+    *_, columns = pair.compare(["child"], PROMPT, Settings(max_new_tokens=21))
+    (column,) = columns
+    with pair.shelf.lent(Key("tiny")) as (teacher,):
+        ids = teacher.ids_of(PROMPT)
+        logits = teacher.model(torch.tensor([[*ids, *column.tokens]])).logits[0]
+    likeliest = logits[len(ids) - 1 : -1].argmax(-1).tolist()
+    agrees = [one == other for one, other in zip(likeliest, column.tokens, strict=True)]
+    assert [verdict.agrees for verdict in column.verdicts] == agrees
+    assert 0 < sum(agrees) < 21
+    assert column.to_json()["agreement_with_teacher"] == sum(agrees) / 21
+
+
+def test_equal_seeds_give_equal_texts_whoever_else_is_sampling(service: Service) -> None:
+    alone = continuation(service, temperature=1.0, seed=7)
+    texts: list[str] = []
+    threads = [
+        threading.Thread(
+            target=lambda seed=seed: texts.append(continuation(service, temperature=1.0, seed=seed))
+        )
+        for seed in (7, 8, 7, 9)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts.count(alone) == 2
+
+
+def test_a_stop_ends_a_text_within_a_step(service: Service) -> None:
+    columns = service.compare(["tiny"], PROMPT, Settings(max_new_tokens=256), visitor="me")
+    for (column,) in columns:
+        if column.tokens:
+            service.stop("me")
+            break
+    *_, (column,) = columns
+    assert 0 < len(column.tokens) < 256
+    assert column.is_done
+    assert all(one.lenders == 0 for one in service.shelf._loaded.values())
+
+
+def test_leaving_a_comparison_gives_its_models_back(service: Service) -> None:
+    columns = service.compare(["tiny"], PROMPT, Settings(max_new_tokens=256))
+    next(columns)
+    next(columns)
+    columns.close()
+    assert all(one.lenders == 0 for one in service.shelf._loaded.values())
+
+
+# Sizes and cuts.
+
+
+def test_a_plan_has_the_keys_of_inspect_and_the_share_kept(service: Service) -> None:
+    plan = service.plan("tiny", 160, 608, None, 5)
+    assert minitron.inspect("tiny").to_json().keys() <= plan.keys()
+    assert plan["share_of_importance_kept"].keys() == {"hidden", "ffn", "layers"}
+    assert all(0 < share < 1 for share in plan["share_of_importance_kept"].values())
+    assert plan["parameters"] < plan["before"]["parameters"]
+    assert plan["tokens_per_second_estimated"] > 0
+
+
+def test_the_command_that_is_shown_writes_the_same_weights(
+    service: Service, tmp_path: Path
+) -> None:
+    *_, result = service.prune("tiny", 192, None, 6, 5)
+    member = result.cut.member
+    told = command(member, result.sizes, str(tmp_path / "again"), 256).split()
+    from minitron.cli import main
+
+    main(told[1:])
+    again = (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert (result.folder / "model.safetensors").read_bytes() == again
+    plan = service.plan("tiny", 192, None, 6, 5)
+    assert result.to_json()["after"]["parameters"] == plan["parameters"]
+    assert result.to_json()["after"]["bytes"] == plan["bytes"]
+
+
+def test_results_are_removed_when_there_are_many(service: Service) -> None:
+    for layers in (5, 4, 5, 4, 5, 4, 5, 4, 5):
+        *_, result = service.prune("tiny", None, None, None, layers)
+    assert len(list(service.workshop._place.iterdir())) <= 8
+    assert result.archive.exists()
+    with pytest.raises(VisitorError, match="not here"):
+        service.workshop.place_of("/etc")
+
+
+def test_a_heat_map_tells_of_every_axis_and_escapes_what_it_shows(service: Service) -> None:
+    cut, _ = service.cut("tiny", 160, 608, 6, 5)
+    drawn = heat_map(cut)
+    for axis in ("heads", "ffn", "hidden", "layers"):
+        assert f'data-axis="{axis}"' in drawn
+    assert drawn.count("<svg") == 4
+
+
+def test_markup_escapes_text_and_no_html() -> None:
+    assert tag("p", "<b>", Html("<i>"), title='"') == '<p title="&quot;">&lt;b&gt;<i></p>'
+    assert (count(6_724_096), size(13_448_192), percent(0.996)) == ("6.72 M", "13.4 MB", "99.6 %")
+
+
+def test_evidence_leaves_out_what_was_not_recorded(tmp_path: Path) -> None:
+    titles = [section.title for section in sections(Family.of(["tiny"]), results=[tmp_path])]
+    assert "Does importance matter?" not in titles
+    assert "The models of this Space" in titles
+
+
+# Memory and turns.
+
+
+def shelf_of(sizes: dict[str, int], limit: int) -> Shelf:
+    family = Family(tuple(Member(name, "tiny") for name in sizes))
+
+    def load(member: Member, key: Key) -> Loaded:
+        return Loaded(key, member, None, None, sizes[member.name], "")  # type: ignore[arg-type]
+
+    shelf = Shelf(family, limit, load)
+    shelf._size = lambda key: sizes[key.name]  # type: ignore[method-assign]
+    return shelf
+
+
+def test_the_least_recently_used_model_goes_first() -> None:
+    shelf = shelf_of({"a": 4, "b": 4, "c": 4}, limit=8)
+    for name in "abac":
+        with shelf.lent(Key(name)):
+            pass
+    assert [key.name for key in shelf.held] == ["a", "c"]
+
+
+def test_a_model_in_use_is_never_put_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minitron.space.shelf._PATIENCE", 0.05)
+    shelf = shelf_of({"a": 5, "b": 5}, limit=8)
+    with shelf.lent(Key("a")), pytest.raises(BusyError), shelf.lent(Key("b")):
+        pass
+    with shelf.lent(Key("b")):
+        assert [key.name for key in shelf.held] == ["b"]
+
+
+def test_more_than_the_shelf_holds_is_refused_at_once() -> None:
+    shelf = shelf_of({"a": 5, "b": 5}, limit=8)
+    with pytest.raises(VisitorError, match="choose fewer"), shelf.lent(Key("a"), Key("b")):
+        pass
+
+
+def test_turns_go_in_the_order_of_asking() -> None:
+    turns, order = Turns(1), []
+
+    def take(number: int) -> None:
+        with turns.turn():
+            order.append(number)
+
+    with turns.turn():
+        threads = []
+        for number in range(5):
+            threads.append(threading.Thread(target=take, args=(number,)))
+            threads[-1].start()
+            while len(turns._waiting) <= number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_no_more_compute_at_once_than_there_are_slots() -> None:
+    turns, now, most = Turns(2), 0, 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal now, most
+        for _ in range(20):
+            with turns.turn():
+                with lock:
+                    now += 1
+                    most = max(most, now)
+                time.sleep(0.0005)
+                with lock:
+                    now -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2
+    assert now == 0
+
+
+def test_time_that_is_over_stops_a_text(service: Service) -> None:
+    wish = Wish.checked(service.family, ["tiny"], PROMPT, Settings(max_new_tokens=256), None)
+    *_, (column,) = compared(service.shelf, service.family, wish, service.turns, Stop(0.0))
+    assert column.tokens == []
+
+
+def test_importance_is_measured_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = Family.of(["tiny"]).member("tiny")
+    first = Measures(tmp_path, Turns(1)).importance(member)
+    assert first.axes
+    monkeypatch.setattr("minitron.space.measures.measure_importance", None)
+    assert Measures(tmp_path, Turns(1)).importance(member).digest == first.digest
+
+
+def test_a_share_of_the_parameters_is_met_within_five_percent(service: Service) -> None:
+    member = service.family.member("tiny")
+    sizes = Sizes.of_share(member, 0.5)
+    cut = planned(member, sizes, service.measures)
+    assert cut.target.parameters / architecture_of(member).parameters == pytest.approx(
+        0.5, rel=0.05
+    )
+    assert out_name(member, sizes).startswith("tiny-h")
+
+
+# Pushing and the command line.
+
+
+def test_a_visitors_token_goes_into_one_process_and_into_no_argument_or_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        calls.append((arguments, options["env"]["HF_TOKEN"]))
+        said = "minitron: cannot push to me/half: hf_secret may only read"
+        return subprocess.CompletedProcess(arguments, 2, "", said)
+
+    monkeypatch.setattr("minitron.space.workshop.subprocess.run", run)
+    with pytest.raises(MinitronError, match="may only read") as error:
+        push_as("hf_secret", tmp_path, "me/half")
+    ((arguments, token),) = calls
+    assert arguments[-3:] == ["push", str(tmp_path), "me/half"]
+    assert token == "hf_secret"
+    assert "hf_secret" not in f"{arguments}{error.value}"
+    assert "HF_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize("repo", ["", "../x", "a/b/c", "--private", "me/half; rm"])
+def test_a_name_that_is_no_repository_is_refused_before_anything_runs(
+    repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron.space.workshop.subprocess.run", None)
+    with pytest.raises(VisitorError, match="write owner/name"):
+        push_as("hf_secret", tmp_path, repo)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["demo", "nowhere-at-all"], "nowhere-at-all does not exist"),
+        (["demo", "tiny", "--port", "70000"], "--port is 70000"),
+        (["demo", "tiny", "tiny"], "none twice"),
+    ],
+)
+def test_a_demo_of_nothing_is_refused(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+    from minitron.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_link_sets_what_it_may_and_leaves_what_means_nothing(service: Service) -> None:
+    pytest.importorskip("gradio")
+    from minitron.space.page import link_values
+
+    query = {
+        "tab": "prune",
+        "prompt": "a\x00",
+        "models": "tiny,/etc/passwd",
+        "temperature": "nan",
+        "seed": "7",
+        "model": "tiny",
+        "hidden_size": "128",
+        "__theme": "dark",
+    }
+    wanted = link_values(service.family, query)
+    assert {"tab", "seed", "model"} | set(SIZES) == set(wanted)
+    assert (wanted["seed"], wanted["hidden_size"]["value"]) == (7, 128)
+
+
+def test_the_header_of_the_space_names_what_is_there() -> None:
+    place = Path(minitron.space.__file__).parent
+    header = yaml.safe_load((place / "README.md").read_text().split("---")[1])
+    assert header["sdk"] == "gradio"
+    assert (place / header["app_file"]).is_file()
+    assert len((place / "app.py").read_text().splitlines()) <= 25
+    assert len(header["short_description"]) <= 60

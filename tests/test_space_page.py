@@ -1,0 +1,266 @@
+"""The page in a real browser: what a visitor sees, on a desktop and on a phone, light and dark."""
+
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+
+from tests.space_visitor import (  # noqa: E402
+    CHROMIUM,
+    QUIET_BROWSER,
+    RunningSpace,
+    running_space,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason=f"{CHROMIUM} is not installed"),
+]
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PATIENCE = 60_000  # milliseconds
+TWINS = "[{name: tiny, source: tiny}, {name: tiny-twin, source: tiny}]"
+
+
+@dataclass
+class Visit:
+    """A page, and what its browser complained of or asked others for."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+
+    def answers(self) -> Any:
+        return self.page.locator("#mt-answers .mt-card")
+
+    def compare(self) -> None:
+        self.page.click("#mt-run")
+        self.page.wait_for_selector("#mt-answers .mt-card[data-state]", timeout=PATIENCE)
+
+    def wait_for_answers(self) -> None:
+        self.page.wait_for_function(
+            "() => { const all = [...document.querySelectorAll('#mt-answers .mt-card')];"
+            " return all.length && all.every(card => card.dataset.state === 'done') }",
+            timeout=PATIENCE,
+        )
+
+    def show_prune(self) -> None:
+        self.page.get_by_role("tab", name="Prune").click()
+        self.page.wait_for_selector("#mt-cut .mt-maps", timeout=PATIENCE)
+
+    def is_no_wider_than_the_window(self) -> bool:
+        return bool(self.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSpace]:
+    place = tmp_path_factory.mktemp("space")
+    with running_space(place, MINITRON_SPACE_MODELS=TWINS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def whole_zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSpace]:
+    with running_space(tmp_path_factory.mktemp("zoo"), MINITRON_SPACE_MODELS="") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=list(QUIET_BROWSER))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(space: RunningSpace, browser: Any) -> Iterator[Visit]:
+    yield from visiting(space, browser, DESKTOP, "light")
+
+
+@pytest.fixture
+def phone(space: RunningSpace, browser: Any) -> Iterator[Visit]:
+    yield from visiting(space, browser, PHONE, "dark")
+
+
+def visiting(
+    space: RunningSpace, browser: Any, viewport: dict[str, int], scheme: str, query: str = ""
+) -> Iterator[Visit]:
+    """A visit; at its end nothing was complained of and nobody else was asked for anything."""
+    context = browser.new_context(viewport=viewport, color_scheme=scheme, accept_downloads=True)
+    visit = Visit(context.new_page())
+    own = (space.url, "data:", "blob:")
+
+    def heard(message: Any) -> None:
+        if message.type == "error":
+            visit.complaints.append(message.text)
+
+    def asked(request: Any) -> None:
+        if not request.url.startswith(own):
+            visit.complaints.append(f"asked for {request.url}")
+
+    visit.page.on("console", heard)
+    visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+    visit.page.on("request", asked)
+    visit.page.goto(space.url + query)
+    visit.page.wait_for_selector("#mt-run", timeout=PATIENCE)
+    yield visit
+    assert visit.complaints == []
+    context.close()
+
+
+def test_two_columns_grow_and_end_with_their_numbers(visit: Visit) -> None:
+    visit.compare()
+    heights = visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight")
+    visit.wait_for_answers()
+    assert visit.answers().count() == 2
+    assert visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight") == heights
+    told = visit.answers().nth(1).inner_text()
+    assert "100 %" in told
+    assert "6.72 M" in told
+    for stat in visit.page.locator("#mt-answers .mt-stat").all():
+        assert stat.get_attribute("title")
+
+
+def test_stop_ends_a_text_before_its_time(visit: Visit) -> None:
+    visit.page.get_by_text("Sampling").click()
+    visit.page.get_by_label("number input for New tokens").fill("256")
+    visit.page.keyboard.press("Tab")
+    visit.compare()
+    visit.page.wait_for_function(
+        "() => document.querySelector('#mt-answers .mt-text').innerText.length > 20"
+    )
+    visit.page.click("#mt-stop")
+    visit.wait_for_answers()
+    words = visit.answers().first.locator(".mt-text").inner_text()
+    assert 0 < len(words) < 900
+    visit.page.wait_for_selector("#mt-run:enabled")
+
+
+def test_a_mistake_is_told_and_the_page_goes_on(visit: Visit) -> None:
+    visit.page.locator("#mt-prompt textarea").fill("")
+    visit.page.click("#mt-run")
+    visit.page.get_by_text("the prompt is empty").wait_for(timeout=PATIENCE)
+    visit.page.locator("#mt-prompt textarea").fill("It was")
+    visit.compare()
+    visit.wait_for_answers()
+
+
+def test_the_keyboard_alone_compares(visit: Visit) -> None:
+    visit.page.locator("#mt-prompt textarea").focus()
+    visit.page.keyboard.press("Shift+Enter")
+    visit.page.wait_for_selector("#mt-answers .mt-card[data-state]", timeout=PATIENCE)
+    visit.wait_for_answers()
+    visit.page.locator("#mt-answers .mt-copy").first.focus()
+    visit.page.keyboard.press("Enter")
+    visit.page.get_by_text("Copied").wait_for()
+
+
+def test_sliders_change_the_numbers_and_the_map(visit: Visit) -> None:
+    visit.show_prune()
+    numbers = visit.page.locator("#mt-cut .mt-changes")
+    before, drawn = numbers.inner_text(), visit.page.locator("#mt-cut svg").nth(3).inner_html()
+    visit.page.locator("#mt-num_hidden_layers input[type=number]").fill("4")
+    visit.page.keyboard.press("Tab")
+    playwright.expect(numbers).not_to_have_text(before)
+    visit.page.wait_for_function(
+        "before => document.querySelector('[data-name=Parameters]').innerText !== before",
+        arg=before,
+    )
+    visit.page.get_by_text("4 of 6 kept").wait_for()
+    assert visit.page.locator("#mt-cut svg").nth(3).inner_html() != drawn
+    assert "--num-hidden-layers 4" in visit.page.locator("#mt-command").inner_text()
+
+
+def test_a_budget_moves_both_widths(visit: Visit) -> None:
+    visit.show_prune()
+    hidden = visit.page.locator("#mt-hidden_size input[type=number]")
+    before = hidden.input_value()
+    visit.page.locator("#mt-share input[type=number]").fill("30")
+    visit.page.keyboard.press("Tab")
+    playwright.expect(hidden).not_to_have_value(before)
+    assert int(hidden.input_value()) < int(before)
+
+
+def test_prune_gives_a_folder_that_loads_in_transformers(visit: Visit, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    visit.show_prune()
+    visit.page.click("#mt-prune")
+    visit.page.wait_for_selector("#mt-result [data-state=done]", timeout=PATIENCE)
+    assert "Perplexity" in visit.page.locator("#mt-result").inner_text()
+    with visit.page.expect_download(timeout=PATIENCE) as download:
+        visit.page.locator("#mt-zip a[download]").first.click()
+    download.value.save_as(tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as file:
+        file.extractall(tmp_path / "model")
+    (folder,) = (tmp_path / "model").iterdir()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    shown = visit.page.locator("#mt-result tr", has_text="Parameters").inner_text()
+    assert f"{model.num_parameters():,}" in shown
+
+
+def test_a_link_carries_the_settings(space: RunningSpace, browser: Any) -> None:
+    query = (
+        "?prompt=Call+me&models=tiny-twin&temperature=0.5&seed=7&max_new_tokens=9&top_p=nonsense"
+    )
+    for visit in visiting(space, browser, DESKTOP, "light", query):
+        prompt = visit.page.locator("#mt-prompt textarea")
+        playwright.expect(prompt).to_have_value("Call me")
+        visit.compare()
+        visit.wait_for_answers()
+        assert visit.answers().count() == 1
+        visit.page.evaluate(
+            "navigator.clipboard.writeText = async text => { window.copied = text }"
+        )
+        visit.page.click("#mt-link")
+        visit.page.wait_for_function("() => window.copied")
+        copied = visit.page.evaluate("window.copied")
+        assert re.search(
+            r"prompt=Call\+me&models=tiny-twin&max_new_tokens=9&temperature=0.5", copied
+        )
+
+
+@pytest.mark.parametrize("tab", ["Compare", "Prune", "Evidence"])
+def test_a_phone_does_not_scroll_sideways(tab: str, phone: Visit) -> None:
+    if tab == "Compare":
+        phone.compare()
+        phone.wait_for_answers()
+    elif tab == "Prune":
+        phone.show_prune()
+    else:
+        phone.page.get_by_role("tab", name="Evidence").click()
+        phone.page.wait_for_selector(".mt-evidence")
+    assert phone.is_no_wider_than_the_window()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("name", "viewport"), [("desktop", DESKTOP), ("phone", PHONE)])
+def test_pictures_are_taken(
+    name: str,
+    viewport: dict[str, int],
+    scheme: str,
+    whole_zoo: RunningSpace,
+    browser: Any,
+    tmp_path: Path,
+) -> None:
+    """Into MINITRON_SPACE_PICTURES, for README, where that names a folder."""
+    place = Path(os.environ.get("MINITRON_SPACE_PICTURES") or tmp_path)
+    for visit in visiting(whole_zoo, browser, viewport, scheme):
+        visit.compare()
+        visit.wait_for_answers()
+        visit.page.screenshot(path=place / f"compare-{name}-{scheme}.png", full_page=True)
+        visit.show_prune()
+        visit.page.screenshot(path=place / f"prune-{name}-{scheme}.png", full_page=True)
+        visit.page.get_by_role("tab", name="Evidence").click()
+        visit.page.wait_for_selector(".mt-evidence")
+        visit.page.screenshot(path=place / f"evidence-{name}-{scheme}.png", full_page=True)
+    assert (place / f"compare-{name}-{scheme}.png").stat().st_size > 10_000

@@ -1,0 +1,207 @@
+"""The Space as it is served: to programs, to many at once, to the ill-meaning, and for long."""
+
+import json
+import math
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+gradio_client = pytest.importorskip("gradio_client")
+
+from tests.space_visitor import START_SECONDS, RunningSpace, running_space  # noqa: E402
+
+# httpx and gradio_client leave connections to the garbage collector.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+PROMPT = "It was the best of times,"
+SETTINGS: tuple[float, ...] = (8, 0.0, 1.0, 0)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSpace]:
+    with running_space(tmp_path_factory.mktemp("space")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(space: RunningSpace, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return visitor(space, tmp_path_factory.mktemp("downloads"))
+
+
+def visitor(space: RunningSpace, downloads: Path) -> Any:
+    return gradio_client.Client(
+        space.url, verbose=False, download_files=str(downloads), analytics_enabled=False
+    )
+
+
+def test_it_starts_and_answers_from_a_folder_that_holds_only_itself(
+    space: RunningSpace, client: Any
+) -> None:
+    assert space.seconds_to_start < 2 * START_SECONDS  # alone on two cores: under START_SECONDS
+    assert client.predict("tiny", PROMPT, *SETTINGS, api_name="/generate")
+
+
+def test_the_endpoints_are_these_and_documented(client: Any) -> None:
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(named) == {"/generate", "/compare", "/plan", "/prune"}
+    parameters = {
+        name: [p["parameter_name"] for p in told["parameters"]] for name, told in named.items()
+    }
+    settings = ["prompt", "max_new_tokens", "temperature", "top_p", "seed"]
+    sizes = ["hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"]
+    assert parameters == {
+        "/generate": ["model", *settings],
+        "/compare": ["models", *settings],
+        "/plan": ["model", *sizes],
+        "/prune": ["model", *sizes],
+    }
+
+
+def test_generate_gives_the_text_of_minitron_generate(client: Any) -> None:
+    import minitron
+
+    said = client.predict("tiny", PROMPT, 24, 0.9, 0.8, 5, api_name="/generate")
+    assert said == minitron.generate(
+        "tiny", PROMPT, max_new_tokens=24, temperature=0.9, top_p=0.8, seed=5
+    )
+
+
+def test_compare_tells_every_number_and_how_it_was_measured(client: Any) -> None:
+    told = client.predict(["tiny"], PROMPT, 16, 0.0, 1.0, 0, api_name="/compare")
+    (column,) = told["columns"]
+    assert column["model"] == "tiny"
+    assert column["tokens"] == 16
+    assert column["tokens_per_second"] > 0
+    assert column["seconds_to_first_token"] > 0
+    assert set(told["measured"]) <= set(column)
+
+
+def test_plan_and_prune_agree_and_the_zip_loads_in_transformers(
+    client: Any, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sizes = (160, 608, 6, 5)
+    plan = client.predict("tiny", *sizes, api_name="/plan")
+    archive, record = client.predict("tiny", *sizes, api_name="/prune")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)(PROMPT)["input_ids"]
+    assert model.num_parameters() == plan["parameters"] == record["after"]["parameters"]
+    assert record["before"]["loss"] < record["after"]["loss"] < math.log(4096) + 2
+    assert json.loads((folder / "minitron.json").read_text())["target"]["num_hidden_layers"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("huge", PROMPT, *SETTINGS), "choose tiny"),
+        (("../../etc/passwd", PROMPT, *SETTINGS), "choose tiny"),
+        (("nvidia/Minitron-8B-Base", PROMPT, *SETTINGS), "choose tiny"),
+        (("tiny", "", *SETTINGS), "prompt is empty"),
+        (("tiny", "a\x07b", *SETTINGS), "control character"),
+        (("tiny", PROMPT, -1, 0.0, 1.0, 0), "max_new_tokens is -1"),
+        (("tiny", PROMPT, 8, -0.5, 1.0, 0), "temperature is -0.5"),
+        (("tiny", PROMPT, 8, 0.0, 1.5, 0), "top_p is 1.5"),
+        (("tiny", PROMPT, 8, 0.0, 1.0, -7), "seed is -7"),
+    ],
+)
+def test_what_means_nothing_is_told_and_the_server_lives(
+    arguments: tuple[Any, ...], told: str, client: Any
+) -> None:
+    with pytest.raises(Exception, match=told):
+        client.predict(*arguments, api_name="/generate")
+    assert client.predict("tiny", PROMPT, *SETTINGS, api_name="/generate")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", '"hot"', "null", "[1]"])
+def test_what_is_no_number_is_told_to_whoever_sends_it(
+    number: str, space: RunningSpace, client: Any
+) -> None:
+    """Gradio's own client sends no NaN; anybody else can."""
+    body = f'{{"data": ["tiny", "{PROMPT}", 8, {number}, 1.0, 0]}}'.encode()
+    call = f"{space.url}/gradio_api/call/generate"
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(call, body, headers), timeout=30) as answer:
+        event = json.load(answer)["event_id"]
+    with urlopen(f"{call}/{event}", timeout=30) as answer:
+        told = answer.read().decode()
+    assert "event: error" in told
+    assert "event: complete" not in told
+    assert client.predict("tiny", PROMPT, *SETTINGS, api_name="/generate")
+
+
+def test_a_prompt_of_100_kb_is_cut_and_answered(client: Any) -> None:
+    assert client.predict("tiny", "word " * 20_000, *SETTINGS, api_name="/generate")
+    told = client.predict(["tiny"], "word " * 20_000, *SETTINGS, api_name="/compare")
+    assert "100,000 characters" in told["columns"][0]["notices"][0]
+
+
+def test_the_text_of_special_tokens_is_answered_as_text(client: Any) -> None:
+    plain = client.predict("tiny", PROMPT, *SETTINGS, api_name="/generate")
+    assert client.predict("tiny", f"</s><s>{PROMPT}", *SETTINGS, api_name="/generate") != plain
+
+
+@pytest.mark.parametrize(
+    "sizes", [(-4, None, None, None), (None, None, 7, None), (4096, None, None, None)]
+)
+@pytest.mark.parametrize("endpoint", ["/plan", "/prune"])
+def test_sizes_that_mean_nothing_are_told(
+    sizes: tuple[Any, ...], endpoint: str, client: Any
+) -> None:
+    with pytest.raises(Exception, match=r"hidden_size|num_attention_heads|heads"):
+        client.predict("tiny", *sizes, api_name=endpoint)
+
+
+def test_twenty_visitors_at_once_are_all_answered_each_with_their_own_text(
+    space: RunningSpace, client: Any, tmp_path: Path
+) -> None:
+    seed_of = {f"Chapter {number}. The": number for number in range(20)}
+    alone = {
+        prompt: client.predict("tiny", prompt, 12, 1.0, 1.0, seed, api_name="/generate")
+        for prompt, seed in seed_of.items()
+    }
+    answers: dict[str, str] = {}
+
+    def visit(prompt: str) -> None:
+        answers[prompt] = visitor(space, tmp_path).predict(
+            "tiny", prompt, 12, 1.0, 1.0, seed_of[prompt], api_name="/generate"
+        )
+
+    threads = [threading.Thread(target=visit, args=(prompt,)) for prompt in seed_of]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == alone
+    assert len(set(alone.values())) == 20
+
+
+def test_memory_is_flat_over_500_requests(space: RunningSpace, client: Any) -> None:
+    def ask(times: int) -> None:
+        for number in range(times):
+            client.predict("tiny", f"{number}: the", 2, 1.0, 1.0, number, api_name="/generate")
+
+    ask(100)  # caches, threads and arenas have their size
+    before = space.memory
+    ask(500)
+    assert space.memory - before < 30e6
+
+
+def test_models_that_speak_mcp_find_the_same_four_tools(space: RunningSpace) -> None:
+    pytest.importorskip("mcp")
+    with urlopen(f"{space.url}/gradio_api/mcp/schema", timeout=30) as answer:
+        tools = {tool["name"]: tool for tool in json.load(answer)}
+    assert len(tools) == 4
+    for name in ("generate", "compare", "plan", "prune"):
+        (tool,) = [tool for called, tool in tools.items() if called.endswith(name)]
+        assert tool["description"]
+        described = tool["inputSchema"]["properties"].values()
+        assert all(one.get("description") for one in described), name

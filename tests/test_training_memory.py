@@ -1,0 +1,131 @@
+"""A teacher is read layer by layer where it does not fit beside its student's training."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import minitron
+from minitron.architecture import Architecture
+from minitron.recipe import DistillRecipe
+from minitron.source import open_source
+from minitron.training import training_memory
+from minitron.training.distill_trainer import DistillTrainer
+from minitron.training.training_memory import teacher_bytes, teacher_fits, training_bytes
+from tests.tiny import SIZES, tiny_folder, tiny_model
+
+SEQ_LEN = 13
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    tiny_folder(root / "teacher", seed=1)
+    tiny_folder(root / "student", seed=2, hidden_size=30, num_hidden_layers=3)
+    ids = np.random.default_rng(0).integers(5, SIZES["vocab_size"], (8, SEQ_LEN))
+    np.save(root / "text.npy", ids)
+    return root
+
+
+def recipe(**changed: Any) -> DistillRecipe:
+    return DistillRecipe("student", "out", **{"corpus": "text.npy", "batch_size": 4, **changed})
+
+
+def teacher_used(
+    folders: Path, out: Path, free: int, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> str:
+    """The kind of teacher that gave a training step's lesson with so much memory free."""
+    seen = []
+    step = DistillTrainer.training_step
+
+    def watched(self: DistillTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(type(self._teacher).__name__)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillTrainer, "training_step", watched)
+    monkeypatch.setattr(training_memory, "free_memory", lambda _: free)
+    models = {"teacher": str(folders / "teacher"), "corpus": str(folders / "text.npy")}
+    minitron.distill(str(folders / "student"), str(out), **models, steps=1, **settings)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("free", "asked", "used"),
+    [
+        (1 << 50, None, "RunningTeacher"),
+        (1000, None, "StreamedTeacher"),
+        (1 << 50, True, "StreamedTeacher"),
+        (1000, False, "RunningTeacher"),
+    ],
+)
+def test_memory_decides_unless_it_is_asked_for(
+    free: int,
+    asked: bool | None,
+    used: str,
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    found = teacher_used(folders, tmp_path / "out", free, monkeypatch, stream_teacher=asked)
+    assert found == used
+    told = [r.getMessage() for r in caplog.records if "layer by layer" in r.getMessage()]
+    assert len(told) == (1 if asked is None and used == "StreamedTeacher" else 0)
+    assert all("1000 bytes of memory may be used" in line for line in told)
+
+
+def test_the_bound_is_the_teacher_beside_the_training(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = open_source(str(folders / "teacher"))
+    ours = Architecture.from_config(open_source(str(folders / "student")).config)
+    training = training_bytes(ours, recipe(), seq_len=SEQ_LEN, device="cpu")
+    needed = training + teacher_bytes(teacher, None, "cpu")
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(training_memory, "free_memory", lambda _, free=free: free)
+        assert teacher_fits(teacher, recipe(), ours, SEQ_LEN) is fits
+    monkeypatch.setattr(training_memory, "free_memory", lambda _: needed)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert not teacher_fits(teacher, recipe(), ours, SEQ_LEN)
+
+
+def test_a_teacher_takes_the_bytes_of_its_computing_precision(folders: Path) -> None:
+    teacher = open_source(str(folders / "teacher"))
+    parameters = Architecture.from_config(teacher.config).parameters
+    assert teacher_bytes(teacher, None, "cpu") == 4 * parameters
+    assert teacher_bytes(teacher, "bfloat16", "cpu") == 2 * parameters
+
+
+@pytest.mark.parametrize("variant", ["nemotron", "llama", "qwen3"])
+def test_activations_are_about_what_autograd_keeps(variant: str) -> None:
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model = tiny_model(variant).train()
+    ids = torch.randint(5, SIZES["vocab_size"], (4, SEQ_LEN))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        states = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    measured = sum(size for place, size in kept.items() if place not in parameters)
+    assert states.requires_grad
+    architecture = Architecture.from_config(model.config.to_dict())
+    tokens, layers = ids.numel(), architecture.num_hidden_layers
+    told = 4 * tokens * layers * training_memory._numbers_inside(architecture)
+    assert 0.9 < told / measured < 1.35
+
+
+def test_checkpointing_keeps_one_number_a_channel_and_layer(folders: Path) -> None:
+    ours = Architecture.from_config(open_source(str(folders / "teacher")).config)
+    sizes = {"seq_len": 1000, "device": "cpu"}
+    plain = training_bytes(ours, recipe(), **sizes)
+    saving = training_bytes(ours, recipe(gradient_checkpointing=True), **sizes)
+    inside, layers = training_memory._numbers_inside(ours), ours.num_hidden_layers
+    dropped = (layers - 1) * inside - layers * ours.hidden_size
+    assert plain - saving == 4 * 4000 * dropped
