@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from minitron.pruning import prune as prune
     from minitron.remaking import remake as remake
     from minitron.scores.scoring import measure_importance as measure_importance
+    from minitron.space.showing import demo as demo
     from minitron.training.causal_lm import train as train
     from minitron.training.distillation import distillation_loss as distillation_loss
     from minitron.training.distilling import distill as distill
@@ -35,6 +36,7 @@ _HOMES = {
     "cache_teacher": "training.teacher_writing",
     "card": "model_card",
     "convert": "converting",
+    "demo": "space.showing",
     "distill": "training.distilling",
     "distillation_loss": "training.distillation",
     "evaluate": "evaluation",

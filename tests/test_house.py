@@ -127,7 +127,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.remaking",),
         ("minitron.first_run",),
     ],
-    [("minitron", "minitron.cli", "minitron.__main__")],
+    [("minitron.space",), ("minitron", "minitron.cli", "minitron.__main__")],
 ]
 ACTIVITIES = 3
 PLACES = {
@@ -143,11 +143,12 @@ PACKAGES = {
     "minitron.evaluations",
     "minitron.hub",
     "minitron.scores",
+    "minitron.space",
     "minitron.tensors",
     "minitron.training",
     "modeling_nemotron",
 }
-CLOSED = {"minitron.conversion", "modeling_nemotron"}  # all modules share one place
+CLOSED = {"minitron.conversion", "minitron.space", "modeling_nemotron"}  # modules share one place
 
 
 def is_room(package: str) -> bool:
@@ -215,6 +216,7 @@ def test_the_public_names_are_these() -> None:
         "cache_teacher",
         "card",
         "convert",
+        "demo",
         "distill",
         "distillation_loss",
         "evaluate",
