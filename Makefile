@@ -31,4 +31,4 @@ evidence:
 
 # model_cards/ and the zoo's cards again, from minitron/cards/.
 cards:
-	python -m minitron.family_cards model_cards
+	python -m minitron.cards.family model_cards

@@ -242,9 +242,7 @@ def one_way(case: str, way: str, source: Path, out: Path) -> None:
     import torch
     import torch.distributed.checkpoint  # noqa: F401
 
-    import minitron.conversion.nemo_source
-    import minitron.converting
-    import minitron.model_card  # noqa: F401
+    import minitron.cards.model_card  # noqa: F401
 
     torch.zeros(1).bfloat16().float()
     # cp too starts after the imports: on a virtual machine the memory that was free meanwhile may

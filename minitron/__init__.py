@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minitron.candidates.searching import search as search
+    from minitron.cards.model_card import card as card
     from minitron.converting import convert as convert
     from minitron.errors import MinitronError as MinitronError
     from minitron.evaluation import evaluate as evaluate
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from minitron.generation import generate as generate
     from minitron.hub.publishing import push as push
     from minitron.inspection import inspect as inspect
-    from minitron.model_card import card as card
     from minitron.pruning import prune as prune
     from minitron.remaking import remake as remake
     from minitron.scores.scoring import measure_importance as measure_importance
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "MinitronError": "errors",
     "cache_teacher": "training.teacher_writing",
-    "card": "model_card",
+    "card": "cards.model_card",
     "convert": "converting",
     "demo": "space.showing",
     "distill": "training.distilling",

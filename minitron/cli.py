@@ -331,7 +331,7 @@ def card(recipe: CardRecipe) -> None:
     """Write a folder's model card: what was removed, how it was trained, scores, use, remaking.
 
     A README.md that was written or changed by hand stays, unless --overwrite is given."""
-    from minitron.model_card import card
+    from minitron.cards.model_card import card
 
     print(f"{card(**vars(recipe))}: written")
 

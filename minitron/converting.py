@@ -16,10 +16,10 @@ import torch
 from tqdm.auto import tqdm
 
 from minitron.architecture import Architecture, resized_config
+from minitron.cards.model_card import write_card
 from minitron.engines import engine_notes
 from minitron.errors import TargetError, TokenizerError
 from minitron.folder_writer import specs_of, write_companions, write_weights
-from minitron.model_card import write_card
 from minitron.provenance import write_provenance
 from minitron.recipe import ConvertRecipe, record_of, verb
 from minitron.source import Source, complete_tensors, hub_config, load_model, open_source

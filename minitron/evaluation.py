@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from minitron.cards.model_card import write_card
 from minitron.errors import CorpusError, SourceError, TargetError
 from minitron.evaluations.held_out import UNCOUNTED, HeldOut, held_out_ids, held_out_text
 from minitron.evaluations.preset import Preset, read_preset
@@ -28,7 +29,6 @@ from minitron.evaluations.summaries import Articles, read_articles, summarize
 from minitron.evaluations.task_harness import Tasks, load_tasks, run_tasks
 from minitron.evaluations.task_scores import TaskScores, record_of_scores, write_eval_results
 from minitron.folder_writer import write_json
-from minitron.model_card import write_card
 from minitron.provenance import FILE, add_results, read_provenance
 from minitron.recipe import EvaluateRecipe, verb
 from minitron.source import (

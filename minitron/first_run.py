@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from minitron.architecture import Architecture
+from minitron.cards.model_card import write_card
 from minitron.evaluation import Evaluation, evaluate
 from minitron.hub.folder import HubFolder
-from minitron.model_card import write_card
 from minitron.provenance import read_provenance, write_provenance
 from minitron.pruning import prune
 from minitron.recipe import QuickstartRecipe, Scores, record_of, verb

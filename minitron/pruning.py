@@ -11,13 +11,13 @@ from pathlib import Path
 from minitron.architecture import Architecture, resized_config
 from minitron.candidates.budget import names_budget
 from minitron.candidates.searching import Choice, choose_target
+from minitron.cards.model_card import write_card
 from minitron.errors import TargetError
 from minitron.families import AXIS_KEYS, PRUNABLE
 from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.hub.folder import HubFolder
 from minitron.hub.publishing import check_push_to_hub, push_result
 from minitron.importance import Importance
-from minitron.model_card import write_card
 from minitron.plan import PruningPlan, axes_to_rank, between, choose_plan, share_kept
 from minitron.provenance import write_provenance
 from minitron.recipe import PruneRecipe, record_of, verb

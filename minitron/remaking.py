@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from minitron.architecture import Architecture
+from minitron.cards.model_card import write_card
 from minitron.converting import convert
 from minitron.errors import SourceError, TargetError
 from minitron.folder_writer import specs_of, write_companions, write_json, write_weights
 from minitron.hub.folder import HubFolder
 from minitron.making import Making, plan_of
-from minitron.model_card import write_card
 from minitron.plan import PruningPlan
 from minitron.provenance import FILE, outlines_of, read_provenance
 from minitron.recipe import DType, RemakeRecipe, verb

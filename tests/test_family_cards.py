@@ -16,10 +16,10 @@ from huggingface_hub import ModelCard
 import minitron
 from minitron import cli
 from minitron.architecture import Architecture, resized_config
+from minitron.cards.family import Member, carded, facts, family_card, index, members, write_cards
+from minitron.cards.kept_picture import indices_of
 from minitron.families import AXIS_KEYS
-from minitron.family_cards import Member, carded, facts, family_card, index, members, write_cards
 from minitron.importance import Importance, score_shapes
-from minitron.kept_picture import indices_of
 from minitron.plan import choose_plan
 from minitron.pruning import target_architecture
 from minitron.recipe import DistillRecipe, PruneRecipe
@@ -83,7 +83,7 @@ def test_the_index_lists_every_card_and_no_file_is_left_over() -> None:
 def test_the_cards_are_made_again_by_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.family_cards.zoo", dict)
+    monkeypatch.setattr("minitron.cards.family.zoo", dict)
     write_cards(tmp_path / "cards")
     made = {path.name for path in (tmp_path / "cards").iterdir()}
     assert made == {f"{member.name}.md" for member in CARDED} | {"README.md"}

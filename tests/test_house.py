@@ -69,10 +69,10 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.folder_writer",),
         ("minitron.provenance",),
         ("minitron.evaluations.task_scores",),
-        ("minitron.card_template", "minitron.kept_picture"),
-        ("minitron.card_texts",),
-        ("minitron.model_card",),
-        ("minitron.family_cards",),
+        ("minitron.cards.template", "minitron.cards.kept_picture"),
+        ("minitron.cards.texts",),
+        ("minitron.cards.model_card",),
+        ("minitron.cards.family",),
     ],
     [
         (
@@ -139,6 +139,7 @@ PLACES = {
 PACKAGES = {
     "minitron",
     "minitron.candidates",
+    "minitron.cards",
     "minitron.conversion",
     "minitron.evaluations",
     "minitron.hub",

@@ -14,12 +14,12 @@ from huggingface_hub import ModelCard, metadata_update
 
 import minitron
 from minitron import cli
-from minitron.card_template import read_page
-from minitron.card_texts import RECIPES, command_of
+from minitron.cards.kept_picture import draw_kept, indices_of, kept_maps
+from minitron.cards.model_card import write_card
+from minitron.cards.template import read_page
+from minitron.cards.texts import RECIPES, command_of
 from minitron.errors import MinitronError, OutputError, SourceError
 from minitron.evaluations.task_scores import TaskScores, record_of_scores
-from minitron.kept_picture import draw_kept, indices_of, kept_maps
-from minitron.model_card import write_card
 from minitron.recipe import ConvertRecipe, DistillRecipe, PruneRecipe, TrainRecipe, record_of
 from minitron.source import zoo
 
@@ -319,7 +319,7 @@ def test_depth_alone_has_a_picture_too() -> None:
 def test_without_matplotlib_there_is_the_table_only_and_it_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("minitron.kept_picture.find_spec", lambda name: None)
+    monkeypatch.setattr("minitron.cards.kept_picture.find_spec", lambda name: None)
     caplog.set_level("INFO")
     minitron.card(str(folder))
     assert "pip install 'minitron[plots]'" in caplog.text

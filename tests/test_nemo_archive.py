@@ -329,8 +329,8 @@ def zipped() -> bytes:
         (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd"),
         (b"hello" * 200, "no tar, it begins with b'hellohel'"),
         (bytes(10240), "no tar, it begins with"),
-        (gzip.compress(b"hello" * 200), "gzip, but not of a tar"),
-        (gzip.compress(b""), "gzip of nothing"),
+        (gzip.compress(b"hello" * 200, mtime=0), "gzip, but not of a tar"),
+        (gzip.compress(b"", mtime=0), "gzip of nothing"),
         (b"\x1f\x8bxxxxxxxx", "truncated or damaged"),
     ],
 )

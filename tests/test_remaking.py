@@ -373,7 +373,7 @@ def put(*keys: Any, value: Any) -> Damage:
         (put("importance", value=3), "minitron.json tells too little for a card"),
         (put("source", "metadata", value="mit"), "minitron.json tells too little for a card"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else "damage",
 )
 def test_a_damaged_record_is_told(
     damage: Damage, told: str, pruned: Path, refused: Refused

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from minitron.architecture import Architecture, resized_config
+from minitron.cards.model_card import write_card
 from minitron.folder_writer import write_companions, write_weights
-from minitron.model_card import write_card
 from minitron.provenance import write_provenance
 from minitron.recipe import FitRecipe, record_of
 from minitron.source import Source

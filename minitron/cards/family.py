@@ -3,7 +3,7 @@
 Knows `cards/family.yaml` and that every member's parameters follow from its config. `make cards`
 writes `model_cards/` and the zoo's cards anew:
 
-    python -m minitron.family_cards model_cards
+    python -m minitron.cards.family model_cards
 """
 
 import json
@@ -20,9 +20,9 @@ from huggingface_hub import EvalResult
 from jinja2 import Environment
 
 from minitron.architecture import Architecture
-from minitron.card_template import Card, Result, Table, rendered, sizes_table
+from minitron.cards.model_card import memory_fact, usage, write_card
+from minitron.cards.template import Card, Result, Table, rendered, sizes_table
 from minitron.engines import engine_notes
-from minitron.model_card import memory_fact, usage, write_card
 from minitron.provenance import sizes_of
 from minitron.source import zoo
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron.architecture import Architecture
-from minitron.card_template import SIZES, Card, Page, read_page, rendered, sizes_table
-from minitron.card_texts import (
+from minitron.cards.kept_picture import KEPT_PICTURE, draw_kept
+from minitron.cards.template import SIZES, Card, Page, read_page, rendered, sizes_table
+from minitron.cards.texts import (
     DISTILLED,
     PRUNED,
     RECIPES,
@@ -32,7 +33,6 @@ from minitron.card_texts import (
 from minitron.engines import engine_notes
 from minitron.errors import OutputError, SourceError
 from minitron.evaluations.task_scores import from_record, model_index
-from minitron.kept_picture import KEPT_PICTURE, draw_kept
 from minitron.provenance import FILE, read_provenance
 from minitron.recipe import CardRecipe, verb
 

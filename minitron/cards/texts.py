@@ -13,7 +13,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-from minitron.card_template import Result, Table
+from minitron.cards.template import Result, Table
 from minitron.recipe import (
     ConvertRecipe,
     DistillRecipe,
