@@ -5,22 +5,27 @@ import sys
 import zipfile
 from pathlib import Path
 
+# What `git ls-files` calls it, and what it is called in the wheel; space/results is a link.
 FOLDERS = {
     "minitron/": "minitron/",
     "conversion/": "minitron/conversion/",
     "space/": "minitron/space/",
     "modeling_nemotron/": "modeling_nemotron/",
 }
+LINKED = {"benchmarks/results/": "minitron/space/results/"}
 
 repository, wheel = map(Path, sys.argv[1:])
 tracked = subprocess.run(
-    ["git", "-C", repository, "ls-files", *FOLDERS], capture_output=True, text=True, check=True
-).stdout.split()
+    ["git", "-C", repository, "ls-files", *FOLDERS, "benchmarks/results"],
+    capture_output=True,
+    text=True,
+    check=True,
+).stdout.splitlines()
 wanted = {
     installed + name.removeprefix(folder)
     for name in tracked
-    for folder, installed in FOLDERS.items()
-    if name.startswith(folder)
+    for folder, installed in {**FOLDERS, **LINKED}.items()
+    if name.startswith(folder) and not (repository / name).is_symlink()
 }
 held = set(zipfile.ZipFile(wheel).namelist())
 missing = sorted(wanted - held)
