@@ -128,6 +128,19 @@ SECTIONS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
 ]
 
 
+def teacher() -> list[str]:
+    """The line that all losses are to be read against."""
+    path = RESULTS / "family" / "teacher" / "tiny.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    return [
+        f"The teacher has {found['loss']:.4f} on the same {found['held_out_tokens']:,} held-out "
+        f"tokens, with {found['parameters']:,} parameters.",
+        "",
+    ]
+
+
 def curve(kind: str) -> list[dict[str, Any]]:
     """The runs of a curve by their tokens."""
     paths = (RESULTS / "family" / "curve").glob(f"{kind}-*.json")
@@ -266,6 +279,7 @@ def page(told: Callable[[str], list[str]] = lambda title: []) -> str:
         "page. Losses are nats a token on held-out books; ± is the sample standard deviation over "
         "seeds. Tables are those of [2407.14679](https://arxiv.org/abs/2407.14679).",
         "",
+        *teacher(),
         *headline(),
     ]
     for title, what, rows in SECTIONS:
