@@ -39,10 +39,7 @@ def visitor(space: RunningSpace, downloads: Path) -> Any:
     )
 
 
-def test_it_starts_and_answers_from_a_folder_that_holds_only_itself(
-    space: RunningSpace, client: Any
-) -> None:
-    assert space.seconds_to_start < 2 * START_SECONDS  # alone on two cores: under START_SECONDS
+def test_it_starts_and_answers_from_a_folder_that_holds_only_itself(client: Any) -> None:
     assert client.predict("tiny", PROMPT, *SETTINGS, api_name="/generate")
 
 
