@@ -341,12 +341,15 @@ def card(recipe: CardRecipe) -> None:
         "minitron push tiny-half me/tiny-half --private",
         "minitron push tiny-half me/tiny-half --branch distilled --tag v2",
         "minitron push 4b nvidia/Minitron-4B-Base --create-pr --commit-message 'Add safetensors'",
+        "minitron push --space me/minitron-demo",
+        "minitron push --space me/minitron-demo nvidia/Minitron-8B-Base me/tiny-half",
     )
 )
 @_takes(PushRecipe)
 def push(recipe: PushRecipe) -> None:
     """Upload a model folder to the Hub, in one commit: only one that loads, and no pickles.
 
+    With --space, upload what `minitron demo` shows as a Space instead, with minitron beside it.
     Interrupted, the same command sends only what is missing."""
     from minitron.hub.publishing import push
 

@@ -411,13 +411,18 @@ class InspectRecipe:
 
 @dataclass(frozen=True)
 class PushRecipe:
-    """Upload a model folder to the Hub."""
+    """Upload a model folder to the Hub, or the Space that shows models."""
 
-    folder: str
-    """The folder to upload, or a name of the zoo."""
-    repo: str
+    folder: str | None = None
+    """The folder to upload, or a name of the zoo; with --space the first model to show."""
+    repo: str | None = None
     """The model repository: owner/name, or a name of one's own. Made where it is not there."""
+    models: list[str] | None = None
+    """With --space: the models to show, each a Hub id or a name of the zoo; the whole zoo unless
+    given."""
     _: KW_ONLY
+    space: str | None = None
+    """Upload the Space instead: its repository, owner/name. Made where it is not there."""
     private: bool = False
     """Make the repository a private one."""
     create_pr: bool = False

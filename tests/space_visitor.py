@@ -65,7 +65,7 @@ def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(url, process, place / "told.txt")
+        wait_for(url, process, place / "told.txt")
         yield RunningSpace(url, process.pid, time.perf_counter() - begun)
     finally:
         process.terminate()
@@ -80,7 +80,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], told: Path) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], told: Path) -> None:
     deadline = time.monotonic() + 8 * START_SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, told.read_text()

@@ -50,7 +50,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
     ],
     [
         ("minitron.conversion",),
-        ("minitron.hub.errors", "minitron.hub.verified_file"),
+        ("minitron.hub.errors", "minitron.hub.verified_file", "minitron.hub.own_wheel"),
         ("minitron.hub.repository",),
         ("minitron.hub.destination",),
         ("minitron.hub.place",),
@@ -117,7 +117,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.generation", "minitron.quantization"),
         ("minitron.inspection",),
         ("minitron.converting",),
-        ("minitron.hub.publishing",),
+        ("minitron.hub.publishing", "minitron.hub.space_publishing", "minitron.hub.space_folder"),
     ],
     [
         ("minitron.candidates.search_texts", "minitron.candidates.shortlist"),

@@ -1,4 +1,4 @@
-"""HubDestination: a model repository on the Hub that this machine's token may write to.
+"""HubDestination: a model or Space on the Hub that this machine's token may write to.
 
 Knows accounts, rights, and that a busy Hub is to be asked again. The token is huggingface_hub's
 affair: it is never read, shown or kept here. Does not know what is written.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -22,7 +22,9 @@ from minitron.errors import OutputError
 from minitron.hub.errors import BUSY, HUB_ERRORS, reason
 
 Result = TypeVar("Result")
+RepoType = Literal["model", "space"]
 
+_CALLED = {"model": "a model", "dataset": "a data set", "space": "a Space"}
 _WAITS = (1, 2, 4, 8)  # seconds, where it does not say how long
 _LONGEST_WAIT = 300
 
@@ -33,6 +35,16 @@ class HubDestination:
 
     repo: str
     exists: bool
+    is_private: bool = False  # already
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a push has made."""
+
+    repo: str
+    commit: str  # its id
+    url: str  # of the commit, of the pull request, or of the Space
 
 
 def hub_api() -> HfApi:
@@ -50,12 +62,12 @@ def is_repo_id(name: str) -> bool:
 
 
 def find_destination(
-    repo: str, *, private: bool = False, create_pr: bool = False
+    repo: str, *, private: bool = False, create_pr: bool = False, repo_type: RepoType = "model"
 ) -> HubDestination:
     """Check that `repo` (owner/name, or a name of one's own) can be pushed to; changes nothing.
 
     Raises OutputError: no token, one that only reads, an invalid name, an owner that is another,
-    a Space or data set of that name, a public repository that is to be private, no connection.
+    another kind of thing of that name, a public repository that is to be private, no connection.
     """
     if not is_repo_id(repo):
         raise OutputError(
@@ -66,17 +78,17 @@ def find_destination(
         account = patiently(api.whoami)
         name = repo if "/" in repo else f"{account['name']}/{repo}"
         _check_token_writes(account)
-        there = _visibility(api, name)
+        there = _visibility(api, name, repo_type)
         if there is None:
             if create_pr:
                 raise OutputError(f"there is no {name} to open a pull request on: check the name")
-            _check_new(api, name, account)
+            _check_new(api, name, account, repo_type)
             return HubDestination(name, exists=False)
         if private and there == "public":
             raise OutputError(f"{name} is public already: push without --private, or elsewhere")
         if not create_pr:
-            patiently(lambda: api.auth_check(name, write=True))
-    return HubDestination(name, exists=True)
+            patiently(lambda: api.auth_check(name, repo_type=repo_type, write=True))
+    return HubDestination(name, exists=True, is_private=there == "private")
 
 
 def patiently(ask: Callable[[], Result]) -> Result:
@@ -110,7 +122,7 @@ def _check_token_writes(account: dict[str, Any]) -> None:
         )
 
 
-def _visibility(api: HfApi, repo: str, repo_type: str = "model") -> str | None:
+def _visibility(api: HfApi, repo: str, repo_type: str) -> str | None:
     """ "private" or "public"; None where there is no such repository."""
     try:
         info = patiently(lambda: api.repo_info(repo, repo_type=repo_type))
@@ -119,7 +131,7 @@ def _visibility(api: HfApi, repo: str, repo_type: str = "model") -> str | None:
     return "private" if info.private else "public"
 
 
-def _check_new(api: HfApi, repo: str, account: dict[str, Any]) -> None:
+def _check_new(api: HfApi, repo: str, account: dict[str, Any], repo_type: RepoType) -> None:
     """Refuse an owner that the account is not, and a name that another kind of thing has."""
     owner = repo.partition("/")[0]
     owners = [account["name"], *(org["name"] for org in account.get("orgs", []))]
@@ -128,6 +140,9 @@ def _check_new(api: HfApi, repo: str, account: dict[str, Any]) -> None:
             f"{repo} is not there, and {account['name']} cannot make it: name one of "
             + ", ".join(f"{name}/..." for name in owners)
         )
-    for repo_type, called in (("space", "a Space"), ("dataset", "a data set")):
-        if _visibility(api, repo, repo_type) is not None:
-            raise OutputError(f"{repo} is {called} already: choose another name for the model")
+    for other in sorted(_CALLED.keys() - {repo_type}):
+        if _visibility(api, repo, other) is not None:
+            wanted = _CALLED[repo_type].removeprefix("a ")
+            raise OutputError(
+                f"{repo} is {_CALLED[other]} already: choose another name for the {wanted}"
+            )

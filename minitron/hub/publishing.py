@@ -9,7 +9,6 @@ push that the folder does not have are removed in the same commit, as transforme
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from minitron.architecture import Architecture
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
 from minitron.hub.destination import (
     HubDestination,
+    Publication,
     find_destination,
     hub_api,
     is_repo_id,
@@ -29,6 +29,7 @@ from minitron.hub.destination import (
     speaking_of,
 )
 from minitron.hub.folder import HubFolder
+from minitron.hub.space_publishing import push_space
 from minitron.provenance import FILE, read_provenance
 from minitron.recipe import PushRecipe, verb
 from minitron.source import complete_tensors, hub_config, load_tokenizer, zoo
@@ -40,24 +41,23 @@ _HIDDEN_BUT_MEANT = (".eval_results", ".gitattributes")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 
 
-@dataclass(frozen=True)
-class Publication:
-    """What a push has made."""
-
-    repo: str
-    commit: str  # its id
-    url: str  # of the commit, or of the pull request
-
-
 @verb(PushRecipe)
 def push(recipe: PushRecipe) -> Publication:
     """Upload a model folder to the Hub: safetensors, config, tokenizer and card, in one commit.
 
-    Returns where it went. Raises SourceError, with nothing sent, for a folder that does not load,
-    has pickles or no valid model card; OutputError for what the token or the Hub does not allow;
+    With `space`, the Space that shows the models named. Returns where it went. Raises SourceError,
+    with nothing sent, for a folder that does not load, has pickles or no valid model card, and for
+    a model that a Space could not read; OutputError for what the token or the Hub does not allow;
     TargetError for options that contradict each other. Interrupted, the same call sends only what
     is missing.
     """
+    if recipe.space is not None:
+        return push_space(recipe)
+    if recipe.folder is None or recipe.repo is None or recipe.models:
+        raise TargetError(
+            "push takes a folder and its repository, FOLDER OWNER/NAME; or, to upload the Space, "
+            "--space OWNER/NAME and the models to show"
+        )
     _check_options(recipe)
     folder = zoo().get(recipe.folder) or Path(recipe.folder)
     files = check_publishable(folder)
