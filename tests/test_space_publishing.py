@@ -340,7 +340,7 @@ def test_what_was_pushed_installs_in_a_fresh_environment_and_answers(
     hub: Hub, tmp_path: Path, *, private: bool
 ) -> None:
     gradio_client = pytest.importorskip("gradio_client")
-    from tests.space_visitor import wait_for, free_port
+    from tests.space_visitor import free_port, wait_for
 
     push("tiny", space=REPO, private=private)
     folder = checkout(pushed(hub), tmp_path / "app")

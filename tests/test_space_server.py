@@ -13,7 +13,7 @@ import pytest
 
 gradio_client = pytest.importorskip("gradio_client")
 
-from tests.space_visitor import START_SECONDS, RunningSpace, running_space  # noqa: E402
+from tests.space_visitor import RunningSpace, running_space  # noqa: E402
 
 # httpx and gradio_client leave connections to the garbage collector.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
