@@ -7,7 +7,7 @@ Writes no number that is not in a file under benchmarks/results; what has not be
 
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,8 +268,8 @@ def zero_shot() -> list[str]:
     return lines
 
 
-def page(told: Callable[[str], list[str]] = lambda title: []) -> str:
-    """The whole page; `told` gives what is to be said below a section's table."""
+def page() -> str:
+    """The whole page."""
     lines = [
         "# The tiny family: the papers' tables in miniature",
         "",
@@ -291,7 +291,6 @@ def page(told: Callable[[str], list[str]] = lambda title: []) -> str:
         picture = draw_bars(rows, title.split("(")[0].strip().lower().replace(" ", "-") + ".png")
         if picture:
             lines += [f"![{title}]({picture})", ""]
-        lines += told(title)
     return "\n".join([*lines, *zero_shot()]).rstrip() + "\n"
 
 

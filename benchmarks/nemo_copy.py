@@ -41,7 +41,10 @@ CASES = {  # name: (archive, options of convert)
     "two tensor-parallel ranks": ("ranks", {}),
     "state_dict, tar.gz": ("gzipped", {}),
 }
-NOT_NAIVE = {"two tensor-parallel ranks", "state_dict, tar.gz"}  # the usual script reads neither
+NOT_NAIVE = {
+    "two tensor-parallel ranks",
+    "state_dict, tar.gz",
+}  # the usual script is not written for them
 SPLIT = {  # by what is in its name, the dimension along which ranks share a tensor
     "word_embeddings": 0,
     "output_layer": 0,

@@ -243,6 +243,17 @@ def load_model(
     return model
 
 
+def loaded_bytes(source: Source, dtype: torch.dtype | None, device: str) -> int:
+    """What a model's weights take on the device; `dtype` as for `load_model`."""
+    tensors = complete_tensors(source, Architecture.from_config(source.config)).values()
+    return sum(
+        tensor.nbytes
+        // tensor.dtype.itemsize
+        * (dtype or fast_dtype(tensor.dtype, device)).itemsize
+        for tensor in tensors
+    )
+
+
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside the weights. Raises TokenizerError where there is none."""
     files = list(source.tokenizer_files())

@@ -33,7 +33,6 @@ class RunningSpace:
 
     url: str
     pid: int
-    seconds_to_start: float
 
     @property
     def memory(self) -> int:
@@ -49,7 +48,6 @@ def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
     shutil.copytree(Path(minitron.space.__file__).parent, folder)
     port = free_port()
     told = (place / "told.txt").open("w")
-    begun = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "app.py"],
         cwd=folder,
@@ -66,7 +64,7 @@ def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(url, process, place / "told.txt")
-        yield RunningSpace(url, process.pid, time.perf_counter() - begun)
+        yield RunningSpace(url, process.pid)
     finally:
         process.terminate()
         process.wait(20)

@@ -22,7 +22,7 @@ from minitron.importance import Importance
 from minitron.plan import choose_plan
 from minitron.recipe import SearchRecipe
 from minitron.scores.weight_scores import random_scores
-from minitron.source import open_source
+from minitron.source import loaded_bytes, open_source
 from tests.tiny import SIZES, tiny_folder, tiny_model
 
 WHOLE = Architecture("nemotron", **SIZES)
@@ -113,7 +113,7 @@ def test_weights_read_again_give_the_same_losses_as_weights_held(
 ) -> None:
     asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "held_out": ids}
     held = losses(minitron.search(source, **asked))
-    whole = comparison.loaded_bytes(open_source(source), "cpu")
+    whole = loaded_bytes(open_source(source), None, "cpu")
     monkeypatch.setattr(comparison, "free_memory", lambda _: whole)  # a candidate fits beside none
     assert losses(minitron.search(source, **asked)) == held
 

@@ -10,7 +10,7 @@ from minitron.candidates import comparison
 from minitron.errors import CorpusError
 from minitron.evaluation import evaluate_model
 from minitron.evaluations.held_out import HeldOut
-from minitron.source import load_model, open_source
+from minitron.source import load_model, loaded_bytes, open_source
 from minitron.streamed_loss import streamed_loss
 from tests.tiny import VARIANTS, tiny_folder
 
@@ -66,7 +66,7 @@ def test_a_candidate_that_does_not_fit_is_compared_layer_by_layer(
     monkeypatch.setattr(comparison, "load_model", refuse)
     with pytest.raises(AssertionError, match="loaded whole"):
         comparison.zero_shot_loss(source, text)
-    needed = comparison.loaded_bytes(source, "cpu")
+    needed = loaded_bytes(source, None, "cpu")
     monkeypatch.setattr(comparison, "free_memory", lambda device: needed - 1)
     assert comparison.zero_shot_loss(source, text) == pytest.approx(loaded, rel=1e-6)
 

@@ -11,10 +11,10 @@ import torch
 import minitron
 from minitron.architecture import Architecture
 from minitron.recipe import DistillRecipe
-from minitron.source import open_source
+from minitron.source import loaded_bytes, open_source
 from minitron.training import training_memory
 from minitron.training.distill_trainer import DistillTrainer
-from minitron.training.training_memory import teacher_bytes, teacher_fits, training_bytes
+from minitron.training.training_memory import teacher_fits, training_bytes
 from tests.tiny import SIZES, tiny_folder, tiny_model
 
 SEQ_LEN = 13
@@ -84,7 +84,7 @@ def test_the_bound_is_the_teacher_beside_the_training(
     teacher = open_source(str(folders / "teacher"))
     ours = Architecture.from_config(open_source(str(folders / "student")).config)
     training = training_bytes(ours, recipe(), seq_len=SEQ_LEN, device="cpu")
-    needed = training + teacher_bytes(teacher, None, "cpu")
+    needed = training + loaded_bytes(teacher, None, "cpu")
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(training_memory, "free_memory", lambda _, free=free: free)
         assert teacher_fits(teacher, recipe(), ours, SEQ_LEN) is fits
@@ -96,8 +96,8 @@ def test_the_bound_is_the_teacher_beside_the_training(
 def test_a_teacher_takes_the_bytes_of_its_computing_precision(folders: Path) -> None:
     teacher = open_source(str(folders / "teacher"))
     parameters = Architecture.from_config(teacher.config).parameters
-    assert teacher_bytes(teacher, None, "cpu") == 4 * parameters
-    assert teacher_bytes(teacher, "bfloat16", "cpu") == 2 * parameters
+    assert loaded_bytes(teacher, None, "cpu") == 4 * parameters
+    assert loaded_bytes(teacher, torch.bfloat16, "cpu") == 2 * parameters
 
 
 @pytest.mark.parametrize("variant", ["nemotron", "llama", "qwen3"])

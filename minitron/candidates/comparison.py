@@ -10,7 +10,6 @@ came about nor what is made of the report.
 
 import json
 import logging
-import math
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -39,10 +38,9 @@ from minitron.scores.calibration import calibration
 from minitron.scores.scoring import score
 from minitron.source import (
     Source,
-    complete_tensors,
     default_device,
-    fast_dtype,
     load_model,
+    loaded_bytes,
     open_source,
 )
 from minitron.streamed_loss import streamed_loss
@@ -214,22 +212,13 @@ def zero_shot_loss(source: Source, held_out: HeldOut) -> float:
     Raises CorpusError for ids outside its vocabulary, SourceError for weights that are not finite.
     """
     device = default_device()
-    if loaded_bytes(source, device) > free_memory(device):
+    if loaded_bytes(source, None, device) > free_memory(device):
         for ids in held_out.inputs:
             Corpus(ids, "the text").check_fits(int(source.config["vocab_size"]))
         logger.info("%s is read layer by layer: it does not fit into memory", source.name)
         nats, counted = streamed_loss(source, held_out.inputs, held_out.targets, device=device)
         return nats / counted
     return evaluate_model(load_model(source, device=device), held_out).loss
-
-
-def loaded_bytes(source: Source, device: str) -> int:
-    """What a model takes on the device, in the precision it is computed in there."""
-    tensors = complete_tensors(source, Architecture.from_config(source.config))
-    return sum(
-        fast_dtype(tensor.dtype, device).itemsize * math.prod(tensor.shape)
-        for tensor in tensors.values()
-    )
 
 
 def retrained_loss(

@@ -14,7 +14,7 @@ from minitron.architecture import Architecture
 from minitron.byte_size import readable_bytes
 from minitron.device_memory import free_memory
 from minitron.recipe import DistillRecipe
-from minitron.source import Source, complete_tensors, fast_dtype
+from minitron.source import Source, loaded_bytes
 from minitron.training.shared_run import device_of_run, processes_of_run
 
 _LOGITS_BYTES = {"cpu": 2 << 27, "cuda": 2 << 29}  # of student and teacher, as `fused_loss` does
@@ -28,7 +28,8 @@ def teacher_fits(
 ) -> bool:
     """Whether this process has room for the teacher and for training the student beside it."""
     device = device_of_run()
-    needed = teacher_bytes(teacher, recipe.teacher_dtype, device)
+    wished = None if recipe.teacher_dtype is None else getattr(torch, recipe.teacher_dtype)
+    needed = loaded_bytes(teacher, wished, device)
     training = training_bytes(student, recipe, seq_len=seq_len, device=device)
     free = free_memory(device)
     if device == "cpu":
@@ -42,18 +43,6 @@ def teacher_fits(
             *map(readable_bytes, (needed, training, free)),
         )
     return fits
-
-
-def teacher_bytes(teacher: Source, dtype: str | None, device: str) -> int:
-    """The teacher's weights in the precision that it computes in."""
-    wished = None if dtype is None else getattr(torch, dtype)
-    tensors = complete_tensors(teacher, Architecture.from_config(teacher.config)).values()
-    return sum(
-        tensor.nbytes
-        // tensor.dtype.itemsize
-        * (wished or fast_dtype(tensor.dtype, device)).itemsize
-        for tensor in tensors
-    )
 
 
 def training_bytes(
