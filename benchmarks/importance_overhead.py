@@ -161,7 +161,9 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1024)
     options = parser.parse_args()
     ids = torch.randint(SIZES["vocab_size"], (options.samples, options.seq_len))
-    results: dict[str, Any] = {"threads": torch.get_num_threads(), **vars(options)}
+    # What was measured of another dtype stays.
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    run = {"threads": torch.get_num_threads(), "rounds": options.rounds, "tokens": ids.numel()}
     print("| | bare decoder, CPU s | ours above it | hooks above it | hooks and output embedding |")
     print("|---|---:|---:|---:|---:|")
     for name in options.dtypes:
@@ -178,7 +180,8 @@ def main() -> None:
         bare = statistics.median(seconds["bare"])
         cells = " | ".join(f"{share:+.1%}" for share in above.values())
         print(f"| {name} | {bare:.2f} | {cells} |", flush=True)
-        results[name] = {"bare": bare, "above": above, "difference": difference, "cpu": seconds}
+        measured = {"bare": bare, "above": above, "difference": difference, "cpu": seconds}
+        results[name] = {**run, **measured}
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
