@@ -1,8 +1,9 @@
-"""The embedded teacher is what its card says, and anybody's tools read it."""
+"""The embedded family is what its cards say, and anybody's tools read it."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import minitron
 from minitron.architecture import Architecture
 from minitron.source import complete_tensors, hub_config, new_model, open_source, zoo
+from minitron.tensors.model_digest import description_of
 
 TINY = zoo()["tiny"]
+CHILDREN = {"tiny-half": 0.5, "tiny-quarter": 0.25}  # share of the teacher's parameters
+SENTENCES = (
+    "The old man rose from his chair and went to the window. He looked out upon the street, "
+    "where the rain was falling, and said nothing for a long time. His daughter watched him.\n"
+)
 HARD_TEXTS = [
     "",
     " leading, trailing ",
@@ -23,6 +30,17 @@ HARD_TEXTS = [
     "naïve café — “quotes” … 中文 🙂👩‍👩‍👧",
     "<extra_id_0>System\n<extra_id_1>User",
 ]
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The results in a member's minitron.json."""
+    results: dict[str, Any] = json.loads((folder / "minitron.json").read_text())["results"]
+    return results
+
+
+def loss_in(results: dict[str, Any]) -> float:
+    """The held-out loss of the model itself."""
+    return float(results["rows"][0]["values"][0])
 
 
 def test_the_teacher_is_a_tiny_nemotron_with_heads_of_their_own_size() -> None:
@@ -40,8 +58,54 @@ def test_all_of_it_takes_at_most_sixteen_megabytes_and_holds_no_text() -> None:
     assert not [name for name in files if name.endswith((".txt", ".gz", ".parquet", ".npy"))]
 
 
-def test_its_weights_are_complete_and_nothing_is_left_at_its_start() -> None:
-    source = open_source("tiny")
+def test_the_family_takes_at_most_thirty_megabytes() -> None:
+    assert set(zoo()) == {"tiny", *CHILDREN}
+    files = [file for folder in zoo().values() for file in folder.iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 30e6
+
+
+@pytest.mark.parametrize(("name", "share"), CHILDREN.items())
+def test_a_child_has_its_share_of_the_teachers_parameters(name: str, share: float) -> None:
+    whole, child = minitron.inspect("tiny").parameters, minitron.inspect(name)
+    assert child.parameters == pytest.approx(share * whole, rel=0.05)
+    assert child.dtype == "bfloat16"
+    for file in ("tokenizer.json", "tokenizer.model"):
+        assert (zoo()[name] / file).read_bytes() == (TINY / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_child_is_within_a_twentieth_of_the_teachers_held_out_loss(name: str) -> None:
+    """As recorded on the same text; test_evaluation holds what `evaluate` records."""
+    teacher, child = recorded(TINY), recorded(zoo()[name])
+    assert teacher["measured"].split(" held out: ")[1].split()[0] in child["measured"]
+    assert 1 < loss_in(child) / loss_in(teacher) < 1.05
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_child_still_has_the_loss_that_is_recorded(name: str, tmp_path: Path) -> None:
+    """Of a text of ours; its order among the family is that of the records."""
+    (tmp_path / "text.txt").write_text(SENTENCES)
+    losses = {n: minitron.evaluate(n, corpus=str(tmp_path / "text.txt")).loss for n in zoo()}
+    assert losses["tiny"] < losses[name] < 1.15 * losses["tiny"]
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_childs_recipes_made_it(name: str) -> None:
+    record = json.loads((zoo()[name] / "minitron.json").read_text())
+    recipes = Path(minitron.__file__).parent / "recipes"
+    made = {"prune": record["source"]["made"]["recipe"], "distill": record["recipe"]}
+    assert record["command"] == "distill"
+    assert record["teacher"]["name"] == "tiny"
+    assert record["teacher"]["digest"] == description_of(open_source("tiny"))["digest"]
+    for command, recorded_recipe in made.items():
+        recipe = (recipes / f"{name}-{command}.yaml").read_text()
+        for key, value in yaml.safe_load(recipe).items():
+            assert recorded_recipe[key] == value, (command, key)
+
+
+@pytest.mark.parametrize("name", ["tiny", *CHILDREN])
+def test_its_weights_are_complete_and_nothing_is_left_at_its_start(name: str) -> None:
+    source = open_source(name)
     architecture = Architecture.from_config(source.config)
     for name, stored in complete_tensors(source, architecture).items():
         assert stored.read().float().std() > 0, name
@@ -75,10 +139,7 @@ def test_plain_transformers_loads_it_and_it_speaks() -> None:
 
 def test_it_has_learned_more_than_half_of_what_there_is_to_know(tmp_path: Path) -> None:
     """On a few lines of its kind of English: random guessing costs 12 bits a token."""
-    (tmp_path / "text.txt").write_text(
-        "The old man rose from his chair and went to the window. He looked out upon the street, "
-        "where the rain was falling, and said nothing for a long time. His daughter watched him.\n"
-    )
+    (tmp_path / "text.txt").write_text(SENTENCES)
     measured = minitron.evaluate("tiny", corpus=str(tmp_path / "text.txt"))
     assert measured.bits_per_byte < 2
 
