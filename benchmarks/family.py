@@ -6,12 +6,14 @@ in --work meanwhile. `benchmarks/family_page.py` makes docs/family.md of the fil
 
     python benchmarks/family.py --corpus train.jsonl.gz --held-out valid.jsonl.gz --work runs
     python benchmarks/family.py ... --only t14 t15 --threads 1
+    python benchmarks/family.py ... --only correction --other plays.txt
 
-What is compared keeps to the same tokens: TOKENS of the corpus, the same rows for all runs of a
-seed, and the first HELD_OUT_TOKENS of the held-out text. Tables are those of arXiv 2407.14679.
+What is compared keeps to the same tokens: TOKENS or SHORT of the corpus, the same rows for all runs
+of a seed, and the first HELD_OUT_TOKENS of the held-out text. Tables are those of arXiv 2407.14679.
 """
 
 import argparse
+import json
 import os
 import shutil
 import time
@@ -27,14 +29,15 @@ import minitron
 from minitron.candidates.search_texts import first_tokens
 from minitron.corpus import read_documents, tokenize
 from minitron.evaluation import evaluate_model
-from minitron.evaluations.held_out import HeldOut, held_out_text
+from minitron.evaluations.held_out import HeldOut, held_out_ids, held_out_text
 from minitron.folder_writer import write_json
 from minitron.source import load_model, load_tokenizer, open_source
 
 RESULTS = Path(__file__).parent / "results" / "family"
 SEEDS = (0, 1, 2)
 SEQ_LEN, BATCH = 512, 4
-TOKENS = 262_144  # of a retraining run
+TOKENS = 262_144  # of a retraining run in table 14
+SHORT = 131_072  # of one in the others
 HELD_OUT_TOKENS = 73_728
 SAMPLES = 256  # sequences to measure importance on
 # Peaks of the cosine schedules. At 102,000 tokens 2e-3 was no better for cross-entropy (LOG.md).
@@ -44,9 +47,20 @@ HALF = {"hidden_size": 192, "intermediate_size": 592, "num_attention_heads": 6}
 HALF_LAYERS = 5
 QUARTER = {"hidden_size": 128, "intermediate_size": 592, "num_attention_heads": 4}
 QUARTER_LAYERS = 3
+# Six of the search's 37 candidates for the half, from its first to a late one.
+CANDIDATES = {
+    "5x192-ffn592-heads6": (5, 192, 592, 6),
+    "5x176-ffn768-heads6": (5, 176, 768, 6),
+    "5x208-ffn432-heads6": (5, 208, 432, 6),
+    "5x192-ffn512-heads8": (5, 192, 512, 8),
+    "6x192-ffn432-heads6": (6, 192, 432, 6),
+    "6x144-ffn944-heads6": (6, 144, 944, 6),
+}
+EVERY = 8  # steps between two looks at a candidate
 # About the same parameters by width alone and by depth alone.
 NARROW = {"hidden_size": 176, "intermediate_size": 640, "num_attention_heads": 6}
 SHALLOW_LAYERS = 2
+INNER = {"intermediate_size": 160, "num_attention_heads": 4}  # MLP and attention alone
 
 
 @dataclass(frozen=True)
@@ -56,15 +70,16 @@ class Work:
     folder: Path
     corpus: str
     held_out: HeldOut
+    other: str | None = None  # a text unlike the teacher's
 
     @classmethod
-    def begun(cls, folder: Path, corpus: str, held_out: str) -> "Work":
+    def begun(cls, folder: Path, corpus: str, held_out: str, other: str | None) -> "Work":
         """With the texts read once."""
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = load_tokenizer(open_source("tiny"))
         whole = held_out_text(held_out, tokenizer, SEQ_LEN)
         text = first_tokens(whole, HELD_OUT_TOKENS)
-        return cls(folder, corpus, text)
+        return cls(folder, corpus, text, other)
 
     def path(self, name: str) -> str:
         """Of a model."""
@@ -87,6 +102,26 @@ class Work:
             stream = np.concatenate([document.ids for document in documents]).astype(np.int32)
             np.save(path, stream[: len(stream) // SEQ_LEN * SEQ_LEN].reshape(-1, SEQ_LEN))
         return np.load(path, mmap_mode="r")
+
+    def held_out_rows(self) -> str:
+        """A part of the held-out text as ids, to be looked at often."""
+        path = self.folder / "held-out-rows.npy"
+        if not path.exists():
+            np.save(path, self.held_out.inputs[0][:32])
+        return str(path)
+
+    def other_rows(self, held_out: bool) -> str:
+        """The other text as ids: its first nine tenths, or the last."""
+        path = self.folder / f"other-{'held-out' if held_out else 'train'}.npy"
+        if not path.exists():
+            assert self.other, "the teacher's correction needs --other, a text unlike the corpus"
+            tokenizer = load_tokenizer(open_source("tiny"))
+            documents = tokenize(read_documents(self.other), tokenizer)
+            stream = np.concatenate([document.ids for document in documents]).astype(np.int32)
+            rows = stream[: len(stream) // SEQ_LEN * SEQ_LEN].reshape(-1, SEQ_LEN)
+            cut = len(rows) * 9 // 10
+            np.save(path, rows[cut:] if held_out else rows[:cut])
+        return str(path)
 
     def loss(self, name: str) -> float:
         """Of a model on the held-out text, nats a token."""
@@ -156,7 +191,7 @@ def retrained(
         "seq_len": SEQ_LEN,
         "batch_size": BATCH,
         "warmup_steps": 20,
-        "save_steps": 1_000_000,
+        "save_steps": 1_000_000,  # unless the caller looks at it meanwhile
         "seed": seed,
         "dtype": "float32",
         "learning_rate": RATES["scratch" if scratch else how],
@@ -231,28 +266,104 @@ def t15(work: Work, kind: str, seed: int) -> dict[str, Any]:
     options: dict[str, Any] = {"kind": kind}
     if kind == "forward_kl + cross-entropy":
         options = {"kind": "forward_kl", "ce_weight": 1.0}
-    return retrained(work, f"t15-{kind}-{seed}", half(work), how="distill", seed=seed, **options)
+    name = f"t15-{kind}-{seed}"
+    return retrained(
+        work, name, half(work), how="distill", seed=seed, tokens=SHORT, alpha=0.0, **options
+    )
+
+
+def t1(work: Work, start: str, seed: int) -> dict[str, Any]:
+    """Table 1, those of its rows that no other table has: MLP and attention, random weights."""
+    is_random = start == "random"
+    cut = half(work) if is_random else work.pruned("t1-inner", **INNER)
+    name = f"t1-{start}-{seed}"
+    return retrained(
+        work, name, cut, how="distill", seed=seed, tokens=SHORT, alpha=0.0, scratch=is_random
+    )
 
 
 def t13(work: Work, axis: str, seed: int) -> dict[str, Any]:
     """Table 13: the same parameters by width and by depth."""
     sizes: dict[str, Any] = NARROW if axis == "width" else {"num_hidden_layers": SHALLOW_LAYERS}
     cut = work.pruned(f"t13-{axis}", **sizes)
-    return retrained(work, f"t13-{axis}-{seed}", cut, how="distill", seed=seed, alpha=0.0)
+    name = f"t13-{axis}-{seed}"
+    return retrained(work, name, cut, how="distill", seed=seed, tokens=SHORT, alpha=0.0)
 
 
-def t17(work: Work, student: str, alpha: Any, seed: int) -> dict[str, Any]:
-    """Table 17: the distance between inner states, beside that of the predictions."""
+def t17(work: Work, student: str, seed: int) -> dict[str, Any]:
+    """Table 17: the distance between inner states beside that of the predictions.
+
+    The rows without it are T13's by depth and T15's of forward KL.
+    """
     depth = {"num_hidden_layers": SHALLOW_LAYERS}
     cut = work.pruned("t13-depth", **depth) if student == "depth" else half(work)
-    name = f"t17-{student}-{alpha}-{seed}"
-    return retrained(work, name, cut, how="distill", seed=seed, alpha=alpha)
+    name = f"t17-{student}-{seed}"
+    return retrained(work, name, cut, how="distill", seed=seed, tokens=SHORT, alpha="dynamic")
 
 
 def residual(work: Work, is_on: bool, seed: int) -> dict[str, Any]:
     """Section 2.3: pruned heads folded into kept ones, after retraining."""
     cut = work.pruned(f"residual-{is_on}", num_attention_heads=4, head_residual=is_on)
-    return retrained(work, f"residual-{is_on}-{seed}", cut, how="distill", seed=seed)
+    name = f"residual-{is_on}-{seed}"
+    return retrained(work, name, cut, how="distill", seed=seed, tokens=SHORT)
+
+
+def ranking(work: Work, candidate: str) -> dict[str, Any]:
+    """Section 2.3: how a candidate's loss, and so its rank, moves while it is briefly retrained."""
+    layers, hidden, ffn, heads = CANDIDATES[candidate]
+    sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads}
+    cut = work.pruned(candidate, **sizes, num_hidden_layers=layers)
+    out = f"ranking-{candidate}"
+    looks = {"eval_corpus": work.held_out_rows(), "save_steps": EVERY}
+    found = retrained(
+        work, out, cut, how="distill", seed=0, tokens=SHORT, alpha=0.0, keep=True, **looks
+    )
+    lines = (Path(work.path(out)) / "training.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    found["looks"] = [
+        {"step": record["step"], "loss": record["eval_loss"]}
+        for record in logged
+        if "eval_loss" in record
+    ]
+    shutil.rmtree(work.path(out))
+    return found
+
+
+def corrected_teacher(work: Work) -> str:
+    """The teacher once over the other text, at a fifth of its peak rate (2408.11796)."""
+    path = Path(work.path("corrected"))
+    if not path.exists():
+        minitron.train(
+            str(path),
+            init="tiny",
+            corpus=work.other_rows(held_out=False),
+            seq_len=SEQ_LEN,
+            batch_size=BATCH,
+            learning_rate=4e-4,
+            warmup_steps=20,
+            dtype="float32",
+        )
+    return str(path)
+
+
+def correction(work: Work, is_corrected: bool, seed: int) -> dict[str, Any]:
+    """2408.11796: the teacher as it is, or first trained on the text that the student will see."""
+    held_out = held_out_ids(work.other_rows(held_out=True), SEQ_LEN - 1)
+    beside = Work(work.folder, work.corpus, held_out, work.other)
+    teacher = corrected_teacher(work) if is_corrected else "tiny"
+    name = f"correction-{is_corrected}-{seed}"
+    rows = work.other_rows(held_out=False)
+    found = retrained(
+        beside,
+        name,
+        half(work),
+        how="distill",
+        seed=seed,
+        teacher=teacher,
+        rows=rows,
+        tokens=np.load(rows).size,
+    )
+    return {**found, "teacher": beside.loss(teacher)}
 
 
 def scratch_curve(work: Work, tokens: int) -> dict[str, Any]:
@@ -291,21 +402,29 @@ def runs() -> list[Run]:
             make_quarter = partial(t14_quarter, steps=steps, seed=seed)
             found.append(Run("t14", f"quarter-{steps}-{seed}", make_quarter))
     for seed in SEEDS:
+        for start in ("inner", "random"):
+            found.append(Run("t1", f"{start}-{seed}", partial(t1, start=start, seed=seed)))
         for axis in ("width", "depth"):
             found.append(Run("t13", f"{axis}-{seed}", partial(t13, axis=axis, seed=seed)))
         for kind in KINDS:
             found.append(Run("t15", f"{kind}-{seed}", partial(t15, kind=kind, seed=seed)))
         for student in ("half", "depth"):
-            for alpha in (0.0, "dynamic"):
-                make_inner = partial(t17, student=student, alpha=alpha, seed=seed)
-                found.append(Run("t17", f"{student}-{alpha}-{seed}", make_inner))
+            make_inner = partial(t17, student=student, seed=seed)
+            found.append(Run("t17", f"{student}-{seed}", make_inner))
         for is_on in (False, True):
             make_residual = partial(residual, is_on=is_on, seed=seed)
             found.append(Run("residual", f"{'on' if is_on else 'off'}-{seed}", make_residual))
-    for thousands in (16, 32, 64, 128, 256, 512, 1024):
+    for candidate in CANDIDATES:
+        found.append(Run("ranking", candidate, partial(ranking, candidate=candidate)))
+    for seed in SEEDS:
+        for is_corrected in (False, True):
+            make_corrected = partial(correction, is_corrected=is_corrected, seed=seed)
+            name = f"{'corrected' if is_corrected else 'as-it-is'}-{seed}"
+            found.append(Run("correction", name, make_corrected))
+    for thousands in (16, 32, 64, 128, 256, 512):
         tokens = thousands * 1024
         found.append(Run("curve", f"distill-{tokens}", partial(distill_curve, tokens=tokens)))
-    for thousands in (256, 1024, 4096):
+    for thousands in (256, 512, 1024, 2048, 4096):
         tokens = thousands * 1024
         found.append(Run("curve", f"scratch-{tokens}", partial(scratch_curve, tokens=tokens)))
     return found
@@ -317,14 +436,17 @@ def main() -> None:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--held-out", required=True)
     parser.add_argument("--work", type=Path, required=True, help="a folder for models")
-    parser.add_argument("--only", nargs="+", help="tables: t13 t14 t15 t17 residual curve")
+    parser.add_argument(
+        "--only", nargs="+", help="t13 t14 t15 t17 residual curve ranking correction"
+    )
+    parser.add_argument("--other", help="a text unlike the corpus, for the table correction")
     parser.add_argument("--match", default="", help="only runs whose name holds this")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(options.threads)
-    work = Work.begun(options.work, options.corpus, options.held_out)
+    work = Work.begun(options.work, options.corpus, options.held_out, options.other)
     asked = [run for run in runs() if not options.only or run.table in options.only]
     asked = [run for run in asked if options.match in run.name]
     left = [run for run in asked if not run.result.exists()]
