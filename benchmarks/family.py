@@ -290,15 +290,14 @@ def t13(work: Work, axis: str, seed: int) -> dict[str, Any]:
     return retrained(work, name, cut, how="distill", seed=seed, tokens=SHORT, alpha=0.0)
 
 
-def t17(work: Work, student: str, seed: int) -> dict[str, Any]:
+def t17(work: Work, student: str, alpha: Any, seed: int) -> dict[str, Any]:
     """Table 17: the distance between inner states beside that of the predictions.
 
-    The rows without it are T13's by depth and T15's of forward KL.
+    By depth half of the layers are left, as in the paper. The half without it is T15's forward KL.
     """
-    depth = {"num_hidden_layers": SHALLOW_LAYERS}
-    cut = work.pruned("t13-depth", **depth) if student == "depth" else half(work)
-    name = f"t17-{student}-{seed}"
-    return retrained(work, name, cut, how="distill", seed=seed, tokens=SHORT, alpha="dynamic")
+    cut = work.pruned("t17-depth", num_hidden_layers=3) if student == "depth" else half(work)
+    name = f"t17-{student}-{alpha}-{seed}"
+    return retrained(work, name, cut, how="distill", seed=seed, tokens=SHORT, alpha=alpha)
 
 
 def residual(work: Work, is_on: bool, seed: int) -> dict[str, Any]:
@@ -408,9 +407,9 @@ def runs() -> list[Run]:
             found.append(Run("t13", f"{axis}-{seed}", partial(t13, axis=axis, seed=seed)))
         for kind in KINDS:
             found.append(Run("t15", f"{kind}-{seed}", partial(t15, kind=kind, seed=seed)))
-        for student in ("half", "depth"):
-            make_inner = partial(t17, student=student, seed=seed)
-            found.append(Run("t17", f"{student}-{seed}", make_inner))
+        for student, alpha in (("half", "dynamic"), ("depth", 0.0), ("depth", "dynamic")):
+            make_inner = partial(t17, student=student, alpha=alpha, seed=seed)
+            found.append(Run("t17", f"{student}-{alpha}-{seed}", make_inner))
         for is_on in (False, True):
             make_residual = partial(residual, is_on=is_on, seed=seed)
             found.append(Run("residual", f"{'on' if is_on else 'off'}-{seed}", make_residual))
