@@ -15,10 +15,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import yaml
 
+import minitron
+from minitron.source import zoo
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-ZOO = ROOT / "minitron" / "zoo"
-RECIPES = ROOT / "minitron" / "recipes"
+RECIPES = Path(minitron.__file__).parent / "recipes"
 TEACHER_RECIPES = ("tiny.yaml", "tiny-continued.yaml")
 TABLES = Path(__file__).parent / "family_tables.yaml"
 PAGE = ROOT / "docs" / "family.md"
@@ -310,7 +312,7 @@ def members() -> list[str]:
 
 
 def _record(name: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((ZOO / name / "minitron.json").read_text())
+    told: dict[str, Any] = json.loads((zoo()[name] / "minitron.json").read_text())
     return told
 
 
