@@ -245,7 +245,13 @@ def draw_curve(distilled: list[dict[str, Any]], scratch: list[dict[str, Any]]) -
             color=colour,
             label=label,
         )
+    path = RESULTS / "family" / "teacher" / "tiny.json"
+    if path.exists():
+        teachers = json.loads(path.read_text())["loss"]
+        axis.axhline(teachers, color=BLUE, linestyle="--", linewidth=1, label="the teacher")
     axis.set_xscale("log", base=2)
+    ticks = [run["tokens"] for run in [*distilled, *scratch]]
+    axis.set_xticks(ticks, [f"{tokens >> 10:,} Ki" for tokens in ticks])
     axis.set_xlabel("training tokens")
     axis.set_ylabel("held-out loss (nats a token)")
     axis.legend(frameon=False)
