@@ -23,6 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 RECIPES = Path(minitron.__file__).parent / "recipes"
 TEACHER_RECIPES = ("tiny.yaml", "tiny-continued.yaml")
 TABLES = Path(__file__).parent / "family_tables.yaml"
+PAPER = Path(__file__).parent / "zero_shot_paper.yaml"
 PAGE = ROOT / "docs" / "family.md"
 PICTURES = PAGE.parent / "pictures"
 GREEN, BLUE, AMBER, GREY = "#76b900", "#3b7dd8", "#f2a900", "#9aa0a6"
@@ -163,7 +164,7 @@ class Table:
 
     def picture(self) -> str | None:
         """The rows' losses side by side."""
-        name = self.title.lower().replace(" ", "-").replace("'", "") + ".png"
+        name = self.title.lower().replace(" ", "-").replace("'", "").replace(",", "") + ".png"
         return draw_bars([(row.words, found) for row, found in self.measured], name)
 
 
@@ -420,20 +421,45 @@ def zero_shot() -> list[str]:
         "steps": "Importance measured in steps (table 12)",
         "residual": "Heads dropped, or folded into kept ones (section 2.3)",
     }
+    papers = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
     for table, title in words.items():
-        rows = [
-            [
-                f"{row['cut']}, {row['how']}",
-                f"{row['parameters']:,}",
-                f"{row['loss']:.4f}" + ("" if row["spread"] is None else f" ± {row['spread']:.4f}"),
-            ]
-            for row in results["rows"]
-            if row["table"] == table
-        ]
-        lines += [f"### {title}", "", *markdown(["", "parameters", "loss"], rows), ""]
+        paper = papers.get(table, {})
+        found = [row for row in results["rows"] if row["table"] == table]
+        rows = []
+        for row in found:
+            name = f"{row['cut']}, {row['how']}"
+            least = min(other["loss"] for other in found if other["cut"] == row["cut"])
+            loss = f"**{row['loss']:.4f}**" if row["loss"] == least else f"{row['loss']:.4f}"
+            spread = "" if row["spread"] is None else f" ± {row['spread']:.4f}"
+            cells = [name, f"{row['parameters']:,}", loss + spread]
+            rows.append([*cells, *([paper[name]] if paper else [])])
+        head = ["", "parameters", "loss", *(["the paper"] if paper else [])]
+        lines += [f"### {title}", "", *markdown(head, rows), ""]
         if table == "axes":
+            lines += [ranked_by(found), ""]
             lines += ["![Loss by axis and by what ranks](../benchmarks/results/zero_shot.png)", ""]
     return lines
+
+
+def ranked_by(rows: list[dict[str, Any]]) -> str:
+    """Where importance is ahead of the magnitude of weights and of chance, and where not."""
+    losses: dict[str, dict[str, float]] = {}
+    for row in rows:
+        losses.setdefault(row["cut"], {})[row["how"]] = row["loss"]
+    told = []
+    for other in ("magnitude", "random, mean of 3"):
+        gains = {cut: of[other] - of["importance"] for cut, of in losses.items()}
+        words = {
+            "is ahead of": [cut for cut, gain in gains.items() if gain > 0],
+            "keeps the same as": [cut for cut, gain in gains.items() if gain == 0],
+            "**is behind**": [cut for cut, gain in gains.items() if gain < 0],
+        }
+        told += [
+            f"importance {verb} {other.split(',')[0]} on {', '.join(cuts)}"
+            for verb, cuts in words.items()
+            if cuts
+        ]
+    return "; ".join(told).capitalize().replace("kv", "KV") + "."
 
 
 def page() -> str:

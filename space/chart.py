@@ -9,29 +9,39 @@ from dataclasses import dataclass
 
 from minitron.space.markup import Html, count, tag
 
-_WIDTH, _HEIGHT = 640.0, 300.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 16.0, 14.0, 42.0
-_MOST_POINTS = 400  # of a line
+_WIDTH, _HEIGHT = 540.0, 270.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 14.0, 26.0
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind: drawn as a line, or each as a dot with its own name."""
+    """Points of one kind, each a dot with its own name; or a line, whose dots tell theirs when
+    pointed at."""
 
     name: str
     points: Sequence[Point]
-    labels: Sequence[str] = ()  # of the points; dots where given, a line where not
+    labels: Sequence[str]  # of the points
+    is_line: bool = False
 
 
-def chart(series: Sequence[Series], *, x: str, y: str, log_x: bool = False) -> Html:
-    """All series on the same axes, with a legend where there are several."""
+def chart(
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = False,
+    level: tuple[str, float] | None = None,
+) -> Html:
+    """All series on the same axes, with a legend of the lines; `level` is a height with a name."""
     points = [point for one in series for point in one.points]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     scale = math.log10 if log_x else float
-    left, right = _padded(min(map(scale, xs)), max(map(scale, xs)), 0.06 if log_x else 0.0)
-    low, high = _padded(min(ys), max(ys), 0.08)
+    left, right = padded(min(map(scale, xs)), max(map(scale, xs)), 0.06 if log_x else 0.0)
+    if level is not None:
+        ys.append(level[1])
+    low, high = padded(min(ys), max(ys), 0.08)
 
     def at(point: Point) -> Point:
         across = (scale(point[0]) - left) / (right - left)
@@ -44,33 +54,31 @@ def chart(series: Sequence[Series], *, x: str, y: str, log_x: bool = False) -> H
     drawn = [shape for index, one in enumerate(series) for shape in _drawn(one, index, at)]
     return tag(
         "figure",
+        _legend(series),
+        tag("div", y, class_="mt-axis-name"),
         tag(
             "svg",
             *_grid(left, right, low, high, at, log_x=log_x),
+            *_level(level, at, xs),
             *drawn,
-            tag("text", x, x=(_LEFT + _WIDTH) / 2, y=_HEIGHT - 4, class_="mt-axis-name"),
-            tag(
-                "text", y, x=-_HEIGHT / 2 + 14, y=12, transform="rotate(-90)", class_="mt-axis-name"
-            ),
             viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
             role="img",
             aria_label=f"{y} against {x}: {', '.join(one.name for one in series)}",
         ),
-        _legend(series),
+        tag("div", x, class_="mt-axis-name mt-axis-x"),
         class_="mt-chart",
     )
 
 
 def _drawn(one: Series, index: int, at: Callable[[Point], Point]) -> list[Html]:
     kind = f"mt-series-{index % 5}"
-    if not one.labels:
-        step = max(1, len(one.points) // _MOST_POINTS)
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, one.points[::step]))
-        return [tag("polyline", points=line, class_=f"mt-line {kind}")]
     shapes = []
+    if one.is_line:
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, one.points))
+        shapes.append(tag("polyline", points=line, class_=f"mt-line {kind}"))
     for point, label in zip(one.points, one.labels, strict=True):
         x, y = at(point)
-        told = f"{label}: {point[1]:.3f} at {count(point[0])}"
+        told = label if one.is_line else f"{label}: {point[1]:.3f} at {count(point[0])}"
         shapes.append(
             tag(
                 "g",
@@ -79,6 +87,8 @@ def _drawn(one: Series, index: int, at: Callable[[Point], Point]) -> list[Html]:
                 class_=f"mt-dot {kind}",
             )
         )
+        if one.is_line:
+            continue
         side = "end" if x > _WIDTH * 0.75 else "start"
         shift = -9 if side == "end" else 9
         shapes.append(
@@ -98,7 +108,7 @@ def _grid(
     left: float, right: float, low: float, high: float, at: Callable[[Point], Point], *, log_x: bool
 ) -> list[Html]:
     shapes = []
-    for value in _ticks(low, high):
+    for value in ticks(low, high):
         _, y = at((10**left if log_x else left, value))
         shapes.append(
             tag(
@@ -108,7 +118,7 @@ def _grid(
         shapes.append(
             tag("text", f"{value:g}", x=_LEFT - 7, y=f"{y + 4:.1f}", class_="mt-tick mt-tick-y")
         )
-    values = _log_ticks(left, right) if log_x else _ticks(left, right)
+    values = _log_ticks(left, right) if log_x else ticks(left, right)
     for value in values:
         x, _ = at((value, low))
         shapes.append(
@@ -123,24 +133,39 @@ def _grid(
     return shapes
 
 
+def _level(
+    level: tuple[str, float] | None, at: Callable[[Point], Point], xs: Sequence[float]
+) -> list[Html]:
+    if level is None:
+        return []
+    _, y = at((xs[0], level[1]))
+    line = {"x1": _LEFT, "x2": _WIDTH - _RIGHT, "y1": f"{y:.1f}", "y2": f"{y:.1f}"}
+    told = f"{level[0]}: {level[1]:.3f}"
+    return [
+        tag("line", **line, class_="mt-level"),
+        tag("text", told, x=_LEFT + 6, y=f"{y - 5:.1f}", class_="mt-dot-name"),
+    ]
+
+
 def _legend(series: Sequence[Series]) -> Html:
-    if len(series) < 2 or all(one.labels for one in series):  # labelled dots say it
+    if not any(one.is_line for one in series):  # named dots say it
         return Html("")
     keys = (
         tag("span", tag("i", class_=f"mt-swatch mt-series-{index % 5}"), one.name)
         for index, one in enumerate(series)
     )
-    return tag("figcaption", *keys, class_="mt-chart-legend")
+    return tag("div", *keys, class_="mt-chart-legend")
 
 
-def _padded(low: float, high: float, share: float) -> Point:
+def padded(low: float, high: float, share: float) -> Point:
+    """A range with some room on both sides, also of a single value."""
     spread = (high - low) or abs(high) * 0.2 or 1.0
     return low - share * spread, high + share * spread or low + 1.0
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round values."""
-    rough = (high - low) / 5
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round values."""
+    rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * by for by in (1, 2, 5, 10) if power * by >= rough)
     first = math.ceil(low / step)
@@ -158,4 +183,4 @@ def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(low), math.ceil(high) + 1)
     values = [by * 10.0**decade for decade in decades for by in (1, 2, 5)]
     inside = [value for value in values if low <= math.log10(value) <= high]
-    return inside if len(inside) > 1 else _ticks(10**low, 10**high)
+    return inside if len(inside) > 1 else ticks(10**low, 10**high)

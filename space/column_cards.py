@@ -67,6 +67,8 @@ def _card(column: Column) -> Html:
 
 
 def _role(column: Column) -> str:
+    if column.key.quantization is not None:
+        return "full weights read along"
     return "teacher" if column.teacher is None and not column.reason else "child"
 
 
@@ -83,15 +85,16 @@ def _hint(column: Column) -> str:
 def _text(column: Column) -> list[Html]:
     if not column.pieces:
         return [tag("span", "…" if not column.is_done else "(nothing)", class_="mt-faint")]
-    return [_piece(text, verdicts) for text, verdicts in column.judged()]
+    reader = "The full weights" if column.key.quantization is not None else "The teacher"
+    return [_piece(text, verdicts, reader) for text, verdicts in column.judged()]
 
 
-def _piece(text: str, verdicts: list[Verdict]) -> Html:
+def _piece(text: str, verdicts: list[Verdict], reader: str) -> Html:
     other = next((verdict for verdict in verdicts if not verdict.agrees), None)
     if other is None:
         return tag("span", text)
     told = (
-        f"The teacher: “{other.choice}” {percent(other.choice_probability)}; "
+        f"{reader}: “{other.choice}” {percent(other.choice_probability)}; "
         f"this: {percent(other.probability)}"
     )
     surprise = "far" if other.probability < 0.1 * other.choice_probability else "near"

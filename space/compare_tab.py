@@ -7,7 +7,7 @@ import gradio as gr
 
 from minitron.space.column_cards import cards, empty_cards, how_measured
 from minitron.space.markup import Html
-from minitron.space.request import MAX_COLUMNS, MAX_NEW_TOKENS, MAX_TEMPERATURE, Settings
+from minitron.space.request import MAX_NEW_TOKENS, MAX_TEMPERATURE, Settings
 from minitron.space.service import Service
 from minitron.space.shelf import INT8, can_quantize
 from minitron.space.telling import on_gpu, told
@@ -26,7 +26,7 @@ _LINK = """(prompt, models, tokens, temperature, top_p, seed) => window.minitron
 def compare_tab(service: Service) -> dict[str, gr.Component]:
     """Lay it out; returns what a link may set, by its name there."""
     names = service.family.names
-    chosen = names[: min(3, MAX_COLUMNS)]
+    chosen = names[:2]
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
             prompt = gr.Textbox(
@@ -80,7 +80,8 @@ def compare_tab(service: Service) -> dict[str, gr.Component]:
                     False,
                     label="Also with int8 weights",
                     visible=can_quantize(),
-                    info="Each model again with its layers' weights as 8-bit integers.",
+                    info="Each model again with its layers' weights as 8-bit integers; "
+                    "its full weights read along.",
                 )
     with gr.Row(elem_classes="mt-actions"):
         run = gr.Button("Compare", variant="primary", elem_id="mt-run", scale=0, min_width=190)

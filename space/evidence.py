@@ -1,14 +1,12 @@
 """Evidence: what was measured of this family, read from where it was recorded.
 
-Every number comes from a file: the members' minitron.json and training.jsonl, what benchmarks/ has
-written, and the published family's sheet. A file that is not there leaves its section out.
+Every number comes from a file: the members' minitron.json, what benchmarks/ has written, and the
+published family's sheet. A file that is not there leaves its section out.
 
     sections(family)   # [Section("Loss against parameters", ...)]
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,44 +15,25 @@ import yaml
 
 from minitron.errors import MinitronError
 from minitron.provenance import FILE, read_provenance
+from minitron.space.ablations import ablations, tokens_to_a_loss
 from minitron.space.chart import Series, chart
 from minitron.space.family import Family, Member
-from minitron.space.markup import Html, count, joined, tag
+from minitron.space.markup import Html, joined, tag
+from minitron.space.ranked import rankings
+from minitron.space.records import RESULTS, Records
+from minitron.space.section import Section, table
 
-RESULTS = (
-    Path(__file__).parent / "results",  # as installed
-    Path(__file__).parent.parent / "benchmarks" / "results",  # in the repository
-)
 _LOSS = "loss (nats a token)"
-_CURVE = "training.jsonl"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A question, what answers it, and where that comes from."""
-
-    title: str
-    body: Html
-    source: str
-    is_wide: bool = False
-
-    def html(self) -> Html:
-        """As the page shows it."""
-        return tag(
-            "section",
-            tag("h3", self.title),
-            self.body,
-            tag("p", self.source, class_="mt-faint"),
-            class_=f"mt-card mt-evidence{' mt-wide' if self.is_wide else ''}",
-        )
 
 
 def sections(family: Family, results: Sequence[Path] = RESULTS) -> list[Section]:
     """All there are."""
+    records = Records(tuple(results))
     found = [
-        _loss_against_parameters(family, results),
-        _pruned_against_random(results),
-        _curves(family),
+        tokens_to_a_loss(records),
+        _loss_against_parameters(family, records),
+        *rankings(records),
+        *ablations(records),
         _members(family),
         _published(),
     ]
@@ -74,14 +53,14 @@ def recorded_loss(member: Member) -> float | None:
     return None
 
 
-def _loss_against_parameters(family: Family, results: Sequence[Path]) -> Section | None:
+def _loss_against_parameters(family: Family, records: Records) -> Section | None:
     measured = [
         ((float(member.inspection.parameters), loss), member.name)
         for member in family.members
         if (loss := recorded_loss(member)) is not None
     ]
     series = [Series("the family", [m[0] for m in measured], [m[1] for m in measured])]
-    against = _result(results, "importance_against_random")
+    against = records.result("importance_against_random")
     if against:
         size = float(against["parameters"])
         for stage, name in (("pruned", "just pruned"), ("retrained", "pruned, briefly retrained")):
@@ -95,52 +74,6 @@ def _loss_against_parameters(family: Family, results: Sequence[Path]) -> Section
         chart(series, x="parameters, embeddings included", y=_LOSS, log_x=True),
         "Held-out text that no model has trained on: minitron.json of each model"
         + (", benchmarks/results/importance_against_random.json." if against else "."),
-    )
-
-
-def _pruned_against_random(results: Sequence[Path]) -> Section | None:
-    against = _result(results, "importance_against_random")
-    if not against:
-        return None
-    rows = [
-        [
-            student["name"].replace("-", " "),
-            f"{student['pruned']['loss']:.3f}",
-            f"{student['retrained']['loss']:.3f}",
-        ]
-        for student in against["students"]
-    ]
-    rows.insert(0, ["the teacher", f"{against['teacher']['loss']:.3f}", ""])
-    return Section(
-        "Does importance matter?",
-        table(["kept by", "loss, just pruned", "loss, retrained"], rows),
-        f"The same cut to {count(against['parameters'])} parameters, by importance and by chance; "
-        f"each retrained on {count(against['tokens'])} tokens, nats a token on "
-        f"{count(against['teacher']['tokens'])} held-out tokens. "
-        "benchmarks/importance_against_random.py.",
-    )
-
-
-def _curves(family: Family) -> Section | None:
-    """Tokens to reach a loss, of members trained on text; of distilled ones it is a distance."""
-    series = []
-    for member in family.members:
-        path = member.open().file(_CURVE)
-        record = _record(member)
-        training = record.get("training") or {}
-        if path is None or record.get("command") != "train" or not training.get("epochs"):
-            continue
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        corpus = training["corpus_tokens"]
-        points = [(line["epoch"] * corpus, line["loss"]) for line in lines if "loss" in line]
-        if len(points) > 1:
-            series.append(Series(member.name, _smoothed(points)))
-    if not series:
-        return None
-    return Section(
-        "Tokens to reach a loss",
-        chart(series, x="tokens trained on", y="training loss (nats a token)"),
-        "training.jsonl of each model: its last round of training, averaged over five reports.",
     )
 
 
@@ -203,25 +136,6 @@ def _benchmark(said: Mapping[str, Any]) -> str:
     return f"{said['name']} ({said['shots']})"
 
 
-def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> Html:
-    """Names on the left, numbers on the right; wide ones scroll in their own box."""
-    body = [
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
-        for row in rows
-    ]
-    return tag(
-        "div",
-        tag(
-            "table",
-            tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header))),
-            tag("tbody", *body),
-            class_="mt-table",
-        ),
-        class_="mt-scroll",
-        tabindex=0,
-    )
-
-
 def page(family: Family) -> Html:
     """The whole tab."""
     return tag(
@@ -239,25 +153,6 @@ def _record(member: Member) -> dict[str, Any]:
         return {}
 
 
-def _result(results: Sequence[Path], name: str) -> dict[str, Any]:
-    for folder in results:
-        path = folder / f"{name}.json"
-        if path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-    return {}
-
-
 def _student(against: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found: Mapping[str, Any] = next(one for one in against["students"] if one["name"] == name)
     return found
-
-
-def _smoothed(points: list[tuple[float, float]], width: int = 5) -> list[tuple[float, float]]:
-    return [
-        (
-            points[index][0],
-            sum(loss for _, loss in points[max(0, index - width + 1) : index + 1])
-            / min(width, index + 1),
-        )
-        for index in range(len(points))
-    ]

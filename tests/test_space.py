@@ -18,7 +18,6 @@ from minitron.space.comparing import Wish, compared
 from minitron.space.cuts import SIZES, Sizes, architecture_of, command, out_name, planned
 from minitron.space.decoding import Stop
 from minitron.space.errors import BusyError, VisitorError
-from minitron.space.evidence import sections
 from minitron.space.family import Family, Member
 from minitron.space.heat_map import heat_map
 from minitron.space.markup import Html, count, percent, size, tag
@@ -55,7 +54,8 @@ def continuation(service: Service, **changed: object) -> str:
 
 def test_the_whole_zoo_is_shown_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINITRON_SPACE_MODELS", raising=False)
-    assert "tiny" in Family.read().names
+    assert Family.read().names == ["tiny", "tiny-half", "tiny-quarter"]
+    assert [member.teacher for member in Family.read().members] == [None, "tiny", "tiny"]
 
 
 def test_models_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +232,19 @@ def test_agreement_is_what_one_pass_of_the_teacher_says(pair: Service) -> None:
     assert column.to_json()["agreement_with_teacher"] == sum(agrees) / 21
 
 
+def test_integers_are_judged_by_the_full_weights_of_their_own_model(pair: Service) -> None:
+    pytest.importorskip("optimum.quanto")
+    settings = Settings(max_new_tokens=24)
+    *_, columns = pair.compare(["child"], PROMPT, settings, quantization="int8")
+    full, integers = columns
+    assert (full.teacher, integers.teacher) == ("tiny", "child")
+    assert integers.weight_bytes < 0.8 * full.weight_bytes
+    assert len(integers.verdicts) == 24
+    assert integers.agreement is not None
+    assert full.agreement is not None
+    assert integers.agreement > full.agreement
+
+
 def test_equal_seeds_give_equal_texts_whoever_else_is_sampling(service: Service) -> None:
     alone = continuation(service, temperature=1.0, seed=7)
     texts: list[str] = []
@@ -316,12 +329,6 @@ def test_a_heat_map_tells_of_every_axis_and_escapes_what_it_shows(service: Servi
 def test_markup_escapes_text_and_no_html() -> None:
     assert tag("p", "<b>", Html("<i>"), title='"') == '<p title="&quot;">&lt;b&gt;<i></p>'
     assert (count(6_724_096), size(13_448_192), percent(0.996)) == ("6.72 M", "13.4 MB", "99.6 %")
-
-
-def test_evidence_leaves_out_what_was_not_recorded(tmp_path: Path) -> None:
-    titles = [section.title for section in sections(Family.of(["tiny"]), results=[tmp_path])]
-    assert "Does importance matter?" not in titles
-    assert "The models of this Space" in titles
 
 
 # Memory and turns.

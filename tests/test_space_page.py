@@ -145,6 +145,45 @@ def test_stop_ends_a_text_before_its_time(visit: Visit) -> None:
     visit.page.wait_for_selector("#mt-run:enabled")
 
 
+def test_integers_are_shown_beside_with_speed_memory_and_agreement(visit: Visit) -> None:
+    pytest.importorskip("optimum.quanto")
+    visit.page.get_by_text("Sampling").click()
+    visit.page.get_by_label("Also with int8 weights").check()
+    visit.compare()
+    visit.wait_for_answers()
+    assert visit.answers().count() == 4
+    told = {}
+    for model in ("tiny", "tiny · int8"):
+        card = visit.page.locator(f'#mt-answers .mt-card[data-model="{model}"]')
+        rows = zip(card.locator("dt").all(), card.locator("dd").all(), strict=True)
+        told[model] = {name.inner_text(): value.inner_text() for name, value in rows}
+    full, integers = told["tiny"], told["tiny · int8"]
+    assert float(integers["tokens / s"]) > 0
+    assert integers["weights"].endswith(" MB")
+    assert float(integers["weights"][:-3]) < float(full["weights"][:-3])
+    assert integers["parameters"] == full["parameters"] == "6.72 M"
+    assert int(integers["agreement"].rstrip(" %").partition(".")[0]) > 50
+    assert full["agreement"] == "–"
+
+
+def test_the_zoo_is_compared_pruned_and_shown(whole_zoo: RunningSpace, browser: Any) -> None:
+    for visit in visiting(whole_zoo, browser, DESKTOP, "light"):
+        assert visit.answers().count() == 2
+        visit.compare()
+        visit.wait_for_answers()
+        told = [visit.answers().nth(at).get_attribute("data-model") for at in range(2)]
+        assert told == ["tiny", "tiny-half"]
+        visit.show_prune()
+        visit.page.get_by_label("Model", exact=True).first.click()
+        offered = visit.page.get_by_role("option").all_inner_texts()
+        assert [name.strip("✓ \n") for name in offered] == ["tiny", "tiny-half", "tiny-quarter"]
+        visit.page.keyboard.press("Escape")
+        visit.page.get_by_role("tab", name="Evidence").click()
+        dots = visit.page.locator(".mt-evidence", has_text="Loss against parameters")
+        for name in ("tiny", "tiny-half", "tiny-quarter"):
+            playwright.expect(dots.first.get_by_text(name, exact=True)).to_be_visible()
+
+
 def test_a_mistake_is_told_and_the_page_goes_on(visit: Visit) -> None:
     visit.page.locator("#mt-prompt textarea").fill("")
     visit.page.click("#mt-run")
@@ -257,6 +296,8 @@ def test_pictures_are_taken(
     for visit in visiting(whole_zoo, browser, viewport, scheme):
         visit.compare()
         visit.wait_for_answers()
+        visit.page.wait_for_selector("#mt-run:enabled")
+        visit.page.mouse.move(0, 0)
         visit.page.screenshot(path=place / f"compare-{name}-{scheme}.png", full_page=True)
         visit.show_prune()
         visit.page.screenshot(path=place / f"prune-{name}-{scheme}.png", full_page=True)
