@@ -41,9 +41,14 @@ from minitron.recipe import (
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 RecipeFile = Annotated[
     Path | None,
-    Parameter(name="--recipe", help="A YAML file of these options; flags come before it."),
+    Parameter(
+        name="--recipe",
+        help="A YAML file of these options, or a published one by name, such as minitron-8b-prune; "
+        "flags come before it.",
+    ),
 ]
 Command = Callable[..., None]
+PUBLISHED = Path(__file__).parent / "recipes"
 
 app = App(
     name="minitron",
@@ -214,7 +219,7 @@ def search(
 @app.command(
     help_epilogue=_examples(
         "minitron train retrained --init tiny-half --corpus books.jsonl.gz --steps 500",
-        "minitron train tiny-again --recipe minitron/recipes/tiny.yaml --corpus books.jsonl.gz",
+        "minitron train tiny-again --recipe tiny --corpus books.jsonl.gz",
         "minitron train retrained --init tiny-half --corpus books.jsonl.gz "
         "--trainer.optim adafactor",
     )
@@ -237,7 +242,7 @@ def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
         "--seq-len 4096 --gradient-checkpointing --eval-corpus held-out.jsonl.gz",
         "minitron distill tiny-half tiny-student --teacher-cache tiny-says --corpus books.jsonl.gz",
         "torchrun --nproc-per-node 8 -m minitron distill 4b 4b-student "
-        "--recipe minitron/recipes/distill-8-gpus.yaml --corpus books.jsonl.gz",
+        "--recipe distill-8-gpus --corpus books.jsonl.gz",
     )
 )
 @_takes(DistillRecipe)
@@ -441,10 +446,15 @@ def _options(name: str) -> dict[str, Any]:
     """What a recipe file says."""
     import yaml
 
+    published = {path.stem: path for path in PUBLISHED.glob("*.yaml")}
+    path = Path(name) if Path(name).is_file() else published.get(name, Path(name))
     try:
-        options = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise TargetError(f"--recipe {name} does not exist") from None
+        names = ", ".join(sorted(published))
+        raise TargetError(
+            f"--recipe {name} does not exist: name a YAML file, or one of {names}"
+        ) from None
     except OSError as error:
         raise TargetError(f"--recipe {name} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

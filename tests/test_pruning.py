@@ -182,6 +182,16 @@ def test_a_recipe_file_gives_what_flags_give_and_flags_come_before_it(tmp_path: 
     )
 
 
+def test_a_published_recipe_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minitron.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-quarter-prune").mkdir()  # no file of options
+    corpus = ["--corpus", "random", "--samples", "2", "--seq-len", "16"]
+    main(["prune", "tiny", "out", "--recipe", "tiny-quarter-prune", *corpus])
+    assert minitron.inspect("out").parameters == minitron.inspect("tiny-quarter").parameters
+
+
 def test_saved_importance_gives_what_measuring_gives(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
     corpus = ids_file(tmp_path / "ids.npy")

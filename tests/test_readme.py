@@ -45,9 +45,10 @@ def test_a_python_block_of_readme_runs(
 
 @pytest.mark.parametrize("command", [*SHELL, *EPILOGUES])
 def test_a_command_that_is_shown_is_understood(command: str) -> None:
-    tokens = [t for t in shlex.split(command)[1:] if not t.endswith(".yaml") and t != "--recipe"]
-    if "--recipe" in command:  # what the file would say
-        tokens += ["--init", "tiny"]
+    tokens = shlex.split(command)[1:]
+    if "--recipe" in tokens:
+        place = tokens.index("--recipe")
+        tokens[place : place + 2] = ["--init", "tiny"]  # what the file would say
     cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
 
 

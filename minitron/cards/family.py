@@ -234,12 +234,11 @@ def _commands(member: Member) -> list[str]:
     if "recipe" not in told:
         return []
     name = member.name.lower().removesuffix("-base")
-    recipes = f"minitron/recipes/{told['recipe']}"
     return [
-        f"minitron prune {told['prune_from']} {name}-pruned --recipe {recipes}-prune.yaml "
+        f"minitron prune {told['prune_from']} {name}-pruned --recipe {told['recipe']}-prune "
         "--corpus text.jsonl.gz",
         f"minitron distill {name}-pruned {name} --teacher {told['teacher']} "
-        f"--recipe {recipes}-distill.yaml --corpus text.jsonl.gz",
+        f"--recipe {told['recipe']}-distill --corpus text.jsonl.gz",
     ]
 
 
