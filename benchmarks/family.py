@@ -217,13 +217,13 @@ def retrained(
     return found
 
 
-def teacher(work: Work) -> dict[str, Any]:
-    """What all of them come from."""
+def embedded(work: Work, name: str) -> dict[str, Any]:
+    """What all of them come from, and the children as they are in the package."""
     held_out_tokens = sum(int((targets >= 0).sum()) for targets in work.held_out.targets)
     return {
-        "loss": work.loss("tiny"),
+        "loss": work.loss(name),
         "held_out_tokens": held_out_tokens,
-        "parameters": minitron.inspect("tiny").parameters,
+        "parameters": minitron.inspect(name).parameters,
     }
 
 
@@ -388,7 +388,8 @@ KINDS = ("forward_kl", "reverse_kl", "jsd", "mse", "cosine", "forward_kl + cross
 
 def runs() -> list[Run]:
     """All of them, the cheapest proof first."""
-    found = [Run("teacher", "tiny", teacher)]
+    names = ("tiny", "tiny-half", "tiny-quarter")
+    found = [Run("teacher", name, partial(embedded, name=name)) for name in names]
     for seed in SEEDS:
         for start in ("pruned", "random"):
             for how in ("distill", "train"):

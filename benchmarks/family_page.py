@@ -182,11 +182,15 @@ def teacher() -> list[str]:
     if not path.exists():
         return []
     found = json.loads(path.read_text())
-    return [
+    lines = [
         f"The teacher has {found['loss']:.4f} on the same {found['held_out_tokens']:,} held-out "
         f"tokens, with {found['parameters']:,} parameters.",
-        "",
     ]
+    for child in ("tiny-half", "tiny-quarter"):
+        path = RESULTS / "family" / "teacher" / f"{child}.json"
+        if path.exists():
+            lines.append(f"`{child}` has {json.loads(path.read_text())['loss']:.4f}.")
+    return [" ".join(lines), ""]
 
 
 def curve(kind: str) -> list[dict[str, Any]]:
