@@ -289,6 +289,12 @@ def test_the_head_s_gradient_is_handed_over_without_a_copy(
     assert [tensor.grad.data_ptr() for tensor in tensors[:2]] == made
 
 
+def test_a_second_derivative_is_refused_rather_than_left_out() -> None:
+    tensors = inputs(torch.float64)
+    with pytest.raises(TargetError, match="no second derivative"):
+        torch.autograd.grad(distillation_loss(*tensors), tensors[:2], create_graph=True)
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_it_works_inside_gradient_checkpointing(use_reentrant: bool) -> None:
     expected = evaluated(naive, inputs(torch.float64))
@@ -389,6 +395,15 @@ def test_distributions_of_one_token_only_stay_finite(kind: str) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [1, 5])
+def test_jsd_is_as_exact_near_its_bounds(spread: float, beta: float) -> None:
+    tensors = [spread * tensor.detach() for tensor in inputs()]
+    expected = naive(*(tensor.double() for tensor in tensors), kind="jsd", beta=beta)
+    ours = distillation_loss(*tensors, kind="jsd", beta=beta)
+    torch.testing.assert_close(ours.double(), expected, rtol=3e-6, atol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_that_is_its_teacher_has_no_loss(kind: str) -> None:
     hidden, head = inputs(torch.float64)[:2]
@@ -443,6 +458,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"labels": torch.full((TOKENS,), VOCABULARY), "ce_weight": 1.0},
         "Labels run from 101 to 101, the vocabulary has 101 tokens",
     ),
+    (
+        {"labels": torch.full((TOKENS,), -1)},
+        "Labels run from -1 to -1, the vocabulary has 101 tokens",
+    ),
+    ({"labels": torch.zeros(TOKENS)}, "Labels are torch.float32: give token ids"),
+    ({"teacher_head": torch.zeros(VOCABULARY, TEACHER, device="meta")}, "on cpu, cpu, cpu, meta"),
     ({"teacher_head": torch.zeros(102, TEACHER)}, "vocabulary has 101 tokens, the teacher's 102"),
     ({"teacher_hidden": torch.zeros(22, TEACHER)}, "23 hidden states of the student, 22 of the"),
     ({"student_hidden": torch.zeros(1, TOKENS, STUDENT)}, r"student's hidden states are \[1, 23"),

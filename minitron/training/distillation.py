@@ -63,20 +63,22 @@ def distillation_loss(
     are none, or their "sum".
 
     Forward computes the gradients of the student's hidden states and head, if they are wanted;
-    backward scales them. The teacher gets none. Products, softmax and sums are in float32 (float64
-    if an input is) whatever the inputs are; on a GPU half-precision products accumulate in float32.
-    A head that is a DTensor, as FSDP2 leaves it outside its module's forward, is gathered for the
-    call, and its gradient is averaged over the ranks and sharded again, as FSDP does.
+    backward scales them, and has no derivative itself. The teacher gets none. Products, softmax and
+    sums are in float32 (float64 if an input is) whatever the inputs are; on a GPU half-precision
+    products accumulate in float32. A head that is a DTensor, as FSDP2 leaves it outside its
+    module's forward, is gathered for the call, and its gradient is averaged over the ranks and
+    sharded again, as FSDP does.
 
     Beyond the gradients it holds the logits of `chunk_size` tokens twice: by default 134 MB a model
     on a CPU (128 tokens of a vocabulary of 256,000), 537 MB on a GPU. On a CPU half as many cost a
     sixth more time, a quarter half more, an eighth more than twice the time.
 
-    Raises TargetError for options, shapes and labels that do not fit.
+    Raises TargetError for options, shapes, devices and labels that do not fit.
     """
     distance = _check_options(kind, temperature, ce_weight, beta, reduction, labels)
     tensors = (student_hidden, student_head, teacher_hidden, teacher_head)
     _check_shapes(*tensors, labels, chunk_size)
+    _check_devices(*tensors, labels)
     return fused_loss(
         student_hidden,
         student_head,
@@ -182,3 +184,12 @@ def _check_shapes(
         )
     if chunk_size is not None and chunk_size < 1:
         raise TargetError(f"chunk_size is {chunk_size}: it must be 1 or more tokens")
+
+
+def _check_devices(*tensors: Tensor | None) -> None:
+    devices = [str(tensor.device) for tensor in tensors if tensor is not None]
+    if len(set(devices)) > 1:
+        raise TargetError(
+            f"Hidden states, heads and labels are on {', '.join(devices)}: they must be on one "
+            "device"
+        )

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from minitron.errors import TargetError
 
@@ -54,10 +53,10 @@ def fused_loss(
     get no gradient. The mean is over kept tokens, 0 where there are none; else it is the sum. Under
     autocast on a GPU its dtype is multiplied, into float32; on a CPU only if `rounds_as_autocast`,
     which rounds the logits too and is several times faster where the processor has that dtype.
-    Raises TargetError for labels outside the vocabulary.
+    Raises TargetError for labels that are no token ids.
     """
     head = _whole(head)
-    if labels is not None and gives_labels:
+    if labels is not None:
         _check_labels(labels, head.shape[0])
     if teacher is not None:
         teacher = teacher[0].detach(), _whole(teacher[1].detach())
@@ -120,8 +119,12 @@ class _FusedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # torch's once_differentiable lets create_graph pass and leaves the second derivative out.
+        if torch.is_grad_enabled():
+            raise TargetError(
+                "create_graph is True: this loss has no second derivative, leave it False"
+            )
         scale = loss_gradient * ctx.scale
         gradients = (
             None if gradient is None else _scaled(gradient, scale, dtype)
@@ -275,6 +278,8 @@ def _whole(head: Tensor) -> Tensor:
 
 
 def _check_labels(labels: Tensor, vocabulary: int) -> None:
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise TargetError(f"Labels are {labels.dtype}: give token ids as torch.int64")
     kept = labels[labels != IGNORED_LABEL]
     if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < vocabulary:
         raise TargetError(

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # (student, teacher, beta, needs_gradient) -> the loss of each row. Takes logits divided by the
@@ -49,15 +48,19 @@ def _reverse_kl(student: Tensor, teacher: Tensor, beta: float, needs_gradient: b
 
 
 def _jsd(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) -> Tensor:
-    log_ratio = _to_probabilities(student, teacher)
-    # log(q / m) = -log(1 - beta) + student_ratio, log(p / m) the same + log(p / q). The constant is
-    # added last: where q is far from p, student_ratio is tiny and makes the gradient.
-    student_ratio = F.logsigmoid(-(log_ratio + math.log(beta / (1 - beta))))
-    teacher_losses = log_ratio.add_(student_ratio).mul_(teacher).sum(1)
-    student_losses = torch.mul(student, student_ratio, out=teacher).sum(1)
+    odds = _to_probabilities(student, teacher).add_(math.log(beta / (1 - beta)))
+    # log(p / m) = logsigmoid(odds) - log(beta), log(q / m) = logsigmoid(-odds) - log(1 - beta),
+    # which differ by odds: where those are large, one from the other would lose its last digits.
+    tail = odds.abs().neg_().exp_().log1p_()
+    teacher_ratio = odds.clamp_max(0).sub_(tail).sub_(math.log(beta))
+    teacher_losses = teacher_ratio.mul_(teacher).sum(1)
+    student_ratio = odds.clamp_min_(0).add_(tail).neg_()
+    student_losses = torch.sub(student_ratio, math.log1p(-beta), out=teacher).mul_(student).sum(1)
     if needs_gradient:
-        student.mul_(student_ratio.sub_(student_losses[:, None])).mul_(1 - beta)
-    return beta * teacher_losses + (1 - beta) * student_losses - math.log1p(-beta)
+        # Without the constant: where q is far from p, student_ratio is tiny and makes the gradient.
+        mean = torch.mul(student, student_ratio, out=teacher).sum(1, keepdim=True)
+        student.mul_(student_ratio.sub_(mean)).mul_(1 - beta)
+    return beta * teacher_losses + (1 - beta) * student_losses
 
 
 def _to_probabilities(student: Tensor, teacher: Tensor) -> Tensor:
