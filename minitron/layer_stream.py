@@ -50,7 +50,9 @@ class LayerStream:
         checked_for: str | None,
     ) -> None:
         """`skeleton` has no weights and becomes ours; `checked_for` names a source whose weights
-        are checked to be finite as they are read."""
+        are checked to be finite as they are read. `layer_modules` and `norm` are there to be
+        watched: a layer has its weights while it runs.
+        """
         decoder: Any = skeleton.eval().model
         self.config = skeleton.config
         self.dtype = dtype
@@ -58,12 +60,12 @@ class LayerStream:
         self._tensors = tensors
         self._keep = keep
         self._checked_for = checked_for
-        self._layers: list[nn.Module] = list(decoder.layers)
-        self._present = [False] * len(self._layers)
-        self._norm: nn.Module = decoder.norm
+        self.layer_modules: list[nn.Module] = list(decoder.layers)
+        self._present = [False] * len(self.layer_modules)
+        self.norm: nn.Module = decoder.norm
         self._norm_is_present = False
         self._embedding: torch.Tensor | None = None
-        decoder.layers = nn.ModuleList(_Probe() for _ in self._layers)
+        decoder.layers = nn.ModuleList(_Probe() for _ in self.layer_modules)
         decoder.norm = nn.Identity()
         decoder.rotary_emb.to(device)
         self._frame = decoder
@@ -139,9 +141,9 @@ class LayerStream:
         """Every layer with its weights, in order, while the next one is read in a thread."""
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self._weights_of, 0)
-            for index, layer in enumerate(self._layers):
+            for index, layer in enumerate(self.layer_modules):
                 weights = coming.result()
-                if index + 1 < len(self._layers):
+                if index + 1 < len(self.layer_modules):
                     coming = pool.submit(self._weights_of, index + 1)
                 if not weights:  # it is here
                     yield index, layer
@@ -166,9 +168,9 @@ class LayerStream:
         if not self._norm_is_present:
             names = [name for name in self._tensors if name.startswith(_NORM)]
             weights = {name.removeprefix(_NORM): self._read(name) for name in names}
-            self._norm.load_state_dict(weights, strict=True, assign=True)
+            self.norm.load_state_dict(weights, strict=True, assign=True)
             self._norm_is_present = True
-        output: torch.Tensor = self._norm(states)
+        output: torch.Tensor = self.norm(states)
         return output
 
     def head_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -192,7 +194,7 @@ class LayerStream:
         if self._present[index]:
             return {}
         prefix = f"model.layers.{index}."
-        names = self._layers[index].state_dict()
+        names = self.layer_modules[index].state_dict()
         return {name: self._read(prefix + name) for name in names}
 
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:

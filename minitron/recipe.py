@@ -313,6 +313,12 @@ class DistillRecipe(FitRecipe):
     alpha: float | Literal["auto", "dynamic"] = "auto"
     """Weight of the distance between inner states; dynamic: as large as that of the predictions;
     auto: dynamic where at least half of the teacher's layers are cut, else 0."""
+    inner_states: str = "embedding,hidden"
+    """States that alpha weighs (several: a,b): embedding, hidden (what a layer gives), mlp_input,
+    mlp_output, attention (how queries, keys and values relate)."""
+    layer_map: str | None = None
+    """Layers whose states are compared, teacher's:student's, counted from 0 (several: a:b,c:d); the
+    third last ones unless given."""
 
 
 @dataclass(frozen=True)

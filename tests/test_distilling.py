@@ -169,11 +169,15 @@ def test_the_teacher_neither_learns_nor_drops_out(
     assert seen == [(False, [], torch.bfloat16)] * 4
 
 
+ALL_STATES = "embedding,hidden,mlp_input,mlp_output,attention"
+
+
 @pytest.mark.parametrize("variant", ["nemotron-tied", "qwen3"])
 def test_a_teacher_read_layer_by_layer_says_the_same(
     variant: str, folders: Path, tmp_path: Path
 ) -> None:
     settings = {"teacher": str(tiny_folder(tmp_path / "teacher", variant, seed=5)), "alpha": 0.5}
+    settings |= {"inner_states": ALL_STATES, "layer_map": "3:2,1:0"}
     whole = distilled(folders, tmp_path / "whole", **settings)
     streamed = distilled(folders, tmp_path / "streamed", stream_teacher=True, **settings)
     assert records(streamed) == records(whole)
@@ -192,6 +196,31 @@ def test_inner_states_are_compared_where_half_the_layers_are_cut(
     assert losses(distilled(folders, tmp_path / "less", "shallow", **ALL_AT_ONCE)) == losses(
         distilled(folders, tmp_path / "same", "shallow", alpha=0.0, **ALL_AT_ONCE)
     )
+
+
+@pytest.mark.parametrize("states", ["attention", "mlp_output", ALL_STATES])
+def test_every_inner_state_is_learnt(states: str, folders: Path, tmp_path: Path) -> None:
+    settings = {"teacher": str(folders / "deep"), "inner_states": states, "layer_map": "4:1,5:2"}
+    without = distilled(folders, tmp_path / "without", "shallow", alpha=0.0, **ALL_AT_ONCE)
+    least = {"alpha": 100.0, "steps": 12, "batch_size": 24, "learning_rate": 1e-2}
+    out = distilled(folders, tmp_path / "out", "shallow", **settings, **least)
+    assert losses(out)[0] > losses(without)[0]
+    assert losses(out)[-1] < losses(out)[0] * 0.95
+    assert weights_of(out).keys() == weights_of(folders / "shallow").keys()
+    saving = distilled(
+        folders, tmp_path / "saving", "shallow", gradient_checkpointing=True, **settings, **least
+    )
+    assert losses(saving) == pytest.approx(losses(out), rel=1e-4)
+
+
+def test_the_dynamic_weight_leaves_cross_entropy_out(folders: Path, tmp_path: Path) -> None:
+    def first_loss(alpha: float | str, ce_weight: float) -> float:
+        settings = {"teacher": str(folders / "deep"), "alpha": alpha, "ce_weight": ce_weight}
+        out = tmp_path / f"{alpha}-{ce_weight}"
+        return losses(distilled(folders, out, "shallow", **settings, **ALL_AT_ONCE))[0]
+
+    both = first_loss(0.0, 0.5)
+    assert first_loss("dynamic", 0.5) == pytest.approx(both + first_loss(0.0, 0.0), rel=1e-5)
 
 
 def test_the_projection_learns_and_is_resumed(
@@ -384,6 +413,11 @@ def test_a_teacher_smaller_than_its_student_is_noted(
         ({"ce_weight": -1.0}, r"ce_weight is -1\.0"),
         ({"kind": "jsd", "beta": 1.5}, r"beta is 1\.5"),
         ({"alpha": -0.5}, r"--alpha is -0\.5: it must be 0 or above"),
+        ({"alpha": 0.5, "inner_states": "heads"}, "--inner-states has 'heads': choose among embed"),
+        ({"alpha": 0.5, "layer_map": "2-1"}, "--layer-map has '2-1': write TEACHER'S:STUDENT'S"),
+        ({"alpha": 0.5, "layer_map": "1:3"}, "'1:3': the student's layers are 0 to 2"),
+        ({"alpha": 0.5, "layer_map": "9:0"}, "'9:0': the teacher's layers are 0 to"),
+        ({"layer_map": "1:1"}, "has no effect at --alpha auto here: give --alpha dynamic"),
         ({"corpus": "missing.npy"}, "missing.npy does not exist"),
         ({"save_steps": 0}, "save_steps is 0"),
         ({"seq_len": 1}, "seq_len is 1: there is nothing to predict"),

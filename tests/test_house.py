@@ -98,6 +98,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
             "minitron.training.trained_folder",
             "minitron.training.distilling",
             "minitron.training.distill_trainer",
+            "minitron.training.inner_states",
             "minitron.training.teacher",
             "minitron.training.teacher_cache",
             "minitron.training.teacher_writing",

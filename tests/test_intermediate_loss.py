@@ -1,5 +1,6 @@
 """The intermediate loss compares mapped states through one learned projection."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -8,7 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minitron.errors import TargetError
-from minitron.training.intermediate_loss import IntermediateLoss, dynamic_weight
+from minitron.training.intermediate_loss import (
+    IntermediateLoss,
+    attention_relation_loss,
+    dynamic_weight,
+)
 
 STUDENT, TEACHER = 10, 14
 
@@ -69,6 +74,41 @@ def test_an_intermediate_loss_of_nothing_is_refused(
 ) -> None:
     with pytest.raises(TargetError, match=message):
         IntermediateLoss(STUDENT, TEACHER, **{"layer_map": [(0, 0)], **arguments})
+
+
+def test_states_of_other_tokens_are_refused_rather_than_repeated() -> None:
+    loss = IntermediateLoss(STUDENT, TEACHER, [(0, 0)])
+    with pytest.raises(TargetError, match=r"are of \[2, 5\] tokens, its teacher's of \[1, 5\]"):
+        loss(states(1, STUDENT, 1), [states(1, TEACHER, 2)[0][:1]])
+
+
+def test_attention_relations_are_those_of_each_token_with_itself_and_the_ones_before() -> None:
+    student, teacher = states(1, 6, 1)[0], states(1, 10, 2)[0]
+
+    def relation(state: Tensor, row: int, head: int, token: int) -> Tensor:
+        width = state.shape[-1] // 2
+        part = state[row, :, head * width : (head + 1) * width]
+        return torch.softmax(part[: token + 1] @ part[token] / width**0.5, 0)
+
+    kl = []
+    for row, head, token in product(range(2), range(2), range(5)):
+        p, q = (relation(state, row, head, token) for state in (teacher, student))
+        kl.append((p * (p / q).log()).sum())
+    expected = torch.stack(kl).mean()
+    torch.testing.assert_close(attention_relation_loss(student, teacher, heads=2), expected)
+
+
+def test_attention_relations_train_the_student_only_and_stay_finite_when_extreme() -> None:
+    student, teacher = states(1, 6, 1)[0] * 1e3, states(1, 10, 2)[0].requires_grad_()
+    student = student.bfloat16().requires_grad_()
+    loss = attention_relation_loss(student, teacher * 1e3, heads=2)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert student.grad.any()
+    assert teacher.grad is None
 
 
 def test_the_dynamic_weight_makes_both_losses_equal_and_is_a_constant() -> None:

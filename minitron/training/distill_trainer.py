@@ -5,14 +5,22 @@ The student's output embedding gives the loss instead of the logits, as in `text
     trainer = DistillTrainer(model=student, teacher=teacher, loss=DistillLoss(), args=arguments)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minitron.training.intermediate_loss import IntermediateLoss, dynamic_weight
-from minitron.training.teacher import DistillLoss, Lesson, Teacher, inner_states
+from minitron.training.inner_states import InnerStates, taken
+from minitron.training.intermediate_loss import (
+    IntermediateLoss,
+    attention_relation_loss,
+    dynamic_weight,
+)
+from minitron.training.teacher import DistillLoss, Teacher
 from minitron.training.text_trainer import TextTrainer, loss_in_head
 
 _PROJECTION = "intermediate_loss"
@@ -26,20 +34,17 @@ class DistillTrainer(TextTrainer):
         *,
         teacher: Teacher,
         loss: DistillLoss,
-        positions: Sequence[int] = (),
-        alpha: float | None = 0.0,
+        inner: InnerStates,
         **options: Any,
     ) -> None:
-        """`positions` are those of the student's inner states that are compared with the lessons',
-        by a projection that `add_projection` added; `alpha` is their weight, None the dynamic one.
-        """
+        """`inner` are the states between layers that are compared with the lessons', those that are
+        compared as they are by a projection that `add_projection` added."""
         super().__init__(**options)
         # A mean over the batch: Trainer is to divide it by the batches that are accumulated.
         self.model_accepts_loss_kwargs = False
         self._teacher = teacher
         self._loss = loss
-        self._positions = tuple(positions)
-        self._alpha = alpha
+        self._inner = inner
 
     def compute_loss(
         self,
@@ -54,27 +59,53 @@ class DistillTrainer(TextTrainer):
         input_ids = inputs["input_ids"]
         labels = inputs["labels"][:, 1:].flatten()
         lesson = self._teacher.lesson(input_ids, inputs["row"])
-        with inner_states(self._unwrapped.model, self._positions) as inner:
+        decoder = self._unwrapped.model
+        places = [pair.ours for pair in self._inner.pairs]
+        with taken(decoder.layers, decoder.norm, places) as inner:
 
             def loss_of(hidden: Tensor, head: Tensor) -> Tensor:
                 states = hidden[:, :-1].flatten(0, 1)  # the last one predicts nothing we know
-                loss = lesson.loss(states, head, labels, self._loss)
-                return self._with_inner(loss, lesson, list(inner.values()))
+                loss_by = partial(lesson.loss, states, head, labels)
+                loss = loss_by(self._loss)
+                if not inner:
+                    return loss
+                distance = self._distance(inner, lesson.inner)
+                return loss + self._weight(distance, loss, loss_by) * distance
 
             with loss_in_head(self._unwrapped, loss_of):
                 outputs = model(input_ids=input_ids, use_cache=False)
         return (outputs.logits, outputs) if return_outputs else outputs.logits
 
-    def _with_inner(self, loss: Tensor, lesson: Lesson, states: list[Tensor]) -> Tensor:
-        if not states:
-            return loss
-        distance: Tensor = getattr(self._unwrapped, _PROJECTION)(states, lesson.inner)
-        weight = dynamic_weight(loss, distance) if self._alpha is None else self._alpha
-        return loss + weight * distance
+    def _distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+        """Of the inner states: the sum over pairs."""
+        pairs = list(zip(self._inner.pairs, ours, theirs, strict=True))
+        distances = [
+            attention_relation_loss(student, teacher, heads=self._inner.relation_heads)
+            for pair, student, teacher in pairs
+            if pair.is_related
+        ]
+        if plain := [(student, teacher) for pair, student, teacher in pairs if not pair.is_related]:
+            projection = getattr(self._unwrapped, _PROJECTION)
+            distances.append(projection(*zip(*plain, strict=True)))
+        return torch.stack(distances).sum()
+
+    def _weight(
+        self, distance: Tensor, loss: Tensor, loss_by: Callable[[DistillLoss], Tensor]
+    ) -> Tensor | float:
+        """Alpha; the dynamic one knows no cross-entropy, as the paper's L_logits / L_is."""
+        if self._inner.alpha is not None:
+            return self._inner.alpha
+        if self._loss.ce_weight:
+            with torch.no_grad():
+                loss = loss_by(replace(self._loss, ce_weight=0.0))
+        return dynamic_weight(loss, distance)
 
 
-def add_projection(model: PreTrainedModel, teachers_width: int, *, pairs: int) -> None:
+def add_projection(model: PreTrainedModel, teachers_width: int, inner: InnerStates) -> None:
     """Give a student the learned map to its teacher's width, to be trained and saved with it."""
-    same_place = [(place, place) for place in range(pairs)]
+    plain = sum(not pair.is_related for pair in inner.pairs)
+    if not plain:
+        return
+    same_place = [(place, place) for place in range(plain)]
     width: int = model.config.hidden_size
     model.add_module(_PROJECTION, IntermediateLoss(width, teachers_width, same_place))

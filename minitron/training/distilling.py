@@ -10,6 +10,7 @@ is in `distill_trainer`, the loss in `distillation`, where lessons come from in 
 import logging
 from dataclasses import dataclass
 from functools import partial
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from minitron.tensors.model_digest import description_of
 from minitron.training.distill_trainer import DistillTrainer, add_projection
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
+from minitron.training.inner_states import InnerStates, state_pairs
 from minitron.training.shared_run import device_of_run, load_text, shared_folder
 from minitron.training.teacher import (
     DistillLoss,
@@ -49,9 +51,9 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     """Train a student on its teacher's predictions, and write a Hub-ready folder.
 
     The teacher runs beside the student, or was written down by `cache_teacher`. The loss is
-    `distillation_loss`, plus alpha times `IntermediateLoss` between the states that enter the
-    third last layers and those that the embeddings give (2407.14679, section 3 and table 17). An
-    interrupted run goes on from its last checkpoint when the same call is made again; under
+    `distillation_loss`, plus alpha times the distance of inner states: unless others are named,
+    those that the embeddings and the third last layers give (2407.14679, section 3 and table 17).
+    An interrupted run goes on from its last checkpoint when the same call is made again; under
     torchrun or accelerate launch all processes train together. Returns the folder, with
     `training.jsonl` and, where matplotlib is installed, `loss.png`. Raises SourceError,
     TokenizerError, CorpusError, OutputError, TargetError.
@@ -66,15 +68,13 @@ def distill(recipe: DistillRecipe) -> HubFolder:
         teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
         set_seed(recipe.seed)
         model = initial_model(student, recipe)
-        if told.positions:
-            teachers_width = Architecture.from_config(told.source.config).hidden_size
-            add_projection(model, teachers_width, pairs=len(told.positions))
+        teachers_width = Architecture.from_config(told.source.config).hidden_size
+        add_projection(model, teachers_width, told.inner)
         make_trainer = partial(
             DistillTrainer,
             teacher=teacher,
             loss=told.loss,
-            positions=[ours for ours, _ in told.positions],
-            alpha=told.alpha,
+            inner=told.inner,
         )
         fitted = fit(
             model,
@@ -105,9 +105,7 @@ class _Instruction:
     cache: TeacherCache | None
     record: dict[str, Any]
     loss: DistillLoss
-    # Pairs of inner states, (student's, teacher's), as `inner_states` counts; none without alpha.
-    positions: tuple[tuple[int, int], ...]
-    alpha: float | None  # None: dynamic
+    inner: InnerStates
 
     def teacher(self, recipe: DistillRecipe, student: Source, *, seq_len: int) -> Teacher:
         """Load it, open it to be read layer by layer, or open what it wrote down."""
@@ -115,7 +113,7 @@ class _Instruction:
         if self.cache is not None:
             return self.cache.teacher(device)
         dtype = None if recipe.teacher_dtype is None else getattr(torch, recipe.teacher_dtype)
-        positions = [theirs for _, theirs in self.positions]
+        places = [pair.theirs for pair in self.inner.pairs]
         streams = recipe.stream_teacher
         if streams is None:
             ours = Architecture.from_config(student.config)
@@ -123,8 +121,8 @@ class _Instruction:
         if streams:
             stream = LayerStream.of_source(self.source, dtype=dtype, device=device, keep=False)
             head = output_embedding(self.source).read().to(device)
-            return StreamedTeacher(stream, head, positions)
-        return RunningTeacher(load_model(self.source, dtype=dtype, device=device), positions)
+            return StreamedTeacher(stream, head, places)
+        return RunningTeacher(load_model(self.source, dtype=dtype, device=device), places)
 
 
 def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
@@ -141,18 +139,13 @@ def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
             f"{theirs.parameters:,}",
             f"{ours.parameters:,}",
         )
-    alpha = _alpha(recipe, ours, theirs, cache)
-    # The paper's best map: what the embeddings give, and the third last layers with each other.
-    depths = (ours.num_hidden_layers, theirs.num_hidden_layers)
-    positions = ((0, 0), (depths[0] - 2, depths[1] - 2)) if alpha != 0 else ()
     described = cache.described["teacher"] if cache is not None else description_of(source)
     return _Instruction(
         source=source,
         cache=cache,
         record={**described, **sizes_of(theirs)},
         loss=loss,
-        positions=positions,
-        alpha=alpha,
+        inner=_inner_states(recipe, ours, theirs, cache),
     )
 
 
@@ -181,28 +174,35 @@ def _check_loss(loss: DistillLoss, cache: TeacherCache | None) -> None:
         )
 
 
-def _alpha(
+def _inner_states(
     recipe: DistillRecipe, ours: Architecture, theirs: Architecture, cache: TeacherCache | None
-) -> float | None:
-    """The weight of inner states; None is dynamic. Raises TargetError."""
-    least = min(ours.num_hidden_layers, theirs.num_hidden_layers)
-    if recipe.alpha == "auto":
+) -> InnerStates:
+    """Which states between layers are compared, and their weight. Raises TargetError."""
+    alpha = recipe.alpha
+    if alpha == "auto":
         is_cut = 2 * ours.num_hidden_layers <= theirs.num_hidden_layers
-        return None if is_cut and least > 2 and cache is None else 0.0
-    if recipe.alpha == 0:
-        return 0.0
+        has_map = recipe.layer_map is not None or ours.num_hidden_layers > 2
+        alpha = "dynamic" if is_cut and has_map and cache is None else 0.0
+    if alpha == 0:
+        if recipe.layer_map is not None:
+            raise TargetError(
+                f"--layer-map {recipe.layer_map} has no effect at --alpha {recipe.alpha} here: "
+                "give --alpha dynamic"
+            )
+        return InnerStates()
+    if alpha != "dynamic" and not 0 < alpha < float("inf"):
+        raise TargetError(f"--alpha is {alpha}: it must be 0 or above, auto or dynamic")
     if cache is not None:
         raise TargetError(
-            f"--alpha {recipe.alpha} needs the states between the teacher's layers, which no cache "
-            "has: give --teacher instead"
+            f"--alpha {alpha} needs the states between the teacher's layers, which no cache has: "
+            "give --teacher instead"
         )
-    if least <= 2:
-        raise TargetError(f"--alpha {recipe.alpha} needs a third last layer, a model has {least}")
-    if recipe.alpha == "dynamic":
-        return None
-    if not 0 < recipe.alpha < float("inf"):
-        raise TargetError(f"--alpha is {recipe.alpha}: it must be 0 or above, auto or dynamic")
-    return recipe.alpha
+    return InnerStates(
+        pairs=state_pairs(recipe.inner_states, recipe.layer_map, ours=ours, theirs=theirs),
+        # KV groups, which pruning of query heads leaves, make the parts of both models.
+        relation_heads=gcd(ours.num_key_value_heads, theirs.num_key_value_heads),
+        alpha=None if alpha == "dynamic" else alpha,
+    )
 
 
 def _texts(recipe: DistillRecipe, student: Source, told: _Instruction, folder: Path) -> Texts:

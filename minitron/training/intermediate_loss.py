@@ -1,12 +1,14 @@
 """The distance of a student's inner states from its teacher's, beside the loss of distillation.
 
-Knows the learned map between two widths and how such a distance is weighed. Does not know how
-states are taken from a model (`teacher`), nor the logits' loss (`distillation`).
+Knows the learned map between two widths, the relations of attention, and how such a distance is
+weighed. Does not know how states are taken from a model (`inner_states`), nor the logits' loss
+(`distillation`).
 
     states = IntermediateLoss(512, 1024, [(0, 0), (14, 30)])
 """
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +56,10 @@ class IntermediateLoss(nn.Module):
         teacher_states: Sequence[Tensor],
         labels: Tensor | None = None,
     ) -> Tensor:
-        """The sum over pairs of the mean over tokens; those labelled -100 are dropped."""
+        """The sum over pairs of the mean over tokens; those labelled -100 are dropped.
+
+        Raises TargetError for states of different tokens.
+        """
         losses = [
             self._pair_loss(student_states[ours], teacher_states[theirs], labels)
             for ours, theirs in self.layer_map
@@ -62,6 +67,11 @@ class IntermediateLoss(nn.Module):
         return torch.stack(losses).sum()
 
     def _pair_loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        if student.shape[:-1] != teacher.shape[:-1]:
+            raise TargetError(
+                f"The student's inner states are of {list(student.shape[:-1])} tokens, its "
+                f"teacher's of {list(teacher.shape[:-1])}: they must be of the same text"
+            )
         if labels is not None:
             is_kept = labels != IGNORED_LABEL
             student, teacher = student[is_kept], teacher[is_kept]
@@ -73,6 +83,32 @@ class IntermediateLoss(nn.Module):
         else:
             distances = 1 - F.cosine_similarity(projected, teacher, dim=-1)
         return distances.sum() / max(distances.numel(), 1)
+
+
+def attention_relation_loss(student: Tensor, teacher: Tensor, *, heads: int) -> Tensor:
+    """How differently tokens relate to each other in two models' queries, or keys, or values.
+
+    Both are [rows, seq_len, width] and are cut into `heads` parts of equal width. In each, a token
+    relates to itself and those before it by softmax(x x^T / sqrt(part's width)); the loss is the KL
+    divergence of the student's relations from the teacher's, the mean over rows, parts and tokens
+    (MiniLMv2, arXiv 2012.15828, section 3.1, with the mask of a causal model). Needs no projection:
+    the widths may differ. Holds [rows, heads, seq_len, seq_len] of both models.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        target, guess = _relations(teacher.detach(), heads), _relations(student, heads)
+        divergence: Tensor = F.kl_div(guess, target, log_target=True, reduction="none")
+        return divergence.sum(-1).mean()
+
+
+def _relations(states: Tensor, heads: int) -> Tensor:
+    """The log-probabilities with which each token relates to each: (rows, heads, seq, seq)."""
+    wide = torch.promote_types(states.dtype, torch.float32)
+    rows, length, width = states.shape
+    parts = states.to(wide).reshape(rows, length, heads, width // heads).transpose(1, 2)
+    scores = parts @ parts.transpose(-1, -2) / sqrt(width // heads)
+    is_future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+    # Not -inf, whose difference from itself is no number.
+    return scores.masked_fill(is_future, torch.finfo(wide).min / 2).log_softmax(-1)
 
 
 def dynamic_weight(logit_loss: Tensor, intermediate_loss: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """The teacher: what a student is to predict, whether it runs beside it or was written down before.
 
-Knows how a model's last hidden states, and those between its layers, are taken without gradients.
-`teacher_cache` has the teacher that was written down.
+Knows how a model's last hidden states are taken without gradients; `inner_states` those between its
+layers. `teacher_cache` has the teacher that was written down.
 
-    teacher = RunningTeacher(load_model(open_source("tiny")), positions=())
+    teacher = RunningTeacher(load_model(open_source("tiny")))
     teacher.lesson(input_ids, rows).loss(student_hidden, student_head, labels, DistillLoss())
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from minitron.layer_stream import EMBEDDING, HEAD, LayerStream
 from minitron.source import Source
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.training.distillation import distillation_loss
+from minitron.training.inner_states import Place, taken
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Lesson(Protocol):
 
     @property
     def inner(self) -> Sequence[Tensor]:
-        """Hidden states between layers [rows, seq_len, width], as they were asked for."""
+        """Inner states [rows, seq_len, width], as they were asked for."""
 
     def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, how: DistillLoss) -> Tensor:
         """The student's mean loss: hidden [tokens, width], head [vocabulary, width], labels
@@ -77,72 +77,49 @@ class FullLesson:
 class RunningTeacher:
     """A model in memory, run on each batch in its own precision, without gradients."""
 
-    def __init__(self, model: PreTrainedModel, positions: Sequence[int] = ()) -> None:
-        """`positions` are the inner states its lessons hold, as `inner_states` counts them."""
+    def __init__(self, model: PreTrainedModel, places: Sequence[Place] = ()) -> None:
+        """`places` are those of the inner states that its lessons hold."""
         self._model: Any = model.eval().requires_grad_(False)
-        self._positions = tuple(positions)
+        self._places = tuple(places)
 
     def lesson(self, input_ids: Tensor, rows: Tensor) -> FullLesson:
         """One forward pass without the output embedding."""
         without_autocast = torch.autocast(input_ids.device.type, enabled=False)
+        decoder = self._model.model
         with (
             torch.no_grad(),
             without_autocast,
-            inner_states(self._model.model, self._positions) as inner,
+            taken(decoder.layers, decoder.norm, self._places) as inner,
         ):
-            states = self._model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+            states = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
         head = self._model.get_output_embeddings().weight
-        return FullLesson(states[:, :-1].flatten(0, 1), head, tuple(inner.values()))
+        return FullLesson(states[:, :-1].flatten(0, 1), head, tuple(inner))
 
 
 class StreamedTeacher:
     """A model that is read layer by layer on each batch: two layers and the head are in memory."""
 
-    def __init__(self, stream: LayerStream, head: Tensor, positions: Sequence[int] = ()) -> None:
-        """`head` is the output embedding; `positions` as for RunningTeacher."""
+    def __init__(self, stream: LayerStream, head: Tensor, places: Sequence[Place] = ()) -> None:
+        """`head` is the output embedding; `places` as for RunningTeacher."""
         self._stream = stream
         self._head = head
-        self._positions = tuple(positions)
+        self._places = tuple(places)
 
     def lesson(self, input_ids: Tensor, rows: Tensor) -> FullLesson:
         """One pass through the layers."""
-        inner: dict[int, Tensor] = {}
-        with torch.no_grad(), torch.autocast(input_ids.device.type, enabled=False):
-            states = self._stream.embed(input_ids)
-            for index, layer in self._stream.layers():
-                if index in self._positions:
-                    norm: Any = layer.input_layernorm
-                    inner[index] = norm(states)
-                states = self._stream.run(index, layer, states)
-            states = self._stream.normed(states)[:, :-1].flatten(0, 1)
-        return FullLesson(states, self._head, tuple(inner[p] for p in self._positions))
+        stream = self._stream
+        with (
+            torch.no_grad(),
+            torch.autocast(input_ids.device.type, enabled=False),
+            taken(stream.layer_modules, stream.norm, self._places) as inner,
+        ):
+            states = stream.embed(input_ids)
+            for index, layer in stream.layers():
+                states = stream.run(index, layer, states)
+            states = stream.normed(states)[:, :-1].flatten(0, 1)
+        return FullLesson(states, self._head, tuple(inner))
 
 
 def output_embedding(source: Source) -> LazyTensor:
     """What makes a model's last hidden states logits; where it is tied, the embedding."""
     return source.tensors[HEAD if HEAD in source.tensors else EMBEDDING]
-
-
-@contextmanager
-def inner_states(decoder: Any, positions: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect what enters layers while the block lasts, after their first norm: by layer.
-
-    Position 0 is what the embedding gives, position i what layer i - 1 gives.
-    """
-    seen: dict[int, Tensor] = dict.fromkeys(positions, torch.empty(0))  # in the order asked for
-
-    def note(position: int) -> Any:
-        def hook(module: Any, inputs: Any, output: Tensor) -> None:
-            seen[position] = output
-
-        return hook
-
-    handles = [
-        decoder.layers[position].input_layernorm.register_forward_hook(note(position))
-        for position in positions
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
