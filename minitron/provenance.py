@@ -103,6 +103,7 @@ def read_provenance(folder: Path, called: str | None = None) -> dict[str, Any]:
     name = called or str(folder)
     try:
         record = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate cannot be written again
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceError(f"{name} has no {FILE}: it was not made here") from error
     except OSError as error:

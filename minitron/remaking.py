@@ -64,7 +64,9 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
 
 def _found(folder: str) -> tuple[dict[str, Any], Path | None]:
     """The record of a folder, and where it is one of this machine the folder itself."""
-    path = zoo().get(folder) or Path(folder)
+    path = Path(folder)
+    if not path.exists():
+        path = zoo().get(folder, path)
     if path.exists():
         return read_provenance(path, folder), path
     file = open_source(folder, reads_weights=False).file(FILE)
@@ -184,7 +186,7 @@ def _check_beside(name: str, folder: Path, original: Path) -> None:
 def _write_card(making: Making, folder: Path) -> None:
     try:
         write_card(folder)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise SourceError(
             f"{making.file} tells too little for a card ({error!r}): it is damaged"
         ) from error

@@ -118,7 +118,12 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.generation", "minitron.quantization"),
         ("minitron.inspection",),
         ("minitron.converting",),
-        ("minitron.hub.publishing", "minitron.hub.space_publishing", "minitron.hub.space_folder"),
+        (
+            "minitron.hub.publishing",
+            "minitron.hub.publishable",
+            "minitron.hub.space_publishing",
+            "minitron.hub.space_folder",
+        ),
     ],
     [
         ("minitron.candidates.search_texts", "minitron.candidates.shortlist"),

@@ -329,6 +329,18 @@ def test_a_push_that_fails_leaves_what_was_pruned_and_says_how_to_push_it(
     assert minitron.push("half", "me/half").repo == "me/half"
 
 
+def test_what_is_to_be_private_is_private_by_the_command_that_is_told_too(
+    hub: Hub, sharded: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("Some/Model", sharded)
+    hub.fail(Fault("POST", "/repos/create", status=500))
+    prune = ["prune", "Some/Model", "a half", "--hidden-size", "21", "--scores", "random"]
+    with pytest.raises(SystemExit):
+        main([*prune, "--push-to-hub", "me/half", "--private"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(": minitron push 'a half' me/half --private")
+
+
 def test_a_student_is_distilled_from_a_teacher_at_a_revision(
     hub: Hub, sharded: dict[str, bytes], corpus: str
 ) -> None:

@@ -1,6 +1,7 @@
 """Pushing to the Hub over the wire: what arrives, what is refused, and what is never told."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
 from minitron.hub.destination import find_destination
 from minitron.hub.publishing import push
 from minitron.source import zoo
-from tests.hub_repositories import Account, Repository
+from tests.hub_repositories import Account, Collection, Repository
 from tests.hub_routes import Fault, Hub
 from tests.hub_server import environment, serving, talk_to
 from tests.tiny import edit_config, tiny_folder, zoo_tokenizer
@@ -37,6 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving() as hub:
         hub.accounts |= {TOKEN: Account("me"), "hf_reads": Account("me", can_write=False)}
         hub.accounts["hf_other"] = Account("Other")
+        hub.accounts["hf_member"] = Account("us", orgs=("team", "firm"), contributes=("team",))
         talk_to(hub, monkeypatch, tmp_path / "home", TOKEN)
         yield hub
 
@@ -125,6 +128,17 @@ def test_the_embedded_teacher_is_pushed_in_parts_and_loads_where_only_transforme
     assert int(token) == logits[0, -1].argmax().item()
 
 
+def test_a_folder_here_goes_before_one_of_the_zoo_that_has_its_name(
+    hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As quickstart writes `tiny-half` where nothing else is asked for."""
+    monkeypatch.chdir(tmp_path)
+    assert "tiny-half" in zoo()
+    folder.rename("tiny-half")
+    push("tiny-half", "me/half")
+    assert pushed(hub) == local(Path("tiny-half"))
+
+
 def test_an_interrupted_push_goes_on_with_what_is_missing(hub: Hub, folder: Path) -> None:
     first, *others = [_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
     hub.fail(Fault("PUT", "|".join(others), times=99, status=400))
@@ -179,10 +193,11 @@ def test_what_passes_is_waited_for(hub: Hub, folder: Path, fault: Fault) -> None
         (Fault("POST", "/commit/", status=500), "the Hub fails (HTTP 500); try again"),
         (Fault("POST", "/commit/", drop_after=10), "cannot be reached or broke off; try again"),
         (Fault("POST", "/commit/", status=429, times=9), "the Hub is too busy (HTTP 429); wait"),
+        (Fault("POST", "/commit/", status=412), "me/half has changed meanwhile; try again"),
         (Fault("PUT", "/lfs/", corrupt=True), "did not match what we received"),
         (Fault("POST", "/lfs/verify", status=404), "the Hub answers HTTP 404"),
     ],
-    ids=["fails", "drops", "busy", "checksum", "verify"],
+    ids=["fails", "drops", "busy", "overtaken", "checksum", "verify"],
 )
 def test_what_does_not_pass_is_one_line_and_commits_nothing(
     hub: Hub, folder: Path, fault: Fault, told: str
@@ -196,12 +211,18 @@ def test_what_does_not_pass_is_one_line_and_commits_nothing(
     assert pushed(hub) == {}
 
 
-def test_weights_of_an_earlier_push_are_removed_in_the_same_commit(hub: Hub, folder: Path) -> None:
+def test_weights_of_an_earlier_push_are_removed_in_the_same_commit(
+    hub: Hub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "minitron.hub.publishing")
     earlier = dict.fromkeys(("model.safetensors", "pytorch_model.bin", "nemo/a.nemo"), b"\x00old")
     repository = hub.add("me/half", {**earlier, "notes.md": b"kept"})
     push(str(folder), "me/half")
     assert pushed(hub) == {**local(folder), "nemo/a.nemo": b"\0old", "notes.md": b"kept"}
     assert len(repository.commits) == 3
+    removed = "removed there, as the folder has no such: model.safetensors, pytorch_model.bin"
+    assert removed in caplog.text
+    assert removed in repository.commits[repository.branches["main"]].message
 
 
 def test_a_branch_and_a_tag_are_made_and_main_stays(hub: Hub, folder: Path) -> None:
@@ -222,6 +243,55 @@ def test_a_pull_request_to_another_is_opened_and_told(hub: Hub, folder: Path) ->
     assert repository.commits[publication.commit].title == "Shards"
 
 
+@pytest.mark.parametrize("name", ["", "a b", "a..b", "-a", "a/", "a.lock", "a~1"])
+@pytest.mark.parametrize("option", ["branch", "tag"])
+def test_what_git_would_not_take_as_a_name_is_refused_before_anything_is_sent(
+    hub: Hub, folder: Path, option: str, name: str
+) -> None:
+    with pytest.raises(TargetError, match=f"--{option} '{name}' is no name that git takes"):
+        push(str(folder), "me/half", **{option: name})
+    assert hub.seen == []
+
+
+def test_a_tag_that_fails_is_set_by_the_same_command_again(hub: Hub, folder: Path) -> None:
+    hub.fail(Fault("POST", "/tag/", status=500))
+    with pytest.raises(OutputError, match=r"me/half is pushed but not tagged v1: the Hub fails"):
+        push(str(folder), "me/half", tag="v1")
+    assert pushed(hub) == local(folder)
+    publication = push(str(folder), "me/half", tag="v1")
+    assert one(hub).tags == {"v1": publication.commit}
+    assert len(one(hub).commits) == 2
+
+
+def test_a_pull_request_that_would_change_nothing_is_not_opened_and_told(
+    hub: Hub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "minitron.hub.publishing")
+    push(str(folder), "me/half")
+    push(str(folder), "me/half", create_pr=True)
+    assert one(hub).pulls == {}
+    assert "me/half has all of this already: no pull request was opened" in caplog.text
+
+
+def test_an_id_in_another_case_is_that_of_the_repository(hub: Hub, folder: Path) -> None:
+    hub.add("me/half", {})
+    publication = push(str(folder), "Me/HALF", branch="try", tag="v1", collection="Small")
+    assert publication.url == f"{hub.url}/me/half/commit/{publication.commit}"
+    assert hub.collections[0].items == [("model", "me/half")]
+    assert not hub.asked("POST", "Me/HALF")
+
+
+def test_a_hub_that_does_not_tell_accounts_rights_or_refs_is_pushed_to_all_the_same(
+    hub: Hub, folder: Path
+) -> None:
+    hub.fail(Fault("GET", "/whoami|/auth-check|/refs", times=99, status=404))
+    push(str(folder), "me/half", tag="v1")
+    push(str(folder), "me/half", branch="try")
+    assert pushed(hub, revision="try") == local(folder)
+    with pytest.raises(OutputError, match="half has no owner: name it OWNER/half"):
+        push(str(folder), "half")
+
+
 def test_a_collection_is_found_by_title_or_slug(hub: Hub, folder: Path) -> None:
     push(str(folder), "me/half", collection="Small models")
     push(str(folder), "me/half-again", collection="Small models")
@@ -232,6 +302,14 @@ def test_a_collection_is_found_by_title_or_slug(hub: Hub, folder: Path) -> None:
     with pytest.raises(OutputError, match="the Hub says: Collection not found"):
         push(str(folder), "me/fourth", collection="me/nothing-0123")
     assert hub.repository("model", "me/fourth") is None
+
+
+def test_a_collection_of_another_is_refused_before_anything_is_made(hub: Hub, folder: Path) -> None:
+    collection = Collection("Small", "Other")
+    hub.collections.append(collection)
+    with pytest.raises(OutputError, match="is a collection of Other, which me cannot add to"):
+        push(str(folder), "me/half", collection=collection.slug)
+    assert hub.repositories == []
 
 
 def pickled(folder: Path) -> None:
@@ -247,10 +325,21 @@ def pickled_in_a_zip(folder: Path) -> None:
     torch.save({}, folder / "state.data")
 
 
+def pickled_newly(folder: Path) -> None:
+    (folder / "state").write_bytes(pickle.dumps({}, protocol=5))
+
+
+def longer(folder: Path) -> None:
+    with (folder / "model-00002-of-00003.safetensors").open("ab") as file:
+        file.write(b"\0" * 8)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (pickled, "has pytorch_model.bin, a pickle, which can run code"),
     "pickle below": (pickled_elsewhere, "has checkpoint-1/state, a pickle"),
     "pickle in a zip": (pickled_in_a_zip, "has state.data, a pickle"),
+    "pickle of the newest protocol": (pickled_newly, "has state, a pickle"),
+    "pickle in capitals": (lambda f: (f / "OLD.PT").touch(), "has OLD.PT, a pickle"),
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "a shard less": (
         lambda f: sorted(f.glob("*.safetensors"))[0].unlink(),
@@ -259,6 +348,19 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "half a shard": (
         lambda f: (f / "model-00001-of-00003.safetensors").write_bytes(b"\0" * 9),
         "model-00001-of-00003.safetensors",
+    ),
+    "more than a shard": (longer, "model-00002-of-00003.safetensors is damaged"),
+    "damaged generation config": (
+        lambda f: (f / "generation_config.json").write_text("["),
+        "generation_config.json cannot be read",
+    ),
+    "damaged record": (
+        lambda f: (f / "minitron.json").write_text("{"),
+        "minitron.json is not JSON",
+    ),
+    "a record of nothing": (
+        lambda f: (f / "minitron.json").write_text('{"source": 3}'),
+        "minitron.json tells too little",
     ),
     "other sizes": (lambda f: edit_config(f, hidden_size=40), "but config.json asks for"),
     "no tokenizer": (
@@ -275,6 +377,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "README.md").write_text("---\nbase_model: /home/me/it\n---\n"),
         "names base_model '/home/me/it': write its id, owner/name",
     ),
+    "a base that is a number": (
+        lambda f: (f / "README.md").write_text("---\nbase_model: 5\n---\n"),
+        "names base_model 5: write its id, owner/name",
+    ),
 }
 
 
@@ -288,6 +394,16 @@ def test_a_folder_that_is_not_fit_is_refused_before_anything_is_sent(
         push(str(folder), "me/half")
     assert told in str(refused.value)
     assert hub.seen == []
+
+
+def test_weights_that_are_not_finite_are_not_sent(hub: Hub, folder: Path) -> None:
+    path = folder / "model-00003-of-00003.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[-1] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match="holds NaN or infinity"):
+        push(str(folder), "me/half")
+    assert hub.repositories == []
 
 
 def test_metadata_that_the_hub_refuses_makes_no_repository(hub: Hub, folder: Path) -> None:
@@ -333,6 +449,22 @@ def test_a_token_that_does_not_do_is_told_without_showing_it(
     assert told in str(refused.value)
     assert str(token) not in str(refused.value)
     assert hub.repositories == []
+
+
+def test_an_organization_is_pushed_to_by_who_may(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_member")
+    hub.add("firm/half", {}, private=True)
+    publication = push(str(folder), "team/half", private=True, collection="Small")
+    assert publication.repo == "team/half"
+    assert pushed(hub, "team/half") == local(folder)
+    assert hub.collections[0].owner == "team"
+    for repo in ("firm/other", "firm/half"):
+        with pytest.raises(OutputError, match=f"the token may not do that to {repo}; use one"):
+            push(str(folder), repo)
+    with pytest.raises(OutputError, match=r"name one of us/\.\.\., team/\.\.\., firm/\.\.\."):
+        push(str(folder), "me/half")
 
 
 def test_what_belongs_to_another_is_refused(hub: Hub, folder: Path) -> None:

@@ -187,6 +187,15 @@ def test_the_command_says_what_it_wrote(
     assert capsys.readouterr().out == f"{tmp_path / 'again'}: {tensors} tensors, the same bytes\n"
 
 
+def test_a_folder_here_goes_before_one_of_the_zoo_that_has_its_name(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pruned.rename("tiny-half")
+    minitron.remake("tiny-half", "again")
+    assert contents(Path("again")) == contents(Path("tiny-half"))
+
+
 def test_results_that_were_recorded_since_stay(pruned: Path, tmp_path: Path) -> None:
     results = {"measured": "By hand.", "columns": ["loss"], "rows": []}
     edited(pruned, lambda record: record.update(results=results))
@@ -372,6 +381,8 @@ def put(*keys: Any, value: Any) -> Damage:
         (put("kept", "partners", value=[[0, 1, 2, 3]]), "kept.partners must be [3, 4] heads"),
         (put("importance", value=3), "minitron.json tells too little for a card"),
         (put("source", "metadata", value="mit"), "minitron.json tells too little for a card"),
+        (put("source", "hidden_size", value=0), "minitron.json tells too little for a card"),
+        (put("recipe", "seed", value="\ud800"), "minitron.json is not JSON"),
     ],
     ids=lambda given: given if isinstance(given, str) else "damage",
 )

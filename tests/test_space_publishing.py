@@ -194,6 +194,13 @@ def test_requirements_name_the_wheel_by_its_address_and_checksum(hub: Hub) -> No
     assert files["requirements.txt"].decode() == f"minitron[space] @ {address}#sha256={digest}\n"
 
 
+def test_an_id_in_another_case_is_that_of_the_space(hub: Hub) -> None:
+    push(space=REPO)
+    publication = push(space="ME/Demo", commit_message="Again")
+    assert publication.url == f"{hub.url}/spaces/{REPO}"
+    assert f"/spaces/{REPO}/resolve/" in pushed(hub)["requirements.txt"].decode()
+
+
 def test_a_private_space_holds_minitron_unpacked_and_names_what_it_needs(hub: Hub) -> None:
     push(space=REPO, private=True)
     files, wheel = pushed(hub), own_wheel()
@@ -268,6 +275,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no name": (["--space", "me/de mo"], "me/de mo is no name for a repository"),
     "not mine": (["--space", "you/demo"], "you/demo is not there, and me cannot make it"),
     "a folder": (["--space", REPO, "here"], "here lies on this machine, where a Space cannot"),
+    "a folder called as one of the zoo": (["--space", REPO, "tiny-half"], "tiny-half lies on this"),
     "not there": (["--space", REPO, "me/nothing"], "me/nothing"),
     "no name of the zoo": (["--space", REPO, "tinny"], "tinny does not exist"),
     "twice": (["--space", REPO, "tiny", "tiny"], "tiny and tiny would both be called tiny"),
@@ -286,7 +294,8 @@ def test_a_mistake_is_one_line_and_makes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "here").mkdir()
+    for name in ("here", "tiny-half"):
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     arguments, told = BAD[bad]
     with pytest.raises(SystemExit) as left:

@@ -36,6 +36,7 @@ class HubDestination:
     repo: str
     exists: bool
     is_private: bool = False  # already
+    owners: tuple[str, ...] = ()  # that the token writes for, its own first; none where not told
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,24 @@ def find_destination(
         )
     api = hub_api()
     with speaking_of(repo):
-        account = patiently(api.whoami)
-        name = repo if "/" in repo else f"{account['name']}/{repo}"
+        account = if_told(api.whoami) or {}
+        owners = _owners(account)
+        if "/" not in repo and not owners:
+            raise OutputError(f"{repo} has no owner: name it OWNER/{repo}")
+        name = repo if "/" in repo else f"{owners[0]}/{repo}"
         _check_token_writes(account)
-        there = _visibility(api, name, repo_type)
-        if there is None:
+        info = _info(api, name, repo_type)
+        if info is None:
             if create_pr:
                 raise OutputError(f"there is no {name} to open a pull request on: check the name")
-            _check_new(api, name, account, repo_type)
-            return HubDestination(name, exists=False)
-        if private and there == "public":
+            _check_new(api, name, owners, repo_type)
+            return HubDestination(name, exists=False, owners=owners)
+        if private and not info.private:
             raise OutputError(f"{name} is public already: push without --private, or elsewhere")
         if not create_pr:
-            patiently(lambda: api.auth_check(name, repo_type=repo_type, write=True))
-    return HubDestination(name, exists=True, is_private=there == "private")
+            if_told(lambda: api.auth_check(info.id, repo_type=repo_type, write=True))
+    # Its own id, as the one asked for may be in another case.
+    return HubDestination(info.id, exists=True, is_private=bool(info.private), owners=owners)
 
 
 def patiently(ask: Callable[[], Result]) -> Result:
@@ -104,17 +109,37 @@ def patiently(ask: Callable[[], Result]) -> Result:
     return ask()
 
 
+def if_told(ask: Callable[[], Result]) -> Result | None:
+    """What the Hub answers; None of one, such as a mirror, that does not know the question."""
+    try:
+        return patiently(ask)
+    except HfHubHTTPError as error:
+        # Those of a thing that is missing are of its subclasses.
+        if type(error) is HfHubHTTPError and error.response.status_code == 404:
+            return None
+        raise
+
+
 @contextmanager
-def speaking_of(repo: str) -> Iterator[None]:
+def speaking_of(repo: str, outcome: str | None = None) -> Iterator[None]:
     """Turn whatever goes wrong between us and the Hub into an OutputError of one line."""
     try:
         yield
     except HUB_ERRORS as error:
-        raise OutputError(f"cannot push to {repo}: {reason(error, repo)}") from error
+        raise OutputError(
+            f"{outcome or f'cannot push to {repo}'}: {reason(error, repo)}"
+        ) from error
+
+
+def _owners(account: dict[str, Any]) -> tuple[str, ...]:
+    """Whose repositories an account may make: its own, and those of its organizations."""
+    if not account:
+        return ()
+    return (account["name"], *(org["name"] for org in account.get("orgs") or []))
 
 
 def _check_token_writes(account: dict[str, Any]) -> None:
-    token = account.get("auth", {}).get("accessToken") or {}
+    token = (account.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise OutputError(
             f"the token of {account['name']} may only read: make one that may write at "
@@ -122,26 +147,23 @@ def _check_token_writes(account: dict[str, Any]) -> None:
         )
 
 
-def _visibility(api: HfApi, repo: str, repo_type: str) -> str | None:
-    """ "private" or "public"; None where there is no such repository."""
+def _info(api: HfApi, repo: str, repo_type: str) -> Any:
+    """What the Hub says of a repository; None where there is no such."""
     try:
-        info = patiently(lambda: api.repo_info(repo, repo_type=repo_type))
+        return patiently(lambda: api.repo_info(repo, repo_type=repo_type))
     except RepositoryNotFoundError:
         return None
-    return "private" if info.private else "public"
 
 
-def _check_new(api: HfApi, repo: str, account: dict[str, Any], repo_type: RepoType) -> None:
+def _check_new(api: HfApi, repo: str, owners: tuple[str, ...], repo_type: RepoType) -> None:
     """Refuse an owner that the account is not, and a name that another kind of thing has."""
-    owner = repo.partition("/")[0]
-    owners = [account["name"], *(org["name"] for org in account.get("orgs", []))]
-    if owner not in owners:
+    if owners and repo.partition("/")[0] not in owners:
         raise OutputError(
-            f"{repo} is not there, and {account['name']} cannot make it: name one of "
+            f"{repo} is not there, and {owners[0]} cannot make it: name one of "
             + ", ".join(f"{name}/..." for name in owners)
         )
     for other in sorted(_CALLED.keys() - {repo_type}):
-        if _visibility(api, repo, other) is not None:
+        if _info(api, repo, other) is not None:
             wanted = _CALLED[repo_type].removeprefix("a ")
             raise OutputError(
                 f"{repo} is {_CALLED[other]} already: choose another name for the {wanted}"

@@ -44,6 +44,8 @@ def _refusal(error: HfHubHTTPError, repo: str) -> str:
         return f"the Hub refuses the token; {_LOG_IN}"
     if status == 403:
         return f"the token may not do that to {repo}; use one that may"
+    if status == 412:
+        return f"{repo} has changed meanwhile; {_AGAIN}"
     if status in BUSY:
         return f"the Hub is too busy (HTTP {status}); wait, and {_AGAIN}"
     if status >= 500:

@@ -8,37 +8,36 @@ push that the folder does not have are removed in the same commit, as transforme
 """
 
 import logging
-from collections.abc import Iterator
+import re
+import shlex
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import BadRequestError
 
-from minitron.architecture import Architecture
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
 from minitron.hub.destination import (
     HubDestination,
     Publication,
     find_destination,
     hub_api,
-    is_repo_id,
+    if_told,
     patiently,
     speaking_of,
 )
-from minitron.hub.folder import HubFolder
+from minitron.hub.publishable import check_publishable, check_weights
 from minitron.hub.space_publishing import push_space
 from minitron.provenance import FILE, read_provenance
 from minitron.recipe import PushRecipe, verb
-from minitron.source import complete_tensors, hub_config, load_tokenizer, zoo
+from minitron.source import zoo
 
 logger = logging.getLogger(__name__)
 
-_PICKLED = (".bin", ".ckpt", ".joblib", ".nemo", ".pickle", ".pkl", ".pt", ".pth")
-_HIDDEN_BUT_MEANT = (".eval_results", ".gitattributes")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+# https://git-scm.com/docs/git-check-ref-format, and nothing hidden.
+_REF = re.compile(r"(?!.*(\.\.|//|/\.|@\{|\.lock(/|$)|[/.]$))[^\s~^:?*\[\\/.-][^\s~^:?*\[\\]*")
 
 
 @verb(PushRecipe)
@@ -46,8 +45,8 @@ def push(recipe: PushRecipe) -> Publication:
     """Upload a model folder to the Hub: safetensors, config, tokenizer and card, in one commit.
 
     With `space`, the Space that shows the models named. Returns where it went. Raises SourceError,
-    with nothing sent, for a folder that does not load, has pickles or no valid model card, and for
-    a model that a Space could not read; OutputError for what the token or the Hub does not allow;
+    with nothing sent, for a folder that does not load, has pickles, weights that are not finite or
+    no valid model card, and for a model that a Space could not read; OutputError for what the token or the Hub does not allow;
     TargetError for options that contradict each other. Interrupted, the same call sends only what
     is missing.
     """
@@ -59,96 +58,46 @@ def push(recipe: PushRecipe) -> Publication:
             "--space OWNER/NAME and the models to show"
         )
     _check_options(recipe)
-    folder = zoo().get(recipe.folder) or Path(recipe.folder)
+    folder = Path(recipe.folder)
+    if not folder.exists():
+        folder = zoo().get(recipe.folder, folder)
     files = check_publishable(folder)
+    told = _commit_message(folder, recipe.commit_message)
     destination = find_destination(recipe.repo, private=recipe.private, create_pr=recipe.create_pr)
+    check_weights(folder)
     with speaking_of(destination.repo):
-        return _upload(files, folder, destination, recipe)
-
-
-def check_publishable(folder: Path) -> dict[str, Path]:
-    """The files to push, by their path in the repository.
-
-    Raises SourceError for a folder that does not load, has pickles or no valid model card.
-    """
-    if not folder.is_dir():
-        raise SourceError(f"{folder} is no folder: minitron convert writes one that can be pushed")
-    files = dict(_files(folder))
-    pickled = [name for name, path in files.items() if _is_pickled(path)]
-    if pickled:
-        raise SourceError(
-            f"{folder} has {pickled[0]}, a pickle, which can run code where it is loaded: remove "
-            f"it, or write the model as safetensors with minitron convert {folder} OUT"
-        )
-    _check_loads(folder)
-    _check_card(folder)
-    return files
+        return _upload(files, told, destination, recipe)
 
 
 def _check_options(recipe: PushRecipe) -> None:
-    """Refuse options that contradict each other."""
+    """Refuse options that contradict each other, and names that git would refuse."""
+    for option in ("branch", "tag"):
+        name = getattr(recipe, option)
+        if name is not None and not _REF.fullmatch(name):
+            raise TargetError(f"--{option} {name!r} is no name that git takes: choose another")
     if recipe.create_pr and (recipe.branch or recipe.tag):
         raise TargetError("--create-pr goes with neither --branch nor --tag: it is to be merged")
     if recipe.create_pr and recipe.private:
         raise TargetError("--create-pr goes without --private: the repository is there already")
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file that is not hidden, by its path in the repository."""
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        shown = [part for part in parts if not part.startswith(".") or part in _HIDDEN_BUT_MEANT]
-        if path.is_file() and len(shown) == len(parts):
-            yield "/".join(parts), path
-
-
-def _is_pickled(path: Path) -> bool:
-    """By its name or, whatever it is called, by its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(256)
-    is_zipped = start.startswith(b"PK\3\4") and b"data.pkl" in start
-    return path.suffix in _PICKLED or is_zipped or start[:2] in (b"\x80\2", b"\x80\3", b"\x80\4")
-
-
-def _check_loads(folder: Path) -> None:
-    """Refuse what from_pretrained would: headers and tokenizer are read, weights are not."""
-    source = HubFolder.at(folder)
-    architecture = Architecture.from_config(source.config)
-    hub_config(source.config)
-    complete_tensors(source, architecture)
-    load_tokenizer(source)
-
-
-def _check_card(folder: Path) -> None:
-    """Refuse a folder without a model card, or with one that the Hub could not place."""
-    path = folder / "README.md"
-    if not path.is_file():
-        raise SourceError(f"{folder} has no README.md: write a model card, metadata at its top")
-    try:
-        data = ModelCard.load(path).data.to_dict()
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise SourceError(f"{path} has damaged metadata ({reason}): mend it") from error
-    if not data:
-        raise SourceError(f"{path} has no metadata: begin it with license and base_model")
-    bases = data.get("base_model", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        if not is_repo_id(base):
-            raise SourceError(f"{path} names base_model {base!r}: write its id, owner/name")
-
-
 def _upload(
-    files: dict[str, Path], folder: Path, destination: HubDestination, recipe: PushRecipe
+    files: dict[str, Path], told: tuple[str, str], destination: HubDestination, recipe: PushRecipe
 ) -> Publication:
     """Make what is missing on the Hub, send everything in one commit, tag and list it."""
     api, repo = hub_api(), destination.repo
     _let_hub_check_card(files["README.md"])
     _prepare(api, destination, recipe)
-    title, description = _commit_message(folder, recipe.commit_message)
+    title, description = told
     size = sum(path.stat().st_size for path in files.values())
     logger.info("%d files, %.1f MB, to %s: %s", len(files), size / 1e6, repo, title)
+    stale = _stale(api, repo, recipe.branch, files)
+    if stale:
+        removed = f"removed there, as the folder has no such: {', '.join(stale)}"
+        logger.info("%s", removed)
+        description = "\n".join(filter(None, (description, removed)))
     operations: list[Any] = [
-        *(CommitOperationDelete(name) for name in _stale(api, repo, recipe.branch, files)),
+        *(CommitOperationDelete(name) for name in stale),
         *(CommitOperationAdd(name, path) for name, path in files.items()),
     ]
     commit = patiently(
@@ -161,26 +110,41 @@ def _upload(
             create_pr=recipe.create_pr,
         )
     )
+    if recipe.create_pr and commit.pr_url is None:
+        logger.info("%s has all of this already: no pull request was opened", repo)
     if recipe.tag is not None:
-        patiently(lambda: api.create_tag(repo, tag=str(recipe.tag), revision=commit.oid))
+        with speaking_of(repo, f"{repo} is pushed but not tagged {recipe.tag}"):
+            patiently(lambda: api.create_tag(repo, tag=str(recipe.tag), revision=commit.oid))
     if recipe.collection is not None:
-        _collect(api, recipe.collection, repo)
+        with speaking_of(repo, f"{repo} is pushed but not in the collection {recipe.collection}"):
+            _collect(api, recipe.collection, repo)
     return Publication(repo, commit.oid, commit.pr_url or commit.commit_url)
 
 
 def _prepare(api: HfApi, destination: HubDestination, recipe: PushRecipe) -> None:
     """Make repository and branch; refuse a tag that is taken and a collection that is not there."""
     repo = destination.repo
-    if recipe.collection is not None and "/" in recipe.collection:
-        patiently(lambda: api.get_collection(str(recipe.collection)))
+    if recipe.collection is not None:
+        _check_collection(api, recipe.collection, destination)
     if not destination.exists:
         patiently(lambda: api.create_repo(repo, private=recipe.private, exist_ok=True))
     if recipe.tag is not None:
-        refs = patiently(lambda: api.list_repo_refs(repo))
-        if any(ref.name == recipe.tag for ref in refs.tags):
+        refs = if_told(lambda: api.list_repo_refs(repo))
+        if refs is not None and any(ref.name == recipe.tag for ref in refs.tags):
             raise OutputError(f"{repo} has a tag {recipe.tag} already: choose another")
     if recipe.branch is not None:
         patiently(lambda: api.create_branch(repo, branch=str(recipe.branch), exist_ok=True))
+
+
+def _check_collection(api: HfApi, collection: str, destination: HubDestination) -> None:
+    """Refuse a collection that is not there, or that only others may add to."""
+    owner = destination.repo.partition("/")[0]
+    if "/" in collection:
+        owner = patiently(lambda: api.get_collection(collection)).owner
+    if destination.owners and owner not in destination.owners:
+        raise OutputError(
+            f"{collection} is a collection of {owner}, which {destination.owners[0]} cannot add to"
+        )
 
 
 def _let_hub_check_card(path: Path) -> None:
@@ -205,7 +169,18 @@ def _commit_message(folder: Path, wished: str | None) -> tuple[str, str]:
     """What was done to get here, as minitron.json tells it: a title and the sizes that changed."""
     if not (folder / FILE).is_file():
         return wished or f"Upload {folder.name}", ""
-    record = read_provenance(folder)
+    try:
+        title, sizes = _told(read_provenance(folder))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{folder / FILE} tells too little of what was done ({error!r}): it is damaged; make "
+            "the folder again, or push it without that file"
+        ) from error
+    return wished or title, "\n".join(sizes)
+
+
+def _told(record: dict[str, Any]) -> tuple[str, list[str]]:
+    """What was done, in a line, and the sizes that it changed."""
     before, after = record["source"], record["target"]
     changed = {key: size for key, size in after.items() if before.get(key) != size}
     # A folder of this machine is nobody else's business.
@@ -214,8 +189,7 @@ def _commit_message(folder: Path, wished: str | None) -> tuple[str, str]:
     title += f"{after['parameters']:,} parameters"
     if "parameters" in changed:
         title += f" of {before['parameters']:,}"
-    sizes = [f"{key} {before[key]:,} to {size:,}" for key, size in changed.items()]
-    return wished or title, "\n".join(sizes)
+    return title, [f"{key} {before[key]:,} to {size:,}" for key, size in changed.items()]
 
 
 def _collect(api: HfApi, collection: str, repo: str) -> None:
@@ -245,6 +219,7 @@ def push_result(out: Path, repo: str, *, private: bool) -> None:
         logger.info("pushed: %s", push(str(out), repo, private=private).url)
     except MinitronError as error:
         reason = str(error).removeprefix(f"cannot push to {repo}: ")
+        command = ["minitron", "push", str(out), repo, *(["--private"] if private else [])]
         raise OutputError(
-            f"{out} is written but not pushed ({reason}): minitron push {out} {repo}"
+            f"{out} is written but not pushed ({reason}): {shlex.join(command)}"
         ) from error

@@ -30,7 +30,7 @@ from minitron.hub.destination import (
 )
 from minitron.hub.space_folder import ShownModel, write_space_folder
 from minitron.recipe import PushRecipe
-from minitron.source import open_source, zoo
+from minitron.source import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,10 @@ def push_space(recipe: PushRecipe) -> Publication:
     Raises, with nothing sent, SourceError for a model that the Space could not read, TargetError
     for options that mean nothing here, OutputError for what the token or the Hub does not allow.
     """
-    repo = str(recipe.space)
     _check_options(recipe)
     models = list(_shown([recipe.folder, recipe.repo, *(recipe.models or [])]))
-    destination = find_destination(repo, private=recipe.private, repo_type="space")
+    destination = find_destination(str(recipe.space), private=recipe.private, repo_type="space")
+    repo = destination.repo
     is_private = recipe.private or destination.is_private
     with tempfile.TemporaryDirectory(prefix="minitron-space-") as folder, speaking_of(repo):
         write_space_folder(
@@ -75,7 +75,7 @@ def _shown(sources: list[str | None]) -> Iterator[ShownModel]:
     """The models, each checked to be where a Space can read it. Raises SourceError."""
     given = [source for source in sources if source is not None]
     for source in given:  # all of them before the Hub is asked
-        if source not in zoo() and Path(source).exists():
+        if Path(source).exists():
             raise SourceError(
                 f"{source} lies on this machine, where a Space cannot read it: minitron push "
                 f"{source} OWNER/NAME, then name that"

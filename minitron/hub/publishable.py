@@ -1,0 +1,112 @@
+"""Publishable: whether a model folder is fit for the Hub, told before anything is sent.
+
+Knows what from_pretrained and the Hub's metadata ask of a folder, and what does not belong there:
+hidden files and pickles. Does not know where the folder goes.
+
+    files = check_publishable(Path("tiny-half"))
+    check_weights(Path("tiny-half"))   # reads them
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig
+
+from minitron.architecture import Architecture
+from minitron.errors import SourceError
+from minitron.hub.destination import is_repo_id
+from minitron.hub.folder import HubFolder
+from minitron.source import complete_tensors, hub_config, load_tokenizer
+from minitron.tensors.finite import is_finite_in_file
+
+_PICKLED = (".bin", ".ckpt", ".joblib", ".nemo", ".pickle", ".pkl", ".pt", ".pth")
+_PICKLE_STARTS = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
+_HIDDEN_BUT_MEANT = (".eval_results", ".gitattributes")
+_GENERATION = "generation_config.json"
+
+
+def check_publishable(folder: Path) -> dict[str, Path]:
+    """The files to push, by their path in the repository; no weight is read.
+
+    Raises SourceError for a folder that does not load, has pickles or no valid model card.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is no folder: minitron convert writes one that can be pushed")
+    files = dict(_files(folder))
+    pickled = [name for name, path in files.items() if _is_pickled(path)]
+    if pickled:
+        raise SourceError(
+            f"{folder} has {pickled[0]}, a pickle, which can run code where it is loaded: remove "
+            f"it, or write the model as safetensors with minitron convert {folder} OUT"
+        )
+    _check_loads(folder)
+    _check_card(folder)
+    return files
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse, with a SourceError, weights that are not finite: no command here would load them."""
+    for name, tensor in HubFolder.at(folder).tensors.items():
+        for part in tensor.ranges() or ():
+            if not is_finite_in_file(part, tensor.dtype):
+                raise SourceError(f"{folder}: {name} holds NaN or infinity: make the model again")
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file that is not hidden, by its path in the repository."""
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        shown = [part for part in parts if not part.startswith(".") or part in _HIDDEN_BUT_MEANT]
+        if path.is_file() and len(shown) == len(parts):
+            yield "/".join(parts), path
+
+
+def _is_pickled(path: Path) -> bool:
+    """By its name or, whatever it is called, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    is_zipped = start.startswith(b"PK\3\4") and b"data.pkl" in start
+    return path.suffix.lower() in _PICKLED or is_zipped or start.startswith(_PICKLE_STARTS)
+
+
+def _check_loads(folder: Path) -> None:
+    """Refuse what from_pretrained would: headers and tokenizer are read, weights are not."""
+    source = HubFolder.at(folder)
+    architecture = Architecture.from_config(source.config)
+    hub_config(source.config)
+    complete_tensors(source, architecture)
+    for file in sorted(set(source.files_of_tensors.values())):
+        try:
+            # The format's own library allows no gap and nothing behind the last tensor.
+            safe_open(folder / file, "pt")
+        except SafetensorError as error:
+            raise SourceError(f"{folder / file} is damaged ({error}): fetch it again") from error
+    load_tokenizer(source)
+    if (folder / _GENERATION).exists():
+        try:
+            GenerationConfig.from_pretrained(folder)
+        except (OSError, TypeError, ValueError) as error:
+            raise SourceError(
+                f"{folder / _GENERATION} cannot be read: mend or remove it"
+            ) from error
+
+
+def _check_card(folder: Path) -> None:
+    """Refuse a folder without a model card, or with one that the Hub could not place."""
+    path = folder / "README.md"
+    if not path.is_file():
+        raise SourceError(f"{folder} has no README.md: write a model card, metadata at its top")
+    try:
+        data = ModelCard.load(path).data.to_dict()
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SourceError(f"{path} has damaged metadata ({reason}): mend it") from error
+    if not data:
+        raise SourceError(f"{path} has no metadata: begin it with license and base_model")
+    bases = data.get("base_model", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or not is_repo_id(base):
+            raise SourceError(f"{path} names base_model {base!r}: write its id, owner/name")
