@@ -52,8 +52,8 @@ def unfinished_folder(
     try:
         yield partial
         check_absent(out)
-        (partial / _RECIPE_FILE).unlink()
-        partial.rename(out)
+        partial.rename(out)  # a folder without its recipe could not be taken up again
+        (out / _RECIPE_FILE).unlink()
     except BaseException as error:
         is_full = _is_full(error, partial)
         _leave(partial, resumable=resumable)
@@ -99,6 +99,8 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
         elif begun != wished:
             told = _differences(begun["recipe"], wished["recipe"])
             raise OutputError(f"{partial} was begun with {told}: repeat those, or remove it")
+        else:
+            return _lock(partial, resumable=resumable)
     try:
         partial.mkdir(exist_ok=True)
         lock = _lock(partial, resumable=resumable)

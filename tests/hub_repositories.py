@@ -63,6 +63,13 @@ class Account:
     name: str
     can_write: bool = True
     granted: frozenset[str] = frozenset()  # gated repositories whose terms are accepted
+    orgs: tuple[str, ...] = ()  # organizations that it is in
+    contributes: tuple[str, ...] = ()  # those of them that it may write for
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Whose private repositories it sees."""
+        return (self.name, *self.orgs)
 
 
 @dataclass

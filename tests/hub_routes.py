@@ -149,7 +149,7 @@ class Hub(Holdings):
 
     def writer(self, request: Request, owner: str) -> Account:
         account = self.known(request)
-        if not account.can_write or account.name != owner:
+        if not account.can_write or owner not in (account.name, *account.contributes):
             raise Refusal(403, f"You don't have the rights to write to the namespace {owner!r}")
         return account
 
@@ -161,8 +161,8 @@ class Hub(Holdings):
     def found(self, request: Request, kind: str, repo: str) -> Repository:
         """The repository, where the asker may see it; under its own case only."""
         repository = self.repository(kind, repo)
-        name = request.account.name if request.account else None
-        if repository is None or (repository.private and repository.owner != name):
+        names = request.account.names if request.account else ()
+        if repository is None or (repository.private and repository.owner not in names):
             status = 401 if request.account is None else 404
             raise Refusal(status, "Repository not found", "RepoNotFound")
         if repository.id != repo:
@@ -188,7 +188,8 @@ class Hub(Holdings):
         role = "write" if account.can_write else "read"
         token = {"displayName": "test", "role": role}
         auth = {"type": "access_token", "accessToken": token}
-        return Answer.of({"type": "user", "name": account.name, "orgs": [], "auth": auth})
+        orgs = [{"type": "org", "name": name} for name in account.orgs]
+        return Answer.of({"type": "user", "name": account.name, "orgs": orgs, "auth": auth})
 
     # Repositories
 

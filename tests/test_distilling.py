@@ -422,7 +422,7 @@ def test_a_teacher_smaller_than_its_student_is_noted(
         ({"save_steps": 0}, "save_steps is 0"),
         ({"seq_len": 1}, "seq_len is 1: there is nothing to predict"),
         ({"trainer": {"learning_rate": 1e-3}}, "trainer.learning_rate: give it as --learning-rate"),
-        ({"report_to": "abacus"}, "report-to is 'abacus', which is not installed"),
+        ({"report_to": "abacus"}, "report-to is 'abacus', which is no tracker"),
         ({"teacher_cache": "nowhere"}, "nowhere has no readable teacher-cache.json"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -59,12 +59,38 @@ def test_any_other_argument_is_passed_on_as_its_kind(
         ({"learning_rate": "1"}, "trainer.learning_rate: give it as --learning-rate"),
         ({"max-steps": "1"}, "trainer.max_steps: give it as --steps"),
         ({"output_dir": "x"}, "trainer.output_dir is minitron's own: leave it out"),
+        ({"logging_steps": 0}, "--trainer: logging strategy .* requires non-zero --logging_steps"),
+        ({"adam_beta1": 7}, r"--trainer: Invalid beta parameter at index 0: 7\.0"),
+        ({"lr_scheduler_kwargs": "many"}, "--trainer: .* must be a mapping, not str"),
+        ({"lr_scheduler_kwargs": {"end": 1}}, "--trainer: .* unexpected keyword argument 'end'"),
+        ({"optim": "galore_adamw"}, "--trainer: .*"),
+        ({"deepspeed": "nowhere.json"}, "--trainer: .*"),
+        ({"fsdp": "full_shard"}, "--trainer: Using fsdp only works in distributed training"),
+        ({"accelerator_config": "nowhere"}, "--trainer: .*nowhere"),
+        ({"dataloader_num_workers": -1}, "--trainer: num_workers option should be non-negative"),
+        ({"per_device_eval_batch_size": -3}, "--trainer: batch_size should be a positive integer"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_is_unknown_wrong_or_ours_is_refused(given: dict[str, str], message: str) -> None:
     with pytest.raises(TargetError, match=message):
         check_trainer(recipe(trainer=given))
+
+
+def test_trackers_are_named_with_what_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "minitron.training.trainer_arguments.get_available_reporting_integrations", list
+    )
+    with pytest.raises(TargetError, match="comet_ml.* is not installed: pip install comet-ml"):
+        check_trainer(recipe(report_to="comet_ml"))
+    with pytest.raises(TargetError, match="'abacus', which is no tracker: choose .*tensorboard, "):
+        check_trainer(recipe(report_to="abacus"))
+
+
+def test_checking_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_trainer(recipe(trainer={"optim": "sgd"}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_name_that_is_ours_is_the_trainers() -> None:

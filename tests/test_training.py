@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, Trainer, TrainerControl, TrainerState
 
 import minitron
-from minitron.errors import MinitronError, OutputError, TargetError
+from minitron.errors import CorpusError, MinitronError, OutputError, TargetError
+from minitron.training.progress import LossCurve
 from tests.tiny import SIZES, tiny_folder, weights_of
 
 SEQ_LEN = 16
@@ -193,8 +197,41 @@ def test_a_resumed_run_averages_its_losses_as_an_unbroken_one(
     assert records(tmp_path / "broken") == records(tmp_path / "unbroken")
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("killed_in", ["write_weights", "write_card", "_remove_checkpoints"])
+def test_a_run_killed_after_its_last_step_has_only_the_folder_to_write(
+    killed_in: str, start: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 12 batches an epoch: transformers would go on to its end, past the last step.
+    settings = {"init": str(start), "corpus": text, "batch_size": 4, "eval_corpus": text}
+    settings |= {"steps": 5, "save_steps": 2, "min_learning_rate": 1e-4}
+    minitron.train(str(tmp_path / "unbroken"), **settings)
+
+    def killed(*found: Any, **_: Any) -> None:
+        if killed_in == "_remove_checkpoints":
+            next(found[0].rglob("optimizer.pt")).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"minitron.training.trained_folder.{killed_in}", killed)
+    with pytest.raises(KeyboardInterrupt):
+        minitron.train(str(tmp_path / "broken"), **settings)
+    monkeypatch.undo()
+    made = []
+    step = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda *a, **k: made.append(1) or step(*a, **k))
+    minitron.train(str(tmp_path / "broken"), **settings)
+    assert not made
+    assert files_of(tmp_path / "broken").keys() == files_of(tmp_path / "unbroken").keys()
+    for name, content in files_of(tmp_path / "unbroken").items():
+        if name != "README.md":  # which names the folder
+            assert files_of(tmp_path / "broken")[name] == content
+
+
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
-    start: Path, text: str, tmp_path: Path
+    start: Path, text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"init": str(start), "corpus": text, "steps": 20, "learning_rate": 1e20}
     with pytest.raises(
@@ -202,6 +239,29 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
     ):
         minitron.train(str(tmp_path / "out"), **settings)
     assert not (tmp_path / "out").exists()
+    assert capfd.readouterr().err.endswith("\n")  # the bar is closed: what is said next has a line
+    curve = (tmp_path / "out.partial" / "training.jsonl").read_text()
+    assert "NaN" not in curve
+    assert "Infinity" not in curve
+
+
+def test_half_precision_may_overflow_while_its_scale_is_found(tmp_path: Path) -> None:
+    state = TrainerState(global_step=1, log_history=[{"step": 1, "loss": 2.0, "grad_norm": inf}])
+    curve = LossCurve(tmp_path / "training.jsonl")
+    for fp16 in (True, False):
+        arguments = SimpleNamespace(fp16=fp16)
+        told = nullcontext() if fp16 else pytest.raises(TargetError, match="gradient became inf")
+        with told:
+            curve.on_log(arguments, state, TrainerControl())  # type: ignore[arg-type]
+
+
+def test_text_of_no_whole_batch_is_refused_where_such_are_dropped(
+    start: Path, text: str, tmp_path: Path
+) -> None:
+    settings = {"batch_size": 49, "trainer": {"dataloader_drop_last": True}}
+    with pytest.raises(CorpusError, match="48 sequences, a batch takes 49"):
+        minitron.train(str(tmp_path / "out"), init=str(start), corpus=text, **settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tracker_writes_what_it_wants_into_the_folder(
@@ -229,6 +289,14 @@ def test_other_families_train_too(family: str, text: str, tmp_path: Path) -> Non
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf: it must be above 0 and finite"),
+        ({"epochs": float("inf")}, "epochs is inf"),
+        ({"warmup_steps": -1}, "warmup_steps is -1: it must be 0 or above"),
+        ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm is nan"),
+        ({"min_learning_rate": 2e-4}, r"min_learning_rate is 0\.0002: .* at most .* 0\.0001"),
+        ({"seed": -1}, "seed is -1"),
+        ({"adam_beta2": 1.5}, r"Invalid beta parameter at index 1: 1\.5"),
         ({"init": "tiny", "corpus": "missing.txt"}, "missing.txt does not exist"),
     ],
 )

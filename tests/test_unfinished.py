@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,6 +190,44 @@ def test_resumable_work_is_refused_to_another_recipe_which_is_told_what_differs(
         "repeat those, or remove it"
     )
     assert (partial / "done").read_text() == "half"
+
+
+def test_resumable_work_outlives_a_kill_while_it_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_by_a_kill(tmp_path / "out", resumable=True)
+
+    def killed(path: Path, text: str) -> None:
+        path.open("w").close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with suppress(KeyboardInterrupt):
+        unfinished_folder(tmp_path / "out", RECIPE, resumable=True).__enter__()
+    monkeypatch.undo()
+    with unfinished_folder(tmp_path / "out", RECIPE, resumable=True) as folder:
+        assert (folder / "done").read_text() == "half"
+
+
+@pytest.mark.parametrize("step", ["rename", "unlink"])
+def test_finished_work_outlives_a_kill_while_it_gets_its_name(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def finish() -> None:
+        with unfinished_folder(tmp_path / "out", RECIPE, resumable=True) as folder:
+            (folder / "done").write_text("whole")
+
+    monkeypatch.setattr(Path, step, killed)
+    with pytest.raises(KeyboardInterrupt):
+        finish()
+    monkeypatch.undo()
+    if not (tmp_path / "out").exists():
+        finish()
+    assert (tmp_path / "out" / "done").read_text() == "whole"
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_resumable_work_does_not_go_on_from_what_is_not(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from transformers import set_seed
 
 from minitron.hub.folder import HubFolder
 from minitron.recipe import TrainRecipe, verb
-from minitron.source import open_source, sequence_length
+from minitron.source import Source, open_source, sequence_length
 from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
 from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.text_trainer import TextTrainer
-from minitron.training.trained_folder import write_trained
+from minitron.training.trained_folder import is_written, write_trained
 from minitron.unfinished import check_absent
 
 
@@ -36,11 +36,16 @@ def train(recipe: TrainRecipe) -> HubFolder:
     source = open_source(recipe.init)
     seq_len = sequence_length(source, recipe.seq_len)
     with shared_folder(out, recipe) as folder:
-        load = partial(load_text, source, seq_len=seq_len, folder=folder, seed=recipe.seed)
-        held_out = None if recipe.eval_corpus is None else load(recipe.eval_corpus)
-        texts = Texts(load(recipe.corpus, samples=recipe.samples), held_out)
-        set_seed(recipe.seed)
-        model = initial_model(source, recipe)
-        fitted = fit(model, texts, folder / CHECKPOINTS, recipe, make_trainer=TextTrainer)
-        write_trained(folder, source, recipe, fitted, texts, command="train", loss="cross-entropy")
+        if not is_written(folder):
+            _train(source, recipe, folder, seq_len)
     return HubFolder.at(out)
+
+
+def _train(source: Source, recipe: TrainRecipe, folder: Path, seq_len: int) -> None:
+    load = partial(load_text, source, seq_len=seq_len, folder=folder, seed=recipe.seed)
+    held_out = None if recipe.eval_corpus is None else load(recipe.eval_corpus)
+    texts = Texts(load(recipe.corpus, samples=recipe.samples), held_out)
+    set_seed(recipe.seed)
+    model = initial_model(source, recipe)
+    fitted = fit(model, texts, folder / CHECKPOINTS, recipe, make_trainer=TextTrainer)
+    write_trained(folder, source, recipe, fitted, texts, command="train", loss="cross-entropy")

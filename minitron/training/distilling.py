@@ -38,7 +38,7 @@ from minitron.training.teacher import (
     output_embedding,
 )
 from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
-from minitron.training.trained_folder import write_trained
+from minitron.training.trained_folder import is_written, write_trained
 from minitron.training.training_memory import teacher_fits
 from minitron.training.vocabularies import check_same_vocabulary
 from minitron.unfinished import check_absent
@@ -64,36 +64,8 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     student = open_source(recipe.student)
     told = _instruction(recipe, student)
     with shared_folder(out, recipe) as folder:
-        texts = _texts(recipe, student, told, folder)
-        teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
-        set_seed(recipe.seed)
-        model = initial_model(student, recipe)
-        teachers_width = Architecture.from_config(told.source.config).hidden_size
-        add_projection(model, teachers_width, told.inner)
-        make_trainer = partial(
-            DistillTrainer,
-            teacher=teacher,
-            loss=told.loss,
-            inner=told.inner,
-        )
-        fitted = fit(
-            model,
-            texts,
-            folder / CHECKPOINTS,
-            recipe,
-            make_trainer=make_trainer,
-            verb="distill",
-        )
-        write_trained(
-            folder,
-            student,
-            recipe,
-            fitted,
-            texts,
-            command="distill",
-            loss=f"{recipe.kind} from the teacher",
-            teacher=told.record,
-        )
+        if not is_written(folder):
+            _distill(student, told, recipe, folder)
     return HubFolder.at(out)
 
 
@@ -123,6 +95,34 @@ class _Instruction:
             head = output_embedding(self.source).read().to(device)
             return StreamedTeacher(stream, head, places)
         return RunningTeacher(load_model(self.source, dtype=dtype, device=device), places)
+
+
+def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder: Path) -> None:
+    texts = _texts(recipe, student, told, folder)
+    teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
+    set_seed(recipe.seed)
+    model = initial_model(student, recipe)
+    teachers_width = Architecture.from_config(told.source.config).hidden_size
+    add_projection(model, teachers_width, told.inner)
+    make_trainer = partial(DistillTrainer, teacher=teacher, loss=told.loss, inner=told.inner)
+    fitted = fit(
+        model,
+        texts,
+        folder / CHECKPOINTS,
+        recipe,
+        make_trainer=make_trainer,
+        verb="distill",
+    )
+    write_trained(
+        folder,
+        student,
+        recipe,
+        fitted,
+        texts,
+        command="distill",
+        loss=f"{recipe.kind} from the teacher",
+        teacher=told.record,
+    )
 
 
 def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:

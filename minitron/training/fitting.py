@@ -7,9 +7,10 @@ not know the loss: that is the Trainer it is given.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from minitron.training.trainer_arguments import check_trainer, trainer_arguments
 CHECKPOINTS = "checkpoints"
 _RUN = "run.json"
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
+_NOT_NEGATIVE = ("min_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
 _POSITIVE = (
     "epochs",
     "batch_size",
@@ -68,10 +70,17 @@ class Fitted:
 
 def check_numbers(recipe: FitRecipe) -> None:
     """Refuse numbers that mean nothing, before anything slow. Raises TargetError."""
-    for key in _POSITIVE:
+    for key in (*_POSITIVE, *_NOT_NEGATIVE):
         value = getattr(recipe, key)
-        if value is not None and not value > 0:
-            raise TargetError(f"{key} is {value}: it must be above 0")
+        is_bound_in = key in _NOT_NEGATIVE
+        if value is not None and not (0 < value < math.inf or (is_bound_in and value == 0)):
+            bound = "0 or above" if is_bound_in else "above 0"
+            raise TargetError(f"{key} is {value}: it must be {bound} and finite")
+    if recipe.min_learning_rate > recipe.learning_rate:
+        raise TargetError(
+            f"min_learning_rate is {recipe.min_learning_rate}: it must be at most the learning "
+            f"rate, {recipe.learning_rate}"
+        )
     if recipe.seq_len == 1:
         raise TargetError("seq_len is 1: there is nothing to predict")
     check_trainer(recipe)
@@ -105,23 +114,26 @@ def fit(
             if corpus.sequences.shape[1] < 2:
                 raise CorpusError(f"{corpus.name} holds single tokens: there is nothing to predict")
     processes = processes_of_run()
+    arguments = trainer_arguments(recipe, folder, evaluates=texts.held_out is not None)
+    if arguments.dataloader_drop_last:
+        _check_whole_batch(texts.corpus, recipe.batch_size * processes.num_processes)
     _check_same_run(folder, texts, processes)
     checkpoint = _last_checkpoint(folder, processes)
-    arguments = trainer_arguments(recipe, folder, evaluates=texts.held_out is not None)
     arguments.eval_on_start = texts.held_out is not None and checkpoint is None
     rows = recipe.batch_size * recipe.gradient_accumulation_steps * processes.num_processes
     tokens_per_step = rows * texts.corpus.sequences.shape[1]
+    progress = TrainingProgress(tokens_per_step, verb)
     trainer = make_trainer(
         model=model,
         args=arguments,
         train_dataset=_dataset(texts.corpus),
         eval_dataset=None if texts.held_out is None else _dataset(texts.held_out),
         data_collator=_stack,
-        callbacks=[TrainingProgress(tokens_per_step, verb), LossCurve(folder.parent / CURVE)],
+        callbacks=[progress, LossCurve(folder.parent / CURVE)],
     )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
-    with _one_bar():
+    with _one_bar(), closing(progress):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
     if texts.held_out is not None and evaluated[-1:] != [trainer.state.global_step]:
@@ -161,6 +173,15 @@ def _check_same_run(folder: Path, texts: Texts, processes: PartialState) -> None
         )
     folder.mkdir(exist_ok=True)
     (folder / _RUN).write_text(json.dumps(now))
+
+
+def _check_whole_batch(corpus: Corpus, rows: int) -> None:
+    """Refuse text of which dataloader_drop_last would leave nothing."""
+    if len(corpus.sequences) < rows:
+        raise CorpusError(
+            f"{corpus.name} holds {len(corpus.sequences)} sequences, a batch takes {rows}: give "
+            "more text, a smaller --batch-size, or leave out --trainer.dataloader_drop_last"
+        )
 
 
 @contextmanager

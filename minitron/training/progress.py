@@ -63,10 +63,8 @@ class TrainingProgress(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix(self._shown, refresh=False)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Leave the finished bar on the screen."""
+    def close(self) -> None:
+        """Leave the bar on the screen, and what is said next a line of its own."""
         if self._bar is not None:
             self._bar.close()
 
@@ -96,15 +94,17 @@ class LossCurve(TrainerCallback):
     ) -> None:
         """Add what was logged. Raises TargetError for a loss or a gradient that is no number."""
         last = state.log_history[-1]
-        if state.is_world_process_zero and (record := _record(last)):
-            with self._file.open("a", encoding="utf-8") as curve:
-                curve.write(json.dumps(record) + "\n")
         for key, what in (("loss", "loss"), ("grad_norm", "gradient"), ("eval_loss", "loss")):
-            if not math.isfinite(last.get(key, 0.0)):
+            # float16's gradients overflow while their scale is found, and such steps are skipped.
+            is_told = key != "grad_norm" or not args.fp16
+            if is_told and not math.isfinite(last.get(key, 0.0)):
                 raise TargetError(
                     f"the {what} became {last[key]} by step {last['step']}: begin again with a "
                     "smaller --learning-rate, more --warmup-steps or --autocast float32"
                 )
+        if state.is_world_process_zero and (record := _record(last)):
+            with self._file.open("a", encoding="utf-8") as curve:
+                curve.write(json.dumps(record) + "\n")
 
 
 def records_of(state: TrainerState) -> tuple[dict[str, float], ...]:
@@ -120,4 +120,4 @@ def write_records(file: Path, records: tuple[dict[str, float], ...]) -> None:
 def _record(logged: dict[str, float]) -> dict[str, float]:
     if "loss" not in logged and "eval_loss" not in logged:
         return {}
-    return {key: logged[key] for key in _KEPT if key in logged}
+    return {key: logged[key] for key in _KEPT if math.isfinite(logged.get(key, math.nan))}

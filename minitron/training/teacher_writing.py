@@ -89,6 +89,8 @@ def _check(recipe: TeacherCacheRecipe, source: Source) -> None:
         value = getattr(recipe, key)
         if value is not None and value < 1:
             raise TargetError(f"{key} is {value}: it must be above 0")
+    if recipe.seed < 0:
+        raise TargetError(f"seed is {recipe.seed}: it must be 0 or above")
     if recipe.seq_len == 1:
         raise TargetError("seq_len is 1: there is nothing to predict")
     architecture = Architecture.from_config(source.config)

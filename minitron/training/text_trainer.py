@@ -25,6 +25,12 @@ class TextTrainer(Trainer):
         super().__init__(**options)
         self._unwrapped: Any = options["model"]
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """None after the last step: a run that was killed after it would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     def compute_loss(
         self,
         model: Any,

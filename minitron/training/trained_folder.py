@@ -12,7 +12,7 @@ import torch
 from minitron.architecture import Architecture, resized_config
 from minitron.cards.model_card import write_card
 from minitron.folder_writer import write_companions, write_weights
-from minitron.provenance import write_provenance
+from minitron.provenance import FILE, write_provenance
 from minitron.recipe import FitRecipe, record_of
 from minitron.source import Source
 from minitron.tensors.shard_file import TensorSpec
@@ -21,6 +21,7 @@ from minitron.training.loss_curve import PICTURE, draw_loss_curve
 from minitron.training.progress import CURVE, write_records
 from minitron.training.shared_run import processes_of_run
 
+_DONE = f"removed-{CHECKPOINTS}"
 _TRACKED = "runs"  # TensorBoard's files, which the Hub shows
 
 
@@ -68,6 +69,22 @@ def write_trained(
         **found,
     )
     write_card(folder)
-    if (folder / CHECKPOINTS / _TRACKED).exists():
-        (folder / CHECKPOINTS / _TRACKED).rename(folder / _TRACKED)
-    shutil.rmtree(folder / CHECKPOINTS)
+    # Under another name first: a run that is killed meanwhile does not go on from half of them.
+    (folder / CHECKPOINTS).rename(folder / _DONE)
+    _remove_checkpoints(folder)
+
+
+def is_written(folder: Path) -> bool:
+    """Whether a run was killed when all was written; what is left of its checkpoints goes."""
+    if (folder / CHECKPOINTS).exists() or not (folder / FILE).exists():
+        return False
+    if processes_of_run().is_main_process:
+        _remove_checkpoints(folder)
+    return True
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    if (folder / _DONE / _TRACKED).exists():
+        (folder / _DONE / _TRACKED).rename(folder / _TRACKED)
+    if (folder / _DONE).exists():
+        shutil.rmtree(folder / _DONE)

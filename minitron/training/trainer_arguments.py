@@ -12,11 +12,16 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
+from warnings import catch_warnings, simplefilter
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from minitron.errors import TargetError
 from minitron.recipe import FitRecipe
@@ -71,8 +76,9 @@ _LOG_STEPS = 10
 
 
 def trainer_arguments(recipe: FitRecipe, folder: Path, *, evaluates: bool) -> TrainingArguments:
-    """What transformers' Trainer is to do in `folder`. Raises TargetError as `check_trainer`."""
-    check_trainer(recipe)
+    """What transformers' Trainer is to do in `folder`. Raises TargetError as `check_trainer`, but
+    of values only for those of no kind."""
+    _check_names(recipe)
     device = default_device()
     given = _values(_named(recipe))
     is_fast = fast_dtype(torch.bfloat16, device) == torch.bfloat16
@@ -124,8 +130,25 @@ def trainer_arguments(recipe: FitRecipe, folder: Path, *, evaluates: bool) -> Tr
 
 def check_trainer(recipe: FitRecipe) -> None:
     """Refuse what cannot be passed on, before anything slow: an argument that transformers does not
-    have, that is ours, or that holds no value of its kind; a tracker that is not installed. Raises
-    TargetError."""
+    have, that is ours, or whose value it, its optimizer or its schedule refuses; a tracker that is
+    not installed. Raises TargetError."""
+    _check_names(recipe)
+    with TemporaryDirectory() as folder, catch_warnings():  # which the run itself gives
+        simplefilter("ignore")
+        try:
+            arguments = trainer_arguments(recipe, Path(folder), evaluates=True)
+            arguments.report_to = []
+            rows = [{"row": 0}]
+            model = torch.nn.Linear(1, 1)
+            trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+            trainer.create_optimizer_and_scheduler(1)
+            trainer.get_train_dataloader()
+            trainer.get_eval_dataloader()
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            raise TargetError(f"--trainer: {error}") from error
+
+
+def _check_names(recipe: FitRecipe) -> None:
     for name in _named(recipe):
         if name in _OPTION_OF:
             raise TargetError(f"trainer.{name}: give it as --{_OPTION_OF[name]}")
@@ -138,10 +161,13 @@ def check_trainer(recipe: FitRecipe) -> None:
     _values(_named(recipe))
     installed = get_available_reporting_integrations()
     for tracker in _trackers(recipe.report_to):
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise TargetError(f"--report-to is {tracker!r}, which is no tracker: choose {known}")
         if tracker not in installed:
-            have = ", ".join(installed) or "none"
+            package = tracker.replace("_", "-")
             raise TargetError(
-                f"--report-to is {tracker!r}, which is not installed here (installed: {have})"
+                f"--report-to is {tracker!r}, which is not installed: pip install {package}"
             )
 
 
