@@ -97,11 +97,19 @@ def open_source(
     A NeMo checkpoint's vocabulary is cut to its tokenizer's size unless its padding is kept. One in
     a repository is fetched, but where no weight will be read only the pieces that describe it.
     With `low_disk` weights on the Hub are read there by ranges, again each time, and never stored.
+    A model folder that lies here goes before one of the zoo with the same name.
     """
-    models = zoo()
+    models, path = zoo(), Path(name)
     if name in models:
-        return HubFolder.at(models[name], name)
-    path = Path(name)
+        is_here = (path / "config.json").is_file()
+        return HubFolder.at(path, f"./{name}") if is_here else HubFolder.at(models[name], name)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise SourceError(f"cannot look at {name[:80]!r}: {reason}") from error
     if path.is_file() or (path.is_dir() and _is_nemo_folder(path)):
         from minitron.conversion.nemo_source import NemoSource  # reached only where it is needed
 
@@ -200,7 +208,7 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     config_class = NemotronConfig if model_type == "nemotron" else CONFIG_MAPPING[model_type]
     try:
         return config_class.from_dict(dict(config))
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+    except (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ArchitectureError(f"{model_type} refuses this config: {reason}") from error
 
@@ -237,7 +245,12 @@ def load_model(
     model.tie_weights()
     generation = source.file("generation_config.json")
     if generation is not None:
-        model.generation_config = GenerationConfig.from_pretrained(generation.parent)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(generation.parent)
+        except (OSError, TypeError, ValueError) as error:
+            raise SourceError(
+                f"{source.name} has a generation_config.json that cannot be read: mend or remove it"
+            ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it without types
     model.eval()
     return model

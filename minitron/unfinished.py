@@ -92,7 +92,7 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
     """Make `partial` ours: new, or left by the same recipe. Returns the descriptor of its lock."""
     wished = {"resumable": resumable, "recipe": json.loads(json.dumps(recipe))}
     if partial.exists():
-        os.close(_lock(partial, resumable=resumable))
+        os.close(_lock(partial))
         begun = _begun(partial)
         if not begun["resumable"]:
             shutil.rmtree(partial)
@@ -100,10 +100,10 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
             told = _differences(begun["recipe"], wished["recipe"])
             raise OutputError(f"{partial} was begun with {told}: repeat those, or remove it")
         else:
-            return _lock(partial, resumable=resumable)
+            return _lock(partial)
     try:
         partial.mkdir(exist_ok=True)
-        lock = _lock(partial, resumable=resumable)
+        lock = _lock(partial)
         (partial / _RECIPE_FILE).write_text(json.dumps(wished, indent=2) + "\n")
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,13 +111,13 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
     return lock
 
 
-def _lock(partial: Path, *, resumable: bool) -> int:
-    """Keep other runs out until the descriptor is closed; resumed work may have many processes."""
+def _lock(partial: Path) -> int:
+    """Keep other runs out until the descriptor is closed."""
     if not partial.is_dir():
         raise OutputError(f"{partial} is in the way and not ours: move or remove it")
     descriptor = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if resumable else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise OutputError(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 import minitron
 from minitron.cli import main
-from minitron.errors import TargetError, TokenizerError
+from minitron.errors import SourceError, TargetError, TokenizerError
 from minitron.generation import stream_model
 from minitron.recipe import GenerateRecipe
 from minitron.source import zoo
@@ -257,3 +257,10 @@ def test_settings_that_mean_nothing_are_refused_before_the_model_is_opened(
 ) -> None:
     with pytest.raises(TargetError, match=message):
         minitron.generate("no-such-model", PROMPT, **settings)
+
+
+def test_a_damaged_generation_config_is_a_mistake(tmp_path: Path, folder: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    (copy / "generation_config.json").write_text("{")
+    with pytest.raises(SourceError, match="generation_config.json that cannot be read: mend or"):
+        minitron.generate(str(copy), PROMPT)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import minitron
 from minitron.errors import ArchitectureError, SourceError
+from minitron.source import load_model, open_source
 from minitron.tensors.stored_tensor import StoredTensor
 from tests.tiny import SIZES, VARIANTS, edit_config, pickled_folder, tiny_folder, tiny_model
 
@@ -186,3 +187,31 @@ def test_weights_of_another_config_are_refused(tmp_path: Path) -> None:
         SourceError, match=r"up_proj.weight has shape \[66, 42\], but .* \[67, 42\]"
     ):
         minitron.inspect(str(path))
+
+
+def test_a_folder_that_lies_here_goes_before_the_zoo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = minitron.inspect("tiny-half").parameters
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-half").mkdir()  # no model yet
+    assert minitron.inspect("tiny-half").parameters == embedded
+    own = tiny_folder(tmp_path / "other")
+    (tmp_path / "tiny-half").rmdir()
+    own.rename(tmp_path / "tiny-half")
+    found = minitron.inspect("tiny-half")
+    assert found.parameters == minitron.inspect(str(tmp_path / "tiny-half")).parameters
+    assert found.parameters != embedded
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "a\0b"], ids=["long", "longer", "null"])
+def test_a_name_that_no_file_can_have_is_a_mistake(name: str) -> None:
+    with pytest.raises(SourceError, match="cannot look at|does not exist"):
+        minitron.inspect(name)
+
+
+def test_a_dtype_that_torch_does_not_have_is_a_mistake(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    edit_config(folder, dtype="float99")
+    with pytest.raises(ArchitectureError, match="refuses this config: .*float99"):
+        load_model(open_source(str(folder)))

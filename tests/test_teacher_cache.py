@@ -186,6 +186,22 @@ def test_an_interrupted_cache_goes_on_to_the_bytes_of_an_unbroken_one(
     assert not (tmp_path / "broken.partial").exists()
 
 
+def test_a_cache_killed_while_it_was_described_is_begun_afresh(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(path: Path, _: object) -> None:
+        path.write_text('{"sch')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(teacher_writing, "write_json", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        cached(folders, tmp_path / "out")
+    monkeypatch.undo()
+    out = cached(folders, tmp_path / "out")
+    assert open_teacher_cache(out).described["samples"] == ROWS
+    assert not list(out.glob("partial*"))
+
+
 def test_a_cache_begun_on_another_text_of_the_same_name_is_not_taken_up(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

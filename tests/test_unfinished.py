@@ -261,7 +261,7 @@ def test_a_folder_that_another_run_is_writing_is_left_alone(
     with unfinished_folder(tmp_path / "out", RECIPE, resumable=resumable) as folder:
         (folder / "half").write_text("theirs")
         with pytest.raises(OutputError, match=r"out.partial is being written by another run: wait"):
-            unfinished_folder(tmp_path / "out", RECIPE).__enter__()
+            unfinished_folder(tmp_path / "out", RECIPE, resumable=resumable).__enter__()
         assert (folder / "half").read_text() == "theirs"
     assert (tmp_path / "out" / "half").read_text() == "theirs"
 

@@ -46,9 +46,9 @@ def push(recipe: PushRecipe) -> Publication:
 
     With `space`, the Space that shows the models named. Returns where it went. Raises SourceError,
     with nothing sent, for a folder that does not load, has pickles, weights that are not finite or
-    no valid model card, and for a model that a Space could not read; OutputError for what the token or the Hub does not allow;
-    TargetError for options that contradict each other. Interrupted, the same call sends only what
-    is missing.
+    no valid model card, and for a model that a Space could not read; OutputError for what the token
+    or the Hub does not allow; TargetError for options that contradict each other. Interrupted, the
+    same call sends only what is missing.
     """
     if recipe.space is not None:
         return push_space(recipe)

@@ -140,7 +140,9 @@ def _begin(
             write_companions(folder, source, source.config)
             if described["recipe"]["top_k"] is None:
                 _save(folder / HEAD, {"head": output_embedding(source).read()})
-            write_json(folder / FILE, described)
+            partial = folder / f"partial-{FILE}"
+            write_json(partial, described)
+            partial.rename(folder / FILE)
     processes.wait_for_everyone()
 
 
