@@ -397,6 +397,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "datasets", "transformers", "accelerate", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     # It logs what it then raises, and a mistake is to be one line.
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:

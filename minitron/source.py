@@ -10,6 +10,7 @@ is opened and how a model and its tokenizer are made from it; does not know what
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from minitron.architecture import Architecture
+from minitron.architecture import Architecture, family_of
 from minitron.errors import ArchitectureError, SourceError, TargetError, TokenizerError
 from minitron.hub.folder import HubFolder
 from minitron.hub.partial_file import bring
@@ -41,6 +42,9 @@ MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family
 _HUB_ID = re.compile(
     r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<nemo>[^:]+\.nemo))?"
 )
+_KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+# What transformers raises for a config that it refuses.
+_REFUSALS = (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError)
 _GZIP = b"\x1f\x8b"
 _LEFTOVERS = ("rotary_emb.inv_freq", "attention.masked_bias")  # buffers of earlier transformers
 
@@ -202,15 +206,30 @@ def complete_tensors(source: Source, architecture: Architecture) -> dict[str, La
 def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """The family's own config object: ours for Nemotron, transformers' for the others.
 
-    Raises ArchitectureError with the family's own words for sizes that it refuses.
+    How attention is computed is not the config's to say: it could name a kernel on the Hub, which
+    is code. Raises ArchitectureError with the family's own words for what it refuses.
     """
     model_type = config["model_type"]
     config_class = NemotronConfig if model_type == "nemotron" else CONFIG_MAPPING[model_type]
+    settings = {key: value for key, value in config.items() if key not in _KERNELS}
     try:
-        return config_class.from_dict(dict(config))
-    except (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
+        return config_class.from_dict(settings)
+    except _REFUSALS as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ArchitectureError(f"{model_type} refuses this config: {reason}") from error
+        where = _refused_setting(config_class, settings)
+        raise ArchitectureError(f"{model_type} refuses this config: {where}{reason}") from error
+
+
+def _refused_setting(config_class: type[PreTrainedConfig], settings: Mapping[str, Any]) -> str:
+    """The setting without which the family takes the others; nothing where none is alone at fault.
+
+    Some of transformers' complaints name neither a setting nor its value.
+    """
+    for name, value in settings.items():
+        with suppress(*_REFUSALS):
+            config_class.from_dict({key: settings[key] for key in settings if key != name})
+            return f"{name} {value!r}: "
+    return ""
 
 
 def new_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -247,9 +266,9 @@ def load_model(
     if generation is not None:
         try:
             model.generation_config = GenerationConfig.from_pretrained(generation.parent)
-        except (OSError, TypeError, ValueError) as error:
+        except (AttributeError, OSError, TypeError, ValueError) as error:
             raise SourceError(
-                f"{source.name} has a generation_config.json that cannot be read: mend or remove it"
+                f"{source.name}: generation_config.json cannot be read: mend or remove it"
             ) from error
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it without types
     model.eval()
@@ -268,13 +287,19 @@ def loaded_bytes(source: Source, dtype: torch.dtype | None, device: str) -> int:
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside the weights. Raises TokenizerError where there is none."""
+    """The tokenizer that lies beside the weights.
+
+    Raises TokenizerError where there is none, ArchitectureError for a config that is damaged: the
+    tokenizer's class may depend on it.
+    """
+    family_of(source.config)
+    hub_config(source.config)
     files = list(source.tokenizer_files())
     if not files:
         raise TokenizerError(f"{source.name} has no tokenizer files: add tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(files[0].parent)
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TokenizerError(
             f"{source.name}: its tokenizer cannot be read: {first_line}"

@@ -125,7 +125,10 @@ class TestTheIndex:
             _ = HubFolder.at(path).tensors
 
     @pytest.mark.parametrize(
-        "file", ["../{}", "/etc/{}", "sub/{}", "./{}", "", "..", ".", 7, None, ["{}"]], ids=str
+        "file",
+        ["../{}", "/etc/{}", "sub/{}", "./{}", "", "..", ".", 7, None, ["{}"]]
+        + ["C:\\{}", "sub\\{}", "C:{}", "a\0{}", "a\n{}", "\x1b[31m{}", "https://some.where/{}"],
+        ids=repr,
     )
     def test_a_shard_outside_the_folder_is_refused(
         self, layout: str, file: Any, copied: Callable[[str], Path]

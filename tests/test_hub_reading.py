@@ -7,21 +7,23 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 import minitron
 from minitron.cli import main
-from minitron.errors import SourceError
-from minitron.source import open_source, zoo
+from minitron.errors import ArchitectureError, MinitronError, SourceError
+from minitron.source import hub_config, load_model, load_tokenizer, open_source, zoo
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import serving, talk_to
+from tests.nemo_files import megatron_tensors, nemo_settings, write_nemo_file
 from tests.tiny import pickled_folder, tiny_folder, tiny_model
 
 VOCABULARY = 303
@@ -335,6 +337,119 @@ def test_with_little_disk_a_missing_shard_is_named(hub: Hub, sharded: Files) -> 
         minitron.convert(NAME, "out", low_disk=True)
 
 
+# Storages that answer a range in their own way
+
+
+def altered(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, alter: Callable[[Request, Answer], Answer]
+) -> None:
+    """Change what is answered to every request for a range of weights."""
+    answer = hub.answer
+
+    def altering(request: Request) -> Answer:
+        given = answer(request)
+        is_range = "/storage/" in request.path and "range" in request.headers
+        return alter(request, given) if is_range else given
+
+    monkeypatch.setattr(hub, "answer", altering)
+
+
+def without_content_range(request: Request, given: Answer) -> Answer:
+    return replace(given, headers={k: v for k, v in given.headers.items() if k != "Content-Range"})
+
+
+def without_the_size(request: Request, given: Answer) -> Answer:
+    told = re.sub(r"/\d+$", "/*", given.headers["Content-Range"])
+    return replace(given, headers={**given.headers, "Content-Range": told})
+
+
+def one_byte_before(request: Request, given: Answer) -> Answer:
+    first, last, size = map(int, re.findall(r"\d+", given.headers["Content-Range"]))
+    told = f"bytes {abs(first - 1)}-{abs(last - 1)}/{size}"
+    return replace(given, body=bytes(len(given.body)), headers={"Content-Range": told})
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [without_content_range, without_the_size, one_byte_before],
+    ids=["no range told", "no size told", "another range"],
+)
+def test_a_range_that_is_not_the_one_asked_for_is_not_taken(
+    hub: Hub,
+    sharded: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    alter: Callable[[Request, Answer], Answer],
+) -> None:
+    hub.add(NAME, sharded)
+    source = open_source(NAME, low_disk=True)
+    tensor = source.tensors["model.norm.weight"]
+    altered(hub, monkeypatch, alter)
+    with pytest.raises(SourceError, match=rf"{NAME} has changed while .*safetensors was read"):
+        tensor.read()
+    with pytest.raises(SourceError, match=r"can be had only whole: do it without --low-disk"):
+        minitron.convert(NAME, "out", low_disk=True)
+    minitron.convert(NAME, "out")
+    expected = tiny_model(vocab_size=VOCABULARY, dtype=torch.bfloat16).model.norm.weight
+    assert torch.equal(open_source("out").tensors["model.norm.weight"].read(), expected)
+
+
+def test_a_range_of_which_only_a_part_comes_is_asked_for_on(
+    hub: Hub, sharded: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shortened(request: Request, given: Answer) -> Answer:
+        first, _, size = map(int, re.findall(r"\d+", given.headers["Content-Range"]))
+        body = given.body[: max(8, len(given.body) // 2)]
+        told = f"bytes {first}-{first + len(body) - 1}/{size}"
+        return replace(given, body=body, headers={"Content-Range": told})
+
+    hub.add(NAME, sharded)
+    altered(hub, monkeypatch, shortened)
+    tensors = open_source(NAME, low_disk=True).tensors
+    expected = tiny_model(vocab_size=VOCABULARY, dtype=torch.bfloat16).state_dict()
+    name = "model.layers.2.mlp.up_proj.weight"
+    assert torch.equal(tensors[name].read(), expected[name])
+
+
+def test_a_range_is_asked_for_uncompressed(hub: Hub, sharded: Files) -> None:
+    hub.add(NAME, sharded)
+    minitron.inspect(NAME)
+    asked = [seen for seen in hub.asked("GET", "/storage/") if "range" in seen.headers]
+    assert {seen.headers["accept-encoding"] for seen in asked} == {"identity"}
+
+
+def test_a_storage_that_never_answers_is_not_waited_for_without_end(
+    hub: Hub, sharded: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(NAME, sharded)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.05)
+    source = open_source(NAME)
+    hub.fail(Fault("GET", "/storage/", delay=0.5, times=99))
+    with pytest.raises(SourceError, match=rf"{NAME} cannot be fetched: the Hub cannot be reached"):
+        _ = source.tensors
+
+
+@pytest.mark.parametrize("length", [2**20, 2**40, 2**64 - 1])
+@pytest.mark.parametrize("low_disk", [False, True])
+def test_a_header_that_claims_to_be_longer_than_its_file_does_not_bring_the_file(
+    hub: Hub, sharded: Files, length: int, low_disk: bool
+) -> None:
+    weights = length.to_bytes(8, "little") + bytes(200_000)
+    files = {"config.json": sharded["config.json"], "model.safetensors": weights}
+    hub.add(NAME, files)
+    told = rf"^{NAME}/model.safetensors is truncated or no safetensors file"
+    with pytest.raises(SourceError, match=told):
+        minitron.convert(NAME, "out", low_disk=low_disk)
+    assert sum(stop - start for _, start, stop in ranges_of(hub, files)) <= 64
+    assert not came_whole(hub, files)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_weight_file_of_no_bytes_is_named(hub: Hub, sharded: Files, weights: str) -> None:
+    hub.add(NAME, {"config.json": sharded["config.json"], weights: b""})
+    with pytest.raises(SourceError, match=rf"{weights} is (truncated|not a file of torch.save)"):
+        minitron.inspect(NAME)
+
+
 # Pickles by what describes them
 
 
@@ -483,6 +598,30 @@ def test_without_a_hub_and_without_a_cache_it_is_one_line(
 
 
 @pytest.mark.parametrize("low_disk", [False, True])
+def test_where_nothing_listens_what_is_cached_is_read(
+    hub: Hub,
+    with_tokenizer: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    low_disk: bool,
+) -> None:
+    hub.add(NAME, with_tokenizer)
+    minitron.convert(NAME, "one")
+    snapshot_download(NAME)
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    minitron.convert(NAME, "two", low_disk=low_disk)
+    told = f"{NAME}: the Hub cannot be reached, reading what is in the cache"
+    assert caplog.messages.count(told) == 1
+    one, two = contents(Path("one")), contents(Path("two"))
+    assert one.keys() == two.keys()
+    assert "tokenizer.json" in two
+    differ = {name for name in one if one[name] != two[name]}
+    assert differ == {"README.md"}  # which names the folder
+
+
+@pytest.mark.parametrize("low_disk", [False, True])
 def test_offline_a_shard_that_is_not_cached_is_named(
     hub: Hub, sharded: Files, monkeypatch: pytest.MonkeyPatch, low_disk: bool
 ) -> None:
@@ -500,3 +639,71 @@ def test_a_revision_that_is_missing_is_named(hub: Hub, sharded: Files, command: 
     run: Any = minitron.prune if command == "prune" else minitron.convert
     with pytest.raises(SourceError, match=rf"{NAME} has no revision v9: check it"):
         run(f"{NAME}@v9", "out", low_disk=True)
+
+
+@pytest.mark.parametrize("status", [429, 500])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_nemo_is_inspected_although_the_hub_is_busy_for_a_moment(
+    hub: Hub, tmp_path: Path, status: int, method: str
+) -> None:
+    settings = nemo_settings(tokenizer={"library": "huggingface", "type": "some/tokenizer"})
+    tensors = megatron_tensors(settings, vocab_size=304)
+    content = write_nemo_file(tmp_path / "made.nemo", tensors, settings).read_bytes()
+    hub.add(NAME, {"nemo/model.nemo": content})
+    path = "/api/models/|/resolve/"
+    hub.fail(Fault(method, path, status=status, headers={"Retry-After": "1"}))
+    assert minitron.inspect(f"{NAME}:nemo/model.nemo").format == "nemo"
+
+
+# What lies beside the weights
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", b"[]"),
+        ("tokenizer_config.json", b'{"tokenizer_class": 5}'),
+        ("added_tokens.json", b"[1]"),
+        ("tokenizer.json", b"{"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_damaged_tokenizer_is_named(
+    hub: Hub, with_tokenizer: Files, name: str, content: bytes
+) -> None:
+    hub.add(NAME, {**with_tokenizer, name: content})
+    with pytest.raises(MinitronError, match=rf"^{NAME}: its tokenizer cannot be read: "):
+        load_tokenizer(open_source(NAME))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"hidden_size": "42"},
+        {"max_position_embeddings": "long"},
+        {"dtype": "evil"},
+        {"id2label": 5},
+        {"model_type": ["nemotron"]},
+    ],
+    ids=str,
+)
+def test_a_damaged_config_is_told_before_the_tokenizer_is_read(
+    hub: Hub, with_tokenizer: Files, changed: dict[str, Any]
+) -> None:
+    config = {**json.loads(with_tokenizer["config.json"]), **changed}
+    hub.add(NAME, {**with_tokenizer, "config.json": json.dumps(config).encode()})
+    with pytest.raises(ArchitectureError, match=next(iter(changed)).split("_")[0]):
+        load_tokenizer(open_source(NAME))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"temperature": 1}]'], ids=str)
+def test_a_damaged_generation_config_is_named(hub: Hub, sharded: Files, content: bytes) -> None:
+    hub.add(NAME, {**sharded, "generation_config.json": content})
+    with pytest.raises(SourceError, match=rf"^{NAME}: generation_config.json cannot be read: "):
+        load_model(open_source(NAME))
+
+
+def test_a_config_chooses_no_kernel_from_the_hub(sharded: Files) -> None:
+    config = json.loads(sharded["config.json"])
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        assert hub_config({**config, key: "some/kernel"})._attn_implementation is None

@@ -9,6 +9,7 @@ in a Hub repository at one pinned revision. Does not know what the tensors mean.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -46,6 +47,7 @@ _TOKENIZER_FILES = (
 _LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
+_SHARD_NAME = re.compile(r"(?!\.{0,2}$)[^\x00-\x1f\x7f/\\:]+")  # a file on any system, no address
 _ENOUGH = 1 << 17  # bytes, for the header of most safetensors files
 
 
@@ -189,13 +191,12 @@ class HubFolder:
         if begun is None:
             return None
         needed = 8 + int.from_bytes(begun.content[:8], "little")
-        if len(begun.content) < min(needed, begun.size, MAX_HEADER):
+        if len(begun.content) < needed <= min(begun.size, MAX_HEADER):
             begun = self._place.piece(file, 0, needed)
-        return (
-            None
-            if begun is None
-            else parse_safetensors_header(Path(file), begun.content, begun.size)
-        )
+        if begun is None:
+            return None
+        listed = parse_safetensors_header(Path(f"{self.name}/{file}"), begun.content, begun.size)
+        return {name: replace(tensor, path=Path(file)) for name, tensor in listed.items()}
 
     def _pickle(self, file: str) -> Mapping[str, StoredTensor] | None:
         stand_in = self._place.partial_file(file)
@@ -242,7 +243,7 @@ def _weight_map(index: Mapping[str, Any], name: str) -> Mapping[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{name}.index.json has no weight_map: fetch it again")
     for file in weight_map.values():
-        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
             raise SourceError(
                 f"{name}.index.json names the shard {file!r}, no file of its folder: fetch it again"
             )

@@ -6,18 +6,29 @@ offline on what is cached. Does not know what the files mean.
     HubRepository("nvidia/Minitron-4B-Base").file("config.json")
 """
 
+import logging
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    hf_hub_download,
+    hf_hub_url,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -33,8 +44,15 @@ from minitron.hub.errors import HUB_ERRORS, reason
 from minitron.hub.partial_file import PartialPath, stand_in
 from minitron.hub.verified_file import verify
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 _CONFIG = "config.json"
 _WAITS = (0, 1, 2, 4, 8)  # seconds before each attempt
+_PASSING = (429, 500, 502, 503, 504)  # HTTP; what huggingface_hub waits for, where it does
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_BEYOND_THE_END = 416  # HTTP, of a range; a file of no bytes has no other
 
 
 @dataclass(frozen=True)
@@ -56,9 +74,12 @@ class HubRepository:
     ) -> None:
         self.name = repo_id
         self.revision: str | None = revision
+        self._offline = is_offline_mode()
+        self._snapshot: Path | None = None  # of the cache; None until the first file has come
         if first is None:
             with self._telling():
-                self.revision = HfApi().model_info(repo_id, revision=revision).sha
+                ask = partial(HfApi().model_info, repo_id, revision=revision)
+                self.revision = _insisting(ask, statuses=_PASSING).sha
             return
         path = self.file(first)
         if path is None:
@@ -75,11 +96,15 @@ class HubRepository:
         asked = self.name if self.revision is None else f"{self.name}@{self.revision}"
         with self._telling():
             try:
-                path = Path(hf_hub_download(self.name, name, revision=self.revision))
+                path = Path(
+                    hf_hub_download(
+                        self.name, name, revision=self.revision, local_files_only=self._offline
+                    )
+                )
                 verify(path)
                 return path
             except LocalEntryNotFoundError as error:
-                if hasattr(self, "_snapshot") and self._offline:
+                if self._snapshot is not None and name not in self.names():
                     return None
                 raise SourceError(
                     f"{asked} is neither a folder nor in the cache, and the Hub cannot be reached: "
@@ -110,27 +135,41 @@ class HubRepository:
         return None if first is None else stand_in(first.size, partial(self.fetch, name))
 
     def _piece(self, name: str, start: int, stop: int) -> Piece | None:
-        for wait in _WAITS:
-            time.sleep(wait)
+        """As `piece`, of a file that is not cached; a storage may send it in several parts."""
+        whole = Piece(b"", stop)
+        while start + len(whole.content) < min(stop, whole.size):
             with self._telling():
-                try:
-                    return self._read_piece(name, start, stop)
-                except EntryNotFoundError:
-                    return None
-                except httpx2.TransportError:
-                    if wait == _WAITS[-1]:
-                        raise
-        return None
+                reading = partial(self._read_piece, name, start + len(whole.content), stop)
+                part = _insisting(reading)
+            if part is None or not part.content:
+                return None
+            whole = Piece(whole.content + part.content, part.size)
+        return whole
 
     def _read_piece(self, name: str, start: int, stop: int) -> Piece | None:
+        """Bytes from `start` on, at most to `stop`; None where the storage does not say so."""
         url = hf_hub_url(self.name, name, revision=self.revision)
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
-        with http_stream_backoff("GET", url, headers=headers, retry_on_exceptions=()) as response:
-            hf_raise_for_status(response)
-            if response.status_code != 206:
+        headers = {
+            **build_hf_headers(),
+            "Range": f"bytes={start}-{stop - 1}",
+            "Accept-Encoding": "identity",  # a range of a compressed file is another
+        }
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        try:
+            with http_stream_backoff(
+                "GET", url, headers=headers, timeout=timeout, retry_on_exceptions=()
+            ) as response:
+                hf_raise_for_status(response)
+                told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                if response.status_code != 206 or told is None or int(told[1]) != start:
+                    return None
+                return Piece(response.read()[: stop - start], int(told[3]))
+        except EntryNotFoundError:
+            return None
+        except HfHubHTTPError as error:
+            if error.response.status_code == _BEYOND_THE_END:
                 return None
-            size = int(response.headers["Content-Range"].rpartition("/")[2])
-            return Piece(response.read(), size)
+            raise
 
     def names(self) -> list[str]:
         """The repository's files, or, offline, those of them that are cached."""
@@ -138,11 +177,18 @@ class HubRepository:
 
     @cached_property
     def _names(self) -> list[str]:
-        if self._offline:
-            return sorted(path.name for path in self._snapshot.iterdir() if path.is_file())
-        with self._telling():
-            files = list(HfApi().list_repo_files(self.name, revision=self.revision))
-        return sorted(name for name in files if "/" not in name)
+        if not self._offline:
+            with self._telling():
+                try:
+                    files = list(HfApi().list_repo_files(self.name, revision=self.revision))
+                    return sorted(name for name in files if "/" not in name)
+                except httpx2.ConnectError:
+                    if self._snapshot is None:
+                        raise
+            logger.warning("%s: the Hub cannot be reached, reading what is in the cache", self.name)
+            self._offline = True
+        assert self._snapshot is not None, "without the Hub a file comes from nowhere else"
+        return sorted(path.name for path in self._snapshot.iterdir() if path.is_file())
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -164,8 +210,17 @@ class HubRepository:
             why = reason(error, self.name)
             raise SourceError(f"{self.name} cannot be fetched: {why}") from error
 
-    @cached_property
-    def _offline(self) -> bool:
-        from huggingface_hub.constants import is_offline_mode
 
-        return is_offline_mode()
+def _insisting(ask: Callable[[], T], *, statuses: Collection[int] = ()) -> T:
+    """What `ask` gives, asked again where it breaks off or the Hub answers one of `statuses`."""
+    for wait in _WAITS[:-1]:
+        time.sleep(wait)
+        try:
+            return ask()
+        except httpx2.TransportError:
+            continue
+        except HfHubHTTPError as error:
+            if error.response.status_code not in statuses:
+                raise
+    time.sleep(_WAITS[-1])
+    return ask()
