@@ -467,6 +467,8 @@ class RemakeRecipe:
     """Where the model that it was made from lies now; where minitron.json says unless given."""
     before_training: bool = False
     """Of a trained folder, build the model that its training began with."""
+    low_disk: bool = False
+    """Read the weights of a Hub id over the network; none is stored on this machine."""
 
 
 @dataclass(frozen=True)

@@ -48,12 +48,13 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
     record = _to_remake(found, recipe)
     making = Making.of(record, f"{recipe.folder}/{FILE}")
     name = recipe.source or making.source
-    plan = _checked_plan(making, name, is_named=recipe.source is not None)
+    plan = _checked_plan(making, name, recipe)
     with unfinished_folder(out, asdict(recipe)) as folder:
         if plan is None:
-            _convert_again(making, name, folder)
+            _convert_again(making, name, folder, low_disk=recipe.low_disk)
         else:
-            _prune_again(making, name, plan, folder)
+            source = open_source(name, low_disk=recipe.low_disk)
+            _prune_again(making, source, plan, folder)
         _check_recorded(making, name, folder)
         if original is not None and record is found:
             _check_beside(name, folder, original)
@@ -105,12 +106,12 @@ def _to_remake(record: dict[str, Any], recipe: RemakeRecipe) -> dict[str, Any]:
     raise TargetError(f"{told}; --before-training remakes the model that it began with")
 
 
-def _opened(making: Making, name: str, *, is_named: bool) -> Source:
+def _opened(making: Making, name: str, recipe: RemakeRecipe) -> Source:
     try:
         padded = making.recipe.get("keep_vocab_padding") is True
-        return open_source(name, keep_vocab_padding=padded)
+        return open_source(name, keep_vocab_padding=padded, low_disk=recipe.low_disk)
     except SourceError as error:
-        if is_named:
+        if recipe.source is not None:
             raise
         raise SourceError(
             f"the source of {making.file} cannot be opened: {error} (where it has moved, --source "
@@ -118,9 +119,9 @@ def _opened(making: Making, name: str, *, is_named: bool) -> Source:
         ) from error
 
 
-def _checked_plan(making: Making, name: str, *, is_named: bool) -> PruningPlan | None:
+def _checked_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPlan | None:
     """What is kept of the source, None for all; once it is sure that it is the same model."""
-    source = _opened(making, name, is_named=is_named)
+    source = _opened(making, name, recipe)
     if model_digest(source) != making.digest:
         raise SourceError(
             f"{name} is not the model that {making.file} was written for: its digest is another; "
@@ -131,9 +132,8 @@ def _checked_plan(making: Making, name: str, *, is_named: bool) -> PruningPlan |
     return plan_of(making, Architecture.from_config(source.config))
 
 
-def _prune_again(making: Making, name: str, plan: PruningPlan, folder: Path) -> None:
+def _prune_again(making: Making, source: Source, plan: PruningPlan, folder: Path) -> None:
     """Write what `prune` wrote, by the plan on record."""
-    source = open_source(name)
     pruned = PrunedSource(source, plan)
     pieces = copied(pruned.tensors, source.name, called=source_names(plan))
     sizes = specs_of(pruned.tensors)
@@ -141,7 +141,7 @@ def _prune_again(making: Making, name: str, plan: PruningPlan, folder: Path) -> 
     write_companions(folder, source, pruned.config)
 
 
-def _convert_again(making: Making, name: str, folder: Path) -> None:
+def _convert_again(making: Making, name: str, folder: Path, *, low_disk: bool) -> None:
     """Write what `convert` wrote, by the options on record."""
     recipe, work = making.recipe, folder / "again"
     dtype = recipe.get("dtype")
@@ -154,6 +154,7 @@ def _convert_again(making: Making, name: str, folder: Path) -> None:
         max_shard_size=making.max_shard_size,
         keep_vocab_padding=recipe.get("keep_vocab_padding") is True,
         check=recipe.get("check") is not False,
+        low_disk=low_disk,
     )
     (work / "README.md").unlink()  # its title is the folder's name
     for path in work.iterdir():

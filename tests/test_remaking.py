@@ -448,6 +448,24 @@ def test_a_folder_on_the_hub_is_remade_from_the_revision_it_was_made_from(
     assert len(hub.asked("GET", "Some/Model/resolve/.*/model.safetensors|/storage/")) > 0
 
 
+@pytest.mark.parametrize("command", ["prune", "convert"])
+def test_with_little_disk_no_weights_are_stored(hub: Hub, tmp_path: Path, command: str) -> None:
+    source = tiny_folder(tmp_path / "source", vocab_size=103)
+    hub.add("Some/Model", {p.name: p.read_bytes() for p in source.iterdir()})
+    out, again = str(tmp_path / "out"), str(tmp_path / "again")
+    if command == "prune":
+        minitron.prune("Some/Model", out, **WIDTHS, scores="random")
+    else:
+        minitron.convert("Some/Model", out, dtype="bfloat16")
+    shutil.rmtree(tmp_path / "home")
+
+    minitron.remake(out, again, low_disk=True)
+    assert contents(Path(again)) == contents(Path(out))
+    stored = [path.stat().st_size for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert stored
+    assert max(stored) < (source / "model.safetensors").stat().st_size
+
+
 def test_what_the_hub_does_not_have_is_told(hub: Hub, pruned: Path, refused: Refused) -> None:
     hub.add("me/bare", {"config.json": b"{}"})
     assert "me/bare has no minitron.json" in refused("me/bare")
