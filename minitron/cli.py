@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.config import Dict
 from docstring_parser import parse_from_object
 
-from minitron.errors import MinitronError, TargetError
+from minitron.errors import MinitronError, TargetError, one_line
 from minitron.recipe import (
     CardRecipe,
     ConvertRecipe,
@@ -481,8 +481,7 @@ def _say_written(out: str) -> None:
 
 
 def _fail(error: Exception) -> None:
-    line = " ".join(str(error).split())
-    print(f"minitron: {line}", file=sys.stderr)
+    print(f"minitron: {one_line(str(error))}", file=sys.stderr)
     sys.exit(2)
 
 

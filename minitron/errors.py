@@ -15,9 +15,30 @@ MinitronError                 one line: what was wrong, the value seen, what to 
 The command line prints `str(error)` on one line and exits with 2. Nothing here knows how.
 """
 
+MAX_LENGTH = 500  # characters of a message: a foreign parser's may quote the whole file
+
+
+def one_line(text: str) -> str:
+    """`text` on one line of at most 500 characters, without what a terminal would obey.
+
+    White space becomes one blank, and control characters their escapes. Of a longer text the
+    middle is left out: what was wrong stands at the beginning, what to do at the end.
+    """
+    visible = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )
+    if len(visible) <= MAX_LENGTH:
+        return visible
+    end = MAX_LENGTH // 3
+    return f"{visible[: MAX_LENGTH - end - 5]} ... {visible[-end:]}"
+
 
 class MinitronError(Exception):
-    """A mistake that the user can mend; its text says how."""
+    """A mistake that the user can mend; its text says how, on one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class SourceError(MinitronError):

@@ -17,6 +17,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
     [("modeling_nemotron",)],
     [
         ("minitron.errors",),
+        ("minitron.foreign_parser",),
         ("minitron.training.fused_loss", "minitron.training.logit_distances"),
         (
             "minitron.training.distillation",
