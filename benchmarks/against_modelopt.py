@@ -44,7 +44,7 @@ import torch.distributed as dist
 import minitron
 from minitron.architecture import Architecture
 from minitron.conversion.megatron_names import megatron_tensors
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.plan import choose_plan
 from minitron.sampling import self_corpus
 from minitron.source import load_model, open_source

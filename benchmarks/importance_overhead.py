@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import transformers.models.nemotron as transformers_nemotron
 
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.layer_stream import LayerStream
 from minitron.scores.activation_scores import Measurement, importance_of, sums_over
 

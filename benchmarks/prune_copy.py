@@ -76,7 +76,7 @@ def run_load_everything(source: Path, out: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from minitron.architecture import Architecture
-    from minitron.importance import Importance
+    from minitron.importance_scores import Importance
     from minitron.plan import choose_plan
     from minitron.surgery import kept_index
 

@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from minitron.architecture import Architecture
 from minitron.evaluation import evaluate_model
 from minitron.evaluations.held_out import HeldOut, held_out_text
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.plan import PruningPlan, between, choose_plan
 from minitron.recipe import PruneRecipe
 from minitron.scores.scoring import score

@@ -5,6 +5,7 @@ Each verb of the command line is a function here, under the same name and with t
     import minitron
     minitron.prune("tiny", "tiny-half", hidden_size=160, intermediate_size=608, corpus="self")
 
+`measure_importance` and `cache_teacher` are second names of `importance` and `teacher_cache`.
 `distillation_loss` is the loss of `distill`, for a training loop of your own. All are imported when
 they are first used, so that `import minitron` is quick.
 """
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from minitron.inspection import inspect as inspect
     from minitron.pruning import prune as prune
     from minitron.remaking import remake as remake
+    from minitron.scores.scoring import measure_importance as importance
     from minitron.scores.scoring import measure_importance as measure_importance
     from minitron.space.showing import demo as demo
     from minitron.training.causal_lm import train as train
     from minitron.training.distillation import distillation_loss as distillation_loss
     from minitron.training.distilling import distill as distill
     from minitron.training.teacher_writing import cache_teacher as cache_teacher
+    from minitron.training.teacher_writing import cache_teacher as teacher_cache
 
 _HOMES = {
     "MinitronError": "errors",
@@ -41,6 +44,7 @@ _HOMES = {
     "distillation_loss": "training.distillation",
     "evaluate": "evaluation",
     "generate": "generation",
+    "importance": "scores.scoring",
     "inspect": "inspection",
     "measure_importance": "scores.scoring",
     "prune": "pruning",
@@ -48,15 +52,18 @@ _HOMES = {
     "quickstart": "first_run",
     "remake": "remaking",
     "search": "candidates.searching",
+    "teacher_cache": "training.teacher_writing",
     "train": "training.causal_lm",
 }
+# Verbs whose command is a noun, and the name of the function in its module.
+_FUNCTIONS = {"importance": "measure_importance", "teacher_cache": "cache_teacher"}
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'minitron' has no attribute {name!r}")
-    return getattr(import_module(f"minitron.{_HOMES[name]}"), name)
+    return getattr(import_module(f"minitron.{_HOMES[name]}"), _FUNCTIONS.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from minitron.architecture import Architecture
 from minitron.errors import TargetError
 from minitron.families import AXIS_KEYS, PER_LAYER, PRUNABLE
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 
 Indices = tuple[int, ...]
 

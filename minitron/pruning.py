@@ -17,7 +17,7 @@ from minitron.families import AXIS_KEYS, PRUNABLE
 from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.hub.folder import HubFolder
 from minitron.hub.publishing import check_push_to_hub, push_result
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.plan import PruningPlan, axes_to_rank, between, choose_plan, share_kept
 from minitron.provenance import write_provenance
 from minitron.recipe import PruneRecipe, record_of, verb

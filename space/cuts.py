@@ -15,7 +15,7 @@ import torch
 from minitron.architecture import Architecture, resized_config
 from minitron.candidates.search_space import checked_multiple, uniform
 from minitron.errors import ArchitectureError
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.plan import PruningPlan, choose_plan, share_kept
 from minitron.source import hub_config
 from minitron.space.family import Member

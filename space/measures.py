@@ -23,7 +23,7 @@ from minitron.candidates.decode_step import Conditions
 from minitron.candidates.latency import Corners, LatencyTable, measure_table
 from minitron.errors import ImportanceError
 from minitron.evaluation import Evaluation, evaluate
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.sampling import self_corpus
 from minitron.scores.scoring import measure_importance
 from minitron.source import default_device, fast_dtype, load_model

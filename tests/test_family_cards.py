@@ -19,7 +19,7 @@ from minitron.architecture import Architecture, resized_config
 from minitron.cards.family import Member, carded, facts, family_card, index, members, write_cards
 from minitron.cards.kept_picture import indices_of
 from minitron.families import AXIS_KEYS
-from minitron.importance import Importance, score_shapes
+from minitron.importance_scores import Importance, score_shapes
 from minitron.plan import choose_plan
 from minitron.pruning import target_architecture
 from minitron.recipe import DistillRecipe, PruneRecipe

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import minitron
+from minitron import cli
 
 # A module imports only from floors below its own; on floors 1, 2 and 4 also from its left.
 # Floor 3 is one activity an entry: they never know each other.
@@ -31,7 +33,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.byte_size", "minitron.resumable_file"),
         ("minitron.tensors.lazy_tensor",),
         ("minitron.tensors.model_digest",),
-        ("minitron.importance",),
+        ("minitron.importance_scores",),
         ("minitron.plan",),
         ("minitron.making",),
         ("minitron.candidates.budget",),
@@ -218,6 +220,14 @@ def test_every_verb_stays_its_function_whatever_is_imported() -> None:
         assert getattr(minitron, name).__doc__, name
 
 
+@pytest.mark.parametrize("command", [name for name in cli.app if not name.startswith("-")])
+def test_every_command_is_a_function_of_the_same_name_and_arguments(command: str) -> None:
+    function = getattr(minitron, command.replace("-", "_"))
+    options = inspect.signature(cli.app[command].default_command).parameters
+    own = {"as_json", "recipe_file"}  # how a command prints, and where its options stand
+    assert [name for name in options if name not in own] == [*inspect.signature(function).parameters]
+
+
 def test_the_public_names_are_these() -> None:
     assert minitron.__all__ == [
         "MinitronError",
@@ -229,6 +239,7 @@ def test_the_public_names_are_these() -> None:
         "distillation_loss",
         "evaluate",
         "generate",
+        "importance",
         "inspect",
         "measure_importance",
         "prune",
@@ -236,6 +247,7 @@ def test_the_public_names_are_these() -> None:
         "quickstart",
         "remake",
         "search",
+        "teacher_cache",
         "train",
     ]
 

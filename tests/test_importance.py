@@ -14,7 +14,7 @@ from minitron import measure_importance
 from minitron.architecture import Architecture
 from minitron.corpus import Corpus
 from minitron.errors import ImportanceError, OutputError
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.scores.activation_scores import Measurement, activation_scores, aggregated_scores
 from minitron.scores.aggregation import KINDS, Aggregation
 from minitron.scores.weight_scores import magnitude_scores, random_scores

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import minitron
 from minitron.architecture import Architecture
 from minitron.errors import ImportanceError, TargetError
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.scores.weight_scores import random_scores
 from minitron.source import open_source
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_folder, tiny_model, weights_of

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from minitron import measure_importance
 from minitron.corpus import Corpus
 from minitron.errors import CorpusError, ImportanceError, OutputError, TargetError
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.layer_stream import LayerStream
 from minitron.scores.activation_scores import activation_scores
 from minitron.scores.sweep_plan import SweepPlan

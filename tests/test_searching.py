@@ -18,7 +18,7 @@ from minitron.candidates.search_space import default_space, uniform
 from minitron.candidates.searching import choose_target
 from minitron.cli import main
 from minitron.errors import MinitronError
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.plan import choose_plan
 from minitron.recipe import SearchRecipe
 from minitron.scores.weight_scores import random_scores

@@ -31,7 +31,7 @@ from minitron.evaluation import evaluate_model
 from minitron.evaluations.held_out import HeldOut
 from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.held_source import held_source, stored_bytes
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.plan import PruningPlan, choose_plan, share_kept
 from minitron.recipe import BudgetRecipe, SearchRecipe
 from minitron.scores.calibration import calibration

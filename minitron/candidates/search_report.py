@@ -13,7 +13,7 @@ from minitron.architecture import Architecture
 from minitron.byte_size import readable_bytes
 from minitron.candidates.budget import Budget, Cost
 from minitron.families import AXIS_KEYS, PRUNABLE
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.plan import PruningPlan
 
 _LEFT_ALIGNED = 1  # columns

@@ -25,7 +25,7 @@ from minitron.candidates.search_texts import TEXTS
 from minitron.candidates.shortlist import TABLE, accepted
 from minitron.errors import CorpusError, TargetError
 from minitron.folder_writer import write_json
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.recipe import BudgetRecipe, SearchRecipe, verb
 from minitron.source import Source, open_source
 from minitron.unfinished import check_absent, unfinished_folder

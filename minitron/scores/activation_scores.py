@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from minitron.corpus import Corpus
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.layer_stream import LayerStream
 from minitron.scores.aggregation import KINDS, Aggregation, batch_score
 from minitron.scores.corpus_sweep import Sums, sweep

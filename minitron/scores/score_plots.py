@@ -15,7 +15,7 @@ import torch
 from minitron.architecture import Architecture
 from minitron.errors import MissingExtraError, OutputError, TargetError
 from minitron.families import AXIS_KEYS
-from minitron.importance import Importance
+from minitron.importance_scores import Importance
 from minitron.unfinished import check_absent
 
 _FORMATS = (".png", ".svg", ".pdf")

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from minitron.architecture import Architecture
-from minitron.importance import Importance, score_shapes
+from minitron.importance_scores import Importance, score_shapes
 from minitron.source import Source, complete_tensors
 from minitron.tensors.finite import check_finite
 
