@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from minitron.inspection import inspect as inspect
     from minitron.pruning import prune as prune
     from minitron.remaking import remake as remake
-    from minitron.scores.scoring import measure_importance as importance
     from minitron.scores.scoring import measure_importance as measure_importance
     from minitron.space.showing import demo as demo
     from minitron.training.causal_lm import train as train
     from minitron.training.distillation import distillation_loss as distillation_loss
     from minitron.training.distilling import distill as distill
     from minitron.training.teacher_writing import cache_teacher as cache_teacher
-    from minitron.training.teacher_writing import cache_teacher as teacher_cache
+
+    importance, teacher_cache = measure_importance, cache_teacher
 
 _HOMES = {
     "MinitronError": "errors",
