@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from minitron.architecture import Architecture, resized_config
 from minitron.cards.model_card import write_card
-from minitron.engines import engine_notes
+from minitron.engines import load_notes
 from minitron.errors import TargetError, TokenizerError
 from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.provenance import write_provenance
@@ -59,7 +59,7 @@ def convert(recipe: ConvertRecipe) -> Path:
     )
     model = _read(source, recipe)
     if recipe.to == "hub":
-        for note in engine_notes(model.config):
+        for note in load_notes(model.architecture):
             logger.warning("%s", note)
     _WRITERS[recipe.to](model, out)
     return out

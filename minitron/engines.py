@@ -1,34 +1,70 @@
-"""What other engines get wrong about a model, so that command and card can say so.
+"""Which other engines cannot open a model, so that card, command and search can say so.
 
-engine_notes({"model_type": "nemotron", "hidden_size": 4096, "num_attention_heads": 48, ...})
+The limits are facts of the families' table (`EngineLimit`), read from the engines' own code:
+llama.cpp at llama-cpp-python 0.3.36 (src/models/*.cpp), mlx-lm 0.32.2 (mlx_lm/models/*.py), vLLM
+0.32.0 (vllm/model_executor/models/*.py). SGLang and TensorRT-LLM read head_dim in every family.
+
+    unsupported_engines(Architecture.from_config(config))   # {"llama.cpp": "its code for ..."}
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from minitron.architecture import Architecture
 
+# Whether a model is beyond a limit of this name, and the words for it.
+_BEYOND: Mapping[str, Callable[[Architecture], bool]] = {
+    "square": lambda model: model.num_attention_heads * model.head_dim != model.hidden_size,
+    "derived": lambda model: model.hidden_size // model.num_attention_heads != model.head_dim,
+}
+_WORDS = {
+    "square": "fixes q_proj and o_proj at {hidden} x {hidden}, but num_attention_heads x head_dim "
+    "is {heads} x {head_dim}",
+    "derived": "takes head_dim for hidden_size / num_attention_heads, {derived}, but it is "
+    "{head_dim}",
+    "tie_word_embeddings": "has no tied output embedding",
+    "attention_bias": "has no bias of o_proj",
+    "mlp_bias": "has no bias in the MLP",
+}
+
+
+def unsupported_engines(model: Architecture | Mapping[str, Any]) -> dict[str, str]:
+    """Engine to reason, for each engine that does not load a model of these sizes and switches.
+
+    `model` is an architecture or a config.json; an engine that is not named has no limit that is
+    known here. Cheap: a few comparisons, and words only where a limit is hit.
+    """
+    if not isinstance(model, Architecture):
+        model = Architecture.from_config(model)
+    found: dict[str, str] = {}
+    for limit in model.family.engine_limits:
+        beyond = _BEYOND.get(limit.what)
+        if (limit.what in model.flags) if beyond is None else beyond(model):
+            found.setdefault(limit.engine, _reason(model, limit.what))
+    return found
+
+
+def load_notes(model: Architecture | Mapping[str, Any]) -> list[str]:
+    """A sentence for each engine that does not load the model."""
+    unsupported = unsupported_engines(model).items()
+    return [f"{engine} does not load this model: {reason}." for engine, reason in unsupported]
+
 
 def engine_notes(config: Mapping[str, Any]) -> list[str]:
-    """One sentence for each engine that reads this folder wrongly; none for most models.
+    """What a user of other engines has to know of this model, a sentence each."""
+    model = Architecture.from_config(config)
+    unsupported = unsupported_engines(model)
+    remarks = model.family.engine_remarks.items()
+    return load_notes(model) + [
+        f"{tool}: {remark}." for tool, remark in remarks if tool not in unsupported
+    ]
 
-    Source: llama.cpp's convert_hf_to_gguf.py and nemotron.cpp (pull requests 23343 and 23391).
-    """
-    architecture = Architecture.from_config(config)
-    if architecture.model_type != "nemotron":
-        return []
-    notes = []
-    heads, head_dim = architecture.num_attention_heads, architecture.head_dim
-    if heads * head_dim != architecture.hidden_size:
-        factor = config.get("partial_rotary_factor", 0.5)
-        right = int(head_dim * factor)
-        wrong = int(factor * architecture.hidden_size) // heads
-        notes.append(
-            f"llama.cpp's converter writes rope.dimension_count {wrong} for this model, because "
-            f"it takes head_dim for hidden_size / heads; right is {right}: set it in the GGUF file."
-        )
-    if architecture.tie_word_embeddings:
-        notes.append(
-            "llama.cpp does not load this model: its Nemotron has no tied output embedding."
-        )
-    return notes
+
+def _reason(model: Architecture, what: str) -> str:
+    words = _WORDS[what].format(
+        hidden=model.hidden_size,
+        heads=model.num_attention_heads,
+        head_dim=model.head_dim,
+        derived=model.hidden_size // model.num_attention_heads,
+    )
+    return f"its code for {model.model_type} {words}"

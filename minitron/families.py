@@ -42,6 +42,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class EngineLimit:
+    """What an engine's own code of a family cannot hold: it does not load such a model."""
+
+    engine: str
+    # "square": heads x head_dim must be hidden_size; "derived": head_dim must be hidden_size //
+    # heads; or a config flag that must not be set.
+    what: str
+
+
+@dataclass(frozen=True)
 class Family:
     """A `model_type`: its rows, and what an absent config key means there."""
 
@@ -51,6 +61,9 @@ class Family:
     absent: Mapping[str, int] = field(default_factory=dict)  # sizes that do not follow others
     old_keys: Mapping[str, str] = field(default_factory=dict)  # earlier name -> today's name
     has_layer_types: bool = False  # writes one attention kind a layer
+    engine_limits: tuple[EngineLimit, ...] = ()
+    # Tool to what its user has to know about this family, where it loads the model at all.
+    engine_remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 def _row(name: str, *dimensions: str, when: str | None = None) -> Row:
@@ -126,6 +139,20 @@ FAMILIES: Mapping[str, Family] = {
                 "rope_percent": "partial_rotary_factor",
                 "rope_percentage": "partial_rotary_factor",
             },
+            engine_limits=(
+                EngineLimit("llama.cpp", "square"),
+                EngineLimit("llama.cpp", "tie_word_embeddings"),
+            ),
+            engine_remarks={
+                # llama.cpp takes true where the file is silent; its converter writes the key for
+                # Llama, never for Nemotron.
+                "llama.cpp": "its converter writes no add_space_prefix for Nemotron, so a blank "
+                "is put before the text: `--override-kv "
+                "tokenizer.ggml.add_space_prefix=bool:false` gives the ids of tokenizer.json",
+                "PEFT": "it has no default target modules for Nemotron: "
+                '`LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", '
+                '"down_proj"])`',
+            },
         ),
         Family(
             "llama",
@@ -144,6 +171,11 @@ FAMILIES: Mapping[str, Family] = {
             _decoder(qkv_bias="always", o_bias=None, mlp_bias=None),
             absent={"num_key_value_heads": 32},
             has_layer_types=True,
+            engine_limits=(
+                EngineLimit("llama.cpp", "square"),
+                EngineLimit("mlx-lm", "derived"),
+                EngineLimit("vLLM", "derived"),
+            ),
         ),
         Family(
             "qwen3",
@@ -156,6 +188,11 @@ FAMILIES: Mapping[str, Family] = {
             ),
             absent={"num_key_value_heads": 32, "head_dim": 128},
             has_layer_types=True,
+            engine_limits=(
+                EngineLimit("llama.cpp", "attention_bias"),
+                EngineLimit("mlx-lm", "attention_bias"),
+                EngineLimit("vLLM", "attention_bias"),
+            ),
         ),
     )
 }

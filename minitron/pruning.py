@@ -12,6 +12,7 @@ from minitron.architecture import Architecture, resized_config
 from minitron.candidates.budget import names_budget
 from minitron.candidates.searching import Choice, choose_target
 from minitron.cards.model_card import write_card
+from minitron.engines import load_notes
 from minitron.errors import TargetError
 from minitron.families import AXIS_KEYS, PRUNABLE
 from minitron.folder_writer import specs_of, write_companions, write_weights
@@ -49,6 +50,8 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     choice = _chosen(source, whole, recipe)
     target = choice.target
     hub_config(resized_config(source.config, target, tuple(range(target.num_hidden_layers))))
+    for note in load_notes(target):
+        logger.warning("%s", note)
     tensors = complete_tensors(source, whole)
     decision = _decide(source, whole, choice, recipe)
     plan, importance = decision.plan, decision.importance
