@@ -22,6 +22,9 @@ _REQUIRED = (
     "num_attention_heads",
     "vocab_size",
 )
+# Bounds of what a config may say, far above any model: a listing of all tensors must fit memory.
+MAX_LAYERS = 10_000
+MAX_SIZE = 2**24
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")  # absent means false in all families
 
 
@@ -53,6 +56,11 @@ class Architecture:
         for key in AXIS_KEYS.values():
             if getattr(self, key) < 1:
                 raise ArchitectureError(f"{key} is {getattr(self, key)}: it must be at least 1")
+            largest = MAX_LAYERS if key == "num_hidden_layers" else MAX_SIZE
+            if getattr(self, key) > largest:
+                raise ArchitectureError(
+                    f"{key} is {getattr(self, key)}: no model has more than {largest}"
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ArchitectureError(
                 f"num_attention_heads is {self.num_attention_heads}: it must be a multiple of "

@@ -19,6 +19,10 @@ AXIS_KEYS: Mapping[str, str] = {
     "layers": "num_hidden_layers",
     "vocab": "vocab_size",
 }
+# As state dicts of every family name them. Tied, the output embedding is the input embedding.
+BASE_PREFIX = "model."
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 PRUNABLE = ("hidden", "ffn", "heads", "kv_heads", "layers")
 PER_LAYER = ("ffn", "heads", "kv_heads")  # ranked in every layer by itself
 

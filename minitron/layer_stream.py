@@ -25,12 +25,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from minitron.architecture import Architecture
+from minitron.families import EMBEDDING, HEAD
 from minitron.source import Source, complete_tensors, fast_dtype, hub_config, new_model
 from minitron.tensors.finite import check_finite
 from minitron.tensors.lazy_tensor import LazyTensor
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 BLOCK_BYTES = 16 << 20  # of an embedding, held at once
 _NORM = "model.norm."
 _CALLS_KEPT = 8

@@ -29,11 +29,13 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from minitron.architecture import Architecture, family_of
+from minitron.architecture import Architecture
 from minitron.errors import ArchitectureError, SourceError, TargetError, TokenizerError
+from minitron.families import EMBEDDING, HEAD
 from minitron.hub.folder import HubFolder
 from minitron.hub.partial_file import bring
 from minitron.hub.repository import HubRepository
+from minitron.tensor_names import some_of
 from minitron.tensors.finite import FLOATS, check_finite
 from minitron.tensors.lazy_tensor import LazyTensor
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
@@ -175,9 +177,12 @@ def complete_tensors(source: Source, architecture: Architecture) -> dict[str, La
     """
     stored = source.tensors
     shapes = architecture.shapes()
+    missing = [name for name in shapes if name not in stored]
+    if missing:
+        raise SourceError(
+            f"{source.name} has no tensor {some_of(missing)}: its weights are incomplete"
+        )
     for name, shape in shapes.items():
-        if name not in stored:
-            raise SourceError(f"{source.name} has no tensor {name}: its weights are incomplete")
         if stored[name].shape != shape:
             raise SourceError(
                 f"{source.name}: {name} has shape {list(stored[name].shape)}, "
@@ -188,14 +193,18 @@ def complete_tensors(source: Source, architecture: Architecture) -> dict[str, La
                 f"{source.name}: {name} holds {str(stored[name].dtype).removeprefix('torch.')}, "
                 "not floating-point numbers: start from the unquantized model"
             )
-    tied = "lm_head.weight" if architecture.tie_word_embeddings else ""
-    for name in stored:
-        if name not in shapes and name != tied and not name.endswith(_LEFTOVERS):
-            raise SourceError(
-                f"{source.name} has a tensor {name} that no {architecture.model_type} has: "
-                "its config.json is not that of these weights"
-            )
-    if tied in stored and not _equal(stored[tied], stored["model.embed_tokens.weight"]):
+    tied = HEAD if architecture.tie_word_embeddings else ""
+    unknown = [
+        name
+        for name in stored
+        if name not in shapes and name != tied and not name.endswith(_LEFTOVERS)
+    ]
+    if unknown:
+        raise SourceError(
+            f"{source.name} has a tensor {some_of(unknown)} that no {architecture.model_type} has: "
+            "its config.json is not that of these weights"
+        )
+    if tied in stored and not _equal(stored[tied], stored[EMBEDDING]):
         raise SourceError(
             f"{source.name}: lm_head.weight is not the embedding although tie_word_embeddings is "
             "set: set it to false in config.json"
@@ -259,7 +268,7 @@ def load_model(
         check_finite(tensor, name, source.name)
         weights[name] = tensor.to(device=device, dtype=dtype or fast_dtype(tensor.dtype, device))
     if architecture.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        weights[HEAD] = weights[EMBEDDING]
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()
     generation = source.file("generation_config.json")
@@ -292,7 +301,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     Raises TokenizerError where there is none, ArchitectureError for a config that is damaged: the
     tokenizer's class may depend on it.
     """
-    family_of(source.config)
+    Architecture.from_config(source.config)
     hub_config(source.config)
     files = list(source.tokenizer_files())
     if not files:

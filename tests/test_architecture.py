@@ -349,3 +349,10 @@ def test_settings_that_are_no_sizes_are_carried_on() -> None:
     assert written["my_own_key"] == {"a": [1]}
     assert written["rms_norm_eps"] == 0.5
     assert "layer_types" not in written
+
+
+@pytest.mark.parametrize("key", [*SIZES])
+def test_a_size_that_no_model_has_is_refused_before_anything_is_listed(key: str) -> None:
+    sizes = {**SIZES, "num_key_value_heads": 1, key: 300_000_000}
+    with pytest.raises(ArchitectureError, match=rf"{key} is 300000000: no model has more than \d+"):
+        Architecture.from_config({"model_type": "qwen2", **sizes})

@@ -30,7 +30,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.unfinished",),
         ("minitron.families",),
         ("minitron.architecture",),
-        ("minitron.byte_size", "minitron.resumable_file"),
+        ("minitron.byte_size", "minitron.resumable_file", "minitron.tensor_names"),
         ("minitron.tensors.lazy_tensor",),
         ("minitron.tensors.model_digest",),
         ("minitron.importance_scores",),

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from minitron.families import EMBEDDING, HEAD
 from minitron.source import hub_config, new_model
 
 Clock = Callable[[], float]
@@ -128,7 +129,7 @@ def random_model(config: Mapping[str, Any], conditions: Conditions) -> PreTraine
         model = new_model(hub_config(config))
     weights = {name: noise(like.shape, conditions) for name, like in model.named_parameters()}
     if model.config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        weights[HEAD] = weights[EMBEDDING]
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()
     model.to(torch.device(conditions.device))  # type: ignore[arg-type]  # wrapped without types

@@ -19,7 +19,7 @@ from minitron.candidates.latency import Corners, LatencyTable, checked_device, m
 from minitron.candidates.search_report import sizes_of
 from minitron.candidates.search_space import SPACES, Space, counted, default_space, thinned
 from minitron.errors import ArchitectureError, TargetError
-from minitron.layer_stream import EMBEDDING
+from minitron.families import EMBEDDING
 from minitron.recipe import BudgetRecipe
 from minitron.source import (
     Source,

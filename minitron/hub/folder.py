@@ -18,10 +18,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from minitron.architecture import Architecture
 from minitron.errors import SourceError
+from minitron.families import HEAD
 from minitron.hub.fetched_tensor import FetchedTensor
 from minitron.hub.place import LocalPlace, Place
 from minitron.hub.remote_tensor import RemoteTensor, Windows
+from minitron.tensor_names import canonical_names, some_of
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.tensors.safetensors_file import (
     MAX_HEADER,
@@ -91,26 +94,47 @@ class HubFolder:
 
     @cached_property
     def tensors(self) -> Mapping[str, LazyTensor]:
-        """Every tensor, located but not read. Raises SourceError where shards are missing,
-        damaged, or without a tensor that the index names.
+        """Every tensor under the family's own name, located but not read. Raises SourceError where
+        shards are missing, damaged, or without a tensor that the index names.
 
         A file of the Hub is fetched when the first of its tensors is read; with little disk it
         is not, but what is read of it."""
-        found: dict[str, LazyTensor] = {}
-        for name, file in self.files_of_tensors.items():
-            shard = self._listed(file)
-            if name not in shard:
-                raise SourceError(
-                    f"{self.name}: the index says {file} holds {name}, but it does not: "
-                    "fetch the folder again"
-                )
-            found[name] = self._coming(file, name, shard[name])
-        if not found:
+        if not self.files_of_tensors:
             raise SourceError(
                 f"{self.name} has no weights: model.safetensors or pytorch_model.bin, "
                 "or an index with its shards"
             )
+        architecture = Architecture.from_config(self.config)
+        files = self._files_by_stored_name()
+        known = {*architecture.shapes(), HEAD}
+        found: dict[str, LazyTensor] = {}
+        for name, stored in canonical_names(files, architecture).items():
+            # As transformers does: what the index does not list is read where the model has it.
+            if stored in self.files_of_tensors or name in known:
+                file = files[stored]
+                found[name] = self._coming(file, stored, self._listed(file)[stored])
+        absent = [name for name in self.files_of_tensors if name not in files]
+        for name, stored in canonical_names(absent, architecture).items():
+            if name not in found:  # a tied tensor has another of its names
+                raise SourceError(
+                    f"{self.name}: the index says {self.files_of_tensors[stored]} holds "
+                    f"{some_of(absent)}, but it does not: fetch the folder again"
+                )
         return found
+
+    def _files_by_stored_name(self) -> dict[str, str]:
+        """Every tensor that a file holds, with that file: those of the index first."""
+        holders: dict[str, str] = {}
+        for file in dict.fromkeys(self.files_of_tensors.values()):
+            for name in self._listed(file):
+                if name in holders:
+                    raise SourceError(
+                        f"{self.name}: {holders[name]} and {file} both hold {name}: "
+                        "fetch the folder again"
+                    )
+                holders[name] = file
+        listed = {name: holders[name] for name in self.files_of_tensors if name in holders}
+        return {**listed, **holders}
 
     def file(self, name: str) -> Path | None:
         """A file of the folder, on this machine; None where there is none."""

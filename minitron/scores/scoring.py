@@ -19,8 +19,9 @@ from minitron.byte_size import parse_bytes
 from minitron.corpus import TokenIds
 from minitron.device_memory import free_memory, memory_in_use
 from minitron.errors import CorpusError, ImportanceError, TargetError
+from minitron.families import EMBEDDING
 from minitron.importance_scores import Importance
-from minitron.layer_stream import EMBEDDING, LayerStream
+from minitron.layer_stream import LayerStream
 from minitron.processes import Processes, joined_processes
 from minitron.recipe import CalibrationRecipe, ImportanceRecipe, record_of, verb
 from minitron.resumable_file import RESULT, partial_of, resumable_file

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minitron.layer_stream import EMBEDDING, HEAD, LayerStream
+from minitron.families import EMBEDDING, HEAD
+from minitron.layer_stream import LayerStream
 from minitron.source import Source
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.training.distillation import distillation_loss
