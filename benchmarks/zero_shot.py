@@ -23,11 +23,12 @@ from minitron.architecture import Architecture
 from minitron.evaluation import evaluate_model
 from minitron.evaluations.held_out import HeldOut, held_out_text
 from minitron.importance_scores import Importance
-from minitron.plan import PruningPlan, between, choose_plan
+from minitron.plan import PruningPlan, choose_plan
 from minitron.recipe import PruneRecipe
 from minitron.scores.scoring import score
 from minitron.source import load_model, load_tokenizer, open_source
 from minitron.surgery import PrunedSource
+from minitron.target_sizes import between
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (1, 2, 3)

@@ -109,6 +109,26 @@ class Architecture:
         """Query heads that share one key and value."""
         return self.num_attention_heads // self.num_key_value_heads
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether several query heads share a key and value; else each has its own."""
+        return self.heads_per_group > 1
+
+    @property
+    def hidden_step(self) -> int:
+        """What the family wants hidden_size to be a multiple of, at this number of heads."""
+        return self.num_attention_heads if self.family.hidden_divides_by_heads else 1
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the family takes these sizes together."""
+        return self.hidden_size % self.hidden_step == 0
+
+    def with_heads(self, heads: int) -> "Architecture":
+        """The same at so many query heads, each with its key and value where none are shared."""
+        kv_heads = self.num_key_value_heads if self.has_groups else heads
+        return self.resized(num_attention_heads=heads, num_key_value_heads=kv_heads)
+
     def size(self, axis: str) -> int:
         """The length of a named axis."""
         return int(getattr(self, AXIS_KEYS[axis]))

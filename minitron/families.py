@@ -68,6 +68,9 @@ class Family:
     engine_limits: tuple[EngineLimit, ...] = ()
     # Tool to what its user has to know about this family, where it loads the model at all.
     engine_remarks: Mapping[str, str] = field(default_factory=dict)
+    # Whether hidden_size must be a multiple of num_attention_heads, even with head_dim given, as
+    # transformers 5's LlamaConfig.validate_architecture asks; the other families take any.
+    hidden_divides_by_heads: bool = False
 
 
 def _row(name: str, *dimensions: str, when: str | None = None) -> Row:
@@ -162,6 +165,7 @@ FAMILIES: Mapping[str, Family] = {
             "llama",
             "LlamaForCausalLM",
             _decoder(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+            hidden_divides_by_heads=True,
         ),
         Family(
             "mistral",

@@ -8,7 +8,9 @@ attention stays what it was; kept layers keep their order. Knows no weights and 
     plan.hidden   # (0, 1, 3, ...)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -87,23 +89,10 @@ def axes_to_rank(source: Architecture, target: Architecture) -> tuple[str, ...]:
     if target.heads_per_group > source.heads_per_group:
         raise TargetError(
             f"{target.num_attention_heads} heads in {target.num_key_value_heads} KV groups are "
-            f"{target.heads_per_group} a group, and the source has {source.heads_per_group}: "
-            "keep fewer heads"
+            f"{target.heads_per_group} a group, and the source has {source.heads_per_group}: give "
+            f"--num-attention-heads {target.num_key_value_heads * source.heads_per_group} or fewer"
         )
     return tuple(axis for axis in PRUNABLE if source.size(axis) != target.size(axis))
-
-
-def between(source: Architecture, target: Architecture, share: float) -> Architecture:
-    """Sizes on the way to a target, by equal factors, and never an uneven group of heads."""
-
-    def size(axis: str) -> int:
-        have, want = source.size(axis), target.size(axis)
-        return max(want, round(have * float((want / have) ** share)))
-
-    groups = size("kv_heads")
-    sizes = {AXIS_KEYS[axis]: size(axis) for axis in ("hidden", "ffn", "layers")}
-    each = max(target.heads_per_group, min(source.heads_per_group, -(-size("heads") // groups)))
-    return source.resized(**sizes, num_key_value_heads=groups, num_attention_heads=each * groups)
 
 
 def choose_plan(
@@ -118,8 +107,8 @@ def choose_plan(
 
     `contiguous` drops neighbouring layers only, as arXiv 2408.11796 does. `head_residual` names, to
     each of the lower-ranked kept heads, the pruned head of its KV group that is folded into it
-    (2407.14679, section 2.3). Raises TargetError for a target that is no cut of `source`,
-    ImportanceError for scores of another model or a missing axis.
+    (2407.14679, section 2.3), where a group loses any. Raises TargetError for a target that is no
+    cut of `source`, ImportanceError for scores of another model or a missing axis.
     """
     ranked = axes_to_rank(source, target)
     importance.check_fits(source)
@@ -138,11 +127,12 @@ def choose_plan(
     def in_kept_layers(axis: str) -> tuple[Indices, ...]:
         if axis not in ranked:
             return (tuple(range(source.size(axis))),) * len(layers)
-        scores = importance.axis(axis)
+        scores = _scores_of(axis, importance, source)
         return tuple(_highest(scores[layer], target.size(axis)) for layer in layers)
 
     kv_heads = in_kept_layers("kv_heads")
     rankings = _ranked_heads(importance, source, layers, kv_heads) if "heads" in ranked else None
+    folds = head_residual and target.heads_per_group < source.heads_per_group
     return PruningPlan(
         source=source,
         target=target,
@@ -151,8 +141,15 @@ def choose_plan(
         ffn=in_kept_layers("ffn"),
         heads=in_kept_layers("heads") if rankings is None else _kept_heads(rankings, target),
         kv_heads=kv_heads,
-        partners=_partners(rankings, target) if head_residual and rankings is not None else None,
+        partners=_partners(rankings, target) if folds and rankings is not None else None,
     )
+
+
+def _scores_of(axis: str, importance: Importance, source: Architecture) -> torch.Tensor:
+    """The scores of an axis; of KV heads that nobody measured those of their one query head."""
+    if axis == "kv_heads" and importance.kv_heads is None and not source.has_groups:
+        return importance.axis("heads")
+    return importance.axis(axis)
 
 
 # Of each kept layer, of each kept KV group: its heads, the highest score first.
@@ -213,7 +210,7 @@ def share_kept(plan: PruningPlan, importance: Importance) -> dict[str, float]:
     """The share of the summed scores that stays, for each axis that is cut."""
     shares = {}
     for axis in axes_to_rank(plan.source, plan.target):
-        scores = importance.axis(axis)
+        scores = _scores_of(axis, importance, plan.source)
         kept = getattr(plan, axis)
         if axis in PER_LAYER:
             rows = list(zip(plan.layers, kept, strict=True))
@@ -223,6 +220,14 @@ def share_kept(plan: PruningPlan, importance: Importance) -> dict[str, float]:
             part, whole = float(scores[list(kept)].sum()), float(scores.sum())
         shares[axis] = part / whole if whole else 1.0
     return shares
+
+
+def scores_kept(shares: Mapping[str, float]) -> float:
+    """One number for what `share_kept` says of each axis, from 0 to 1: their product.
+
+    KV heads go with their query heads and are not counted twice.
+    """
+    return prod(share for axis, share in shares.items() if axis != "kv_heads")
 
 
 def _highest(scores: torch.Tensor, count: int) -> Indices:

@@ -19,12 +19,13 @@ from minitron.folder_writer import specs_of, write_companions, write_weights
 from minitron.hub.folder import HubFolder
 from minitron.hub.publishing import check_push_to_hub, push_result
 from minitron.importance_scores import Importance
-from minitron.plan import PruningPlan, axes_to_rank, between, choose_plan, share_kept
+from minitron.plan import PruningPlan, axes_to_rank, choose_plan, share_kept
 from minitron.provenance import write_provenance
 from minitron.recipe import PruneRecipe, record_of, verb
 from minitron.scores.scoring import check_corpus_named, score
 from minitron.source import Source, complete_tensors, hub_config, open_source
 from minitron.surgery import PrunedSource, narrowed, source_names
+from minitron.target_sizes import between, target_of
 from minitron.tensors.tensor_stream import copied
 from minitron.unfinished import check_absent, unfinished_folder
 
@@ -96,13 +97,7 @@ def target_architecture(source: Architecture, recipe: PruneRecipe) -> Architectu
     Raises ArchitectureError or TargetError for sizes that are no cut of the source.
     """
     wished = {AXIS_KEYS[axis]: getattr(recipe, AXIS_KEYS[axis]) for axis in PRUNABLE}
-    sizes = {size: value for size, value in wished.items() if value is not None}
-    groups = sizes.get("num_key_value_heads")
-    if groups is not None and "num_attention_heads" not in sizes:
-        sizes["num_attention_heads"] = groups * source.heads_per_group
-    target = source.resized(**sizes)
-    axes_to_rank(source, target)
-    return target
+    return target_of(source, {size: value for size, value in wished.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,8 @@ def _decide_in_steps(
     for step in range(1, recipe.steps + 1):
         left = source if decision is None else PrunedSource(source, decision.plan)
         before = whole if decision is None else decision.plan.target
-        after = target if step == recipe.steps else between(whole, target, step / recipe.steps)
+        is_last, share = step == recipe.steps, step / recipe.steps
+        after = target if is_last else between(whole, target, share, before)
         importance = _importance(left, before, after, recipe)
         plan = choose_plan(importance, before, after, contiguous=recipe.contiguous_layers)
         shares = share_kept(plan, importance)

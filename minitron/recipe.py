@@ -152,7 +152,8 @@ class PruneRecipe(BudgetRecipe):
     intermediate_size: int | None = None
     """Neurons of each MLP to keep."""
     num_attention_heads: int | None = None
-    """Query heads of each layer to keep: a multiple of the KV heads."""
+    """Query heads of each layer to keep: a multiple of the KV heads; where none is shared, each is
+    cut with its own KV head."""
     num_key_value_heads: int | None = None
     """KV heads of each layer to keep, with their query heads; all of them unless given."""
     num_hidden_layers: int | None = None

@@ -21,6 +21,7 @@ from minitron.source import hub_config
 from minitron.space.family import Member
 from minitron.space.measures import SAMPLES, Measures, Timings
 from minitron.space.request import number, whole
+from minitron.target_sizes import target_of
 
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 WORDS = {
@@ -134,7 +135,7 @@ def steps_of(member: Member) -> dict[str, Step]:
     """The sizes worth offering: multiples that kernels like, whole KV groups, any depth."""
     sizes = architecture_of(member)
     multiple = checked_multiple(sizes, None)
-    groups = sizes.num_key_value_heads
+    groups = sizes.num_key_value_heads if sizes.has_groups else 1
     return {
         "hidden_size": _step(sizes.hidden_size, multiple),
         "intermediate_size": _step(sizes.intermediate_size, multiple * 2),
@@ -146,7 +147,7 @@ def steps_of(member: Member) -> dict[str, Step]:
 def planned(member: Member, sizes: Sizes, measures: Measures) -> Cut:
     """The cut that `minitron prune` would make. Raises MinitronError for sizes that do not go."""
     source = architecture_of(member)
-    target = source.resized(**asdict(sizes))
+    target = target_of(source, asdict(sizes))
     hub_config(resized_config(member.open().config, target, tuple(range(target.num_hidden_layers))))
     importance = measures.importance(member)
     plan = choose_plan(importance, source, target)

@@ -35,6 +35,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.tensors.model_digest",),
         ("minitron.importance_scores",),
         ("minitron.plan",),
+        ("minitron.target_sizes",),
         ("minitron.making",),
         ("minitron.candidates.budget",),
         ("minitron.candidates.search_space", "minitron.candidates.search_report"),

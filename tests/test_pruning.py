@@ -347,6 +347,33 @@ def test_a_kv_group_goes_with_its_query_heads(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_that_share_no_kv_head_are_cut_with_their_own(family: str, tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source", family, num_key_value_heads=6)
+    scores = random_scores(Architecture(family, **{**SIZES, "num_key_value_heads": 6}), 1)
+    scores.save(tmp_path / "scores")
+    options: dict[str, Any] = {"num_attention_heads": 3, "importance": str(tmp_path / "scores")}
+    out = minitron.prune(str(source), str(tmp_path / "out"), **options)
+    assert (out.config["num_key_value_heads"], out.config["num_attention_heads"]) == (3, 3)
+    whole = AutoModelForCausalLM.from_pretrained(source).eval()
+    with torch.no_grad():
+        for layer, attention in enumerate(layer.self_attn for layer in whole.model.layers):
+            gone = scores.axis("kv_heads")[layer].argsort(descending=True)[3:]
+            for head in gone.tolist():  # a head whose output nobody reads is not there
+                attention.o_proj.weight[:, head * 8 : (head + 1) * 8] = 0
+    ids = torch.arange(1, 30)[None]
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(cut(ids).logits, whole(ids).logits, rtol=1e-4, atol=1e-4)
+    folded = minitron.prune(str(source), str(tmp_path / "folded"), head_residual=True, **options)
+    assert contents_of(folded) == contents_of(out)  # no group loses a part of its heads
+    again = minitron.remake(str(tmp_path / "out"), str(tmp_path / "again"))
+    assert contents_of(again) == contents_of(out)
+
+
+def contents_of(folder: Any) -> dict[str, bytes]:
+    return {name: tensor.read().numpy().tobytes() for name, tensor in folder.tensors.items()}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_head_residual_is_added_to_queries_alone(tmp_path: Path, dtype: torch.dtype) -> None:
     source = tiny_folder(tmp_path / "source", dtype=dtype)
@@ -387,6 +414,20 @@ def test_steps_measure_what_the_last_one_left(tmp_path: Path) -> None:
     assert once.keys() == twice.keys()
     assert all(torch.equal(once[name], twice[name]) for name in once)
     assert record["recipe"]["steps"] == 2
+
+
+def test_steps_go_by_sizes_that_the_family_takes(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source", "llama", num_key_value_heads=6, hidden_size=48)
+    corpus = ids_file(tmp_path / "ids.npy", 3, 9)
+    out = minitron.prune(
+        str(source),
+        str(tmp_path / "out"),
+        hidden_size=33,
+        num_attention_heads=3,
+        corpus=corpus,
+        steps=3,
+    )
+    assert [out.config[key] for key in ("hidden_size", "num_key_value_heads")] == [33, 3]
 
 
 def test_contiguous_layers_are_neighbours(tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_shares_are_those_of_the_highest_scores_and_of_all_parameters() -> None:
     assert heads[0][0] == MODEL.resized(num_attention_heads=2).parameters / MODEL.parameters
 
 
+def test_heads_that_share_no_kv_head_are_shown_one_by_one() -> None:
+    even = MODEL.resized(num_key_value_heads=6)
+    importance = Importance({}, heads=torch.tensor([[3.0, 2.0, 1.0, 6.0, 5.0, 4.0]] * 4).double())
+    heads = shares_kept(importance, even, "heads")
+    assert [score for _, score in heads] == pytest.approx([n / 21 for n in (6, 11, 15, 18, 20, 21)])
+    assert heads[0][0] == even.with_heads(1).parameters / even.parameters
+
+
 def refused(plot: Path, tmp_path: Path) -> Any:
     folder = tiny_folder(tmp_path / "model")
     return measure_importance(str(folder), str(tmp_path / "out"), scores="random", plot=str(plot))

@@ -6,7 +6,6 @@ Knows the order, the table and the record; measures nothing.
 """
 
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 from minitron.architecture import Architecture
@@ -14,7 +13,7 @@ from minitron.byte_size import readable_bytes
 from minitron.candidates.budget import Budget, Cost
 from minitron.families import AXIS_KEYS, PRUNABLE
 from minitron.importance_scores import Importance
-from minitron.plan import PruningPlan
+from minitron.plan import PruningPlan, scores_kept
 
 _LEFT_ALIGNED = 1  # columns
 
@@ -168,7 +167,7 @@ def _cells(rank: int, candidate: Candidate) -> dict[str, str]:
         "memory": readable_bytes(candidate.cost.memory),
         "ms predicted": _milliseconds(candidate.cost.latency),
         "ms measured": _milliseconds(candidate.measured_latency) + over,
-        "scores kept": f"{100 * prod(candidate.share_kept.values()):.1f} %",
+        "scores kept": f"{100 * scores_kept(candidate.share_kept):.1f} %",
         "loss": f"{candidate.loss:.4f}",
         "retrained": "" if candidate.retrained_loss is None else f"{candidate.retrained_loss:.4f}",
     }

@@ -62,17 +62,23 @@ def shares_kept(
 ) -> list[tuple[float, float]]:
     """Points (share of all parameters, share of the axis's score) as the axis is cut down.
 
-    What scores lowest goes first, in every layer equally much; heads go KV group by KV group, so
-    that every group keeps equally many.
+    What scores lowest goes first, in every layer equally much; heads that share KV heads go KV
+    group by KV group, so that every group keeps equally many, and others with their KV heads.
     """
     scores = importance.axis(axis).double()
-    groups = architecture.num_key_value_heads if axis == "heads" else 1
+    in_groups = axis == "heads" and architecture.has_groups
+    groups = architecture.num_key_value_heads if in_groups else 1
     rows = scores.reshape(-1, scores.shape[-1] // groups).sort(descending=True).values
     kept = rows.sum(0).cumsum(0) / scores.sum()
     size = architecture.size(axis)
     points = []
     for members in sorted({max(1, len(kept) * step // _STEPS) for step in range(1, _STEPS + 1)}):
-        smaller = architecture.resized(**{AXIS_KEYS[axis]: size * members // len(kept)})
+        left = size * members // len(kept)
+        smaller = (
+            architecture.with_heads(left)
+            if axis == "heads"
+            else architecture.resized(**{AXIS_KEYS[axis]: left})
+        )
         points.append((smaller.parameters / architecture.parameters, float(kept[members - 1])))
     return points
 
