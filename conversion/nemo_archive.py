@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from minitron.conversion.unpacked_tar import TemporaryPath, is_tar_header, unpack
 from minitron.errors import SourceError
 from minitron.hub.partial_file import bring
+from minitron.tensors.file_identity import FileIdentity, open_unchanged
 from minitron.tensors.file_window import FileWindow
 from minitron.tensors.inert_pickle import DAMAGE
 from minitron.tensors.torch_file import read_torch_object
@@ -46,6 +47,7 @@ class Member:
     path: Path
     start: int
     length: int
+    identity: FileIdentity | None = None  # of the file; None for a stand-in
 
 
 class Archive:
@@ -85,21 +87,19 @@ class Archive:
             )
         try:
             bring(member.path, member.start, member.start + member.length)
-            with member.path.open("rb") as file:
-                file.seek(member.start)
-                data = file.read(member.length)
+            end = member.start + member.length
+            with open_unchanged(member.path, member.identity, end) as descriptor:
+                return os.pread(descriptor, member.length, member.start)
         except OSError as error:
             raise SourceError(f"{member.path} cannot be read: {error.strerror}") from None
-        if len(data) < member.length:
-            raise SourceError(f"{member.path} is truncated: it ends inside {name}")
-        return data
 
     def torch_object(self, name: str, offset: int = 0, length: int | None = None) -> object:
         """What torch.save wrote into a member, or into some bytes of it, as data."""
         member = self.member(name)
         length = member.length - offset if length is None else length
         try:
-            return read_torch_object(member.path, member.start + offset, length)
+            with open_unchanged(member.path, member.identity):
+                return read_torch_object(member.path, member.start + offset, length)
         except SourceError as error:
             # It names the tar, which may be a temporary one.
             reason = str(error).removeprefix(str(member.path))
@@ -161,7 +161,7 @@ def _tar_members(tar: Path, named: Path) -> dict[str, Member]:
             name = _safe_name(entry.name, named)
             if name in members:
                 raise SourceError(f"{named} holds {name} twice: it is damaged or not to be trusted")
-            members[name] = Member(tar, entry.offset_data, entry.size)
+            members[name] = Member(tar, entry.offset_data, entry.size, window.identity)
     if not members:
         raise SourceError(f"{named} is a tar without files")
     return members
@@ -237,7 +237,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Member]]:
         except OSError:  # a link to nothing
             continue
         if stat.S_ISREG(status.st_mode):
-            yield name, Member(path, 0, status.st_size)
+            yield name, Member(path, 0, status.st_size, FileIdentity.of(status))
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -71,7 +71,7 @@ def _chunk(
     expected = prod(shape) * dtype.itemsize
     if member.length != expected:
         raise SourceError(f"{where} has {member.length} bytes, {expected} are expected")
-    return StoredTensor(member.path, dtype, shape, member.start)
+    return StoredTensor(member.path, dtype, shape, member.start, identity=member.identity)
 
 
 def _settings(archive: Archive, place: str, where: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.families",),
         ("minitron.architecture",),
         ("minitron.byte_size", "minitron.resumable_file", "minitron.tensor_names"),
+        ("minitron.tensors.file_identity",),
         ("minitron.tensors.lazy_tensor",),
         ("minitron.tensors.model_digest",),
         ("minitron.importance_scores",),

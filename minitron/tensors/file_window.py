@@ -5,14 +5,18 @@ import os
 from pathlib import Path
 
 from minitron.errors import SourceError
-from minitron.hub.partial_file import bring
+from minitron.hub.partial_file import PartialPath, bring
+from minitron.tensors.file_identity import FileIdentity
 
 
 class FileWindow(io.RawIOBase):
     """Bytes [start, start + length) of an open file. Closing it leaves that file open."""
 
     def __init__(self, descriptor: int, path: Path, start: int, length: int | None) -> None:
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        size = status.st_size
+        # A stand-in is written to while it is read.
+        self.identity = None if isinstance(path, PartialPath) else FileIdentity.of(status)
         length = size - start if length is None else length
         if start < 0 or length < 0 or start + length > size:
             raise SourceError(f"{path} is truncated: {start + length} bytes needed, it has {size}")

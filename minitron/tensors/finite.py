@@ -8,7 +8,6 @@ slower.
 """
 
 import mmap
-import os
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from minitron.errors import SourceError
+from minitron.tensors.file_identity import open_unchanged
 from minitron.tensors.lazy_tensor import FileRange
 
 # Signed and unsigned integer of the same width, and the smallest pattern that is not finite.
@@ -46,16 +46,13 @@ def is_finite_in_file(part: FileRange, dtype: torch.dtype) -> bool:
     if dtype not in _PATTERNS:
         return True
     signed = _PATTERNS[dtype][0]
-    with part.path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if part.offset + part.nbytes > size:
-            raise SourceError(f"{part.path} is truncated: it ends at {size}")
+    with open_unchanged(part.path, part.identity, part.offset + part.nbytes) as descriptor:
         for start in range(part.offset, part.offset + part.nbytes, _WINDOW):
             length = min(_WINDOW, part.offset + part.nbytes - start)
             before = start % mmap.ALLOCATIONGRANULARITY
             flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
             with mmap.mmap(
-                file.fileno(), before + length, flags, mmap.PROT_READ, offset=start - before
+                descriptor, before + length, flags, mmap.PROT_READ, offset=start - before
             ) as window:
                 # The array must be gone before its window is.
                 count = length // dtype.itemsize

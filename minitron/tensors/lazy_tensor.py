@@ -10,12 +10,14 @@ file to file.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Protocol
 
 import torch
+
+from minitron.tensors.file_identity import FileIdentity
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class FileRange:
     path: Path
     offset: int
     nbytes: int
+    identity: FileIdentity | None = field(default=None, compare=False, repr=False)
 
 
 class LazyTensor(Protocol):

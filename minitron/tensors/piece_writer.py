@@ -12,6 +12,7 @@ from io import FileIO
 import torch
 
 from minitron.errors import SourceError
+from minitron.tensors.file_identity import open_unchanged
 from minitron.tensors.lazy_tensor import FileRange
 from minitron.tensors.tensor_stream import Piece
 
@@ -25,7 +26,7 @@ def write_piece(
 ) -> int:
     """Append a piece to an unbuffered file and return its bytes; `progress` hears of them.
 
-    Raises SourceError where the file that holds the piece ends early.
+    Raises SourceError where the file that holds the piece is gone, changed or ends early.
     """
     if isinstance(piece, FileRange):
         return _copy(file, piece, progress)
@@ -39,11 +40,11 @@ def write_piece(
 
 def _copy(file: FileIO, piece: FileRange, progress: Callable[[int], object]) -> int:
     """The kernel copies; where it cannot, we do."""
-    with piece.path.open("rb", buffering=0) as source:
+    with open_unchanged(piece.path, piece.identity) as source:
         done = 0
         while done < piece.nbytes:
             count = min(piece.nbytes - done, _AT_ONCE)
-            moved = _move(source.fileno(), file.fileno(), piece.offset + done, count)
+            moved = _move(source, file.fileno(), piece.offset + done, count)
             if moved == 0:
                 raise SourceError(f"{piece.path} is truncated: it ends at {piece.offset + done}")
             done += moved

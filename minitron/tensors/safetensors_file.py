@@ -9,13 +9,16 @@ tensor be pulled once.
 """
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 import torch
 
 from minitron.errors import SourceError
+from minitron.tensors.file_identity import FileIdentity
 from minitron.tensors.stored_tensor import StoredTensor
 
 _DTYPES = {
@@ -39,13 +42,15 @@ MAX_HEADER = 100_000_000  # bytes; the limit that the format's own library sets
 def read_safetensors_header(path: Path) -> Mapping[str, StoredTensor]:
     """Tensor name to its place in the file. Raises SourceError for a damaged or cut-off file."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            identity = FileIdentity.of(os.fstat(file.fileno()))
+            size = identity.nbytes
             beginning = file.read(8)
             beginning += file.read(min(_length(beginning), size, MAX_HEADER))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    return parse_safetensors_header(path, beginning, size)
+    listed = parse_safetensors_header(path, beginning, size)
+    return {name: replace(tensor, identity=identity) for name, tensor in listed.items()}
 
 
 def parse_safetensors_header(path: Path, beginning: bytes, size: int) -> Mapping[str, StoredTensor]:

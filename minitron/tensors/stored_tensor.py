@@ -8,12 +8,13 @@ rows asked for into a fresh tensor, without mapping the file.
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from minitron.errors import SourceError
+from minitron.tensors.file_identity import FileIdentity, open_unchanged
 from minitron.tensors.lazy_tensor import FileRange
 
 
@@ -26,6 +27,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int  # of the first element, in bytes from the start of the file
     strides: tuple[int, ...] | None = None
+    identity: FileIdentity | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -43,7 +45,7 @@ class StoredTensor:
         if 0 in shape:
             return torch.empty(shape, dtype=self.dtype)
         span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        elements = _read_elements(self.path, self.dtype, offset, span)
+        elements = self._read_elements(offset, span)
         if self.strides is None:
             return elements.reshape(shape)
         return elements.as_strided(shape, strides).clone(memory_format=torch.contiguous_format)
@@ -55,7 +57,8 @@ class StoredTensor:
         size = self.shape[0] if self.shape else 1
         start, stop, _ = slice(start, stop).indices(size)
         row = self.nbytes // max(size, 1)
-        return (FileRange(self.path, self.offset + start * row, max(stop - start, 0) * row),)
+        offset, nbytes = self.offset + start * row, max(stop - start, 0) * row
+        return (FileRange(self.path, offset, nbytes, self.identity),)
 
     def select(self, index: int) -> "StoredTensor":
         """One entry of the first axis, which is dropped."""
@@ -78,30 +81,21 @@ class StoredTensor:
             strides=strides if has_gaps else None,
         )
 
+    def _read_elements(self, offset: int, count: int) -> torch.Tensor:
+        """`count` elements from byte `offset` on; the file is asked for its size before memory is
+        taken, because a damaged header may claim any."""
+        end = offset + count * self.dtype.itemsize
+        with open_unchanged(self.path, self.identity, end) as descriptor:
+            elements = torch.empty(count, dtype=self.dtype)
+            unread = elements.view(torch.uint8).numpy().data
+            while unread:
+                done = os.preadv(descriptor, [unread], offset)
+                if done == 0:
+                    raise SourceError(f"{self.path} is truncated: it ends at byte {offset}")
+                unread, offset = unread[done:], offset + done
+        return elements
+
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of a tensor without gaps, in elements."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def _read_elements(path: Path, dtype: torch.dtype, offset: int, count: int) -> torch.Tensor:
-    nbytes = count * dtype.itemsize
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        # Asked before memory is: a damaged header may claim any size.
-        size = os.fstat(descriptor).st_size
-        if offset + nbytes > size:
-            raise SourceError(f"{path} is truncated: {offset + nbytes} bytes needed, it has {size}")
-        elements = torch.empty(count, dtype=dtype)
-        unread = elements.view(torch.uint8).numpy().data
-        while unread:
-            done = os.preadv(descriptor, [unread], offset)
-            if done == 0:
-                raise SourceError(f"{path} is truncated: it ends at byte {offset}")
-            unread, offset = unread[done:], offset + done
-    finally:
-        os.close(descriptor)
-    return elements

@@ -90,7 +90,7 @@ def _read_zip(window: FileWindow, *, outline: bool) -> object:
         raise SourceError(f"{path} has a pickle of {root.nbytes} bytes: it keeps more than tensors")
     window.seek(root.offset - window.start)
     pickled = io.BytesIO(window.read(root.nbytes))
-    return read_pickle(pickled, tensor_builders(path), str(path), storage)
+    return read_pickle(pickled, tensor_builders(path, window.identity), str(path), storage)
 
 
 def _records(window: FileWindow, *, outline: bool) -> dict[str, Storage]:
@@ -148,7 +148,10 @@ def _read_legacy(window: FileWindow) -> object:
     storages = _legacy_storages(window, names, dtypes)
     pickles.seek(beginning)
     return read_pickle(
-        pickles, tensor_builders(path), where, lambda key: _legacy_storage(key, storages)
+        pickles,
+        tensor_builders(path, window.identity),
+        where,
+        lambda key: _legacy_storage(key, storages),
     )
 
 

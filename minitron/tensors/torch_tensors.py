@@ -6,11 +6,12 @@ container: the reader says where the storage of a key lies.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from minitron.tensors.file_identity import FileIdentity
 from minitron.tensors.inert_pickle import Builders, Global
 from minitron.tensors.stored_tensor import StoredTensor, row_major
 
@@ -61,8 +62,9 @@ def storage_key(key: object) -> tuple[torch.dtype, str, int]:
     raise ValueError("a reference to something that is no storage")
 
 
-def tensor_builders(path: Path) -> Builders:
+def tensor_builders(path: Path, identity: FileIdentity | None = None) -> Builders:
     """The calls by which a pickle makes tensors, answered with their places in the file."""
+    place = StoredTensor(path, torch.uint8, (), 0, identity=identity)
 
     def tensor(
         storage: object, first: object, shape: object, strides: object, *flags: object
@@ -72,7 +74,7 @@ def tensor_builders(path: Path) -> Builders:
         # (requires_grad, hooks, metadata): the last says that values are conjugated or negated.
         if len(flags) > 2 and flags[2]:
             raise ValueError("a tensor stored conjugated or negated")
-        return _located(path, storage, storage.dtype, first, shape, strides)
+        return _located(place, storage, storage.dtype, first, shape, strides)
 
     def untyped(
         storage: object, first: object, shape: object, strides: object, *flags: object
@@ -81,7 +83,7 @@ def tensor_builders(path: Path) -> Builders:
             raise TypeError("a tensor without a storage and dtype")
         match flags[2]:
             case Global(module="torch", name=name) if name in DTYPES:
-                return _located(path, storage, DTYPES[name], first, shape, strides)
+                return _located(place, storage, DTYPES[name], first, shape, strides)
         raise ValueError("a tensor of no known dtype")
 
     builders: dict[Global, Callable[..., object]] = {
@@ -98,7 +100,7 @@ def tensor_builders(path: Path) -> Builders:
 
 
 def _located(
-    path: Path,
+    place: StoredTensor,
     storage: Storage,
     dtype: torch.dtype,
     first: object,
@@ -112,11 +114,12 @@ def _located(
         raise ValueError(f"a tensor of shape {sizes} and strides {steps}")
     offset = storage.offset + begin * dtype.itemsize
     if 0 in sizes:
-        return StoredTensor(path, dtype, sizes, offset)
+        return replace(place, dtype=dtype, shape=sizes, offset=offset)
     span = 1 + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     if (begin + span) * dtype.itemsize > storage.nbytes:
         raise ValueError(f"a storage of {storage.nbytes} bytes is too short for shape {sizes}")
-    located = StoredTensor(path, dtype, sizes, offset, None if _is_dense(sizes, steps) else steps)
+    gaps = None if _is_dense(sizes, steps) else steps
+    located = replace(place, dtype=dtype, shape=sizes, offset=offset, strides=gaps)
     if located.nbytes > max(storage.nbytes, LARGEST_EXPANSION):
         raise ValueError(f"{storage.nbytes} bytes would expand to {located.nbytes}")
     return located
