@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from minitron.errors import MissingExtraError, SourceError, TargetError
+from modeling_nemotron import CACHE_NAME
 
 MODEL, DATA = "model.onnx", "model.onnx_data"
 TOLERANCE = 1e-4  # of a logit, against the largest one or 1
@@ -90,8 +91,8 @@ class _WithFlatCache(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE_NAME: cache},
         )
         layers: list[Any] = cache.layers  # typed as any kind of layer, of which some have no keys
         present = [part for layer in layers for part in (layer.keys, layer.values)]

@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 
 from .configuration_nemotron import NemotronConfig
 from .modeling_nemotron import (
+    CACHE_NAME,
     NemotronForCausalLM,
     NemotronForQuestionAnswering,
     NemotronForSequenceClassification,
@@ -93,6 +94,7 @@ def __getattr__(name: str) -> str:
 
 
 __all__ = [
+    "CACHE_NAME",
     "CHAT_TEMPLATE",
     "NemotronConfig",
     "NemotronForCausalLM",

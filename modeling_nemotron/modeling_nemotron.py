@@ -17,7 +17,9 @@ It imports torch, transformers and its configuration, so that it can travel alon
 # transformers is typed only in parts.
 # mypy: allow-untyped-calls, allow-untyped-decorators
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.input_outputs import PagedAttentionArgs
 from transformers.generation.utils import GenerationMixin
 from transformers.integrations.hub_kernels import use_kernel_forward_from_hub, use_kernelized_func
 from transformers.masking_utils import create_causal_mask
@@ -38,10 +42,77 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import (
+    TransformersKwargs,
+    can_return_tuple,
+    merge_with_config_defaults,
+)
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_nemotron import NemotronConfig
+
+# transformers 5.24 renamed `past_key_values` to `cache`, in calls and in outputs. Every forward
+# here takes both names; transformers' own functions and outputs get the one that they have.
+CACHE_NAME = (
+    "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+)
+# The keywords that a call may give beside the named ones.
+KEYWORDS = frozenset(
+    {
+        *TransformersKwargs.__annotations__,
+        *PagedAttentionArgs.__annotations__,  # of continuous batching
+        *("ignore_index", "shift_labels"),  # of the loss
+        *("debug_io", "debug_io_dir", "prune_layers"),  # of transformers' debugger
+        "token_type_ids",  # some tokenizers give them; a Nemotron has one type of token
+    }
+)
+
+
+def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """The cache, given under either name; raises ValueError for two different ones."""
+    if past_key_values is None or past_key_values is cache:
+        return cache
+    if cache is not None:
+        raise ValueError("cache and past_key_values are two different caches: give one of them.")
+    return past_key_values
+
+
+def with_both_names(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """One of transformers' own forwards, called with the cache under either name."""
+
+    @wraps(forward)
+    def with_its_name(
+        *args: Any, past_key_values: Cache | None = None, cache: Cache | None = None, **kwargs: Any
+    ) -> Any:
+        cache = one_cache(past_key_values, cache)
+        return forward(*args, **kwargs, **({} if cache is None else {CACHE_NAME: cache}))
+
+    return with_its_name
+
+
+def is_filled_by_layers(cache: Any) -> bool:
+    """Whether a layer puts its keys and values into the cache, and no kernel does.
+
+    Before 5.24, kernels fill the paged cache of continuous batching; they take it as `cache`.
+    """
+    is_kernels = CACHE_NAME != "cache" and isinstance(cache, PagedAttentionCache)
+    return cache is not None and not is_kernels
+
+
+def check_keywords(kwargs: Mapping[str, Any], attend: Callable[..., Any]) -> None:
+    """Raise TypeError for a keyword that neither the attention function `attend` nor a loss reads.
+
+    What a function from elsewhere reads is not known, so with one of those every keyword passes.
+    """
+    unknown = [name for name in kwargs if name not in KEYWORDS and kwargs[name] is not None]
+    if not unknown or not attend.__module__.startswith(("transformers.", __name__)):
+        return
+    known = inspect.signature(attend).parameters
+    unknown = [name for name in unknown if name not in known]
+    if unknown:
+        raise TypeError(
+            f"a Nemotron takes no keyword {', '.join(unknown)}: leave it out, or mend its name."
+        )
 
 
 @use_kernel_forward_from_hub("LayerNorm1P")
@@ -146,6 +217,14 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), weights
 
 
+def attention_function(config: NemotronConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """What computes attention, by the name in the config."""
+    function: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        config._attn_implementation, eager_attention_forward
+    )
+    return function
+
+
 @use_kernelized_func(apply_rotary_pos_emb)
 class NemotronAttention(nn.Module):
     """Grouped-query attention, rotary on the first part of each head."""
@@ -178,6 +257,7 @@ class NemotronAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         batch_and_length = hidden_states.shape[:-1]
@@ -192,13 +272,14 @@ class NemotronAttention(nn.Module):
         k, unturned_k = key.split_with_sizes(parts, dim=-1)
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         query, key = torch.cat((q, unturned_q), dim=-1), torch.cat((k, unturned_k), dim=-1)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        cache = one_cache(past_key_values, cache)
+        if is_filled_by_layers(cache):
+            assert cache is not None
+            key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
+        elif cache is not None:
+            kwargs["cache"] = cache
 
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attend(
+        output, weights = attention_function(self.config)(
             self,
             query,
             key,
@@ -249,7 +330,7 @@ class NemotronPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NemotronDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -288,9 +369,16 @@ class NemotronModel(NemotronPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the decoder; positions that restart inside a row mean packed sequences."""
+        """Run the decoder; positions that restart inside a row mean packed sequences.
+
+        `cache` and `past_key_values` are one argument. Raises TypeError for a keyword that nothing
+        here reads (`KEYWORDS`).
+        """
+        check_keywords(kwargs, attention_function(self.config))
+        cache = one_cache(past_key_values, cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
@@ -298,17 +386,18 @@ class NemotronModel(NemotronPreTrainedModel):
 
         # Before our own cache and positions are made: transformers looks for packed sequences only
         # where there is no cache, and positions the caller did not give cannot be packed.
+        is_ours = is_filled_by_layers(cache)
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE_NAME: cache if is_ours else None},
         )
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache, is_ours = DynamicCache(config=self.config), True
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            seen = cache.get_seq_length() if cache is not None else 0
             new = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
             position_ids = (new + seen).unsqueeze(0)  # (1, length)
 
@@ -319,13 +408,13 @@ class NemotronModel(NemotronPreTrainedModel):
                 hidden_states,
                 attention_mask=causal_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,
+                **{CACHE_NAME if is_ours else "cache": cache},
                 **kwargs,
             )
         return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+            last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache if is_ours else None}
         )
 
 
@@ -366,6 +455,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of all positions, or of `logits_to_keep` (a count, numbers or a mask).
@@ -379,6 +469,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         assert outputs.last_hidden_state is not None
@@ -391,7 +482,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -404,6 +495,8 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
 class NemotronForSequenceClassification(GenericForSequenceClassification, NemotronPreTrainedModel):
     """Nemotron with a label for the whole text, read at its last token that is not padding."""
 
+    forward = with_both_names(GenericForSequenceClassification.forward)
+
     def __init__(self, config: NemotronConfig) -> None:
         NemotronPreTrainedModel.__init__(self, config)
         assert config.num_labels is not None
@@ -415,6 +508,8 @@ class NemotronForSequenceClassification(GenericForSequenceClassification, Nemotr
 
 class NemotronForTokenClassification(GenericForTokenClassification, NemotronPreTrainedModel):
     """Nemotron with a label for each token."""
+
+    forward = with_both_names(GenericForTokenClassification.forward)
 
     def __init__(self, config: NemotronConfig) -> None:
         NemotronPreTrainedModel.__init__(self, config)
@@ -432,6 +527,7 @@ class NemotronForQuestionAnswering(GenericForQuestionAnswering, NemotronPreTrain
     """Nemotron with the start and end of an answer; its backbone is called `transformer`."""
 
     base_model_prefix = "transformer"
+    forward = with_both_names(GenericForQuestionAnswering.forward)
 
     def __init__(self, config: NemotronConfig) -> None:
         NemotronPreTrainedModel.__init__(self, config)

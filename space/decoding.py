@@ -19,6 +19,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 from minitron.space.request import Settings
 from minitron.space.shelf import Loaded
 from minitron.space.turns import Turns
+from modeling_nemotron import CACHE_NAME
 
 _INCOMPLETE = "\ufffd"  # what bytes decode to that are no whole character yet
 
@@ -81,9 +82,9 @@ def next_logits(
     with torch.inference_mode():
         out = loaded.model(
             input_ids=torch.tensor([feed], device=loaded.model.device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=last,
+            **{CACHE_NAME: cache},
         )
         return torch.as_tensor(out.logits[0].float())
 

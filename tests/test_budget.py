@@ -20,6 +20,7 @@ from minitron.candidates.budget import (
 )
 from minitron.errors import TargetError
 from minitron.recipe import SearchRecipe
+from modeling_nemotron import CACHE_NAME
 from tests.tiny import FAMILIES, SIZES, tiny_model
 
 WHOLE = Architecture("nemotron", **SIZES)
@@ -130,7 +131,7 @@ def test_weights_and_cache_are_those_of_the_real_model(family: str) -> None:
     architecture = Architecture.from_config(model.config.to_dict())
     batch, context = 2, 7
     with torch.inference_mode():
-        cache = model(torch.ones(batch, context, dtype=torch.long)).past_key_values
+        cache = model(torch.ones(batch, context, dtype=torch.long))[CACHE_NAME]
     held = sum(p.nbytes for p in model.parameters())
     held += sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     width = max(4 * 6 * 8 + 4 * 2 * 8, 3 * 66)

@@ -17,6 +17,7 @@ from minitron.candidates.latency import (
     measured_step,
 )
 from minitron.errors import TargetError
+from modeling_nemotron import CACHE_NAME
 from tests.tiny import SIZES, VARIANTS, tiny_config
 
 AT = Conditions("cpu", torch.float32, batch=2, context=7)
@@ -175,12 +176,21 @@ def test_each_step_finds_the_cache_as_the_first_one_did(step: DecodeStep) -> Non
     assert step._cache.get_seq_length() == AT.context
 
 
+def test_a_step_adds_its_token_to_a_full_cache(
+    step: DecodeStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "_restore", lambda: None)
+    step.whole()
+    seen = {step._cache.get_seq_length(layer) for layer in range(len(step._layers))}
+    assert seen == {AT.context + 1}
+
+
 def test_the_layers_of_a_step_are_run_as_the_model_runs_them(step: DecodeStep) -> None:
     states, call = step._calls[1]
     wanted = step._calls[2][0]
     assert torch.equal(step._layers[1](states, **call), wanted)
     step._restore()
-    assert call["past_key_values"] is step._cache
+    assert call[CACHE_NAME] is step._cache
 
 
 def test_a_whole_model_is_timed_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

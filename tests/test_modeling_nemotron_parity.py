@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from modeling_nemotron import CACHE_NAME
 from tests.nemotron_models import (
     HEADS,
     OURS,
@@ -111,9 +112,9 @@ def test_logits_are_equal_token_by_token_with_a_cache(attention: str) -> None:
     whole = theirs(ids).logits
     our_cache = their_cache = None
     for start, end in [(0, 7), *((position, position + 1) for position in range(7, 12))]:
-        step = ours(ids[:, start:end], past_key_values=our_cache)
-        reference = theirs(ids[:, start:end], past_key_values=their_cache)
-        our_cache, their_cache = step.past_key_values, reference.past_key_values
+        step = ours(ids[:, start:end], **{CACHE_NAME: our_cache})
+        reference = theirs(ids[:, start:end], **{CACHE_NAME: their_cache})
+        our_cache, their_cache = step[CACHE_NAME], reference[CACHE_NAME]
         close(step.logits, reference.logits)
         close(step.logits, whole[:, start:end])
 

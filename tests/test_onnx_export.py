@@ -97,7 +97,7 @@ def test_what_the_cache_holds_is_what_the_models_holds(
 ) -> None:
     ids = torch.arange(10).view(2, 5)
     with torch.no_grad():
-        cache = model(ids, use_cache=True).past_key_values
+        cache = model(ids, use_cache=True)[modeling_nemotron.CACHE_NAME]
     session = session_of(folder)
     feed = {
         "input_ids": ids.numpy(),

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 
 from minitron.families import EMBEDDING, HEAD
 from minitron.source import hub_config, new_model
+from modeling_nemotron import CACHE_NAME
 
 Clock = Callable[[], float]
 Step = Callable[[], object]
@@ -90,7 +91,7 @@ class DecodeStep:
 
     def whole(self) -> None:
         """The next token's logits."""
-        self._model(input_ids=self._ids, past_key_values=self._cache, use_cache=True)
+        self._model(input_ids=self._ids, use_cache=True, **{CACHE_NAME: self._cache})
         self._restore()
 
     def layers(self) -> None:
