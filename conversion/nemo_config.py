@@ -21,8 +21,8 @@ from minitron.conversion.nemo_table import (
     Said,
     Setting,
 )
-from minitron.conversion.plain_yaml import shown
 from minitron.errors import ArchitectureError
+from minitron.plain_yaml import shown
 
 SPECIAL: Mapping[str, int] = {"bos": 2, "eos": 3, "pad": 0}  # of all the family's tokenizers
 

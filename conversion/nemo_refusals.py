@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minitron.conversion.plain_yaml import shown
 from minitron.errors import ArchitectureError, SourceError
+from minitron.plain_yaml import shown
 
 # Language models among the classes with GPT in their name; these others have no output layer, a
 # memory beside the text, or weights that lie in adapters.

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from minitron.conversion.plain_yaml import one_line, shown
 from minitron.errors import TokenizerError
+from minitron.plain_yaml import one_line, shown
 
 Kind = Literal["sentencepiece", "huggingface", "tiktoken", "megatron", "bpe"]
 

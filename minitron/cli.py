@@ -288,10 +288,17 @@ def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
     """Measure loss (nats a token), perplexity and bits per byte on text, or scores on benchmarks.
 
     Benchmarks are lm-eval's, ROUGE of summaries is rouge-score's: pip install 'minitron[evals]'."""
-    from minitron.evaluation import evaluate
+    from minitron.evaluation import measured, record
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
-    told = evaluate(**vars(recipe)).to_json()
+    evaluation = measured(recipe)
+    _show_evaluation(evaluation.to_json(), recipe, as_json=as_json)
+    if recipe.record:  # hours of work are on the screen before anything is written
+        record(evaluation, recipe)
+
+
+def _show_evaluation(told: dict[str, Any], recipe: EvaluateRecipe, *, as_json: bool) -> None:
+    """What was measured, as JSON or as tables."""
     if as_json:
         _show(told, as_json=True)
         return
@@ -301,6 +308,7 @@ def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
     rows = [[name, m, _readable(v)] for name, task in tasks.items() for m, v in task.items()]
     if rows:
         _show_table(["task", "", "score"], [row for row in rows if row[2] != "None"])
+    sys.stdout.flush()
 
 
 @app.command(
@@ -445,12 +453,12 @@ def _mapped(options: dict[str, Any], tokens: list[str]) -> list[str]:
 
 def _options(name: str) -> dict[str, Any]:
     """What a recipe file says."""
-    import yaml
+    from minitron.plain_yaml import read_yaml
 
     published = {path.stem: path for path in PUBLISHED.glob("*.yaml")}
     path = Path(name) if Path(name).is_file() else published.get(name, Path(name))
     try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         names = ", ".join(sorted(published))
         raise TargetError(
@@ -458,9 +466,12 @@ def _options(name: str) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise TargetError(f"--recipe {name} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise TargetError(f"--recipe {name} is not YAML: {error}") from None
-    if not isinstance(options, dict):
+    except ValueError as error:  # a zero byte in the name
+        raise TargetError(f"--recipe {name} cannot be read: {error}") from None
+    options = read_yaml(text, f"--recipe {name}", TargetError)
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise TargetError(f"--recipe {name} holds {options!r:.40}: write one `key: value` a line")
     return options
 

@@ -20,7 +20,7 @@ from minitron.cards.model_card import write_card
 from minitron.engines import load_notes
 from minitron.errors import TargetError, TokenizerError
 from minitron.folder_writer import specs_of, write_companions, write_weights
-from minitron.provenance import write_provenance
+from minitron.provenance import inherited_from, write_provenance
 from minitron.recipe import ConvertRecipe, record_of, verb
 from minitron.source import Source, complete_tensors, hub_config, load_model, open_source
 from minitron.tensors.lazy_tensor import Cast, LazyTensor
@@ -158,6 +158,7 @@ def _read(source: Source, recipe: ConvertRecipe) -> _Model:
 
 def _write_hub(model: _Model, out: Path) -> None:
     recipe, source = model.recipe, model.source
+    inherited = inherited_from(source)
     with unfinished_folder(out, asdict(recipe)) as folder, ThreadPoolExecutor(1) as beside:
         # A large tokenizer takes as long to build and prove as the weights to copy.
         companions = beside.submit(write_companions, folder, source, model.config, model.dtype)
@@ -169,7 +170,14 @@ def _write_hub(model: _Model, out: Path) -> None:
             max_shard_size=recipe.max_shard_size,
         )
         companions.result()
-        write_provenance(folder, "convert", record_of(recipe), source, target=model.architecture)
+        write_provenance(
+            folder,
+            "convert",
+            record_of(recipe),
+            source,
+            target=model.architecture,
+            inherited=inherited,
+        )
         write_card(folder)
 
 

@@ -28,9 +28,9 @@ from minitron.evaluations.preset import Preset, read_preset
 from minitron.evaluations.summaries import Articles, read_articles, summarize
 from minitron.evaluations.task_harness import Tasks, load_tasks, run_tasks
 from minitron.evaluations.task_scores import TaskScores, record_of_scores, write_eval_results
-from minitron.folder_writer import write_json
-from minitron.provenance import FILE, add_results, read_provenance
+from minitron.provenance import FILE, add_measured, read_provenance
 from minitron.recipe import EvaluateRecipe, verb
+from minitron.record import check_record
 from minitron.source import (
     Source,
     default_device,
@@ -90,19 +90,25 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
     vocabulary, TargetError for options and tasks that do not exist, MissingExtraError where
     benchmarks are asked for without the extra `evals`.
     """
+    evaluation = measured(recipe)
+    if recipe.record:
+        record(evaluation, recipe)
+    return evaluation
+
+
+def measured(recipe: EvaluateRecipe) -> Evaluation:
+    """The same, but nothing is written; a folder without a record to add to is refused."""
     preset = _checked(recipe)
     source = open_source(recipe.source)
     seq_len = sequence_length(source, recipe.seq_len)
     if recipe.record:
-        read_provenance(Path(recipe.source))  # refuses a folder that has no record to add to
+        folder = Path(recipe.source)  # refused where it has no record to add to
+        check_record(read_provenance(folder), str(folder / FILE))
     asked = _asked(recipe, preset, source, seq_len)
     dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
     model = load_model(source, dtype=dtype, device=default_device())
     evaluation = Evaluation() if asked.held_out is None else evaluate_model(model, asked.held_out)
-    evaluation = replace(evaluation, tasks=_task_scores(recipe, asked, model, source))
-    if recipe.record:
-        _record(evaluation, recipe, seq_len)
-    return evaluation
+    return replace(evaluation, tasks=_task_scores(recipe, asked, model, source))
 
 
 def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
@@ -213,15 +219,21 @@ def _task_scores(
     return scores
 
 
-def _record(evaluation: Evaluation, recipe: EvaluateRecipe, seq_len: int) -> None:
-    """Write what was measured into the folder, beside what was measured of it before."""
+def record(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
+    """Write what was measured into the folder, beside what was measured of it before.
+
+    Raises OutputError; minitron.json is then as it was, or whole.
+    """
     folder = Path(recipe.source)
+    scores = list(evaluation.tasks.values())
+    found = {}
     if recipe.corpus is not None:
-        add_results(folder, _results(evaluation, recipe, recipe.corpus, seq_len))
-    if evaluation.tasks:
-        scores = list(evaluation.tasks.values())
-        told = record_of_scores(scores, _command(recipe))
-        write_json(folder / FILE, {**read_provenance(folder), "benchmarks": told})
+        seq_len = sequence_length(open_source(recipe.source), recipe.seq_len)
+        found["results"] = _results(evaluation, recipe, recipe.corpus, seq_len)
+    if scores:
+        found["benchmarks"] = record_of_scores(scores, _command(recipe))
+    add_measured(folder, **found)
+    if scores:
         write_eval_results(folder, scores)
     write_card(folder)
 

@@ -19,7 +19,7 @@ from minitron.architecture import Architecture
 from minitron.cards.model_card import write_card
 from minitron.evaluation import Evaluation, evaluate
 from minitron.hub.folder import HubFolder
-from minitron.provenance import read_provenance, write_provenance
+from minitron.provenance import inherited_from, read_provenance, write_provenance
 from minitron.pruning import prune
 from minitron.recipe import QuickstartRecipe, Scores, record_of, verb
 from minitron.sampling import self_corpus
@@ -161,6 +161,7 @@ def _keep_student(
         record_of(recipe),
         teacher,
         target=Architecture.from_config(open_source(str(folder)).config),
+        inherited=inherited_from(teacher),
         results=report.to_json(),
         **{key: pruned[key] for key in ("importance", "share_of_importance_kept", "kept")},
     )

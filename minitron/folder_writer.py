@@ -83,9 +83,14 @@ def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON as the Hub's own libraries do: two spaces, sorted keys, a last newline."""
+    """Write a new file of JSON."""
+    path.write_bytes(json_bytes(content))
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """JSON as the Hub's own libraries write it: two spaces, sorted keys, a last newline."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    return f"{text}\n".encode()
 
 
 def _write_shards(

@@ -92,7 +92,7 @@ def plan_of(making: Making, whole: Architecture) -> PruningPlan:
         if axis not in cut:
             return tuple(range(size))
         try:
-            return _indices(runs, size, count)
+            return indices_of(runs, size, count)
         except ValueError as error:
             raise SourceError(
                 f"{making.file} is damaged: kept.{axis} must be {count} of the indices below {size}"
@@ -113,8 +113,11 @@ def plan_of(making: Making, whole: Architecture) -> PruningPlan:
     )
 
 
-def _indices(runs: Any, size: int, count: int) -> Indices:
-    """Ascending indices below `size` of runs such as "0-5,7"; ValueError for anything else."""
+def indices_of(runs: Any, size: int, count: int | None = None) -> Indices:
+    """Ascending indices below `size`, `count` of them, of runs such as "0-5,7".
+
+    Raises ValueError for anything else.
+    """
     if not isinstance(runs, str) or not _RUNS.fullmatch(runs):
         raise ValueError(runs)
     found: list[int] = []
@@ -124,7 +127,7 @@ def _indices(runs: Any, size: int, count: int) -> Indices:
         if not (found[-1] if found else -1) < first <= last < size:
             raise ValueError(runs)
         found.extend(range(first, last + 1))
-    if len(found) != count:
+    if len(found) != (count or len(found)):
         raise ValueError(runs)
     return tuple(found)
 

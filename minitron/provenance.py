@@ -9,26 +9,30 @@ inputs give the same bytes.
 """
 
 import hashlib
-import json
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
-
 import minitron.folder_writer as folder_writer
 from minitron.architecture import Architecture
+from minitron.checked_json import read_object
 from minitron.errors import SourceError
 from minitron.families import AXIS_KEYS
-from minitron.folder_writer import write_json
+from minitron.folder_writer import json_bytes, write_json
+from minitron.front_matter import read_front_matter
+from minitron.record import check_record
 from minitron.source import Source, zoo
 from minitron.tensors.model_digest import model_digest
+from minitron.unfinished import replace_file
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 FILE = "minitron.json"
 _SAMPLES, _SAMPLE_BYTES = 4096, 1024  # of a file: enough to tell models apart, read in no time
-_INHERITED = ("language", "license", "license_name", "license_link")
+INHERITED = ("language", "license", "license_name", "license_link")
 _PACKAGES = ("minitron", "torch", "transformers", "safetensors", "tokenizers")
 
 
@@ -39,9 +43,13 @@ def write_provenance(
     source: Source,
     *,
     target: Architecture,
+    inherited: Mapping[str, Any],
     **decided: Any,
 ) -> None:
-    """Write minitron.json; `decided` is what the command found out, JSON-ready."""
+    """Write minitron.json; `decided` is what the command found out, JSON-ready.
+
+    `inherited` is what `inherited_from` read of the source before anything was written.
+    """
     write_json(
         folder / FILE,
         {
@@ -52,9 +60,8 @@ def write_provenance(
                 "name": source.name,
                 "revision": source.revision,
                 "digest": None if source.layout is None else model_digest(source),
-                "metadata": inherited_metadata(source),
                 **sizes_of(Architecture.from_config(source.config)),
-                **_made(source),
+                **inherited,
             },
             "target": sizes_of(target),
             "weights": {
@@ -67,32 +74,49 @@ def write_provenance(
     )
 
 
-def _made(source: Source) -> dict[str, Any]:
-    """The record of a source that is a folder made here: how it came to be, for the card."""
-    if source.name in zoo() or not (Path(source.name) / FILE).is_file():
-        return {}
+def inherited_from(source: Source) -> dict[str, Any]:
+    """What a derived model's minitron.json takes over from its source, JSON-ready.
+
+    That is the `metadata` of its card, and the whole record `made` of a folder that was made here.
+    Called before anything is written: raises SourceError for a README.md with damaged metadata.
+    """
+    inherited: dict[str, Any] = {"metadata": _metadata(source)}
+    folder = Path(source.name)
+    if source.name in zoo() or not (folder / FILE).is_file():
+        return inherited
     try:
-        record = read_provenance(Path(source.name))
-    except SourceError:
-        return {}  # the weights are what counts
-    return {"made": record} if record.get("schema") == SCHEMA else {}
+        record = read_provenance(folder)
+        check_record(record, str(folder / FILE))
+    except SourceError as error:
+        logger.warning("%s: what it was made from is left out", error)  # the weights count
+        return inherited
+    return {**inherited, "made": record} if record.get("schema") == SCHEMA else inherited
 
 
-def add_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Record what was measured of the model in `folder`: measured, columns, rows."""
-    write_json(folder / FILE, {**read_provenance(folder), "results": dict(results)})
+def add_measured(folder: Path, **measured: Mapping[str, Any]) -> None:
+    """Record what was measured of the model in `folder`: `results` of text, `benchmarks`.
+
+    The file holds the kept indices: it is replaced at once, or left as it was with an OutputError.
+    """
+    replace_file(folder / FILE, json_bytes({**read_provenance(folder), **measured}))
 
 
-def inherited_metadata(source: Source) -> dict[str, Any]:
-    """What a derived model's card takes over from the source's own: license and language."""
+def _metadata(source: Source) -> dict[str, Any]:
+    """License and language, from the source's own card. Raises SourceError."""
     path = source.file("README.md")
-    if path is None:
-        return {}
-    try:
-        data = ModelCard.load(path).data.to_dict()
-    except ValueError as error:
-        raise SourceError(f"{path} has damaged metadata ({error}): mend or remove it") from error
-    return {key: data[key] for key in _INHERITED if key in data}
+    metadata = {} if path is None else read_front_matter(path)
+    return {
+        key: _plain(metadata[key], key, path) for key in INHERITED if metadata.get(key) is not None
+    }
+
+
+def _plain(value: object, key: str, path: Path | None) -> Any:
+    """A word, or a list of words; YAML reads the Norwegian `no` as false."""
+    if isinstance(value, list):
+        return [_plain(item, key, path) for item in value]
+    if isinstance(value, dict) or value is None:
+        raise SourceError(f"{path} says {key}: {value!r:.80}; it must be a word or a list of words")
+    return "no" if value is False and key == "language" else value
 
 
 def read_provenance(folder: Path, called: str | None = None) -> dict[str, Any]:
@@ -102,15 +126,11 @@ def read_provenance(folder: Path, called: str | None = None) -> dict[str, Any]:
     """
     name = called or str(folder)
     try:
-        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate cannot be written again
+        remedy = "it is damaged, or was not written by minitron; fetch it again"
+        record = read_object(folder / FILE, SourceError, remedy, called=f"{name}/{FILE}")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceError(f"{name} has no {FILE}: it was not made here") from error
-    except OSError as error:
-        raise SourceError(f"{name}/{FILE} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{name}/{FILE} is not JSON ({error}): fetch it again") from error
-    schema = record.get("schema", SCHEMA) if isinstance(record, dict) else None
+    schema = record.get("schema", SCHEMA)
     if isinstance(schema, bool) or not isinstance(schema, int):
         raise SourceError(f"{name}/{FILE} was not written by minitron: it has no schema number")
     if schema > SCHEMA:
@@ -118,7 +138,7 @@ def read_provenance(folder: Path, called: str | None = None) -> dict[str, Any]:
             f"{name}/{FILE} has schema {schema}, and this minitron reads {SCHEMA}: "
             "pip install --upgrade minitron"
         )
-    return dict(record)
+    return record
 
 
 def outlines_of(folder: Path) -> dict[str, dict[str, Any]]:

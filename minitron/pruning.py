@@ -20,7 +20,7 @@ from minitron.hub.folder import HubFolder
 from minitron.hub.publishing import check_push_to_hub, push_result
 from minitron.importance_scores import Importance
 from minitron.plan import PruningPlan, axes_to_rank, choose_plan, share_kept
-from minitron.provenance import write_provenance
+from minitron.provenance import inherited_from, write_provenance
 from minitron.recipe import PruneRecipe, record_of, verb
 from minitron.scores.scoring import check_corpus_named, score
 from minitron.source import Source, complete_tensors, hub_config, open_source
@@ -54,6 +54,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     for note in load_notes(target):
         logger.warning("%s", note)
     tensors = complete_tensors(source, whole)
+    inherited = inherited_from(source)
     decision = _decide(source, whole, choice, recipe)
     plan, importance = decision.plan, decision.importance
     _tell(plan, decision.shares)
@@ -67,6 +68,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
             record_of(recipe),
             source,
             target=target,
+            inherited=inherited,
             importance={**importance.made_by, "digest": importance.digest},
             share_of_importance_kept=decision.shares,
             kept=plan.to_json(),

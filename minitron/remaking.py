@@ -23,6 +23,7 @@ from minitron.making import Making, plan_of
 from minitron.plan import PruningPlan
 from minitron.provenance import FILE, outlines_of, read_provenance
 from minitron.recipe import DType, RemakeRecipe, verb
+from minitron.record import check_record
 from minitron.source import Source, open_source, zoo
 from minitron.surgery import PrunedSource, source_names
 from minitron.tensors.model_digest import model_digest
@@ -49,6 +50,7 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
     making = Making.of(record, f"{recipe.folder}/{FILE}")
     name = recipe.source or making.source
     plan = _checked_plan(making, name, recipe)
+    check_record(record, making.file)
     with unfinished_folder(out, asdict(recipe)) as folder:
         if plan is None:
             _convert_again(making, name, folder, low_disk=recipe.low_disk)
@@ -59,7 +61,7 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
         if original is not None and record is found:
             _check_beside(name, folder, original)
         write_json(folder / FILE, record)
-        _write_card(making, folder)
+        write_card(folder)
     return HubFolder.at(out)
 
 
@@ -182,12 +184,3 @@ def _check_beside(name: str, folder: Path, original: Path) -> None:
                 f"changed since; to go by {FILE} alone, copy it into a folder of its own and "
                 "remake that"
             )
-
-
-def _write_card(making: Making, folder: Path) -> None:
-    try:
-        write_card(folder)
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(
-            f"{making.file} tells too little for a card ({error!r}): it is damaged"
-        ) from error

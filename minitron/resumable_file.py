@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import OutputError
-from minitron.unfinished import _claim, _leave, check_absent
+from minitron.unfinished import _claim, _leave, check_absent, sync, sync_names
 
 RESULT = "result"
 
@@ -38,7 +38,9 @@ def resumable_file(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path]:
     try:
         yield partial
         check_absent(out)
+        sync(partial / RESULT)
         (partial / RESULT).rename(out)
+        sync_names(out.absolute().parent)
         shutil.rmtree(partial)
     except BaseException as error:
         _leave(partial, resumable=True)

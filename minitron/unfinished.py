@@ -22,6 +22,8 @@ from minitron.errors import OutputError
 _RECIPE_FILE = "unfinished.json"
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _NO_SPACE = 1 << 20  # bytes
+_IS_WINDOWS = os.name == "nt"
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a file system that cannot
 
 
 def check_absent(out: Path) -> None:
@@ -52,8 +54,10 @@ def unfinished_folder(
     try:
         yield partial
         check_absent(out)
+        sync(partial)
         partial.rename(out)  # a folder without its recipe could not be taken up again
         (out / _RECIPE_FILE).unlink()
+        sync_names(out, out.absolute().parent)
     except BaseException as error:
         is_full = _is_full(error, partial)
         _leave(partial, resumable=resumable)
@@ -73,7 +77,9 @@ def unfinished_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         check_absent(path)
+        sync(partial)
         partial.rename(path)
+        sync_names(path.absolute().parent)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
@@ -86,6 +92,50 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears only when complete. Raises OutputError."""
     with unfinished_file(path) as partial:
         partial.write_bytes(content)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Give a file new content, all of it or none: what was there stays until that is on the disk.
+
+    Raises OutputError.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        sync(partial)
+        partial.replace(path)
+        sync_names(path.absolute().parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or every file in a folder, is on the disk and not only on its way."""
+    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+    for file in files:
+        _sync(file, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)
+    if path.is_dir():
+        sync_names(path, *(one for one in path.rglob("*") if one.is_dir()))
+
+
+def sync_names(*folders: Path) -> None:
+    """The same of the names in folders, which Windows keeps by itself."""
+    for folder in folders:
+        if not _IS_WINDOWS:
+            _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:

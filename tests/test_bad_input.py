@@ -444,7 +444,7 @@ class TestTheRecipeFile:
             ("hidden_size: 12.5\n", "12.5"),
             ("- hidden_size\n", "recipe.yaml holds ['hidden_size']: write one `key: value` a line"),
             ("", "recipe.yaml holds None: write one `key: value` a line"),
-            ("hidden_size: [36\n", "recipe.yaml is not YAML: while parsing a flow sequence"),
+            ("hidden_size: [36\n", "recipe.yaml is not YAML of plain values: line 2: expected"),
             ("hidden_size: \xff\n", "recipe.yaml is not YAML: 'utf-8' codec can't decode"),
             ("hidden_size: 43\n", "hidden_size 43 is larger than the source's 42"),
             ("importance: absent.safetensors\n", "absent.safetensors does not exist"),

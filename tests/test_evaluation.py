@@ -1,6 +1,8 @@
 """Loss, perplexity and bits per byte are those of a naive computation, token by token."""
 
+import errno
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minitron
+from minitron import cli
 from minitron.errors import CorpusError, SourceError, TargetError, TokenizerError
 from minitron.evaluation import Evaluation, evaluate_model
 from minitron.evaluations.held_out import UNCOUNTED, held_out_ids, held_out_text
@@ -281,3 +284,27 @@ def test_separators_of_another_tokenizer_are_context_only(text: str) -> None:
     ]
     counted = [int(target) for target in held_out.targets[0][0] if target != -100]
     assert counted == [3, 3, 4, 6, 3, 3, 5, 1]
+
+
+def test_a_result_is_shown_and_the_record_kept_where_it_cannot_be_written(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = tmp_path / "made"
+    minitron.convert(str(folder), str(made))
+    before = (made / "minitron.json").read_bytes()
+    np.save(tmp_path / "ids.npy", np.arange(40).reshape(2, 20))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", str(made), "--corpus", str(tmp_path / "ids.npy"), "--record"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert "perplexity" in printed.out
+    assert "minitron.json cannot be written: No space left" in printed.err
+    assert (made / "minitron.json").read_bytes() == before

@@ -17,9 +17,9 @@ import minitron
 from minitron import cli
 from minitron.architecture import Architecture, resized_config
 from minitron.cards.family import Member, carded, facts, family_card, index, members, write_cards
-from minitron.cards.kept_picture import indices_of
 from minitron.families import AXIS_KEYS
 from minitron.importance_scores import Importance, score_shapes
+from minitron.making import indices_of
 from minitron.plan import choose_plan
 from minitron.pruning import target_architecture
 from minitron.recipe import DistillRecipe, PruneRecipe
@@ -244,7 +244,7 @@ def test_a_distill_recipe_trains_as_long_as_the_paper(member: Member) -> None:
 
 def test_the_depth_recipe_drops_the_papers_layers_where_they_matter_least() -> None:
     member = members()["Llama-3.1-Minitron-4B-Depth-Base"]
-    dropped = indices_of(member.facts["dropped_layers"])
+    dropped = list(indices_of(member.facts["dropped_layers"], 32))
     assert member.base is not None
     source = member.base.architecture
     recipe = PruneRecipe(source="whole", out="cut", **recipe_of(member, "prune"))

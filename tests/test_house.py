@@ -20,6 +20,8 @@ FLOORS: list[list[tuple[str, ...]]] = [
     [
         ("minitron.errors",),
         ("minitron.foreign_parser",),
+        ("minitron.plain_yaml", "minitron.checked_json"),
+        ("minitron.front_matter",),
         ("minitron.training.fused_loss", "minitron.training.logit_distances"),
         (
             "minitron.training.distillation",
@@ -29,6 +31,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.recipe",),
         ("minitron.unfinished",),
         ("minitron.families",),
+        ("minitron.record",),
         ("minitron.architecture",),
         ("minitron.byte_size", "minitron.resumable_file", "minitron.tensor_names"),
         ("minitron.tensors.file_identity",),

@@ -13,12 +13,13 @@ from huggingface_hub import ModelCard, metadata_update
 
 import minitron
 from minitron import cli
-from minitron.cards.kept_picture import draw_kept, indices_of, kept_maps
+from minitron.cards.kept_picture import draw_kept, kept_maps
 from minitron.cards.model_card import write_card
 from minitron.cards.template import read_page
 from minitron.cards.texts import RECIPES, command_of
 from minitron.errors import MinitronError, OutputError, SourceError
 from minitron.evaluations.task_scores import TaskScores, record_of_scores
+from minitron.making import indices_of
 from minitron.recipe import ConvertRecipe, DistillRecipe, PruneRecipe, TrainRecipe, record_of
 from minitron.source import zoo
 
@@ -249,21 +250,27 @@ def test_an_untouched_card_is_written_over(folder: Path) -> None:
     assert read_page(folder / "README.md").metadata_is_ours
 
 
+def rewrite(folder: Path, **changed: Any) -> None:
+    """Change keys of a folder's minitron.json."""
+    path = folder / "minitron.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (lambda f: (f / "minitron.json").unlink(), "has no minitron.json"),
         (lambda f: (f / "minitron.json").write_text("{"), "minitron.json is not JSON"),
-        (lambda f: (f / "minitron.json").write_text("{}"), "tells of no source"),
-        (lambda f: (f / "minitron.json").write_text('{"source": {}}'), "names the command None"),
-        (lambda f: (f / "minitron.json").write_text('{"source": 3}'), "tells of no source"),
+        (lambda f: (f / "minitron.json").write_text("{}"), "minitron.json has no command"),
+        (lambda f: rewrite(f, command="merge"), "names the command 'merge'"),
+        (lambda f: rewrite(f, source=3), "says source: 3; it must be an object"),
         (
-            lambda f: (f / "minitron.json").write_text('{"source": {}, "command": "prune"}'),
-            "lacks sizes, source or recipe",
+            lambda f: rewrite(f, source={"name": "a"}),
+            "minitron.json has no source.hidden_size",
         ),
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "config.json").write_text(""), "config.json is damaged"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda f: (f / "config.json").write_text(""), "config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda f: (f / "training.jsonl").write_text("{"), "training.jsonl is damaged"),
         (shutil.rmtree, "is not a folder"),
     ],
@@ -294,13 +301,13 @@ def test_the_picture_shows_what_is_kept(folder: Path, tmp_path: Path) -> None:
     kept, before = record["kept"], record["source"]
     maps = kept_maps(kept, before)
     assert set(maps) == {"hidden", "ffn", "heads"}
-    layers = indices_of(kept["layers"])
+    layers = list(indices_of(kept["layers"], 6))
     gone = sorted({*range(6)} - {*layers})
     for axis, shares in maps.items():
         assert shares.shape[0] == 6
         assert not shares[gone].any(), axis
     assert maps["heads"][layers].sum(1).tolist() == [4] * 4
-    assert maps["heads"][layers[1]].nonzero()[0].tolist() == indices_of(kept["heads"][1])
+    assert maps["heads"][layers[1]].nonzero()[0].tolist() == list(indices_of(kept["heads"][1], 8))
     assert maps["ffn"][layers].mean(1) == pytest.approx([200 / 1024] * 4)
     assert maps["hidden"][layers[0]].mean() == pytest.approx(96 / 256)
     assert draw_kept(tmp_path / "one.png", kept, before, record["target"])

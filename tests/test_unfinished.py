@@ -14,7 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from minitron.errors import OutputError, SourceError
-from minitron.unfinished import check_absent, unfinished_folder, write_file
+from minitron.unfinished import check_absent, replace_file, unfinished_folder, write_file
 
 RECIPE = {"source": "tiny", "hidden_size": 36, "seed": 3}
 
@@ -302,3 +302,42 @@ def test_a_file_on_a_full_disk_leaves_nothing(
     with pytest.raises(OutputError, match=r"scores cannot be written: No space left on device"):
         write_file(tmp_path / "scores", b"\x00")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "minitron.json"
+    path.write_bytes(b"the kept indices")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match="minitron.json cannot be written: No space left"):
+            replace_file(path, b"new")
+    assert path.read_bytes() == b"the kept indices"
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells descriptors from /proc")
+def test_all_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = [], os.fsync
+
+    def seen(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "out").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    with unfinished_folder(tmp_path / "out", RECIPE) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_text("1")
+    partial, out = str(tmp_path / "out.partial"), str(tmp_path / "out")
+    before = {path for path, named in synced if not named}
+    assert {partial, f"{partial}/inner", f"{partial}/inner/weights"} <= before
+    assert {path for path, named in synced if named} == {out, str(tmp_path)}

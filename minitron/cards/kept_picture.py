@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minitron.errors import SourceError
 from minitron.families import AXIS_KEYS, PER_LAYER
+from minitron.making import indices_of
 
 KEPT_PICTURE = "kept.png"
 _COLUMNS = 128  # of a panel: neurons are shown by the share of a column that stays
@@ -50,10 +52,11 @@ def draw_kept(
 def kept_maps(kept: Mapping[str, Any], before: Mapping[str, int]) -> dict[str, Share]:
     """Of each axis that was cut, the share that stays: (source layers, columns) from 0 to 1.
 
-    A hidden size is one for the network: it shows in the layers that stay.
+    A hidden size is one for the network: it shows in the layers that stay. Raises SourceError for
+    indices that cannot be.
     """
     layers = before["num_hidden_layers"]
-    staying = indices_of(kept["layers"]) if "layers" in kept else list(range(layers))
+    staying = _indices("layers", kept["layers"], layers) if "layers" in kept else range(layers)
     axes = [axis for axis in ("hidden", *PER_LAYER) if axis in kept]
     maps: dict[str, Share] = {}
     for axis in axes or ["layers"]:
@@ -63,21 +66,22 @@ def kept_maps(kept: Mapping[str, Any], before: Mapping[str, int]) -> dict[str, S
             if axis == "layers":
                 shares[layer] = 1.0
                 continue
-            runs = kept[axis][place] if axis in PER_LAYER else kept[axis]
+            runs = kept[axis] if axis not in PER_LAYER else [*kept[axis], *[None] * layers][place]
             mask = np.zeros(size)
-            mask[indices_of(runs)] = 1.0
+            mask[list(_indices(axis, runs, size))] = 1.0
             shares[layer] = [part.mean() for part in np.array_split(mask, shares.shape[1])]
         maps[axis] = shares
     return maps
 
 
-def indices_of(runs: str) -> list[int]:
-    """Indices from runs: "0-2,5" is [0, 1, 2, 5]."""
-    indices: list[int] = []
-    for run in runs.split(","):
-        low, _, high = run.partition("-")
-        indices.extend(range(int(low), int(high or low) + 1))
-    return indices
+def _indices(axis: str, runs: Any, size: int) -> tuple[int, ...]:
+    try:
+        return indices_of(runs, size)
+    except ValueError as error:
+        raise SourceError(
+            f"minitron.json is damaged: kept.{axis} must be indices below {size}, as 0-5,7, for "
+            "each layer that stays"
+        ) from error
 
 
 def _draw_shares(place: Any, before: Mapping[str, int], after: Mapping[str, int]) -> None:

@@ -9,6 +9,7 @@ was changed since it was written here is never written over unasked.
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from minitron.architecture import Architecture
 from minitron.cards.kept_picture import KEPT_PICTURE, draw_kept
-from minitron.cards.template import SIZES, Card, Page, read_page, rendered, sizes_table
+from minitron.cards.template import Card, Page, read_page, rendered, sizes_table
 from minitron.cards.texts import (
     DISTILLED,
     PRUNED,
@@ -30,11 +31,15 @@ from minitron.cards.texts import (
     summary_text,
     training_texts,
 )
+from minitron.checked_json import Unreadable, check_kind, parse_object
 from minitron.engines import engine_notes
 from minitron.errors import OutputError, SourceError
 from minitron.evaluations.task_scores import from_record, model_index
-from minitron.provenance import FILE, read_provenance
+from minitron.hub.folder import HubFolder
+from minitron.provenance import FILE, INHERITED, read_provenance
 from minitron.recipe import CardRecipe, verb
+from minitron.record import check_record
+from minitron.unfinished import replace_file
 
 README = "README.md"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -90,10 +95,7 @@ def write_card(folder: Path, *, overwrite: bool = False) -> None:
         scores = from_record(record["benchmarks"])
         metadata["model-index"] = model_index(scores, _name_of(folder))
     page_text = rendered(_card(folder, record), metadata)
-    try:
-        path.write_text(page_text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+    replace_file(path, page_text.encode())
 
 
 def usage(names_source: str, prompt: str = "It was the best of times,") -> str:
@@ -119,7 +121,7 @@ def memory_fact(architecture: Architecture) -> str:
 def _card(folder: Path, record: Record) -> Card:
     name = _name_of(folder)
     history = history_of(record)
-    config = _json(folder / "config.json")[0]
+    config = HubFolder.at(folder).config
     told = {"command": record["command"], "recipe": record["recipe"]}
     return Card(
         name=name,
@@ -149,26 +151,13 @@ def _checked(folder: Path) -> dict[str, Any]:
     record = read_provenance(folder)
     if not (folder / "config.json").is_file():
         raise SourceError(f"{folder} has no config.json: it is no model")
-    for step in _steps(record, folder):
-        if step.get("command") not in RECIPES:
+    check_record(record, str(folder / FILE))
+    for step in history_of(record):
+        if step["command"] not in RECIPES:
             raise SourceError(
-                f"{folder / FILE} names the command {step.get('command')!r}: make the folder again"
+                f"{folder / FILE} names the command {step['command']!r}: make the folder again"
             )
-        sizes = [step.get(side) for side in ("source", "target")]
-        for side in sizes:
-            lacking = [key for key in SIZES if not isinstance(side, dict) or key not in side]
-            if lacking or "recipe" not in step or "name" not in step["source"]:
-                raise SourceError(
-                    f"{folder / FILE} lacks sizes, source or recipe: make the folder again"
-                )
     return record
-
-
-def _steps(record: dict[str, Any], folder: Path) -> Sequence[Record]:
-    try:
-        return history_of(record)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{folder / FILE} tells of no source: make the folder again") from error
 
 
 def _cut(step: Record) -> tuple[Record, Record, Record]:
@@ -183,16 +172,13 @@ def _losses(folder: Path) -> list[dict[str, float]]:
     path = folder / _CURVE
     if not path.exists():
         return []
-    return _json(path, by_line=True)
-
-
-def _json(path: Path, *, by_line: bool = False) -> list[Any]:
-    """The JSON texts of a file, one or one a line. Raises SourceError."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(part) for part in (text.splitlines() if by_line else [text])]
-    except (OSError, ValueError) as error:
+        points = [parse_object(line) for line in path.read_bytes().splitlines()]
+    except (OSError, Unreadable) as error:
         raise SourceError(f"{path} is damaged ({error}): mend or remove it") from error
+    for point in points:
+        check_kind(point, {"eval_loss?": float}, str(path), SourceError, "mend or remove it")
+    return points
 
 
 def _metadata(history: Sequence[Record]) -> dict[str, Any]:
@@ -216,7 +202,8 @@ def _metadata(history: Sequence[Record]) -> dict[str, Any]:
     corpora = [step["recipe"].get("corpus") for step in history]
     if datasets := list(dict.fromkeys(name for c in corpora if (name := _dataset(c)) is not None)):
         found["datasets"] = datasets
-    return {**found, **last["source"].get("metadata", {})}
+    inherited = last["source"].get("metadata", {})
+    return {**found, **{key: inherited[key] for key in INHERITED if key in inherited}}
 
 
 def _dataset(corpus: str | None) -> str | None:
@@ -224,7 +211,7 @@ def _dataset(corpus: str | None) -> str | None:
     if corpus is None or corpus.endswith(_FILES):
         return None
     matched = _DATASET.fullmatch(corpus)
-    return matched[1] if matched is not None and not Path(corpus).exists() else None
+    return matched[1] if matched is not None and not os.path.exists(corpus) else None
 
 
 def _with_found(metadata: Mapping[str, Any], page: Page) -> dict[str, Any]:

@@ -16,9 +16,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined, Template
+
+from minitron.errors import SourceError
+from minitron.foreign_parser import foreign_parser
+from minitron.front_matter import parse_front_matter
 
 SIZES = (
     "hidden_size",
@@ -85,9 +88,10 @@ class Page:
 def rendered(card: Card, metadata: Mapping[str, Any]) -> str:
     """The whole README.md: metadata, text and seal."""
     # Floats as YAML writes them, keys as ModelCardData orders them: what a reader gets back.
-    block = ModelCardData(**metadata).to_yaml().strip()
+    with foreign_parser("the metadata of the card", SourceError, "mend those in README.md"):
+        block = ModelCardData(**metadata).to_yaml().strip()
     body = _template().render(card=card).strip()
-    told = yaml.safe_load(block) or {}
+    told = parse_front_matter(f"---\n{block}\n---", "the card")
     seal = f"<!-- minitron card {_digest(body)} {_digest(_canonical(told))} -->"
     return f"---\n{block}\n---\n\n{body}\n\n{seal}\n"
 
@@ -97,14 +101,15 @@ def read_page(path: Path) -> Page:
 
     One without metadata, or with damaged metadata, was.
     """
-    found = _PAGE.match(path.read_text(encoding="utf-8", errors="replace"))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = _PAGE.match(text)
     try:
-        metadata = yaml.safe_load(found["metadata"]) if found is not None else None
-    except yaml.YAMLError:
-        metadata = None
+        metadata = parse_front_matter(text, str(path))
+    except SourceError:
+        return Page({}, False, False)
     seal = _SEAL.search(found["body"]) if found is not None else None
-    if found is None or seal is None or not isinstance(metadata, dict):
-        return Page(metadata if isinstance(metadata, dict) else {}, False, False)
+    if found is None or seal is None:
+        return Page(metadata, False, False)
     body = found["body"][: seal.start()].strip()
     return Page(
         metadata, _digest(body) == seal["text"], _digest(_canonical(metadata)) == seal["data"]

@@ -176,12 +176,12 @@ def _names(history: Sequence[Record], name: str) -> list[str]:
 
 
 def _importance(record: Record) -> str:
-    made_by, shares = record["importance"], record["share_of_importance_kept"]
+    made_by, shares = record["importance"], record.get("share_of_importance_kept")
     if not shares:
         return "Nothing was cut."
     on = (
         f" on {made_by['tokens']:,} tokens of {shown(made_by['corpus'])}"
-        if "tokens" in made_by
+        if "tokens" in made_by and made_by.get("corpus") is not None
         else ""
     )
     told = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
@@ -191,7 +191,7 @@ def _importance(record: Record) -> str:
 
 def _fit(record: Record) -> str:
     training, recipe = record["training"], record["recipe"]
-    start = "random weights" if recipe["scratch"] else "its weights"
+    start = "random weights" if recipe.get("scratch") else "its weights"
     passes, tokens = training["epochs"], training["corpus_tokens"]
     seen = f"{training['tokens']:,} tokens in all, " if "tokens" in training else ""
     return (

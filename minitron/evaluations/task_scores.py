@@ -7,9 +7,8 @@ Values are as lm-eval gives them: shares from 0 to 1. Where people read them, th
 """
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
 )
 from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from minitron.unfinished import replace_file
 
 EVAL_RESULTS = ".eval_results"
 # Metrics that are shares of 1; others, such as perplexity and bleu, are shown as they are.
@@ -62,7 +63,11 @@ class TaskScores:
 
 def from_record(record: Mapping[str, Any]) -> list[TaskScores]:
     """What minitron.json holds under `benchmarks`."""
-    return [TaskScores(**entry) for entry in record["scores"]]
+    known = {one.name for one in fields(TaskScores)}
+    return [
+        TaskScores(**{"num_fewshot": None, **{key: entry[key] for key in known & entry.keys()}})
+        for entry in record["scores"]
+    ]
 
 
 def record_of_scores(scores: Sequence[TaskScores], command: str) -> dict[str, Any]:
@@ -104,8 +109,7 @@ def write_eval_results(folder: Path, scores: Sequence[TaskScores]) -> None:
     would not compare there. Files of an earlier evaluation of other tasks go.
     """
     place = folder / EVAL_RESULTS
-    if place.exists():
-        shutil.rmtree(place)
+    written = []
     for score in scores:
         if score.dataset is None or score.limited:
             continue
@@ -116,9 +120,17 @@ def write_eval_results(folder: Path, scores: Sequence[TaskScores]) -> None:
             value=_published(metric, score.metrics[metric]),
             notes=_notes(score, metric),
         )
-        place.mkdir(exist_ok=True)
         text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-        (place / f"{score.name}.yaml").write_text(text, encoding="utf-8")
+        written.append((f"{score.name.replace('/', '_')}.yaml", text))
+    if written:
+        place.mkdir(exist_ok=True)
+    for name, text in written:
+        replace_file(place / name, text.encode())
+    for path in place.glob("*") if place.is_dir() else ():
+        if path.is_file() and path.name not in dict(written):
+            path.unlink()
+    if place.is_dir() and not written:
+        place.rmdir()
 
 
 def _rows(score: TaskScores) -> list[dict[str, Any]]:

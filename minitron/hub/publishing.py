@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import BadRequestError
 
+from minitron.checked_json import check_kind
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
 from minitron.hub.destination import (
     HubDestination,
@@ -31,10 +32,17 @@ from minitron.hub.publishable import check_publishable, check_weights
 from minitron.hub.space_publishing import push_space
 from minitron.provenance import FILE, read_provenance
 from minitron.recipe import PushRecipe, verb
+from minitron.record import SIZES
 from minitron.source import zoo
 
 logger = logging.getLogger(__name__)
 
+# What a commit's message says of a minitron.json.
+_TOLD = {
+    "command": str,
+    "source": {"name": str, **{f"{size}?": int for size in SIZES}},
+    "target": {**{f"{size}?": int for size in SIZES}, "parameters": int},
+}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 # https://git-scm.com/docs/git-check-ref-format, and nothing hidden.
 _REF = re.compile(r"(?!.*(\.\.|//|/\.|@\{|\.lock(/|$)|[/.]$))[^\s~^:?*\[\\/.-][^\s~^:?*\[\\]*")
@@ -169,20 +177,18 @@ def _commit_message(folder: Path, wished: str | None) -> tuple[str, str]:
     """What was done to get here, as minitron.json tells it: a title and the sizes that changed."""
     if not (folder / FILE).is_file():
         return wished or f"Upload {folder.name}", ""
-    try:
-        title, sizes = _told(read_provenance(folder))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(
-            f"{folder / FILE} tells too little of what was done ({error!r}): it is damaged; make "
-            "the folder again, or push it without that file"
-        ) from error
+    record = read_provenance(folder)
+    remedy = "it tells too little; make the folder again, or push it without that file"
+    check_kind(record, _TOLD, str(folder / FILE), SourceError, remedy)
+    title, sizes = _told(record)
     return wished or title, "\n".join(sizes)
 
 
 def _told(record: dict[str, Any]) -> tuple[str, list[str]]:
     """What was done, in a line, and the sizes that it changed."""
     before, after = record["source"], record["target"]
-    changed = {key: size for key, size in after.items() if before.get(key) != size}
+    known = [key for key in SIZES if key in before and key in after]
+    changed = {key: after[key] for key in known if before[key] != after[key]}
     # A folder of this machine is nobody else's business.
     name = Path(before["name"]).name if Path(before["name"]).is_absolute() else before["name"]
     title = f"{record['command'].capitalize()} {name}: "

@@ -38,6 +38,8 @@ def verify(path: Path) -> None:
     logger.info("looking whether %s came whole (%.1f MB)", path.name, status.st_size / 1e6)
     with blob.open("rb") as file:
         seen = hashlib.file_digest(file, "sha256").hexdigest()
+        with suppress(OSError):  # of a file system that cannot; what is noted shall outlive a cut
+            os.fsync(file.fileno())
     if seen != blob.name:
         raise SourceError(
             f"{path} is damaged: its sha256 is {seen}, but on the Hub it is {blob.name}: delete "

@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from minitron.hub.folder import HubFolder
+from minitron.provenance import inherited_from
 from minitron.recipe import TrainRecipe, verb
 from minitron.source import Source, open_source, sequence_length
 from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
@@ -43,9 +44,19 @@ def train(recipe: TrainRecipe) -> HubFolder:
 
 def _train(source: Source, recipe: TrainRecipe, folder: Path, seq_len: int) -> None:
     load = partial(load_text, source, seq_len=seq_len, folder=folder, seed=recipe.seed)
+    inherited = inherited_from(source)
     held_out = None if recipe.eval_corpus is None else load(recipe.eval_corpus)
     texts = Texts(load(recipe.corpus, samples=recipe.samples), held_out)
     set_seed(recipe.seed)
     model = initial_model(source, recipe)
     fitted = fit(model, texts, folder / CHECKPOINTS, recipe, make_trainer=TextTrainer)
-    write_trained(folder, source, recipe, fitted, texts, command="train", loss="cross-entropy")
+    write_trained(
+        folder,
+        source,
+        recipe,
+        fitted,
+        texts,
+        command="train",
+        loss="cross-entropy",
+        inherited=inherited,
+    )

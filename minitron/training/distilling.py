@@ -21,7 +21,7 @@ from minitron.architecture import Architecture
 from minitron.errors import TargetError
 from minitron.hub.folder import HubFolder
 from minitron.layer_stream import LayerStream
-from minitron.provenance import sizes_of
+from minitron.provenance import inherited_from, sizes_of
 from minitron.recipe import DistillRecipe, verb
 from minitron.source import Source, load_model, open_source, sequence_length
 from minitron.tensors.model_digest import description_of
@@ -98,6 +98,7 @@ class _Instruction:
 
 
 def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder: Path) -> None:
+    inherited = inherited_from(student)
     texts = _texts(recipe, student, told, folder)
     teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
     set_seed(recipe.seed)
@@ -121,6 +122,7 @@ def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder:
         texts,
         command="distill",
         loss=f"{recipe.kind} from the teacher",
+        inherited=inherited,
         teacher=told.record,
     )
 

@@ -4,6 +4,7 @@ write_trained(folder, source, recipe, fitted, texts, command="train", loss="cros
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ def write_trained(
     *,
     command: str,
     loss: str,
+    inherited: Mapping[str, Any],
     **found: Any,
 ) -> None:
     """Write what a run made of `source`, in the first process; the checkpoints are removed.
 
-    `loss` names what was trained on, `found` is recorded beside the training.
+    `loss` names what was trained on, `inherited` is what `inherited_from` read of the source,
+    `found` is recorded beside the training.
     """
     if not processes_of_run().is_main_process:
         return
@@ -59,6 +62,7 @@ def write_trained(
         record_of(recipe),
         source,
         target=architecture,
+        inherited=inherited,
         training={
             "corpus_digest": texts.corpus.digest,
             "corpus_tokens": texts.corpus.tokens,

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from minitron.errors import SourceError
+from minitron.errors import MinitronError, SourceError
 
 LARGEST_TEXT = 2**20  # characters; the longest published ones have some ten thousand
 MOST_VALUES = 50_000  # with every alias written out
@@ -75,20 +75,20 @@ _Loader.add_constructor(_INT, _Loader.construct_number)
 _Loader.add_constructor(_FLOAT, _Loader.construct_number)
 
 
-def read_yaml(text: str, where: str) -> Any:
-    """The value that `text` writes down. Raises SourceError, naming `where`, for anything else."""
+def read_yaml(text: str, where: str, error_type: type[MinitronError] = SourceError) -> Any:
+    """The value that `text` writes down. Raises `error_type`, naming `where`, for anything else."""
     if len(text) > LARGEST_TEXT:
-        raise SourceError(f"{where} has {len(text)} characters: it is no model's settings")
+        raise error_type(f"{where} has {len(text)} characters: it is no file of settings")
     try:
         return _written_out(yaml.load(text, _Loader), DEEPEST, count(1))
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise SourceError(
+        raise error_type(
             f"{where} is not YAML of plain values: {line}{one_line(error.problem)}"
         ) from None
     # PyYAML lets through what Python says of a value that is not of its tag, as in "!!int abc".
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise SourceError(f"{where} is not YAML of plain values: {one_line(error)}") from None
+        raise error_type(f"{where} is not YAML of plain values: {one_line(error)}") from None
 
 
 def one_line(text: object) -> str:
