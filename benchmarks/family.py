@@ -27,11 +27,12 @@ import numpy as np
 
 import minitron
 from minitron.candidates.search_texts import first_tokens
-from minitron.corpus import read_documents, tokenize
+from minitron.corpus import read_texts
 from minitron.evaluation import evaluate_model
 from minitron.evaluations.held_out import HeldOut, held_out_ids, held_out_text
 from minitron.folder_writer import write_json
 from minitron.source import load_model, load_tokenizer, open_source
+from minitron.text.encoding import tokenize
 
 RESULTS = Path(__file__).parent / "results" / "family"
 SEEDS = (0, 1, 2)
@@ -98,7 +99,7 @@ class Work:
         path = self.folder / "rows.npy"
         if not path.exists():
             tokenizer = load_tokenizer(open_source("tiny"))
-            documents = tokenize(read_documents(self.corpus), tokenizer)
+            documents = tokenize(read_texts(self.corpus, tokenizer), tokenizer)
             stream = np.concatenate([document.ids for document in documents]).astype(np.int32)
             np.save(path, stream[: len(stream) // SEQ_LEN * SEQ_LEN].reshape(-1, SEQ_LEN))
         return np.load(path, mmap_mode="r")
@@ -116,7 +117,7 @@ class Work:
         if not path.exists():
             assert self.other, "the teacher's correction needs --other, a text unlike the corpus"
             tokenizer = load_tokenizer(open_source("tiny"))
-            documents = tokenize(read_documents(self.other), tokenizer)
+            documents = tokenize(read_texts(self.other, tokenizer), tokenizer)
             stream = np.concatenate([document.ids for document in documents]).astype(np.int32)
             rows = stream[: len(stream) // SEQ_LEN * SEQ_LEN].reshape(-1, SEQ_LEN)
             cut = len(rows) * 9 // 10

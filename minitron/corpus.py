@@ -1,7 +1,7 @@
 """Corpus: text as packed token ids, with a digest that tells one corpus from another.
 
-Reads .txt, .jsonl and .parquet files (gzipped too) and Hub datasets through `datasets`, and ids
-made elsewhere from `.npy`. Knows no model: ids a model sampled itself come from `sampling`.
+Packs the texts of files and Hub datasets, read by `minitron.text`, and ids made elsewhere from
+`.npy`. Knows no model: ids a model sampled itself come from `sampling`.
 
     corpus = load_corpus("books.jsonl.gz", tokenizer, seq_len=512, samples=1024)
     corpus.sequences.shape   # (1024, 512)
@@ -9,26 +9,27 @@ made elsewhere from `.npy`. Knows no model: ids a model sampled itself come from
 
 import hashlib
 import logging
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 
 from minitron.errors import CorpusError
-
-TokenIds = npt.NDArray[np.int32]
-Tokenizer = Callable[..., Any]  # a transformers tokenizer: texts in, {"input_ids": [[...]]} out
+from minitron.text.encoding import TokenIds, tokenize
+from minitron.text.npy_file import open_npy
+from minitron.text.passages import cut, draw
+from minitron.text.rows import file_rows, hub_rows, kind_of_file
+from minitron.text.text_file import read_parts
+from minitron.text.text_row import CHOICES, Text, Tokenizer, text_of_row
 
 PAPER_SAMPLES = 1024  # calibration sequences, 2407.14679 section 4
-_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-_BATCH_CHARACTERS = 4_000_000  # tokenized at once: bounds memory, keeps all cores busy
-_POOL = 16  # samples are drawn from at most this many times the text they need
+HUB_CHARACTERS = 100_000_000  # of a Hub dataset that are looked at to draw samples, at least
+_HUB_POOL = 16  # and at least so many times what they need
 _CHARACTERS_PER_TOKEN = 4
+_DRAWN = 2  # times the characters that samples need, for tokens of more characters
+_PASSAGE_SEQUENCES = 2  # sequences that a drawn passage fills, about
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +62,6 @@ class Corpus:
             )
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text as token ids, with its length in bytes of UTF-8."""
-
-    ids: TokenIds  # (tokens,)
-    bytes: int
-
-
 def load_corpus(
     name: str,
     tokenizer: Tokenizer,
@@ -80,42 +73,54 @@ def load_corpus(
     """Sequences of `seq_len` tokens from the text of a file or a Hub dataset.
 
     Documents are packed one after the other, each followed by the tokenizer's end-of-sequence id;
-    a rest shorter than a sequence is dropped. `samples` are packed from passages (documents cut at
-    line ends) drawn at random by `seed`; None takes all documents, in order. Raises CorpusError
-    for text that is missing, unreadable, empty or shorter than one sequence.
+    a rest shorter than a sequence is dropped. `samples` are packed from passages drawn at random
+    by `seed` from the whole text (of a Hub dataset: see `drawn_texts`); None takes all documents,
+    in order. Raises CorpusError for text that is missing, unreadable, empty or shorter than one
+    sequence.
     """
     if samples is None:
-        texts: Iterable[str] = read_documents(name)
+        texts: Iterable[Text] = read_texts(name, tokenizer)
     else:
-        needed = samples * seq_len * _CHARACTERS_PER_TOKEN
-        passages = _passages(read_documents(name), 8 * seq_len * _CHARACTERS_PER_TOKEN)
-        pool = _up_to(passages, _POOL * needed)
-        order = np.random.default_rng(seed).permutation(len(pool))
-        texts = _up_to((pool[index] for index in order), 3 * needed)
-    ids = [document.ids for document in tokenize(texts, tokenizer)]
-    stream = np.concatenate(ids) if ids else np.empty(0, np.int32)
-    rows = min(len(stream) // seq_len, samples or len(stream))
+        texts = drawn_texts(name, tokenizer, seq_len=seq_len, samples=samples, seed=seed)
+    ids: list[TokenIds] = []
+    tokens = 0
+    for document in tokenize(texts, tokenizer):
+        ids.append(document.ids)
+        tokens += len(document.ids)
+        if samples is not None and tokens >= samples * seq_len:
+            break
+    rows = min(tokens // seq_len, samples or tokens)
     if not rows:
         raise CorpusError(
-            f"{name} holds {len(stream)} tokens, fewer than one sequence of {seq_len}: "
+            f"{name} holds {tokens} tokens, fewer than one sequence of {seq_len}: "
             "give more text or a smaller --seq-len"
         )
     if samples is not None and rows < samples:
         logger.info("%s holds %d sequences of %d tokens, not %d", name, rows, seq_len, samples)
+    stream = np.concatenate(ids)
     return Corpus(stream[: rows * seq_len].reshape(rows, seq_len), name)
+
+
+def drawn_texts(
+    name: str, tokenizer: Tokenizer, *, seq_len: int, samples: int, seed: int
+) -> list[Text]:
+    """Passages that fill `samples` sequences, each as likely drawn as any other.
+
+    They are drawn from the whole of a file; of a Hub dataset from its first 100 million characters
+    (more where samples need more), its files in random order. Passages are documents, cut where
+    they are longer than two sequences or so.
+    """
+    characters = seq_len * _CHARACTERS_PER_TOKEN
+    texts = read_texts(name, tokenizer, longest=_PASSAGE_SEQUENCES * characters, shuffle_seed=seed)
+    if kind_of_file(name) is None:
+        texts = _first(texts, max(HUB_CHARACTERS, _HUB_POOL * samples * characters), name)
+    return draw(texts, _DRAWN * samples * characters, seed)
 
 
 def load_ids(name: str, *, seq_len: int, samples: int | None = None) -> Corpus:
     """The ids of a `.npy` [samples, length]: its first `samples` rows (all for None), each cut to
     at most `seq_len`. Raises CorpusError for a file that holds anything else."""
-    try:
-        ids = np.load(name, allow_pickle=False, mmap_mode="r")
-    except FileNotFoundError as error:
-        raise CorpusError(f"{name} does not exist") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise CorpusError(f"{name} is not a .npy of numbers: {error}") from error
-    if not isinstance(ids, np.ndarray):
-        raise CorpusError(f"{name} is an .npz of several arrays: save one with numpy.save")
+    ids = open_npy(name)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
         raise CorpusError(
             f"{name} holds {ids.dtype} of shape {ids.shape}: "
@@ -132,85 +137,66 @@ def random_corpus(vocab_size: int, *, seq_len: int, samples: int, seed: int) -> 
     return Corpus(drawn.astype(np.int32), "random")
 
 
-def read_documents(name: str) -> Iterator[str]:
-    """The texts of a file (.txt is one text; else the column `text`) or of a Hub dataset.
+def read_texts(
+    name: str,
+    tokenizer: Tokenizer,
+    *,
+    longest: int | None = None,
+    shuffle_seed: int | None = None,
+) -> Iterator[Text]:
+    """The texts of a file (.txt is one text; else one a row) or of a Hub dataset, in order.
 
     A Hub dataset is written `owner/name`, `owner/name:config` or `owner/name:config:split`
-    (`train` unless given) and is streamed. Raises CorpusError.
+    (`train` unless given) and is streamed, its files in random order by `shuffle_seed`. Texts that
+    are longer than twice `longest` characters come in passages. Raises CorpusError.
     """
-    path = Path(name)
-    kind = _READERS.get(Path(name.removesuffix(".gz")).suffix)
-    if path.is_dir():
-        raise CorpusError(f"{name} is a folder: name a .txt, .jsonl, .parquet or .npy file")
-    if path.exists() and kind is None:
-        raise CorpusError(f"{name} is of no known kind: use .txt, .jsonl, .parquet (.gz) or .npy")
-    if kind is not None and not path.exists():
-        raise CorpusError(f"{name} does not exist")
-    from datasets import load_dataset  # seconds to import
-    from datasets.exceptions import DatasetsError
-
-    try:
-        if kind is not None:
-            options = {"sample_by": "document"} if kind == "text" else {}
-            rows = load_dataset(
-                kind, data_files=str(path.absolute()), split="train", streaming=True, **options
-            )
-        else:
-            repository, _, rest = name.partition(":")
-            config, _, split = rest.partition(":")
-            rows = load_dataset(repository, config or None, split=split or "train", streaming=True)
-        for row in rows:
-            yield _text_of(row, name)
-    except StopIteration:  # how `datasets` meets a file of no rows
-        return
-    except (DatasetsError, OSError, ValueError, RuntimeError, EOFError, zlib.error) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        what = "is no file here, and no Hub dataset" if kind is None else "cannot be read as text"
-        raise CorpusError(f"{name} {what}: {first_line}") from error
+    kind = kind_of_file(name)
+    if kind == ".txt":
+        parts = read_parts(name)
+        return _cut_parts(parts, longest) if longest else iter([Text("".join(parts))])
+    if kind is None:
+        rows = hub_rows(name, CHOICES, shuffle_seed=shuffle_seed)
+    else:
+        rows = file_rows(name, CHOICES)
+    texts = _told_once((text_of_row(row, tokenizer) for row in rows), name)
+    return chain.from_iterable(cut(text, longest) for text in texts) if longest else texts
 
 
-def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Document]:
-    """Each text's ids as the tokenizer gives them, closed by its end-of-sequence id."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]  # type: ignore[attr-defined]
-    texts = iter(texts)
-    while batch := _up_to(texts, _BATCH_CHARACTERS):
-        encoded = tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]
-        for text, ids in zip(batch, encoded, strict=True):
-            yield Document(np.array([*ids, *end], np.int32), len(text.encode()))
+def _cut_parts(parts: Iterable[str], characters: int) -> Iterator[Text]:
+    """The passages of one text that comes in parts."""
+    rest = ""
+    for part in parts:
+        *passages, last = cut(Text(rest + part), characters)
+        yield from passages
+        rest = last.text
+    yield Text(rest)
 
 
-def _text_of(row: dict[str, Any], name: str) -> str:
-    text = row.get("text")
-    if "text" not in row:
-        raise CorpusError(f"{name} has no text column, only {', '.join(row)}: rename one to text")
-    if not isinstance(text, str):
-        raise CorpusError(f"{name} has {text!r:.60} in its text column: it must hold only text")
-    return text
-
-
-def _passages(documents: Iterable[str], characters: int) -> Iterator[str]:
-    """Documents cut at line ends into passages of about `characters`."""
-    for document in documents:
-        passage: list[str] = []
-        length = 0
-        for line in document.splitlines(keepends=True):
-            passage.append(line)
-            length += len(line)
-            if length >= characters:
-                yield "".join(passage)
-                passage, length = [], 0
-        if passage:
-            yield "".join(passage)
-
-
-def _up_to(texts: Iterable[str], characters: int) -> list[str]:
-    """The first texts, until they hold `characters`; empty ones are left out."""
-    taken: list[str] = []
-    length = 0
+def _told_once(texts: Iterable[Text], name: str) -> Iterator[Text]:
+    """The same texts; of chats without a chat template, a line is logged."""
+    is_told = False
     for text in texts:
-        if text.strip():
-            taken.append(text)
-            length += len(text)
-        if length >= characters:
-            break
-    return taken
+        if text.origin == "joined messages" and not is_told:
+            logger.info(
+                "%s holds chats and the tokenizer has no chat template: their messages are joined "
+                "by line ends, without roles",
+                name,
+            )
+            is_told = True
+        yield text
+
+
+def _first(texts: Iterable[Text], characters: int, name: str) -> Iterator[Text]:
+    """The first texts until they hold `characters`, which a line says where others follow."""
+    held = 0
+    for text in texts:
+        if held >= characters:
+            logger.info(
+                "%s is longer than %s characters: samples are drawn from as many, its files in "
+                "random order",
+                name,
+                f"{characters:,}",
+            )
+            return
+        held += len(text.text)
+        yield text

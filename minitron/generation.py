@@ -14,6 +14,7 @@ from minitron.errors import TargetError, TokenizerError
 from minitron.quantization import check_quantization, quantized
 from minitron.recipe import GenerateRecipe, verb
 from minitron.source import default_device, load_model, load_tokenizer, open_source
+from minitron.text.encoding import prompt_ids
 
 Emit = Callable[[str], None]
 
@@ -47,10 +48,10 @@ def stream_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: GenerateRecipe, emit: Emit
 ) -> None:
     """The same with a loaded model and its tokenizer."""
-    ids = tokenizer(recipe.prompt, return_tensors="pt")["input_ids"].long()
-    if not ids.numel():  # an empty prompt: begin as at the start of a text
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0
-        ids = torch.tensor([[start]])
+    prompt = prompt_ids(tokenizer, recipe.prompt)
+    if not prompt:  # begin as at the start of a text
+        prompt = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0]
+    ids = torch.tensor([prompt])
     if (highest := int(ids.max())) >= model.config.vocab_size:
         raise TokenizerError(
             f"the tokenizer gives id {highest}, outside the model's vocabulary of "

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from minitron.corpus import TokenIds
 from minitron.layer_stream import LayerStream
 from minitron.source import Source
+from minitron.text.encoding import TokenIds
 
 States = list[torch.Tensor]  # one a batch, (sequences, tokens, hidden)
 

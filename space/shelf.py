@@ -24,6 +24,7 @@ from minitron.errors import TokenizerError
 from minitron.source import default_device, load_model, load_tokenizer
 from minitron.space.errors import BusyError, VisitorError
 from minitron.space.family import Family, Member
+from minitron.text.encoding import prompt_ids
 
 INT8 = "int8"
 _PATIENCE = 60.0  # seconds to wait for a place
@@ -59,7 +60,7 @@ class Loaded:
     def ids_of(self, prompt: str) -> list[int]:
         """The prompt's tokens; the text of a special token is text."""
         with self._lock:
-            ids: list[int] = self.tokenizer(prompt)["input_ids"]
+            ids = prompt_ids(self.tokenizer, prompt)
         if ids and max(ids) >= self.model.config.vocab_size:
             raise TokenizerError(f"{self.key.label}: its tokenizer belongs to another model")
         return ids or [self.tokenizer.bos_token_id or 0]

@@ -300,10 +300,10 @@ class TestTheCorpus:
             ("a.txt", "", "a.txt holds 0 tokens, fewer than one sequence of 64: give more text or"),
             ("a.jsonl", "", "a.jsonl holds 0 tokens, fewer than one sequence of 64"),
             ("a.txt", "It was the best", "tokens, fewer than one sequence of 64: give more text"),
-            ("a.jsonl", '{"body": "x"}\n', "a.jsonl has no text column, only body: rename one"),
-            ("a.jsonl", "nonsense", "a.jsonl cannot be read as text: JSON parse error"),
+            ("a.jsonl", '{"body": "x"}\n', "a.jsonl, line 1 has no text: its columns are body"),
+            ("a.jsonl", "nonsense", "a.jsonl, line 1 is no JSON: Expecting value"),
             ("a.docx", "x", "a.docx is of no known kind: use .txt, .jsonl, .parquet"),
-            ("a.npy", "x", "a.npy is not a .npy of numbers"),
+            ("a.npy", "x", "a.npy is no .npy: save an array of whole numbers"),
         ],
     )
     def test_it_holds_no_sequence(

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from minitron.corpus import Corpus, TokenIds, load_ids
+from minitron.corpus import Corpus, load_ids
 from minitron.errors import CorpusError, TargetError
 from minitron.evaluations.held_out import HeldOut, held_out_ids, held_out_text
 from minitron.recipe import BudgetRecipe
 from minitron.scores.calibration import calibration
 from minitron.scores.scoring import check_corpus_named
 from minitron.source import Source, default_device, load_tokenizer, sequence_length
+from minitron.text.encoding import TokenIds
 
 TEXTS = ("calibration.npy", "held-out.npy")
 _MOST_HELD_OUT = 4  # a fourth of the calibration text

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from transformers import PreTrainedTokenizerBase
 
-from minitron.corpus import Document, TokenIds, load_ids, read_documents, tokenize
+from minitron.corpus import load_ids, read_texts
 from minitron.errors import CorpusError
+from minitron.text.encoding import Document, TokenIds, tokenize
 
 UNCOUNTED = -100  # a target that is not scored
 
@@ -25,7 +26,7 @@ class HeldOut:
 
     inputs: tuple[TokenIds, ...]  # each (windows, tokens)
     targets: tuple[TokenIds, ...]  # the same shapes; -100 where nothing is counted
-    bytes: int | None  # of the text; None where only ids are known
+    bytes: int | None  # of the text; None where only ids are known, or some of it are chats
 
 
 def held_out_text(
@@ -35,7 +36,7 @@ def held_out_text(
 
     Each window predicts its last `stride` tokens (all of them unless given), the first one all.
     """
-    documents = list(tokenize(read_documents(name), tokenizer))
+    documents = list(tokenize(read_texts(name, tokenizer), tokenizer))
     separators = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
     start = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     stream = np.concatenate([np.array(start, np.int32), *(d.ids for d in documents)])
@@ -76,5 +77,6 @@ def _windows(
     return found
 
 
-def _bytes_of(documents: list[Document]) -> int:
-    return sum(document.bytes for document in documents)
+def _bytes_of(documents: list[Document]) -> int | None:
+    sizes = [document.bytes for document in documents if document.bytes is not None]
+    return sum(sizes) if len(sizes) == len(documents) else None

@@ -22,11 +22,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from minitron.errors import CorpusError, MissingExtraError, SourceError, TokenizerError
 from minitron.evaluations.preset import SummarySettings
 from minitron.evaluations.task_scores import TaskScores
+from minitron.foreign_parser import foreign_parser
+from minitron.text.rows import file_rows
 
 NAME = "cnn_dailymail"
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_KINDS = (".jsonl", ".json", ".parquet")
 _ARTICLE, _SUMMARY = "article", "highlights"  # columns, as the dataset on the Hub has them
-_READERS = {".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -186,42 +188,18 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
 
 
 def _rows_of_file(file: str) -> Iterator[dict[str, Any]]:
-    kind = _READERS.get(Path(file.removesuffix(".gz")).suffix)
-    if not Path(file).is_file():
-        raise CorpusError(f"--articles {file} does not exist")
-    if kind is None:
+    if Path(file.removesuffix(".gz")).suffix not in _KINDS:
         raise CorpusError(f"--articles {file} is of no known kind: use .jsonl or .parquet (.gz)")
-    yield from _rows(
-        file, kind, data_files=str(Path(file).absolute()), split="train", streaming=True
-    )
+    for row in file_rows(file, [(_ARTICLE, _SUMMARY)]):
+        yield row.columns
 
 
 def _rows_of_hub(settings: SummarySettings) -> Iterator[dict[str, Any]]:
-    yield from _rows(
-        settings.dataset,
-        settings.dataset,
-        name=settings.config,
-        split=settings.split,
-        shuffle_seed=settings.shuffle_seed,
-    )
-
-
-def _rows(
-    told: str, path: str, *, shuffle_seed: int | None = None, **options: Any
-) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset  # seconds to import
-    from datasets.exceptions import DatasetsError
 
-    try:
-        rows = load_dataset(path, **options)
-        yield from rows if shuffle_seed is None else rows.shuffle(seed=shuffle_seed)
-    except StopIteration:  # how `datasets` meets a file of no rows
-        return
-    except (DatasetsError, OSError, ValueError, RuntimeError, EOFError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorpusError(
-            f"the articles of {told} cannot be had ({first}): give a file with --articles"
-        ) from error
+    with foreign_parser(f"the dataset {settings.dataset}", CorpusError, "give --articles a file"):
+        rows = load_dataset(settings.dataset, name=settings.config, split=settings.split)
+        yield from rows if settings.shuffle_seed is None else rows.shuffle(settings.shuffle_seed)
 
 
 def _article(row: Mapping[str, Any], told: str) -> Article:

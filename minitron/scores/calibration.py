@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from minitron.corpus import (
     PAPER_SAMPLES,
     Corpus,
-    TokenIds,
     load_corpus,
     load_ids,
     random_corpus,
@@ -22,6 +21,7 @@ from minitron.errors import CorpusError, TargetError
 from minitron.recipe import CalibrationRecipe
 from minitron.sampling import self_corpus
 from minitron.source import Source, load_model, load_tokenizer, sequence_length
+from minitron.text.encoding import TokenIds
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from minitron.corpus import TokenIds
+from minitron.text.encoding import TokenIds
 
 Sums = dict[str, torch.Tensor]  # in float64; they add up
 Chunk = list[torch.Tensor]  # batches of ids, (sequences, length)

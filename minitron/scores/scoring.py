@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 
 from minitron.architecture import Architecture
 from minitron.byte_size import parse_bytes
-from minitron.corpus import TokenIds
 from minitron.device_memory import free_memory, memory_in_use
 from minitron.errors import CorpusError, ImportanceError, TargetError
 from minitron.families import EMBEDDING
@@ -40,6 +39,7 @@ from minitron.scores.sweep_plan import (
 from minitron.scores.weight_scores import magnitude_scores, random_scores
 from minitron.source import Source, complete_tensors, default_device, fast_dtype, open_source
 from minitron.tensors.model_digest import description_of, model_digest
+from minitron.text.encoding import TokenIds
 from minitron.unfinished import check_absent
 
 BY_ACTIVATIONS = ("paper", "modelopt")

@@ -1,0 +1,89 @@
+"""Texts and prompts as token ids: a document ends once, a prompt never.
+
+Tokenizers differ in what they add by themselves: nothing, a begin, an end, or both. Whatever they
+add, a document has one end of text behind it, and a prompt none, or a model would go on behind it.
+
+    next(tokenize([Text("It was")], tokenizer)).ids     # [..., end]
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minitron.errors import TokenizerError
+from minitron.foreign_parser import foreign_parser
+from minitron.text.text_row import Text, Tokenizer
+
+TokenIds = npt.NDArray[np.int32]
+
+_BATCH_CHARACTERS = 4_000_000  # tokenized at once: bounds memory, keeps all cores busy
+_REMEDY = "it does not fit this text; give the model's own tokenizer"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text as token ids, with its length in bytes of UTF-8."""
+
+    ids: TokenIds  # (tokens,)
+    bytes: int | None  # None for a chat, whose template wrote a part of it
+
+
+def tokenize(texts: Iterable[Text], tokenizer: Tokenizer) -> Iterator[Document]:
+    """Each text's ids as the tokenizer gives them, and one end of text behind them.
+
+    An end is added where neither the tokenizer did nor the chat template that wrote the text. Blank
+    texts are left out. Raises TokenizerError.
+    """
+    end: int | None = tokenizer.eos_token_id  # type: ignore[attr-defined]
+    texts = iter(texts)
+    while batch := _up_to(texts, _BATCH_CHARACTERS):
+        for is_complete, group in groupby(batch, key=lambda text: text.has_special_tokens):
+            alike = list(group)
+            encoded = _encode(tokenizer, [text.text for text in alike], not is_complete)
+            for text, ids in zip(alike, encoded, strict=True):
+                is_ended = end in (ids if is_complete else ids[-1:])
+                ending = [] if end is None or is_ended else [end]
+                size = None if is_complete else len(text.text.encode())
+                yield Document(np.array([*ids, *ending], np.int32), size)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's ids, with what the tokenizer puts before a text and without what it puts behind.
+
+    Raises TokenizerError.
+    """
+    (whole,) = _encode(tokenizer, [prompt], True)
+    (bare,) = _encode(tokenizer, [prompt], False)
+    begin = next((n for n in range(len(whole)) if bare and whole[n : n + len(bare)] == bare), None)
+    if begin is not None:
+        return whole[: begin + len(bare)]
+    end = tokenizer.eos_token_id  # type: ignore[attr-defined]
+    while whole and whole[-1] == end:
+        whole.pop()
+    return whole
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    named = f"the tokenizer {getattr(tokenizer, 'name_or_path', '')}".strip()
+    options: dict[str, Any] = {} if add_special_tokens else {"add_special_tokens": False}
+    with foreign_parser(named, TokenizerError, _REMEDY):
+        encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
+        ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _up_to(texts: Iterator[Text], characters: int) -> list[Text]:
+    """The first texts, until they hold `characters`; blank ones are left out."""
+    taken: list[Text] = []
+    length = 0
+    for text in texts:
+        if text.text.strip():
+            taken.append(text)
+            length += len(text.text)
+        if length >= characters:
+            break
+    return taken

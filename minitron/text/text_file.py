@@ -1,0 +1,163 @@
+"""A text file as lines or parts of UTF-8, read in order at bounded memory.
+
+Opens only regular files, plain or `.gz`, and shows progress where reading takes long. Refuses what
+is no UTF-8 text with the byte offset. Knows no rows and no JSON.
+
+    for number, line in read_lines("books.jsonl.gz"):
+        ...
+"""
+
+import codecs
+import gzip
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm.auto import tqdm
+
+from minitron.errors import CorpusError
+from minitron.foreign_parser import foreign_parser
+
+MAX_LINE_BYTES = 2**30  # a line is held whole
+_BUFFER_BYTES = 2**16
+_PART_BYTES = 2**20
+_SLOW_SECONDS = 10.0  # before progress is shown
+_REMEDY = "fetch or write the file again"
+_BYTE_ORDER_MARKS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # before UTF-16, which begins alike
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+
+
+def check_regular_file(name: str) -> None:
+    """Refuse a folder, and a pipe or device, which may never end. Raises CorpusError."""
+    try:
+        mode = Path(name).stat().st_mode
+    except FileNotFoundError as error:
+        raise CorpusError(f"{name} does not exist") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise CorpusError(f"{name} cannot be opened: {error}: name a file that you can read") from (
+            error
+        )
+    if stat.S_ISDIR(mode):
+        raise CorpusError(f"{name} is a folder: name a .txt, .jsonl, .parquet or .npy file")
+    if not stat.S_ISREG(mode):
+        raise CorpusError(f"{name} is a pipe or a device: write its content to a file first")
+
+
+def read_lines(name: str) -> Iterator[tuple[int, str]]:
+    """Each line with its number, counted from 1; blank lines too. Raises CorpusError."""
+    with foreign_parser(name, CorpusError, _REMEDY), _opened(name) as (file, start):
+        offset, number = start, 0
+        while line := file.readline(MAX_LINE_BYTES):
+            number += 1
+            if len(line) >= MAX_LINE_BYTES:
+                raise CorpusError(
+                    f"{name}, line {number} is longer than {MAX_LINE_BYTES:,} bytes: put each row "
+                    "on a line of its own"
+                )
+            try:
+                yield number, line.decode()
+            except UnicodeDecodeError as error:
+                raise _no_utf8(name, offset + error.start, error) from error
+            offset += len(line)
+
+
+def read_parts(name: str) -> Iterator[str]:
+    """The text of a file in parts of about a million characters, with `\\n` at line ends.
+
+    Raises CorpusError, also for a NUL, which no text holds but damaged and binary files do.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    with foreign_parser(name, CorpusError, _REMEDY), _opened(name) as (file, offset):
+        is_last = False
+        while not is_last:
+            content = file.read(_PART_BYTES)
+            is_last = not content
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(content, final=is_last)
+            except UnicodeDecodeError as error:
+                raise _no_utf8(name, offset - pending + error.start, error) from error
+            if "\0" in text:
+                before = len(text[: text.index("\0")].encode())
+                raise _not_text(name, offset - pending + before)
+            offset += len(content)
+            yield newlines.decode(text, final=is_last)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """The decompressed file behind its byte order mark, and how long that is."""
+    check_regular_file(name)
+    size = Path(name).stat().st_size
+    with (
+        tqdm(
+            total=size,
+            unit="B",
+            unit_scale=True,
+            desc=f"read {Path(name).name}",
+            delay=_SLOW_SECONDS,
+            leave=False,
+            disable=None,  # where no person watches
+        ) as progress,
+        Path(name).open("rb", buffering=0) as raw,
+        io.BufferedReader(_CountedFile(raw, progress), _BUFFER_BYTES) as stored,
+    ):
+        file = stored
+        if name.endswith(".gz"):
+            file = io.BufferedReader(gzip.GzipFile(fileobj=stored), _BUFFER_BYTES)  # type: ignore[type-var]
+        head = file.peek(_BUFFER_BYTES)
+        _check_head(name, head)
+        mark = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+        file.read(mark)
+        yield file, mark
+
+
+class _CountedFile(io.RawIOBase):
+    """A raw file that reports each read to a progress bar."""
+
+    def __init__(self, raw: io.FileIO, progress: "tqdm[None]") -> None:
+        self._raw, self._progress = raw, progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int | None:  # type: ignore[override]
+        count = self._raw.readinto(buffer)
+        self._progress.update(count or 0)
+        return count
+
+
+def _check_head(name: str, head: bytes) -> None:
+    """Refuse what the first bytes show to be no UTF-8 text."""
+    for encoding, marks in _BYTE_ORDER_MARKS.items():
+        if head.startswith(marks):
+            raise CorpusError(
+                f"{name} is {encoding}: save it as UTF-8 (iconv -f {encoding} -t UTF-8)"
+            )
+    if head.startswith(b"\x1f\x8b"):
+        again = " once more" if name.endswith(".gz") else ""
+        raise CorpusError(
+            f"{name} is compressed by gzip{again}: decompress it, or add .gz to its name"
+        )
+    if b"\0" in head:
+        raise _not_text(name, head.index(b"\0"))
+
+
+def _not_text(name: str, offset: int) -> CorpusError:
+    return CorpusError(
+        f"{name} holds NUL at byte {offset:,}: it is no UTF-8 text, or damaged: {_REMEDY}"
+    )
+
+
+def _no_utf8(name: str, offset: int, error: UnicodeDecodeError) -> CorpusError:
+    seen = error.object[error.start : error.start + 4].hex(" ")
+    return CorpusError(
+        f"{name} is no UTF-8 text: at byte {offset:,} it holds {seen} ({error.reason}): save it as "
+        "UTF-8"
+    )

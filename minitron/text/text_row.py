@@ -1,0 +1,186 @@
+"""What of a row is text: a column of text, a chat, or a prompt with its completion.
+
+| columns                      | text                                                             |
+|------------------------------|------------------------------------------------------------------|
+| `text`                       | as it is                                                         |
+| `messages`, `conversations`  | by the tokenizer's chat template; without one, the contents,     |
+|                              | joined by line ends                                              |
+| `prompt` and `completion`    | one behind the other; two lists of messages are one chat         |
+| `content`                    | as it is                                                         |
+
+The first of these that a row has is used. A message is {"role", "content"} or {"from", "value"}.
+Knows no files.
+
+    text_of_row(FileRow("a.jsonl, line 1", {"text": "It was"}), tokenizer).text   # "It was"
+"""
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minitron.errors import CorpusError
+from minitron.foreign_parser import foreign_parser
+from minitron.text.file_row import FileRow
+
+Tokenizer = Callable[..., Any]  # a transformers tokenizer: texts in, {"input_ids": [[...]]} out
+Origin = Literal["text", "completed prompt", "joined messages", "chat template"]
+
+TOOLS = "tools"  # what a chat may call, given to its template
+CHOICES: tuple[tuple[str, ...], ...] = (  # the columns that make a text; the first that are there
+    ("text",),
+    ("messages", TOOLS),
+    ("messages",),
+    ("conversations", TOOLS),
+    ("conversations",),
+    ("prompt", "completion", TOOLS),
+    ("prompt", "completion"),
+    ("content",),
+)
+_REMEDY = "mend or remove it"
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
+_SPOKEN_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text of a corpus."""
+
+    text: str
+    origin: Origin = "text"
+
+    @property
+    def has_special_tokens(self) -> bool:
+        """Whether begin, end and roles are written in it: its tokenizer must add none."""
+        return self.origin == "chat template"
+
+
+def text_of_row(row: FileRow, tokenizer: Tokenizer) -> Text:
+    """The text of a row. Raises CorpusError that names the row and what to do."""
+    columns, where = row.columns, row.where
+    wanted = next((choice for choice in CHOICES if all(c in columns for c in choice)), None)
+    if wanted is None:
+        raise _no_text(where, columns)
+    first = columns[wanted[0]]
+    if wanted[0] in ("text", "content"):
+        return Text(_string(first, wanted[0], where))
+    if wanted[0] == "prompt":
+        second = columns["completion"]
+        if not (isinstance(first, list) and isinstance(second, list)):
+            texts = (_string(first, "prompt", where), _string(second, "completion", where))
+            return Text("".join(texts), "completed prompt")
+        first = [*first, *second]
+    messages = _messages(first, wanted[0], where)
+    return _chat(messages, _tools(columns.get(TOOLS), where), tokenizer, where)
+
+
+def _no_text(where: str, present: Collection[str]) -> CorpusError:
+    """The refusal of columns among which none is known to be text."""
+    shown = ", ".join(map(str, present)) or "none"
+    return CorpusError(
+        f"{where} has no text: its columns are {shown:.150}: name the one to read text, or give "
+        "messages, conversations, prompt and completion, or content"
+    )
+
+
+def _string(value: Any, column: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise CorpusError(
+            f"{where} has {value!r:.60} as {column}: it must hold text: {_REMEDY}, or convert it"
+        )
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            seen = value[error.start : error.end].encode("unicode_escape").decode()
+            raise CorpusError(
+                f"{where} has half a character ({seen:.20}) in {column}: {_REMEDY}"
+            ) from error
+    return value
+
+
+def _messages(value: Any, column: str, where: str) -> list[dict[str, Any]]:
+    """Messages as chat templates know them: a role, a content that is one text, and what else."""
+    if not isinstance(value, list) or not value:
+        raise CorpusError(
+            f"{where} has {value!r:.60} as {column}: it must be a list of messages, each with role "
+            f"and content, or from and value: {_REMEDY}"
+        )
+    return [_message(message, f"{where}, message {n}") for n, message in enumerate(value, 1)]
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise CorpusError(f"{where} is {message!r:.60}, no role and content: {_REMEDY}")
+    known = _without_none(message)
+    role, content = (("role", "content"), ("from", "value"))["role" not in known]
+    speaker = known.pop(role, None)
+    if role == "from" and isinstance(speaker, str):
+        speaker = _ROLES.get(speaker.lower(), speaker.lower())
+    if not isinstance(speaker, str) or (role == "from" and speaker not in _SPOKEN_ROLES):
+        raise CorpusError(
+            f"{where} has {speaker!r:.40} as {role}: it must name who speaks, such as user or "
+            f"assistant: {_REMEDY}"
+        )
+    text = known.pop(content, None)
+    if text is None and not known.get("tool_calls"):
+        raise CorpusError(f"{where} has no {content}: {_REMEDY}")
+    whole = None if text is None else _content(text, content, where)
+    return {"role": speaker, "content": whole, **known}
+
+
+def _content(value: Any, column: str, where: str) -> str:
+    """A content as one text: that of its parts, where it has several."""
+    if not isinstance(value, list):
+        return _string(value, column, where)
+    texts = []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind != "text":
+            raise CorpusError(
+                f"{where} has a part of type {kind!r:.40}: only text can be read: {_REMEDY}"
+            )
+        texts.append(_string(part.get("text") if isinstance(part, dict) else part, column, where))
+    return "".join(texts)
+
+
+def _without_none(value: Any) -> Any:
+    """A value without the keys that tables fill up with None."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def _tools(value: Any, where: str) -> list[Any] | None:
+    """The tools of a chat, which tables often hold as JSON in a text."""
+    if isinstance(value, str) and value.strip():
+        with foreign_parser(f"{where}, {TOOLS}", CorpusError, _REMEDY):
+            value = json.loads(value)
+    if value is not None and not isinstance(value, (list, str)):
+        raise CorpusError(f"{where} has {value!r:.60} as {TOOLS}: it must be a list: {_REMEDY}")
+    return _without_none(value) or None
+
+
+def _chat(
+    messages: list[dict[str, Any]], tools: list[Any] | None, tokenizer: Tokenizer, where: str
+) -> Text:
+    if getattr(tokenizer, "chat_template", None) is not None:
+        with foreign_parser(f"{where}: its chat", CorpusError, f"{_REMEDY}, or the chat template"):
+            text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)  # type: ignore[attr-defined]
+        return Text(_string(text, "chat", where), "chat template")
+    if tools or any(message["content"] is None for message in messages):
+        raise CorpusError(
+            f"{where} calls tools, which only a chat template can write, and the tokenizer has "
+            "none: add chat_template.jinja to the model, or remove the row"
+        )
+    return Text("\n".join(message["content"] for message in messages), "joined messages")
