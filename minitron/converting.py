@@ -19,7 +19,7 @@ from minitron.architecture import Architecture, resized_config
 from minitron.cards.model_card import write_card
 from minitron.engines import load_notes
 from minitron.errors import TargetError, TokenizerError
-from minitron.folder_writer import specs_of, write_companions, write_weights
+from minitron.folder_writer import check_companions, specs_of, write_companions, write_weights
 from minitron.provenance import inherited_from, write_provenance
 from minitron.recipe import ConvertRecipe, record_of, verb
 from minitron.source import Source, complete_tensors, hub_config, load_model, open_source
@@ -159,6 +159,7 @@ def _read(source: Source, recipe: ConvertRecipe) -> _Model:
 def _write_hub(model: _Model, out: Path) -> None:
     recipe, source = model.recipe, model.source
     inherited = inherited_from(source)
+    check_companions(source, model.config)
     with unfinished_folder(out, asdict(recipe)) as folder, ThreadPoolExecutor(1) as beside:
         # A large tokenizer takes as long to build and prove as the weights to copy.
         companions = beside.submit(write_companions, folder, source, model.config, model.dtype)

@@ -18,7 +18,8 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
 
-from minitron.source import Source
+from minitron.generation_settings import read_generation_config
+from minitron.source import Source, check_builds
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.tensors.shard_file import ShardFile, TensorSpec
 from minitron.tensors.tensor_stream import Piece
@@ -74,6 +75,18 @@ def write_companions(
         shutil.copyfile(generation, folder / generation.name)
     else:
         write_json(folder / "generation_config.json", _generation_config(config))
+
+
+def check_companions(source: Source, config: Mapping[str, Any]) -> None:
+    """Refuse, before anything is written, companions with which the result would not load.
+
+    Raises ArchitectureError for a config that makes no model, SourceError for a damaged
+    generation_config.json.
+    """
+    check_builds(config)
+    generation = source.file("generation_config.json")
+    if generation is not None:
+        read_generation_config(generation, source.name)
 
 
 def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from minitron.architecture import Architecture
+from minitron.checked_json import Unreadable, check_kind, parse_object
 from minitron.errors import ImportanceError
+from minitron.foreign_parser import foreign_parser
 from minitron.tensors.model_digest import Model, model_digest
 from minitron.unfinished import write_file
 
+_REMEDY = "measure it again with `minitron importance`"
+_FLOATS = (torch.float64, torch.float32, torch.float16)
+# What of the description is used again: here, in pictures and in the card.
+_MADE_BY = {
+    "scores?": str,
+    "corpus?": (str, None),
+    "tokens?": int,
+    "block_size?": (int, None),
+    "model?": ({"name": str, "revision": (str, None), "digest": str}, None),
+}
 SCORED = ("hidden", "ffn", "heads", "layers", "kv_heads", "blocks")
 
 
@@ -79,13 +91,20 @@ class Importance:
         """Read what `save` wrote. Raises ImportanceError for anything else."""
         if not path.is_file():
             raise ImportanceError(f"{path} does not exist: make it with `minitron importance`")
+        with foreign_parser(str(path), ImportanceError, _REMEDY), safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         try:
-            with safe_open(path, framework="pt") as file:
-                made_by = json.loads((file.metadata() or {})["minitron"])
-                scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(made_by=made_by, **scores)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ImportanceError(f"{path} is no importance file: {error}") from error
+            made_by = parse_object(metadata.get("minitron", "").encode())
+        except Unreadable as error:
+            raise ImportanceError(f"{path} is no importance file: its metadata {error}") from error
+        check_kind(made_by, _MADE_BY, str(path), ImportanceError, _REMEDY)
+        for name, tensor in scores.items():
+            if name not in SCORED or tensor.dtype not in _FLOATS:
+                raise ImportanceError(
+                    f"{path} is no importance file: it holds {name!r:.40} of {tensor.dtype}"
+                )
+        return cls(made_by=made_by, **scores)
 
     def check_fits(self, architecture: Architecture) -> None:
         """Refuse scores of another model; ImportanceError tells the axis and both shapes."""

@@ -15,7 +15,7 @@ from minitron.cards.model_card import write_card
 from minitron.engines import load_notes
 from minitron.errors import TargetError
 from minitron.families import AXIS_KEYS, PRUNABLE
-from minitron.folder_writer import specs_of, write_companions, write_weights
+from minitron.folder_writer import check_companions, specs_of, write_companions, write_weights
 from minitron.hub.folder import HubFolder
 from minitron.hub.publishing import check_push_to_hub, push_result
 from minitron.importance_scores import Importance
@@ -55,6 +55,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
         logger.warning("%s", note)
     tensors = complete_tensors(source, whole)
     inherited = inherited_from(source)
+    check_companions(source, source.config)
     decision = _decide(source, whole, choice, recipe)
     plan, importance = decision.plan, decision.importance
     _tell(plan, decision.shares)

@@ -22,7 +22,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +31,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from minitron.architecture import Architecture
 from minitron.errors import ArchitectureError, SourceError, TargetError, TokenizerError
 from minitron.families import EMBEDDING, HEAD
+from minitron.foreign_parser import foreign_parser
+from minitron.generation_settings import read_generation_config
 from minitron.hub.folder import HubFolder
 from minitron.hub.partial_file import bring
 from minitron.hub.repository import HubRepository
@@ -47,6 +48,7 @@ _HUB_ID = re.compile(
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 # What transformers raises for a config that it refuses.
 _REFUSALS = (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError)
+_SAMPLE = "It was the best of times, 42 naïve 漢字 🙂\n"
 _GZIP = b"\x1f\x8b"
 _LEFTOVERS = ("rotary_emb.inv_freq", "attention.masked_bias")  # buffers of earlier transformers
 
@@ -242,11 +244,27 @@ def _refused_setting(config_class: type[PreTrainedConfig], settings: Mapping[str
 
 
 def new_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """A causal language model with random weights, by torch's global seed, in float32."""
-    if isinstance(config, NemotronConfig):
-        return NemotronForCausalLM(config)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model
+    """A causal language model with random weights, by torch's global seed, in float32.
+
+    Raises ArchitectureError for what the config cannot be built with, as an unknown activation.
+    """
+    with foreign_parser("config.json", ArchitectureError, "mend it, or fetch it again"):
+        if isinstance(config, NemotronConfig):
+            return NemotronForCausalLM(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return model
+
+
+def check_builds(config: Mapping[str, Any]) -> None:
+    """Refuse a config.json of which the family's class makes no model; nothing is allocated.
+
+    Layers are built alike, so one is enough. Raises ArchitectureError.
+    """
+    smallest = {**config, "num_hidden_layers": 1}
+    if isinstance(kinds := config.get("layer_types"), list):
+        smallest["layer_types"] = kinds[-1:]
+    with init_empty_weights(include_buffers=False):
+        new_model(hub_config(smallest))
 
 
 def load_model(
@@ -269,16 +287,12 @@ def load_model(
         weights[name] = tensor.to(device=device, dtype=dtype or fast_dtype(tensor.dtype, device))
     if architecture.tie_word_embeddings:
         weights[HEAD] = weights[EMBEDDING]
-    model.load_state_dict(weights, strict=True, assign=True)
-    model.tie_weights()
+    with foreign_parser(f"{source.name}/config.json", ArchitectureError, "fetch it again"):
+        model.load_state_dict(weights, strict=True, assign=True)
+        model.tie_weights()
     generation = source.file("generation_config.json")
     if generation is not None:
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(generation.parent)
-        except (AttributeError, OSError, TypeError, ValueError) as error:
-            raise SourceError(
-                f"{source.name}: generation_config.json cannot be read: mend or remove it"
-            ) from error
+        model.generation_config = read_generation_config(generation, source.name)
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it without types
     model.eval()
     return model
@@ -306,13 +320,16 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     files = list(source.tokenizer_files())
     if not files:
         raise TokenizerError(f"{source.name} has no tokenizer files: add tokenizer.json")
-    try:
-        return AutoTokenizer.from_pretrained(files[0].parent)
-    except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    with foreign_parser(f"{source.name}: its tokenizer", TokenizerError, "fetch it again"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(files[0].parent)
+        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        tokenizer.decode(tokenizer(_SAMPLE)["input_ids"])  # damage may show only here
+    if not all(end is None or type(end) is int for end in ends):
         raise TokenizerError(
-            f"{source.name}: its tokenizer cannot be read: {first_line}"
-        ) from error
+            f"{source.name}: its tokenizer begins, ends or pads with {ends!r:.80}, no token ids: "
+            "fetch tokenizer_config.json again"
+        )
+    return tokenizer
 
 
 def sequence_length(source: Source, wished: int | None) -> int:
@@ -325,7 +342,12 @@ def sequence_length(source: Source, wished: int | None) -> int:
             raise TargetError(f"--seq-len is {wished}: it must be at least 1")
         return wished
     context = source.config.get("max_position_embeddings") or MAX_SEQ_LEN
-    return min(int(context), MAX_SEQ_LEN)
+    if type(context) is not int or context < 1:
+        raise ArchitectureError(
+            f"config.json says max_position_embeddings: {context!r:.40}; it must be a whole number "
+            "above 0"
+        )
+    return min(context, MAX_SEQ_LEN)
 
 
 def default_device() -> str:

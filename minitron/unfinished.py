@@ -183,7 +183,7 @@ def _begun(partial: Path) -> dict[str, Any]:
     try:
         begun = json.loads((partial / _RECIPE_FILE).read_text())
         return {"resumable": bool(begun["resumable"]), "recipe": dict(begun["recipe"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         if any(path.name != _RECIPE_FILE for path in partial.iterdir()):
             raise OutputError(f"{partial} is in the way and not ours: move or remove it") from None
         return {"resumable": False, "recipe": {}}

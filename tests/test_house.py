@@ -21,7 +21,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.errors",),
         ("minitron.foreign_parser",),
         ("minitron.plain_yaml", "minitron.checked_json"),
-        ("minitron.front_matter",),
+        ("minitron.front_matter", "minitron.generation_settings"),
         ("minitron.training.fused_loss", "minitron.training.logit_distances"),
         (
             "minitron.training.distillation",

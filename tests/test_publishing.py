@@ -352,7 +352,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "more than a shard": (longer, "model-00002-of-00003.safetensors is damaged"),
     "damaged generation config": (
         lambda f: (f / "generation_config.json").write_text("["),
-        "generation_config.json cannot be read",
+        "generation_config.json is not JSON",
     ),
     "damaged record": (
         lambda f: (f / "minitron.json").write_text("{"),

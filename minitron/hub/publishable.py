@@ -10,13 +10,14 @@ hidden files and pickles. Does not know where the folder goes.
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig
 
 from minitron.architecture import Architecture
 from minitron.errors import SourceError
+from minitron.folder_writer import check_companions
+from minitron.foreign_parser import foreign_parser
+from minitron.front_matter import read_front_matter
 from minitron.hub.destination import is_repo_id
 from minitron.hub.folder import HubFolder
 from minitron.source import complete_tensors, hub_config, load_tokenizer
@@ -25,7 +26,6 @@ from minitron.tensors.finite import is_finite_in_file
 _PICKLED = (".bin", ".ckpt", ".joblib", ".nemo", ".pickle", ".pkl", ".pt", ".pth")
 _PICKLE_STARTS = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 _HIDDEN_BUT_MEANT = (".eval_results", ".gitattributes")
-_GENERATION = "generation_config.json"
 
 
 def check_publishable(folder: Path) -> dict[str, Path]:
@@ -85,13 +85,7 @@ def _check_loads(folder: Path) -> None:
         except SafetensorError as error:
             raise SourceError(f"{folder / file} is damaged ({error}): fetch it again") from error
     load_tokenizer(source)
-    if (folder / _GENERATION).exists():
-        try:
-            GenerationConfig.from_pretrained(folder)
-        except (OSError, TypeError, ValueError) as error:
-            raise SourceError(
-                f"{folder / _GENERATION} cannot be read: mend or remove it"
-            ) from error
+    check_companions(source, source.config)
 
 
 def _check_card(folder: Path) -> None:
@@ -99,11 +93,9 @@ def _check_card(folder: Path) -> None:
     path = folder / "README.md"
     if not path.is_file():
         raise SourceError(f"{folder} has no README.md: write a model card, metadata at its top")
-    try:
-        data = ModelCard.load(path).data.to_dict()
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise SourceError(f"{path} has damaged metadata ({reason}): mend it") from error
+    data = read_front_matter(path)
+    with foreign_parser(f"{path}: its metadata", SourceError, "mend them"):
+        ModelCard.load(path)
     if not data:
         raise SourceError(f"{path} has no metadata: begin it with license and base_model")
     bases = data.get("base_model", [])

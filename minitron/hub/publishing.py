@@ -19,6 +19,7 @@ from huggingface_hub.errors import BadRequestError
 
 from minitron.checked_json import check_kind
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
+from minitron.foreign_parser import foreign_parser
 from minitron.hub.destination import (
     HubDestination,
     Publication,
@@ -157,8 +158,10 @@ def _check_collection(api: HfApi, collection: str, destination: HubDestination) 
 
 def _let_hub_check_card(path: Path) -> None:
     """Refuse metadata that the Hub would refuse, before anything is sent."""
+    with foreign_parser(f"{path}: its metadata", SourceError, "mend them"):
+        card = ModelCard.load(path)
     try:
-        patiently(ModelCard.load(path).validate)
+        patiently(card.validate)
     except BadRequestError:
         raise
     except ValueError as error:

@@ -131,5 +131,6 @@ def _draw_shares(place: Any, importance: Importance, architecture: Architecture)
 def _title(importance: Importance) -> str:
     made_by = importance.made_by
     model = (made_by.get("model") or {}).get("name", "a model")
-    on = f" on {made_by['tokens']:,} tokens of {made_by['corpus']}" if "tokens" in made_by else ""
+    is_told = {"tokens", "corpus"} <= made_by.keys()
+    on = f" on {made_by['tokens']:,} tokens of {made_by['corpus']}" if is_told else ""
     return f"{model}: {made_by.get('scores', 'given')} scores{on}"

@@ -14,7 +14,6 @@ Written by `teacher_writing`.
     open_teacher_cache(Path("tiny-says")).teacher("cpu")
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,16 +23,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minitron.architecture import Architecture
+from minitron.checked_json import check_kind, read_object
 from minitron.corpus import Corpus, load_ids
 from minitron.errors import CorpusError, SourceError
 from minitron.hub.folder import HubFolder
 from minitron.source import Source
+from minitron.tensors.finite import FLOATS
 from minitron.tensors.model_digest import description_of
 from minitron.tensors.safetensors_file import read_safetensors_header
+from minitron.tensors.stored_tensor import StoredTensor
 from minitron.training.teacher import DistillLoss, FullLesson
 from minitron.training.top_k_loss import top_k_loss
 
 FILE, IDS, HEAD = "teacher-cache.json", "ids.npy", "head.safetensors"
+
+_REMEDY = "write the cache again with `minitron teacher-cache`"
+_DESCRIBED = {
+    "teacher": {"name": str, "revision?": (str, None), "digest": str},
+    "recipe": {"corpus": str, "top_k": (int, None), "samples": (int, None), "seed": int},
+    "samples": int,
+    "seq_len": int,
+    "rows_a_shard": int,
+}
+_DTYPES = {
+    "hidden": (torch.bfloat16,),
+    "head": FLOATS,
+    "ids": (torch.int32,),
+    "log_probabilities": (torch.float16,),
+}
 
 
 @dataclass(frozen=True)
@@ -90,17 +108,23 @@ class CachedTeacher:
     def __init__(self, cache: TeacherCache, device: str) -> None:
         self._rows_a_shard: int = cache.described["rows_a_shard"]
         count = -(-cache.described["samples"] // self._rows_a_shard)
-        self._shards = [read_safetensors_header(cache.path / shard_name(i)) for i in range(count)]
+        self._shards = [_read_shard(cache, number) for number in range(count)]
+        architecture = Architecture.from_config(cache.source.config)
+        self._path, self._vocab_size = cache.path, architecture.vocab_size
         self._head: Tensor | None = None
         if cache.top_k is None:
-            head = read_safetensors_header(cache.path / HEAD)["head"]
+            shape = (architecture.vocab_size, architecture.hidden_size)
+            head = _checked(cache.path / HEAD, {"head": shape})["head"]
             self._head = head.read().to(device)
 
     def lesson(self, input_ids: Tensor, rows: Tensor) -> "FullLesson | TopKLesson":
         """What was written on these rows of the corpus."""
         if self._head is not None:
             return FullLesson(self._read("hidden", rows), self._head)
-        return TopKLesson(self._read("ids", rows).long(), self._read("log_probabilities", rows))
+        ids = self._read("ids", rows).long()
+        if int(ids.min()) < 0 or int(ids.max()) >= self._vocab_size:
+            raise SourceError(f"{self._path} holds ids outside its vocabulary: {_REMEDY}")
+        return TopKLesson(ids, self._read("log_probabilities", rows))
 
     def _read(self, name: str, rows: Tensor) -> Tensor:
         parts = []
@@ -127,11 +151,51 @@ class TopKLesson:
 
 def open_teacher_cache(path: Path) -> TeacherCache:
     """The cache in a folder. Raises SourceError where there is none."""
+    name = str(path / FILE)
     try:
-        described = json.loads((path / FILE).read_text(encoding="utf-8"))
-        return TeacherCache(path, described)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} has no readable {FILE}: it is no teacher's cache") from error
+        described = read_object(path / FILE, SourceError, _REMEDY)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceError(f"{path} has no {FILE}: it is no teacher's cache") from error
+    check_kind(described, _DESCRIBED, name, SourceError, _REMEDY)
+    for key in ("samples", "seq_len", "rows_a_shard"):
+        if described[key] < 1:
+            raise SourceError(f"{name} says {key}: {described[key]}; it must be above 0: {_REMEDY}")
+    cache = TeacherCache(path, described)
+    if cache.corpus.sequences.shape != (described["samples"], described["seq_len"]):
+        raise SourceError(
+            f"{path / IDS} is of shape {list(cache.corpus.sequences.shape)}, and {FILE} says "
+            f"{described['samples']} samples of {described['seq_len']}: {_REMEDY}"
+        )
+    return cache
+
+
+def _read_shard(cache: TeacherCache, number: int) -> Mapping[str, StoredTensor]:
+    """One shard's tensors, refused where they are not of the shapes that the description gives."""
+    rows, length = cache.described["rows_a_shard"], cache.described["seq_len"] - 1
+    rows = min(rows, cache.described["samples"] - number * rows)
+    if cache.top_k is None:
+        width = Architecture.from_config(cache.source.config).hidden_size
+        shapes = {"hidden": (rows, length, width)}
+    else:
+        shapes = {
+            "ids": (rows, length, cache.top_k),
+            "log_probabilities": (rows, length, cache.top_k + 1),
+        }
+    return _checked(cache.path / shard_name(number), shapes)
+
+
+def _checked(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, StoredTensor]:
+    try:
+        tensors = read_safetensors_header(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}: {_REMEDY}") from error
+    for name, shape in shapes.items():
+        if name not in tensors or tensors[name].shape != shape:
+            seen = list(tensors[name].shape) if name in tensors else "none"
+            raise SourceError(f"{path} has {name} of shape {seen}, not {list(shape)}: {_REMEDY}")
+        if tensors[name].dtype not in _DTYPES[name]:
+            raise SourceError(f"{path} has {name} of {tensors[name].dtype}: {_REMEDY}")
+    return tensors
 
 
 def shard_name(number: int) -> str:
