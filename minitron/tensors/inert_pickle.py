@@ -20,6 +20,7 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 LITERAL_TYPES = frozenset(
     {"int", "int_or_bool", "float", "str", "bytes", "bytes_or_str", "bytearray", "None", "bool"}
 )
+ANY_ENCODING = ("STRING", "BINSTRING", "SHORT_BINSTRING")  # texts of Python 2
 LITERALS = frozenset(
     opcode.name
     for opcode in pickletools.opcodes
@@ -113,6 +114,8 @@ class _Machine:
 
     def run(self, name: str, argument: object) -> None:
         if name in LITERALS:
+            if name in ANY_ENCODING and not str(argument).isascii():
+                raise ValueError("a text of unknown encoding")
             self.stack.append(CONSTANTS.get(name, argument))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
@@ -169,8 +172,11 @@ class _Machine:
                 values = self._marked()
             case "BUILD":
                 state, target = self.stack.pop(), self.stack[-1]
-                if isinstance(target, Inert):  # others take none: a dict's is its _metadata
+                if isinstance(target, Inert):
                     target.state = state
+                # A dict's is its _metadata. A tensor's would change where its elements lie.
+                elif not isinstance(target, dict) or not isinstance(state, dict):
+                    raise TypeError(f"a state for a {type(target).__name__}")
                 return True
             case _:
                 return False

@@ -5,6 +5,7 @@ container: the reader says where the storage of a key lies.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (*STORAGES.values(), *(getattr(torch, name) for name in YOUNG.split()))
 }
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+_DEVICE = re.compile(r"(cpu|cuda|hpu|ipu|maia|mps|mtia|npu|privateuseone|xla|xpu)(:\d+)?", re.ASCII)
 LARGEST_EXPANSION = 2**28  # an expanded tensor may be larger than its storage, up to here
 LARGEST_COUNT = 2**48  # of elements; torch's own sizes overflow somewhere above
 
@@ -52,13 +55,54 @@ class Storage:
     dtype: torch.dtype
 
 
-def storage_key(key: object) -> tuple[torch.dtype, str, int]:
-    """dtype, name and number of elements of what torch.save keeps outside the pickle."""
+@dataclass(frozen=True)
+class StorageReference:
+    """What the pickle says of a storage that lies outside it."""
+
+    dtype: torch.dtype
+    name: str
+    count: int  # of elements
+    view: object = None  # (key, first element, elements) of the oldest files
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return self.count * self.dtype.itemsize
+
+
+class StorageReferences:
+    """The references of one pickle, refused where two of them disagree about one storage.
+
+    torch.load goes by the first and ignores what the others say.
+    """
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, StorageReference] = {}
+        self._views: dict[object, tuple[str, object]] = {}
+
+    def read(self, key: object) -> StorageReference:
+        """A persistent id of torch.save. Raises ValueError for one that torch does not write."""
+        reference = _storage_reference(key)
+        known = self.by_name.setdefault(reference.name, reference)
+        if (known.dtype, known.count) != (reference.dtype, reference.count):
+            raise ValueError(f"storage {reference.name} has two kinds or two sizes")
+        match reference.view:
+            case (str(view), *place):
+                if self._views.setdefault(view, (reference.name, place)) != (reference.name, place):
+                    raise ValueError(f"view {view} is of two places")
+        return reference
+
+
+def _storage_reference(key: object) -> StorageReference:
     match key:
-        case ("storage", Global(name=kind), str(name), _, int(count), *_) if count >= 0:
-            if kind not in STORAGES:
-                raise ValueError(f"a storage of unknown kind, {kind}")
-            return STORAGES[kind], name, count
+        case ("storage", Global(module, kind), str(name), str(device), count, *view) if (
+            type(count) is int and 0 <= count < LARGEST_COUNT and len(view) < 2
+        ):
+            if kind not in STORAGES or module not in _STORAGE_MODULES:
+                raise ValueError(f"a storage of unknown kind, {kind} of {module}")
+            if not _DEVICE.fullmatch(device):
+                raise ValueError(f"a storage on an unknown device, {device}")
+            return StorageReference(STORAGES[kind], name, count, *view)
     raise ValueError("a reference to something that is no storage")
 
 
@@ -66,37 +110,66 @@ def tensor_builders(path: Path, identity: FileIdentity | None = None) -> Builder
     """The calls by which a pickle makes tensors, answered with their places in the file."""
     place = StoredTensor(path, torch.uint8, (), 0, identity=identity)
 
-    def tensor(
-        storage: object, first: object, shape: object, strides: object, *flags: object
-    ) -> StoredTensor:
+    def old(storage: object, first: object, shape: object, strides: object) -> StoredTensor:
         if not isinstance(storage, Storage):
             raise TypeError("a tensor without a storage")
-        # (requires_grad, hooks, metadata): the last says that values are conjugated or negated.
-        if len(flags) > 2 and flags[2]:
-            raise ValueError("a tensor stored conjugated or negated")
         return _located(place, storage, storage.dtype, first, shape, strides)
 
-    def untyped(
-        storage: object, first: object, shape: object, strides: object, *flags: object
+    def tensor(
+        storage: object,
+        first: object,
+        shape: object,
+        strides: object,
+        grad: object,
+        hooks: object,
+        metadata: object = None,
     ) -> StoredTensor:
-        if not isinstance(storage, Storage) or len(flags) < 3:
-            raise TypeError("a tensor without a storage and dtype")
-        match flags[2]:
+        _check_flags(grad, hooks, metadata)
+        return old(storage, first, shape, strides)
+
+    def untyped(
+        storage: object,
+        first: object,
+        shape: object,
+        strides: object,
+        grad: object,
+        hooks: object,
+        dtype: object,
+        metadata: object = None,
+    ) -> StoredTensor:
+        _check_flags(grad, hooks, metadata)
+        if not isinstance(storage, Storage):
+            raise TypeError("a tensor without a storage")
+        match dtype:
             case Global(module="torch", name=name) if name in DTYPES:
                 return _located(place, storage, DTYPES[name], first, shape, strides)
         raise ValueError("a tensor of no known dtype")
 
+    def parameter(data: object, grad: object, hooks: object, _state: object = None) -> object:
+        _check_flags(grad, hooks, None)
+        if not isinstance(data, StoredTensor):
+            raise TypeError("a parameter without a tensor")
+        return data
+
     builders: dict[Global, Callable[..., object]] = {
-        Global("torch._utils", "_rebuild_tensor"): tensor,
+        Global("torch._utils", "_rebuild_tensor"): old,
         Global("torch._utils", "_rebuild_tensor_v2"): tensor,
         Global("torch._utils", "_rebuild_tensor_v3"): untyped,
-        Global("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-        Global("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
+        Global("torch._utils", "_rebuild_parameter"): parameter,
+        Global("torch._utils", "_rebuild_parameter_with_state"): parameter,
     }
     # A tensor that carries Python attributes names the call, its class, the arguments, the rest.
     attributed = Global("torch._tensor", "_rebuild_from_type_v2")
     builders[attributed] = lambda call, _kind, arguments, _state: builders[call](*arguments)
     return builders
+
+
+def _check_flags(grad: object, hooks: object, metadata: object) -> None:
+    """Refuse what torch.save does not write, and values stored conjugated or negated."""
+    if type(grad) is not bool or hooks not in ({}, None):
+        raise TypeError("a tensor with hooks, or without a flag for its gradient")
+    if metadata not in ({}, None):
+        raise ValueError("a tensor stored conjugated or negated")
 
 
 def _located(
