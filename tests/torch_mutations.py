@@ -73,7 +73,7 @@ def pickle_place(data: bytes, *, zipped: bool) -> range:
 
 
 def mutated(data: bytes, seed: str, *, zipped: bool) -> bytes:
-    """One to three faults: bytes, bits, opcodes, small numbers, runs of bytes, digits, the index."""
+    """One to three faults: in bytes, bits, opcodes, numbers, digits, and in the index."""
     draw, changed = random.Random(seed), bytearray(data)
     place = pickle_place(data, zipped=zipped)
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
