@@ -14,6 +14,8 @@ from typing import Any
 
 from minitron.errors import ArchitectureError
 from minitron.families import AXIS_KEYS, FAMILIES, Family, Row
+from minitron.rotary import KEYS as ROTARY_KEYS
+from minitron.rotary import rotary_settings
 
 _REQUIRED = (
     "hidden_size",
@@ -205,7 +207,7 @@ def resized_config(
     """`config` at the sizes of `architecture`, with per-layer lists cut to `kept_layers`.
 
     Old key names become today's, `head_dim` is always written, and what only a custom class would
-    need (`auto_map`) is left out. Nemotron's rotary settings are written in both forms, nested for
+    need (`auto_map`) is left out. Rotary settings are written in both forms, nested for
     transformers 5 and flat for transformers 4, vLLM and llama.cpp.
     """
     family = architecture.family
@@ -216,9 +218,18 @@ def resized_config(
     if family.has_layer_types:
         kinds = _layer_types(modern)
         resized["layer_types"] = [kinds[layer] for layer in kept_layers]
-    if family.model_type == "nemotron":
-        resized.update(_rotary_in_both_forms(modern))
-    return resized
+    rotary = rotary_settings(modern, family, head_dim=architecture.head_dim)
+    return {**{key: value for key, value in resized.items() if key not in ROTARY_KEYS}, **rotary}
+
+
+def check_rotary(config: Mapping[str, Any]) -> None:
+    """Refuse rotary settings that readers of a config.json would take for different ones.
+
+    Raises ArchitectureError as `rotary_settings` does.
+    """
+    architecture = Architecture.from_config(config)
+    family = architecture.family
+    rotary_settings(_modern(config, family), family, head_dim=architecture.head_dim)
 
 
 def _modern(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -263,19 +274,3 @@ def _layer_types(config: Mapping[str, Any]) -> list[str]:
         "sliding_attention" if sliding and layer >= first else "full_attention"
         for layer in range(layers)
     ]
-
-
-def _rotary_in_both_forms(config: Mapping[str, Any]) -> dict[str, Any]:
-    nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    if "type" in nested:
-        nested.setdefault("rope_type", nested.pop("type"))
-    flat = {}
-    for key, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 0.5)):
-        said = [value for value in (nested.get(key), config.get(key)) if value is not None]
-        if len(set(said)) > 1:
-            raise ArchitectureError(
-                f"config.json says {key} {said[1]}, but {said[0]} in its rope_parameters: "
-                "keep the right one"
-            )
-        flat[key] = said[0] if said else default
-    return {"rope_parameters": {"rope_type": "default", **nested, **flat}, **flat}

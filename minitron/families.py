@@ -46,6 +46,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """The rotary settings that a family reads, and what a silent config means."""
+
+    theta: float = 10000.0
+    partial: float | None = None  # the part of a head that is rotated; None: all, and no key for it
+
+
+@dataclass(frozen=True)
 class EngineLimit:
     """What an engine's own code of a family cannot hold: it does not load such a model."""
 
@@ -65,6 +73,7 @@ class Family:
     absent: Mapping[str, int] = field(default_factory=dict)  # sizes that do not follow others
     old_keys: Mapping[str, str] = field(default_factory=dict)  # earlier name -> today's name
     has_layer_types: bool = False  # writes one attention kind a layer
+    rotary: Rotary = Rotary()
     engine_limits: tuple[EngineLimit, ...] = ()
     # Tool to what its user has to know about this family, where it loads the model at all.
     engine_remarks: Mapping[str, str] = field(default_factory=dict)
@@ -146,6 +155,7 @@ FAMILIES: Mapping[str, Family] = {
                 "rope_percent": "partial_rotary_factor",
                 "rope_percentage": "partial_rotary_factor",
             },
+            rotary=Rotary(partial=0.5),
             engine_limits=(
                 EngineLimit("llama.cpp", "square"),
                 EngineLimit("llama.cpp", "tie_word_embeddings"),

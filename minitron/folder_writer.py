@@ -66,8 +66,7 @@ def write_companions(
     folder: Path, source: Source, config: Mapping[str, Any], dtype: torch.dtype | None = None
 ) -> None:
     """Write config.json and generation_config.json, and copy tokenizer and license unchanged."""
-    named = {"dtype": str(dtype).removeprefix("torch.")} if dtype is not None else {}
-    write_json(folder / "config.json", {**config, **named})
+    write_json(folder / "config.json", {**config, **_dtype_in_both_forms(config, dtype)})
     for path in (*source.tokenizer_files(), *source.license_files()):
         shutil.copyfile(path, folder / path.name)
     generation = source.file("generation_config.json")
@@ -87,6 +86,16 @@ def check_companions(source: Source, config: Mapping[str, Any]) -> None:
     generation = source.file("generation_config.json")
     if generation is not None:
         read_generation_config(generation, source.name)
+
+
+def _dtype_in_both_forms(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
+    """The dtype of the weights under today's name and the one that earlier readers know.
+
+    transformers from 4.56 on reads `dtype` first, earlier ones `torch_dtype` alone.
+    """
+    said = dtype or config.get("dtype") or config.get("torch_dtype")
+    name = str(said).removeprefix("torch.")
+    return {} if said is None else {"dtype": name, "torch_dtype": name}
 
 
 def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ is opened and how a model and its tokenizer are made from it; does not know what
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from minitron.architecture import Architecture
+from minitron.architecture import Architecture, check_rotary
 from minitron.errors import ArchitectureError, SourceError, TargetError, TokenizerError
 from minitron.families import EMBEDDING, HEAD
 from minitron.foreign_parser import foreign_parser
@@ -222,13 +223,16 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """
     model_type = config["model_type"]
     config_class = NemotronConfig if model_type == "nemotron" else CONFIG_MAPPING[model_type]
-    settings = {key: value for key, value in config.items() if key not in _KERNELS}
+    # A deep copy: transformers writes into rope_scaling.
+    settings = {key: deepcopy(value) for key, value in config.items() if key not in _KERNELS}
     try:
-        return config_class.from_dict(settings)
+        made: PreTrainedConfig = config_class.from_dict(settings)
     except _REFUSALS as error:
         reason = " ".join(str(error.__cause__ or error).split())
         where = _refused_setting(config_class, settings)
         raise ArchitectureError(f"{model_type} refuses this config: {where}{reason}") from error
+    check_rotary(config)
+    return made
 
 
 def _refused_setting(config_class: type[PreTrainedConfig], settings: Mapping[str, Any]) -> str:
@@ -238,7 +242,8 @@ def _refused_setting(config_class: type[PreTrainedConfig], settings: Mapping[str
     """
     for name, value in settings.items():
         with suppress(*_REFUSALS):
-            config_class.from_dict({key: settings[key] for key in settings if key != name})
+            others = {key: deepcopy(settings[key]) for key in settings if key != name}
+            config_class.from_dict(others)
             return f"{name} {value!r}: "
     return ""
 

@@ -32,6 +32,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.unfinished",),
         ("minitron.families",),
         ("minitron.record",),
+        ("minitron.rotary",),
         ("minitron.architecture",),
         ("minitron.byte_size", "minitron.resumable_file", "minitron.tensor_names"),
         ("minitron.tensors.file_identity",),

@@ -357,7 +357,7 @@ def test_another_family_is_sent_to_its_own_converter(tmp_path: Path, family: str
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "llama3"])
 def test_another_rotary_scaling_is_refused(tmp_path: Path, kind: str) -> None:
     source = tiny_folder(tmp_path / "source")
-    scaling = {"rope_type": kind, "factor": 4.0}
+    scaling = {"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     edit_config(source, remove=("rope_parameters",), rope_scaling=scaling)
     with pytest.raises(TargetError, match=f"rope_type is '{kind}'"):
         written(source, tmp_path / "out")
