@@ -18,10 +18,12 @@ from pathlib import Path, PosixPath
 from typing import BinaryIO
 
 from minitron.errors import SourceError
+from minitron.unfinished import is_file_of, is_locked
 
 logger = logging.getLogger(__name__)
 
 PIECE = 1 << 20
+_PREFIX, _SUFFIX = "minitron-unpacked-", ".tar"
 # Trained weights shrink by a half at best; a bomb by a factor of a thousand.
 LARGEST_RATIO = 100
 FREE_OF_RATIO = 1 << 26  # bytes
@@ -32,20 +34,36 @@ class TemporaryPath(PosixPath):
     """A file that exists as long as its path does, and each tensor that is read from there."""
 
     # Not set by __init__: paths derived from this one must delete nothing.
-    delete: "weakref.finalize[[str], TemporaryPath]"
+    delete: "weakref.finalize[[str, int], TemporaryPath]"
 
 
 def _temporary_path(folder: Path) -> TemporaryPath:
-    descriptor, name = tempfile.mkstemp(prefix="minitron-", suffix=".tar", dir=folder)
-    os.close(descriptor)
+    """A new file, locked as long as it is wanted, so that one of a killed run can be told."""
+    descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=folder)
     path = TemporaryPath(name)
-    path.delete = weakref.finalize(path, _unlink, name)
+    if not is_locked(descriptor) or not is_file_of(descriptor, path):
+        os.close(descriptor)  # another run has just looked for what was left
+        return _temporary_path(folder)
+    path.delete = weakref.finalize(path, _unlink, name, descriptor)
     return path
 
 
-def _unlink(path: str) -> None:
+def _unlink(path: str, descriptor: int) -> None:
+    os.close(descriptor)
     with suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what runs that were killed have left in a folder: files of ours that none locks."""
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):  # another user's
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                if is_locked(descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def unpack(path: Path, scratch: Path) -> TemporaryPath:
@@ -57,6 +75,7 @@ def unpack(path: Path, scratch: Path) -> TemporaryPath:
     logger.info(
         "%s is compressed: unpacking it into %s, at least %d bytes", path, scratch, compressed
     )
+    _remove_left(scratch)
     tar = _temporary_path(scratch)
     try:
         with tar.open("wb") as target, path.open("rb") as source:

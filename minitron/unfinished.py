@@ -71,10 +71,15 @@ def unfinished_folder(
 
 @contextmanager
 def unfinished_file(path: Path) -> Iterator[Path]:
-    """Give a file to write to; it becomes `path` when the block ends well, else it is removed."""
+    """Give a file to write to; it becomes `path` when the block ends well, else it is removed.
+
+    It must be opened, not replaced: it is locked, and OutputError refuses a second run meanwhile.
+    """
     check_absent(path)
     partial = path.with_name(path.name + ".partial")
+    lock = _locked_file(partial)
     try:
+        check_absent(path)
         yield partial
         check_absent(path)
         sync(partial)
@@ -86,6 +91,8 @@ def unfinished_file(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         raise
+    finally:
+        os.close(lock)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -166,16 +173,51 @@ def _lock(partial: Path) -> int:
     if not partial.is_dir():
         raise OutputError(f"{partial} is in the way and not ours: move or remove it")
     descriptor = os.open(partial, os.O_RDONLY)
+    if not is_locked(descriptor):
+        os.close(descriptor)
+        raise _in_use(partial)
+    return descriptor
+
+
+def _locked_file(partial: Path) -> int:
+    """The same for a file, which is made, or emptied where a killed run has left one."""
+    if partial.is_dir():
+        raise OutputError(f"{partial} is in the way and not ours: move or remove it")
+    try:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise OutputError(f"{partial} cannot be written: {error.strerror}") from error
+    # One that another run has renamed since it was opened is that run's result.
+    if not is_locked(descriptor) or not is_file_of(descriptor, partial):
+        os.close(descriptor)
+        raise _in_use(partial)
+    os.ftruncate(descriptor, 0)
+    return descriptor
+
+
+def is_locked(descriptor: int) -> bool:
+    """Lock a file or folder until its descriptor is closed; False where another process has."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        raise OutputError(
-            f"{partial} is being written by another run: wait for it, or choose another name"
-        ) from None
+        return False
     except OSError:  # a file system without locks, as Lustre may be
         pass
-    return descriptor
+    return True
+
+
+def is_file_of(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one that bears this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _in_use(partial: Path) -> OutputError:
+    return OutputError(
+        f"{partial} is being written by another run: wait for it, or choose another name"
+    )
 
 
 def _begun(partial: Path) -> dict[str, Any]:

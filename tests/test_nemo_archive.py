@@ -367,3 +367,17 @@ def test_a_file_that_shrank_since_is_noticed(tmp_path: Path) -> None:
 
     with pytest.raises(SourceError, match=r"truncated: it ends at 1030, \d+ are needed"):
         archive.read("model_weights/x", 1 << 20)
+
+
+def test_what_a_killed_run_unpacked_goes_with_the_next_one(tmp_path: Path) -> None:
+    source, scratch = tmp_path / "a.nemo", tmp_path / "scratch"
+    scratch.mkdir()
+    source.write_bytes(gzip.compress(tarred({"model_config.yaml": b"a: 1"})))
+    (scratch / "minitron-unpacked-left.tar").write_bytes(b"of a killed run")
+    first = unpacked_tar.unpack(source, scratch)
+    assert [path.name for path in scratch.iterdir()] == [first.name]
+    second = unpacked_tar.unpack(source, scratch)  # the first is still wanted
+    assert {path.name for path in scratch.iterdir()} == {first.name, second.name}
+    first.delete()
+    second.delete()
+    assert not list(scratch.iterdir())

@@ -14,7 +14,13 @@ import pytest
 from safetensors import SafetensorError
 
 from minitron.errors import OutputError, SourceError
-from minitron.unfinished import check_absent, replace_file, unfinished_folder, write_file
+from minitron.unfinished import (
+    check_absent,
+    replace_file,
+    unfinished_file,
+    unfinished_folder,
+    write_file,
+)
 
 RECIPE = {"source": "tiny", "hidden_size": 36, "seed": 3}
 
@@ -280,7 +286,7 @@ def test_a_file_system_without_locks_will_do(
 
 def test_a_folder_where_a_file_is_to_be_built_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "scores.partial").mkdir()
-    with pytest.raises(OutputError, match="scores cannot be written: Is a directory"):
+    with pytest.raises(OutputError, match="scores.partial is in the way and not ours"):
         write_file(tmp_path / "scores", b"")
     assert (tmp_path / "scores.partial").is_dir()
 
@@ -341,3 +347,25 @@ def test_all_is_on_the_disk_before_it_has_its_name(
     before = {path for path, named in synced if not named}
     assert {partial, f"{partial}/inner", f"{partial}/inner/weights"} <= before
     assert {path for path, named in synced if named} == {out, str(tmp_path)}
+
+
+def test_a_file_that_another_run_writes_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out.nemo"
+    with unfinished_file(out) as file:
+        file.write_bytes(b"the first run's")
+        with (
+            pytest.raises(OutputError, match="out.nemo.partial is being written by another run"),
+            unfinished_file(out),
+        ):
+            pass
+        assert file.read_bytes() == b"the first run's"
+    assert out.read_bytes() == b"the first run's"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_that_a_killed_run_left_is_begun_afresh(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").write_bytes(b"half of much")
+    with unfinished_file(tmp_path / "out") as file:
+        assert file.read_bytes() == b""
+        file.write_bytes(b"1")
+    assert (tmp_path / "out").read_bytes() == b"1"
