@@ -19,6 +19,7 @@ from typing import Any
 
 from minitron.errors import OutputError
 
+INPUTS = "inputs.json"
 _RECIPE_FILE = "unfinished.json"
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _NO_SPACE = 1 << 20  # bytes
@@ -99,6 +100,27 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears only when complete. Raises OutputError."""
     with unfinished_file(path) as partial:
         partial.write_bytes(content)
+
+
+def check_same_inputs(folder: Path, out: Path, **inputs: str | int | None) -> None:
+    """Refuse to go on in `folder` with other files than it was begun with under the same names.
+
+    `inputs` are digests, by what they are of; those that earlier calls gave stay on record.
+    OutputError, which calls the work `out`, names what differs.
+    """
+    path = folder / INPUTS
+    try:
+        begun = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):  # none, or killed at its very start
+        begun = {}
+    differing = [what for what in inputs if begun.get(what, inputs[what]) != inputs[what]]
+    if differing:
+        told = " and ".join(what.replace("_", " ") for what in differing)
+        raise OutputError(
+            f"{out} was begun with other {told} under the same settings: give what it was begun "
+            "with, or remove it"
+        )
+    replace_file(path, json.dumps({**begun, **inputs}).encode())
 
 
 def replace_file(path: Path, content: bytes) -> None:

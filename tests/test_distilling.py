@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -339,6 +340,20 @@ def test_other_text_under_the_same_name_does_not_take_up_a_run(
         distilled(folders, tmp_path / "out", **settings)
     text.write_bytes((folders / "held-out.npy").read_bytes())
     with pytest.raises(OutputError, match=r"out\.partial was begun with other text under the same"):
+        distilled(folders, tmp_path / "out", **settings)
+
+
+def test_another_teacher_under_the_same_name_does_not_take_up_a_run(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Path(shutil.copytree(folders / "teacher", tmp_path / "teacher"))
+    settings = {"teacher": str(teacher), "save_steps": 2}
+    interrupt_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        distilled(folders, tmp_path / "out", **settings)
+    shutil.rmtree(teacher)
+    tiny_folder(teacher, seed=77)
+    with pytest.raises(OutputError, match=r"out\.partial was begun with other teacher under the"):
         distilled(folders, tmp_path / "out", **settings)
 
 

@@ -1,6 +1,7 @@
 """Search ranks what a budget admits by the loss that the written model would have."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from minitron.candidates.search_report import Candidate, SearchReport
 from minitron.candidates.search_space import default_space, uniform
 from minitron.candidates.searching import choose_target
 from minitron.cli import main
-from minitron.errors import MinitronError
+from minitron.errors import MinitronError, OutputError
 from minitron.importance_scores import Importance
 from minitron.plan import choose_plan
 from minitron.recipe import SearchRecipe
@@ -199,6 +200,32 @@ def test_an_interrupted_search_goes_on_with_what_it_has(
     assert losses(minitron.search(source, out, **asked)) == wanted
     assert calls == 4 + 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(("replaced", "told"), [("held-out", "held out text"), ("model", "model")])
+def test_an_interrupted_search_does_not_go_on_with_other_files(
+    replaced: str, told: str, ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, held_out = tiny_folder(tmp_path / "model"), tmp_path / "held-out.npy"
+    shutil.copy(ids, held_out)
+    asked: dict[str, Any] = {"ratio": 0.6, "corpus": ids, "held_out": str(held_out)}
+    asked |= {"seq_len": 9, "max_candidates": 3}
+    calls, measure = iter(range(9)), comparison.zero_shot_loss
+
+    def interrupted(*arguments: Any) -> float:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(comparison, "zero_shot_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        minitron.search(str(model), str(tmp_path / "out"), **asked)
+    if replaced == "model":
+        tiny_folder(model, seed=77)
+    else:
+        np.save(held_out, np.load(held_out)[::-1])
+    with pytest.raises(OutputError, match=rf"out\.partial was begun with other {told} under the"):
+        minitron.search(str(model), str(tmp_path / "out"), **asked)
 
 
 def test_finalists_are_retrained_and_ranked_again(source: str, tmp_path: Path) -> None:

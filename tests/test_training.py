@@ -177,6 +177,26 @@ def test_an_interrupted_run_goes_on_to_the_weights_of_an_unbroken_one(
     assert records(tmp_path / "unbroken") == records(tmp_path / "broken")
 
 
+def test_another_model_under_the_same_name_does_not_take_up_a_run(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = tiny_folder(tmp_path / "init")
+    settings = {"init": str(init), "corpus": text, "steps": 4, "save_steps": 1, "batch_size": 4}
+    step, taken = Trainer.training_step, iter(range(100))
+
+    def failing(self: Trainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if next(taken) == 2:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        minitron.train(str(tmp_path / "out"), **settings)
+    tiny_folder(init, seed=77)
+    with pytest.raises(OutputError, match=r"out\.partial was begun with other initial model under"):
+        minitron.train(str(tmp_path / "out"), **settings)
+
+
 def test_a_resumed_run_averages_its_losses_as_an_unbroken_one(
     start: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

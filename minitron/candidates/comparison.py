@@ -45,9 +45,10 @@ from minitron.source import (
 )
 from minitron.streamed_loss import streamed_loss
 from minitron.surgery import PrunedSource
+from minitron.tensors.model_digest import model_digest
 from minitron.tensors.tensor_stream import copied
 from minitron.training.causal_lm import train
-from minitron.unfinished import write_file
+from minitron.unfinished import check_same_inputs, write_file
 
 IMPORTANCE = "importance.safetensors"
 CANDIDATES, RETRAINING = "candidates", "retraining"  # folders of what is found so far
@@ -71,9 +72,11 @@ class Comparison:
         """With the candidates known, the texts read and importance measured."""
         chosen = shortlist(source, recipe, folder)
         texts = search_texts(source, recipe, folder)
-        return cls(
-            source, recipe, folder, chosen, texts, _importance(source, recipe, texts, folder)
-        )
+        model, held_out = model_digest(source), texts.held_out.digest
+        check_same_inputs(folder, folder, model=model, held_out_text=held_out)
+        importance = _importance(source, recipe, texts, folder)
+        check_same_inputs(folder, folder, importance=importance.digest)
+        return cls(source, recipe, folder, chosen, texts, importance)
 
     def compared(self) -> list[Candidate]:
         """Every candidate with its loss as it is pruned, the best first."""

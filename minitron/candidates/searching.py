@@ -28,9 +28,9 @@ from minitron.folder_writer import write_json
 from minitron.importance_scores import Importance
 from minitron.recipe import BudgetRecipe, SearchRecipe, verb
 from minitron.source import Source, open_source
-from minitron.unfinished import check_absent, unfinished_folder
+from minitron.unfinished import INPUTS, check_absent, unfinished_folder
 
-_WORK = (*TEXTS, TABLE, CANDIDATES, RETRAINING)  # what only an interrupted search needs
+_WORK = (*TEXTS, TABLE, CANDIDATES, RETRAINING, INPUTS)  # what only an interrupted search needs
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ and are not counted, so bits per byte compare across tokenizers.
     held_out_text("books.jsonl.gz", tokenizer, seq_len=512, stride=256)
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,14 @@ class HeldOut:
     inputs: tuple[TokenIds, ...]  # each (windows, tokens)
     targets: tuple[TokenIds, ...]  # the same shapes; -100 where nothing is counted
     bytes: int | None  # of the text; None where only ids are known, or some of it are chats
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the tokens."""
+        digest = hashlib.sha256()
+        for ids in (*self.inputs, *self.targets):
+            digest.update(f"{ids.shape}".encode() + np.ascontiguousarray(ids).tobytes())
+        return digest.hexdigest()
 
 
 def held_out_text(

@@ -15,7 +15,14 @@ from minitron.hub.folder import HubFolder
 from minitron.provenance import inherited_from
 from minitron.recipe import TrainRecipe, verb
 from minitron.source import Source, open_source, sequence_length
-from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
+from minitron.training.fitting import (
+    CHECKPOINTS,
+    Texts,
+    check_numbers,
+    digest_of,
+    fit,
+    initial_model,
+)
 from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.text_trainer import TextTrainer
 from minitron.training.trained_folder import is_written, write_trained
@@ -49,7 +56,14 @@ def _train(source: Source, recipe: TrainRecipe, folder: Path, seq_len: int) -> N
     texts = Texts(load(recipe.corpus, samples=recipe.samples), held_out)
     set_seed(recipe.seed)
     model = initial_model(source, recipe)
-    fitted = fit(model, texts, folder / CHECKPOINTS, recipe, make_trainer=TextTrainer)
+    fitted = fit(
+        model,
+        texts,
+        folder / CHECKPOINTS,
+        recipe,
+        make_trainer=TextTrainer,
+        models={"initial_model": digest_of(source)},
+    )
     write_trained(
         folder,
         source,

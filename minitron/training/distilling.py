@@ -27,7 +27,14 @@ from minitron.source import Source, load_model, open_source, sequence_length
 from minitron.tensors.model_digest import description_of
 from minitron.training.distill_trainer import DistillTrainer, add_projection
 from minitron.training.distillation import distillation_loss
-from minitron.training.fitting import CHECKPOINTS, Texts, check_numbers, fit, initial_model
+from minitron.training.fitting import (
+    CHECKPOINTS,
+    Texts,
+    check_numbers,
+    digest_of,
+    fit,
+    initial_model,
+)
 from minitron.training.inner_states import InnerStates, state_pairs
 from minitron.training.shared_run import device_of_run, load_text, shared_folder
 from minitron.training.teacher import (
@@ -112,6 +119,7 @@ def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder:
         folder / CHECKPOINTS,
         recipe,
         make_trainer=make_trainer,
+        models={"student": digest_of(student), "teacher": told.record["digest"]},
         verb="distill",
     )
     write_trained(

@@ -3,7 +3,7 @@
 Knows where an interrupted run goes on, and what is left of a run: its weights and its losses. Does
 not know the loss: that is the Trainer it is given.
 
-    fit(model, Texts(corpus, None), folder / "checkpoints", recipe, make_trainer=TextTrainer)
+    fit(model, texts, folder / "checkpoints", recipe, make_trainer=TextTrainer, models={})
 """
 
 import json
@@ -24,15 +24,16 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
 from minitron.corpus import Corpus
-from minitron.errors import CorpusError, OutputError, TargetError
+from minitron.errors import CorpusError, TargetError
 from minitron.recipe import FitRecipe
 from minitron.source import Source, hub_config, load_model, new_model
+from minitron.tensors.model_digest import model_digest
 from minitron.training.progress import CURVE, LossCurve, TrainingProgress, records_of
 from minitron.training.shared_run import processes_of_run
 from minitron.training.trainer_arguments import check_trainer, trainer_arguments
+from minitron.unfinished import check_same_inputs
 
 CHECKPOINTS = "checkpoints"
-_RUN = "run.json"
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 _NOT_NEGATIVE = ("min_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
 _POSITIVE = (
@@ -93,6 +94,11 @@ def initial_model(source: Source, recipe: FitRecipe) -> PreTrainedModel:
     return load_model(source, dtype=torch.float32)
 
 
+def digest_of(source: Source) -> str | None:
+    """What tells a source from another; None where it has no weights."""
+    return None if source.layout is None else model_digest(source)
+
+
 def fit(
     model: PreTrainedModel,
     texts: Texts,
@@ -100,13 +106,17 @@ def fit(
     recipe: FitRecipe,
     *,
     make_trainer: Callable[..., Trainer],
+    models: Mapping[str, str | None],
     verb: str = "train",
 ) -> Fitted:
     """Train `model` in place; checkpoints go to `folder`, and an earlier run there is resumed.
 
+    `models` are the digests of what a run begins with and learns from, by what they are to it.
+
     A batch holds `input_ids` and `labels` [rows, seq_len], and `row` [rows], their places in the
     corpus. Raises CorpusError for ids outside the vocabulary, TargetError for a loss that became
-    NaN, OutputError for a run that was begun on other text or in fewer or more processes.
+    NaN, OutputError for a run that was begun on other text or models, or in fewer or more
+    processes.
     """
     for corpus in (texts.corpus, texts.held_out):
         if corpus is not None:
@@ -117,7 +127,16 @@ def fit(
     arguments = trainer_arguments(recipe, folder, evaluates=texts.held_out is not None)
     if arguments.dataloader_drop_last:
         _check_whole_batch(texts.corpus, recipe.batch_size * processes.num_processes)
-    _check_same_run(folder, texts, processes)
+    if processes.is_main_process:
+        folder.mkdir(exist_ok=True)
+        check_same_inputs(
+            folder,
+            folder.parent,
+            text=texts.corpus.digest,
+            held_out_text=None if texts.held_out is None else texts.held_out.digest,
+            processes=processes.num_processes,
+            **models,
+        )
     checkpoint = _last_checkpoint(folder, processes)
     arguments.eval_on_start = texts.held_out is not None and checkpoint is None
     rows = recipe.batch_size * recipe.gradient_accumulation_steps * processes.num_processes
@@ -150,29 +169,6 @@ def fit(
         if processes.is_main_process
         else {},
     )
-
-
-def _check_same_run(folder: Path, texts: Texts, processes: PartialState) -> None:
-    """Refuse to go on with a run that was begun on something else, which its recipe cannot tell."""
-    if not processes.is_main_process:
-        return
-    held_out = None if texts.held_out is None else texts.held_out.digest
-    now = {
-        "text": texts.corpus.digest,
-        "held-out text": held_out,
-        "processes": processes.num_processes,
-    }
-    try:
-        begun = json.loads((folder / _RUN).read_bytes())
-    except (OSError, ValueError):  # none, or killed at its very start
-        begun = now
-    if differing := [what for what in now if begun.get(what) != now[what]]:
-        raise OutputError(
-            f"{folder.parent} was begun with other {' and '.join(differing)} under the same "
-            "settings: give what it was begun with, or remove it"
-        )
-    folder.mkdir(exist_ok=True)
-    (folder / _RUN).write_text(json.dumps(now))
 
 
 def _check_whole_batch(corpus: Corpus, rows: int) -> None:
