@@ -65,7 +65,7 @@ def _parsed(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        raise CorpusError(f"{where} is no JSON: {error.msg} at {place}: {_REMEDY}") from error
+        raise CorpusError(f"{where} is no JSON: {error.msg} ({place}): {_REMEDY}") from error
     except ValueError:  # Python refuses whole numbers of more than 4,300 digits
         with foreign_parser(where, CorpusError, _REMEDY):
             return json.loads(text, parse_int=float)

@@ -49,7 +49,7 @@ def _check_header(file: BinaryIO, name: str, size: int) -> None:
     if any(count < 0 for count in shape):
         raise CorpusError(f"{name} is damaged: its shape is {shape}: {_REMEDY}")
     claimed = math.prod(shape) * dtype.itemsize
-    if claimed > size - file.tell():
+    if claimed != size - file.tell():
         raise CorpusError(
             f"{name} is damaged: its header claims {claimed:,} bytes of shape {str(shape):.60}, "
             f"and {size - file.tell():,} follow: {_REMEDY}"

@@ -17,14 +17,14 @@ _END = 4  # characters that the end of a text counts as: about a token
 def cut(text: Text, characters: int) -> Iterator[Text]:
     """A text in passages of `characters` up to twice as many; the last may be shorter.
 
-    Cuts behind a line end where there is one, else before the last blank, else anywhere.
+    Cuts behind a line end where there is one, else before a blank, else anywhere.
     """
     whole, start = text.text, 0
     while len(whole) - start > 2 * characters:
         most = start + 2 * characters
         end = whole.find("\n", start + characters - 1, most) + 1
         if not end:
-            blank = whole.rfind(" ", start + characters, most)
+            blank = whole.find(" ", start + characters, most)
             end = blank if blank > 0 else most
         yield Text(whole[start:end], text.origin)
         start = end

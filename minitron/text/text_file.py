@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from tqdm.auto import tqdm
 
@@ -106,11 +106,12 @@ def _opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
             disable=None,  # where no person watches
         ) as progress,
         Path(name).open("rb", buffering=0) as raw,
-        io.BufferedReader(_CountedFile(raw, progress), _BUFFER_BYTES) as stored,
+        io.BufferedReader(cast(io.FileIO, _CountedFile(raw, progress)), _BUFFER_BYTES) as stored,
     ):
-        file = stored
+        file: io.BufferedReader[Any] = stored
         if name.endswith(".gz"):
-            file = io.BufferedReader(gzip.GzipFile(fileobj=stored), _BUFFER_BYTES)  # type: ignore[type-var]
+            content = gzip.GzipFile(fileobj=stored)
+            file = io.BufferedReader(cast(io.FileIO, content), _BUFFER_BYTES)
         head = file.peek(_BUFFER_BYTES)
         _check_head(name, head)
         mark = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
@@ -121,7 +122,7 @@ def _opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
 class _CountedFile(io.RawIOBase):
     """A raw file that reports each read to a progress bar."""
 
-    def __init__(self, raw: io.FileIO, progress: "tqdm[None]") -> None:
+    def __init__(self, raw: io.FileIO, progress: "tqdm[Any]") -> None:
         self._raw, self._progress = raw, progress
 
     def readable(self) -> bool:
