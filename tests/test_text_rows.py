@@ -97,11 +97,12 @@ KINDS: dict[str, Callable[[Path, list[dict[str, Any]]], str]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_every_kind_of_file_become_their_text(kind: str, tmp_path: Path) -> None:
-    for row, templated, joined in ROWS.values():
+    is_quick = kind != "a.parquet"  # whose reader is a process
+    for row, templated, joined in list(ROWS.values())[:: 1 if is_quick else 2]:
         name = KINDS[kind](tmp_path / kind, [row, row])
-        for template, text in ((TEMPLATE, templated), (None, joined)):
-            found = read_texts(name, tokenizer(template))
-            assert [one.text for one in found] == [text, text]
+        assert [text.text for text in read_texts(name, tokenizer())] == [templated] * 2
+        if is_quick:
+            assert [text.text for text in read_texts(name, tokenizer(None))] == [joined] * 2
 
 
 def test_rows_of_a_hub_dataset_become_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,8 +243,8 @@ class TestJsonLines:
         assert texts == ["a", "b"]
 
     def test_a_line_of_many_megabytes_is_a_row(self, tmp_path: Path) -> None:
-        name = as_lines(tmp_path / "a.jsonl", [{"text": "word " * 4_000_000}, {"text": "b"}])
-        assert [len(text.text) for text in read_texts(name, tokenizer())] == [20_000_000, 1]
+        name = as_lines(tmp_path / "a.jsonl", [{"text": "word " * 1_000_000}, {"text": "b"}])
+        assert [len(text.text) for text in read_texts(name, tokenizer())] == [5_000_000, 1]
 
     @pytest.mark.parametrize(
         ("line", "message"),

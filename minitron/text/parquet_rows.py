@@ -67,7 +67,7 @@ def write_rows(name: str, choices: str, seconds: str) -> None:
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # what a library prints is no row
         try:
-            with foreign_parser("", CorpusError, ""), _seekable(name) as file:
+            with foreign_parser(name, CorpusError, _REMEDY), _seekable(name) as file:
                 _write(file, json.loads(choices), int(seconds), out)
         except CorpusError as error:
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
@@ -92,6 +92,8 @@ def _write(file: IO[bytes], choices: list[list[str]], seconds: int, out: IO[byte
         count += batch.num_rows
         _raise_alarm(seconds)
     _raise_alarm(0)
+    if count != parquet.metadata.num_rows:
+        raise CorpusError(f"it holds {count:,} rows, not {parquet.metadata.num_rows:,} as it says")
     out.write(b".%d\n" % count)
 
 
@@ -115,7 +117,9 @@ def _reader(name: str, choices: Sequence[Sequence[str]]) -> Iterator["subprocess
 def _seekable(name: str) -> Iterator[IO[bytes]]:
     """The file, decompressed where it is .gz: a reader begins at the end."""
     if not name.endswith(".gz"):
-        with open(name, "rb") as file:
+        from pyarrow import OSFile
+
+        with OSFile(name) as file:
             yield file
         return
     with gzip.open(name) as compressed, tempfile.TemporaryFile() as file:
