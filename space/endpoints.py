@@ -125,6 +125,7 @@ def _prune_endpoint(service: Service) -> None:
         intermediate_size: float | None = None,
         num_attention_heads: float | None = None,
         num_hidden_layers: float | None = None,
+        request: gr.Request | None = None,
     ) -> tuple[str, dict[str, Any]]:
         """Cut a model to smaller sizes by importance, and evaluate it.
 
@@ -139,7 +140,8 @@ def _prune_endpoint(service: Service) -> None:
             A zip of the Hub folder, and what inspect and evaluate say before and after.
         """
         sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
-        *_, result = service.prune(model, *sizes)
+        visitor = request.session_hash if request else None
+        *_, result = service.prune(model, *sizes, visitor=visitor)
         return str(result.archive), json.loads(json.dumps(result.to_json()))
 
     gr.Button(visible=False).click(

@@ -3,11 +3,13 @@
 serve(Family.read())
 """
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from minitron.errors import MinitronError
 from minitron.space import evidence
@@ -15,21 +17,32 @@ from minitron.space.compare_tab import compare_tab
 from minitron.space.cuts import SIZES, Sizes, steps_of
 from minitron.space.endpoints import endpoints
 from minitron.space.family import Family
+from minitron.space.guard import Guard
 from minitron.space.look import script, style, theme
 from minitron.space.markup import Html, count, tag
 from minitron.space.prune_tab import prune_tab
 from minitron.space.request import Prompt, Settings
 from minitron.space.service import Service
+from minitron.space.termination import exit_on_termination
 
 CONCURRENT, WAITING = 8, 64  # requests at once, and in the queue
-_CLEAN_UP = (600, 3600)  # seconds: how often, and how old a visitor's file may get
+SESSIONS = 100  # whose state is kept, some 0.1 MB each; more than can be in the queue
 _TABS = ("compare", "prune", "evidence")
 
 
 def serve(family: Family, **options: Any) -> gr.Blocks:
-    """Serve the family's page until interrupted; `options` are gradio's own of `launch`."""
-    page = build(Service.of(family))
-    page.launch(**{**serving(), **options})
+    """Serve the family's page until interrupted or terminated, and remove all visitors' files.
+
+    `options` are gradio's own of `launch`.
+    """
+    with exit_on_termination():
+        service = Service.of(family)
+        try:
+            page = build(service)
+            page.launch(**{**serving(), **options})
+        finally:
+            if not options.get("prevent_thread_lock"):  # then it has only begun
+                service.close()
     return page
 
 
@@ -43,14 +56,17 @@ def serving() -> dict[str, Any]:
         "footer_links": ["api"],
         "ssr_mode": False,
         "show_error": True,
+        "state_session_capacity": SESSIONS,
+        "app_kwargs": {"middleware": [Middleware(Guard)]},
     }
 
 
 def build(service: Service) -> gr.Blocks:
     """The page with everything on it."""
-    page = gr.Blocks(
-        title="Minitron: smaller language models", analytics_enabled=False, delete_cache=_CLEAN_UP
-    )
+    # Gradio sums up every request there ever was after each one, with pandas: 18 ms after 10,000.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
+    gr.set_static_paths([service.workshop.results.place])  # served from there, and not copied
+    page = gr.Blocks(title="Minitron: smaller language models", analytics_enabled=False)
     with page:
         endpoints(service)  # first, as gradio gives each name to who asks first
         gr.HTML(_head(service.family), elem_classes="mt-block", padding=False)
@@ -70,7 +86,7 @@ def build(service: Service) -> gr.Blocks:
             return [shown, *(wanted.get(name, gr.skip()) for name in linked)]
 
         def leave(request: gr.Request) -> None:
-            service.stop(request.session_hash)
+            service.leave(request.session_hash)
 
         page.load(
             from_link,

@@ -89,9 +89,17 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         wanted = Sizes.of_share(service.family.member(model), share / 100)
         return [getattr(wanted, name) for name in SIZES]
 
-    def cut(model: str, *sizes: float) -> Iterator[tuple[Any, Any, Any]]:
+    def cut(
+        model: str,
+        hidden_size: float,
+        intermediate_size: float,
+        num_attention_heads: float,
+        num_hidden_layers: float,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
         done = None
-        for done in service.prune(model, *sizes):
+        for done in service.prune(model, *sizes, visitor=request.session_hash):
             yield progress_card(done), gr.skip(), gr.skip()
         if done is None or done.archive is None:
             raise VisitorError("nothing was cut: choose smaller sizes")

@@ -78,6 +78,15 @@ class Service:
         with self._stoppable(visitor) as stop:
             yield from compared(self.shelf, self.family, wish, self.turns, stop)
 
+    def leave(self, visitor: str | None) -> None:
+        """Let go of all that this visitor has here: what is running, and soon its results."""
+        self.stop(visitor)
+        self.workshop.results.leave(visitor)
+
+    def close(self) -> None:
+        """Remove every visitor's files."""
+        self.workshop.results.close()
+
     def stop(self, visitor: str | None) -> None:
         """Let go of what this visitor has running."""
         with self._lock:
@@ -103,12 +112,12 @@ class Service:
         sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
         return self.cut(model, *sizes)[0].to_json()
 
-    def prune(self, model: str, *sizes: Any) -> Iterator[Result]:
-        """Cut for real, step by step."""
+    def prune(self, model: str, *sizes: Any, visitor: str | None = None) -> Iterator[Result]:
+        """Cut for real, step by step; the result is kept for its visitor for a while."""
         cut, wanted = self.cut(model, *sizes)
         if cut.target == cut.plan.source:
             raise VisitorError("nothing is cut: choose at least one smaller size")
-        yield from self.workshop.pruned(cut, wanted)
+        yield from self.workshop.pruned(cut, wanted, visitor)
 
     def tried(self, result: Result) -> list[Column]:
         """The member and its cut, both asked to go on with the same words."""

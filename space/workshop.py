@@ -1,17 +1,11 @@
 """Workshop: where a visitor's model is really cut, evaluated, tried and packed.
 
-Each result is a folder of its own under one temporary place; what is older than an hour, or more
-than the newest few, is removed before the next.
-
-    for state in pruned(...): state.note
+for state in pruned(...): state.note
 """
 
-import atexit
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -27,10 +21,11 @@ from minitron.pruning import prune
 from minitron.source import open_source
 from minitron.space.cuts import Cut, Sizes, out_name
 from minitron.space.errors import VisitorError
+from minitron.space.freed_memory import give_back_freed_memory
+from minitron.space.kept_results import KeptResults
 from minitron.space.measures import HELD_OUT, Measures
 from minitron.space.turns import Turns
 
-KEEP_SECONDS, KEEP_RESULTS = 3600, 8
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -70,15 +65,28 @@ class Workshop:
 
     def __init__(self, measures: Measures, turns: Turns) -> None:
         self._measures, self._turns = measures, turns
-        self._place = Path(tempfile.mkdtemp(prefix="minitron-space-"))
-        atexit.register(shutil.rmtree, self._place, ignore_errors=True)
+        self.results = KeptResults()
 
-    def pruned(self, cut: Cut, sizes: Sizes) -> Iterator[Result]:
-        """The steps of a cut, the last one with everything. Raises MinitronError."""
-        self._tidy()
+    def pruned(self, cut: Cut, sizes: Sizes, visitor: str | None = None) -> Iterator[Result]:
+        """The steps of a cut, the last one with everything. Raises MinitronError.
+
+        What is left of one that failed, or that nobody waits for, is removed.
+        """
+        place = self.results.new(visitor)
+        is_done = False
+        try:
+            for result in self._steps(cut, sizes, place):
+                is_done = result.archive is not None
+                yield result
+        finally:
+            if not is_done:
+                self.results.remove(place)
+            give_back_freed_memory()
+
+    def _steps(self, cut: Cut, sizes: Sizes, place: Path) -> Iterator[Result]:
         begun = time.perf_counter()
         member = cut.member
-        folder = Path(tempfile.mkdtemp(dir=self._place)) / out_name(member, sizes)
+        folder = place / out_name(member, sizes)
         result = Result(cut, sizes, f"Cutting {member.name} …")
         yield result
         with self._turns.turn():
@@ -96,13 +104,16 @@ class Workshop:
             after = evaluate(str(folder), corpus=str(corpus))
         result = replace(result, before=before, after=after, note="Packing …")
         yield result
-        result = replace(
+        yield replace(
             result,
             archive=_packed(folder),
             seconds=time.perf_counter() - begun,
             note="Done.",
         )
-        yield result
+
+    @property
+    def _place(self) -> Path:
+        return self.results.place
 
     def place_of(self, name: str) -> Path:
         """The folder of a result of this Space. Raises VisitorError where it is gone."""
@@ -110,14 +121,6 @@ class Workshop:
         if self._place not in path.parents or not path.is_dir():
             raise VisitorError("this model is not here any more: prune it again")
         return path
-
-    def _tidy(self) -> None:
-        """Remove what is old or too much."""
-        results = sorted(self._place.iterdir(), key=lambda path: -path.stat().st_mtime)
-        for index, path in enumerate(results):
-            is_old = time.time() - path.stat().st_mtime > KEEP_SECONDS
-            if is_old or index >= KEEP_RESULTS - 1:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def push_as(token: str, folder: Path, repo: str) -> str:

@@ -1,5 +1,6 @@
 """The Space as it is served: to programs, to many at once, to the ill-meaning, and for long."""
 
+import itertools
 import json
 import math
 import threading
@@ -7,12 +8,15 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
 
 gradio_client = pytest.importorskip("gradio_client")
 
+from minitron.space.kept_results import KEEP_RESULTS  # noqa: E402
+from minitron.space.page import SESSIONS  # noqa: E402
 from tests.space_visitor import RunningSpace, running_space  # noqa: E402
 
 # httpx and gradio_client leave connections to the garbage collector.
@@ -23,9 +27,18 @@ SETTINGS: tuple[float, ...] = (8, 0.0, 1.0, 0)
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSpace]:
-    with running_space(tmp_path_factory.mktemp("space")) as running:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the Space's temporary files are, gradio's included."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Iterator[RunningSpace]:
+    own = {"TMPDIR": str(place), "GRADIO_TEMP_DIR": str(place / "gradio")}
+    with running_space(tmp_path_factory.mktemp("space"), **own) as running:
         yield running
+    assert not list(place.glob("minitron-*")), "SIGTERM left files"
+    assert not [path for path in (place / "gradio").rglob("*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +203,63 @@ def test_memory_is_flat_over_500_requests(space: RunningSpace, client: Any) -> N
     before = space.memory
     ask(500)
     assert space.memory - before < 30e6
+
+
+def test_memory_is_flat_over_300_new_visitors(space: RunningSpace) -> None:
+    def visit(times: int) -> None:
+        for _ in range(times):
+            assert "event: error" in called(space, "generate", ["nobody", PROMPT, *SETTINGS])
+
+    visit(SESSIONS + 20)
+    before = space.memory
+    visit(300)
+    assert space.memory - before < 15e6
+
+
+def test_the_newest_prunings_are_kept_once_and_no_more(space: RunningSpace, place: Path) -> None:
+    for number in range(KEEP_RESULTS + 2):
+        told = called(space, "prune", ["tiny", None, 608 - 32 * number, None, 5])
+        (archive, _) = json.loads(told.rpartition("data: ")[2])
+        with urlopen(f"{space.url}/gradio_api/file={archive['path']}", timeout=30) as answer:
+            assert len(answer.read()) == Path(archive["path"]).stat().st_size
+    assert len(list(place.rglob("*.zip"))) == KEEP_RESULTS
+    assert len(list(place.rglob("model.safetensors"))) == KEEP_RESULTS
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "status"),
+    [
+        ("upload", "multipart/form-data; boundary=x", 415),
+        ("upload?upload_id=1", "multipart/form-data; boundary=x", 415),
+        ("process_recording", "multipart/form-data; boundary=x", 415),
+        ("call/generate", "application/json", 413),
+        ("run/generate", "application/json", 413),
+    ],
+)
+def test_files_and_endless_requests_are_refused_and_nothing_is_kept(
+    path: str, kind: str, status: int, space: RunningSpace, place: Path
+) -> None:
+    head = 'Content-Disposition: form-data; name="files"; filename="a.bin"'
+    begin, end = f"--x\r\n{head}\r\n\r\n".encode(), b"\r\n--x--\r\n"
+    body = itertools.chain([begin], itertools.repeat(bytes(2**20), 20), [end])  # in chunks
+    before, files = space.memory, {*place.rglob("*")}
+    request = Request(f"{space.url}/gradio_api/{path}", body, {"Content-Type": kind})
+    with pytest.raises(HTTPError) as refused:
+        urlopen(request, timeout=30)
+    refused.value.close()
+    assert refused.value.code == status
+    assert {*place.rglob("*")} == files
+    assert space.memory - before < 10e6
+
+
+def called(space: RunningSpace, name: str, data: list[Any]) -> str:
+    """What an endpoint says to a program that was never here."""
+    call = f"{space.url}/gradio_api/call/{name}"
+    body = json.dumps({"data": data}).encode()
+    with urlopen(Request(call, body, {"Content-Type": "application/json"}), timeout=30) as answer:
+        event = json.load(answer)["event_id"]
+    with urlopen(f"{call}/{event}", timeout=120) as answer:
+        return str(answer.read().decode())
 
 
 def test_models_that_speak_mcp_find_the_same_four_tools(space: RunningSpace) -> None:

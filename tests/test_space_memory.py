@@ -1,0 +1,233 @@
+"""What the Space keeps of its visitors, files and freed memory, and takes of them: all bounded."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from starlette.exceptions import HTTPException  # noqa: E402
+from starlette.responses import PlainTextResponse  # noqa: E402
+
+from minitron.errors import MinitronError  # noqa: E402
+from minitron.space.errors import VisitorError  # noqa: E402
+from minitron.space.family import Family  # noqa: E402
+from minitron.space.guard import MAX_BODY, NO_FILES, TOO_LONG, Guard  # noqa: E402
+from minitron.space.kept_results import KeptResults  # noqa: E402
+from minitron.space.service import Service  # noqa: E402
+
+LAYERS = (None, None, None, 5)  # of tiny's sizes, one layer less
+
+
+@pytest.fixture
+def kept() -> Iterator[KeptResults]:
+    results = KeptResults()
+    yield results
+    results.close()
+
+
+def in_time(is_so: Callable[[], bool], seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.01)
+    return is_so()
+
+
+# Files.
+
+
+def test_the_newest_results_are_kept_and_no_more() -> None:
+    kept = KeptResults(most=3)
+    made: list[Path] = []
+    for _ in range(7):
+        made.append(kept.new())
+        assert {*kept.place.iterdir()} == {*made[-3:]}
+    kept.close()
+
+
+def test_a_result_that_is_old_goes_by_itself() -> None:
+    kept = KeptResults(seconds=0.05)
+    for _ in range(2):
+        (kept.new() / "model.safetensors").write_bytes(b"1")
+    assert in_time(lambda: not list(kept.place.iterdir()))
+    kept.close()
+
+
+def test_a_visitors_results_go_after_the_visitor_and_nobody_elses(kept: KeptResults) -> None:
+    mine, yours, nobodys = kept.new("me"), kept.new("you"), kept.new()
+    kept.leave("me", seconds=0.05)
+    kept.leave(None, seconds=0)
+    assert in_time(lambda: not mine.exists())
+    assert yours.exists()
+    assert nobodys.exists()
+
+
+def test_results_wait_in_one_thread_at_most(kept: KeptResults) -> None:
+    before = threading.active_count()
+    for number in range(20):
+        kept.new(str(number))
+    assert in_time(lambda: threading.active_count() <= before + 1)
+
+
+def test_closing_leaves_nothing_though_something_is_still_written(kept: KeptResults) -> None:
+    folder = kept.new()
+    (folder / "half").mkdir()
+    parent, name = kept.place.parent, kept.place.name
+    kept.close()
+    kept.close()
+    with pytest.raises(FileNotFoundError):
+        (folder / "half" / "model.safetensors").write_bytes(b"1")
+    assert not list(parent.glob(f"{name}*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_process_that_is_told_to_end_leaves_no_files(number: int, tmp_path: Path) -> None:
+    code = """
+import time
+from minitron.space.kept_results import KeptResults
+from minitron.space.termination import exit_on_termination
+with exit_on_termination():
+    (KeptResults().new() / "model.safetensors").write_bytes(b"1")
+    print("made", flush=True)
+    time.sleep(30)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"made\n"
+        assert len(list(tmp_path.rglob("model.safetensors"))) == 1
+        process.send_signal(number)
+        assert process.wait(20) not in (0, -signal.SIGTERM, -signal.SIGHUP)
+    assert not list(tmp_path.iterdir())
+
+
+# The workshop's own.
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One that measures on a few words."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, few in {"SAMPLES": 2, "HELD_OUT": 2, "SEQ_LEN": 16}.items():
+            patch.setattr(f"minitron.space.measures.{name}", few)
+        service = Service.of(Family.of(["tiny"]), tmp_path_factory.mktemp("cache"))
+        yield service
+        service.close()
+
+
+@pytest.mark.parametrize("how", ["done", "left", "failed"])
+def test_after_a_pruning_freed_memory_is_given_back_and_no_half_is_kept(
+    how: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(
+        "minitron.space.workshop.give_back_freed_memory", lambda: calls.append("given")
+    )
+    steps = service.prune("tiny", *LAYERS, visitor="me")
+    if how == "done":
+        *_, result = steps
+        assert result.archive is not None
+        service.leave("me")
+    elif how == "left":
+        next(steps)
+        steps.close()
+    else:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise VisitorError("no")
+
+        monkeypatch.setattr("minitron.space.workshop.evaluate", fail)
+        with pytest.raises(MinitronError):
+            list(steps)
+    assert calls == ["given"]
+    kept = list(service.workshop.results.place.iterdir())
+    assert len(kept) == (1 if how == "done" else 0)
+    for path in kept:
+        service.workshop.results.remove(path)
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc"
+)
+def test_giving_back_shrinks_what_threads_have_freed() -> None:
+    """In a process of its own, whose arenas hold nothing else."""
+    code = """
+import os, threading
+from minitron.space.freed_memory import give_back_freed_memory
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+kept = []
+def work():
+    blocks = [bytearray(60_000) for _ in range(1000)]
+    kept.append(blocks[-1])  # the arena cannot shrink by itself
+thread = threading.Thread(target=work); thread.start(); thread.join()
+before = resident(); give_back_freed_memory(); print(before - resident())
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(said.stdout) > 40e6
+
+
+# What is taken of a request.
+
+
+def answered(headers: dict[str, str], *pieces: bytes) -> tuple[int, bytes, int]:
+    """Status and text of an app behind the guard that says how long the body was, and how many
+    pieces were read."""
+    left, sent = list(pieces), []
+
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        length, more = 0, True
+        try:
+            while more:
+                message = await receive()
+                length, more = length + len(message["body"]), message["more_body"]
+        except HTTPException as error:
+            return await PlainTextResponse(error.detail, error.status_code)(scope, receive, send)
+        return await PlainTextResponse(str(length))(scope, receive, send)
+
+    async def receive() -> dict[str, Any]:
+        body = left.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(left)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": raw}
+    asyncio.run(Guard(echo)(scope, receive, send))
+    return sent[0]["status"], sent[1]["body"], len(pieces) - len(left)
+
+
+MULTIPART = {"content-type": "Multipart/form-data; boundary=x"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "pieces", "answer"),
+    [
+        ({}, [b"12", b"3"], (200, b"3", 2)),
+        ({"content-length": str(MAX_BODY)}, [b"1" * MAX_BODY], (200, str(MAX_BODY).encode(), 1)),
+        (MULTIPART, [b"1"] * 3, (415, NO_FILES.encode(), 3)),
+        ({"content-length": str(MAX_BODY + 1)}, [b"1"] * 3, (413, TOO_LONG.encode(), 3)),
+        ({}, [b"1" * MAX_BODY, b"1", b"1"], (413, TOO_LONG.encode(), 3)),
+        ({"content-length": "many"}, [b"1" * MAX_BODY, b"1"], (413, TOO_LONG.encode(), 2)),
+    ],
+)
+def test_files_and_what_is_longer_than_any_prompt_are_refused(
+    headers: dict[str, str], pieces: list[bytes], answer: tuple[int, bytes, int]
+) -> None:
+    assert answered(headers, *pieces) == answer
