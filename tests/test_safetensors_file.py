@@ -1,6 +1,7 @@
 """Headers say where tensors lie, exactly as the format's own library reads and writes them."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,54 @@ def test_a_shape_that_no_memory_could_hold_is_refused_at_once(tmp_path: Path) ->
 def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read: Is a directory"):
         read_safetensors_header(tmp_path)
+
+
+W, V = (entry(data_offsets=[0, 24])["w"], entry(data_offsets=[24, 48])["w"])
+
+
+@pytest.mark.parametrize(
+    ("header", "nbytes", "says"),
+    [
+        ({"w": W, "v": W}, 24, "overlaps another tensor"),
+        ({"w": W, "v": {**V, "data_offsets": [16, 40]}}, 40, "v overlaps another tensor"),
+        ({"v": V}, 48, "v has a gap before it"),
+        ({"w": W, "v": {**V, "data_offsets": [32, 56]}}, 56, "v has a gap before it"),
+        ({"w": W}, 25, "1 bytes at its end belong to no tensor"),
+        ({}, 3, "3 bytes at its end belong to no tensor"),
+        ({"w": W, "__metadata__": {"format": 7}}, 24, "its metadata are no texts"),
+        ({"w": W, "__metadata__": ["pt"]}, 24, "its metadata are no texts"),
+        (
+            b"{" + b",".join([json.dumps({"w": W})[1:-1].encode()] * 2) + b"}",
+            24,
+            "w is there twice",
+        ),
+        (json.dumps({"w": W}).replace("[2, 3]", '[6], "shape": [2, 3]').encode(), 24, "shape is"),
+        (b" " + json.dumps({"w": W}).encode(), 24, "begins with something else"),
+    ],
+)
+def test_what_the_formats_own_library_refuses_is_refused(
+    tmp_path: Path, header: object, nbytes: int, says: str
+) -> None:
+    path = raw_file(tmp_path / "w.safetensors", header, bytes(nbytes))
+    with pytest.raises(SourceError, match=says):
+        read_safetensors_header(path)
+
+
+def test_random_damage_of_a_header_never_changes_a_value_unseen(tmp_path: Path) -> None:
+    weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(6), "c": torch.tensor(1.5)}
+    path = tmp_path / "w.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    data = path.read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    draw = random.Random(0)
+    for _ in range(1500):
+        damaged = bytearray(data)
+        damaged[draw.randrange(length)] = draw.choice([draw.randrange(256), *b"0123456789"])
+        path.write_bytes(damaged)
+        try:
+            ours = {name: tensor.read() for name, tensor in read_safetensors_header(path).items()}
+        except SourceError:
+            continue
+        theirs = load_file(path)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)

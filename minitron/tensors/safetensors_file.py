@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,9 +60,10 @@ def parse_safetensors_header(path: Path, beginning: bytes, size: int) -> Mapping
     if size < 8 or length > min(size - 8, MAX_HEADER, len(beginning) - 8):
         raise SourceError(f"{path} is truncated or no safetensors file: fetch it again")
     try:
-        entries = json.loads(beginning[8 : 8 + length])
-        entries.pop("__metadata__", None)
-        return {name: _located(path, 8 + length, size, entry) for name, entry in entries.items()}
+        entries = _entries(beginning[8 : 8 + length])
+        found = {name: _located(path, 8 + length, size, entry) for name, entry in entries.items()}
+        _check_gapless(path, found, 8 + length, size)
+        return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{path} has a damaged header ({error}): fetch it again") from error
 
@@ -84,6 +86,45 @@ def safetensors_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # tensors start aligned
     return len(header).to_bytes(8, "little") + header
+
+
+def _entries(header: bytes) -> dict[str, Any]:
+    """The header's tensors, refused with a ValueError where the format's own library refuses it."""
+    if not header.startswith(b"{"):
+        raise ValueError("it begins with something else than an object")
+    entries: dict[str, Any] = json.loads(header, object_pairs_hook=_unique)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(text) is str for text in metadata.values()):
+        raise ValueError("its metadata are no texts")
+    return entries
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object none of whose keys is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{_twice(pairs)} is there twice")
+    return found
+
+
+def _twice(pairs: list[tuple[str, Any]]) -> str:
+    names = [name for name, _ in pairs]
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _check_gapless(path: Path, tensors: Mapping[str, StoredTensor], end: int, size: int) -> None:
+    """Refuse tensors that overlap or leave bytes of the file to nobody."""
+    found = None
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.offset != end:
+            how = "overlaps another tensor" if tensor.offset < end else "has a gap before it"
+            found = f"{name} {how}"
+            break
+        end += tensor.nbytes
+    if found is None and end != size:
+        found = f"{size - end} bytes at its end belong to no tensor"
+    if found is not None:
+        raise SourceError(f"{path} is damaged ({found}): fetch it again")
 
 
 def _located(path: Path, data: int, size: int, entry: Mapping[str, object]) -> StoredTensor:
