@@ -16,6 +16,7 @@ from minitron.errors import ArchitectureError
 from minitron.families import AXIS_KEYS, FAMILIES, Family, Row
 from minitron.rotary import KEYS as ROTARY_KEYS
 from minitron.rotary import rotary_settings
+from minitron.token_ids import with_usable_pad
 
 _REQUIRED = (
     "hidden_size",
@@ -211,7 +212,7 @@ def resized_config(
     transformers 5 and flat for transformers 4, vLLM and llama.cpp.
     """
     family = architecture.family
-    modern = _modern(config, family)
+    modern = with_usable_pad(_modern(config, family), architecture.vocab_size)
     modern.pop("auto_map", None)
     sizes = {key: architecture.size(axis) for axis, key in AXIS_KEYS.items()}
     resized = {**modern, **sizes, "architectures": [family.architecture]}

@@ -23,6 +23,7 @@ from minitron.source import Source, check_builds
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.tensors.shard_file import ShardFile, TensorSpec
 from minitron.tensors.tensor_stream import Piece
+from minitron.token_ids import PAD, has_row, with_usable_pad
 
 MAX_SHARD_SIZE = "2GB"  # several are written at once: half the time of one large file
 _AT_ONCE = 2
@@ -72,6 +73,9 @@ def write_companions(
     generation = source.file("generation_config.json")
     if generation is not None:
         shutil.copyfile(generation, folder / generation.name)
+        settings = json.loads(generation.read_text(encoding="utf-8"))
+        if not has_row(settings.get(PAD), config["vocab_size"]):
+            write_json(folder / generation.name, with_usable_pad(settings, config["vocab_size"]))
     else:
         write_json(folder / "generation_config.json", _generation_config(config))
 

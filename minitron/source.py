@@ -40,6 +40,7 @@ from minitron.hub.repository import HubRepository
 from minitron.tensor_names import some_of
 from minitron.tensors.finite import FLOATS, check_finite
 from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.token_ids import has_row, with_usable_pad
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
 MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family
@@ -225,6 +226,8 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     config_class = NemotronConfig if model_type == "nemotron" else CONFIG_MAPPING[model_type]
     # A deep copy: transformers writes into rope_scaling.
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _KERNELS}
+    if type(rows := settings.get("vocab_size")) is int:
+        settings = with_usable_pad(settings, rows)
     try:
         made: PreTrainedConfig = config_class.from_dict(settings)
     except _REFUSALS as error:
@@ -298,6 +301,8 @@ def load_model(
     generation = source.file("generation_config.json")
     if generation is not None:
         model.generation_config = read_generation_config(generation, source.name)
+        if not has_row(model.generation_config.pad_token_id, architecture.vocab_size):
+            model.generation_config.pad_token_id = None
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it without types
     model.eval()
     return model

@@ -30,7 +30,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ),
         ("minitron.recipe",),
         ("minitron.unfinished",),
-        ("minitron.families",),
+        ("minitron.families", "minitron.token_ids"),
         ("minitron.record",),
         ("minitron.rotary",),
         ("minitron.architecture",),
