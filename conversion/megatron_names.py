@@ -1,6 +1,7 @@
-"""The one table between the Hub's Nemotron tensors and Megatron-core's, in both directions.
+"""The one table between the Hub's tensors and Megatron-core's, in both directions.
 
-Megatron fuses q, k and v of one KV group behind each other, group after group, pads the vocabulary,
+Megatron fuses q, k and v of one KV group behind each other, group after group, a gated MLP's gate
+and its up projection behind each other, pads the vocabulary,
 and may store a norm's gain as it is instead of as the gain minus one. Names here carry no prefix
 and a layer number (`decoder.layers.3.mlp.linear_fc1.weight`); how an archive spells them is its
 reader's and writer's to know. No weight is read: every tensor is made of the others lazily.
@@ -26,7 +27,7 @@ FUSED_NORMS: Mapping[str, str] = {
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
 
-_QKV = "self_attention.linear_qkv"
+_QKV, _FC1 = "self_attention.linear_qkv", "mlp.linear_fc1"
 # Module of the Hub's model to module of Megatron's; both spell .weight and .bias alike.
 _MODULES: Mapping[str, str] = {
     "model.embed_tokens": EMBEDDING,
@@ -36,7 +37,8 @@ _MODULES: Mapping[str, str] = {
     "self_attn.v_proj": _QKV,
     "self_attn.o_proj": "self_attention.linear_proj",
     "post_attention_layernorm": "pre_mlp_layernorm",
-    "mlp.up_proj": "mlp.linear_fc1",
+    "mlp.gate_proj": _FC1,
+    "mlp.up_proj": _FC1,
     "mlp.down_proj": "mlp.linear_fc2",
     "model.norm": FINAL_NORM,
     "lm_head": HEAD,
@@ -49,11 +51,11 @@ def hub_tensors(
     *,
     is_zero_centered: bool = True,
 ) -> dict[str, LazyTensor]:
-    """The tensors of a Megatron GPT model as those of the Hub's Nemotron, in canonical order.
+    """The tensors of a Megatron GPT model as those of the Hub's model, in canonical order.
 
     Rows that pad the vocabulary are left out. `is_zero_centered` says whether the norms hold their
-    gain minus one, as the Hub's do. Raises SourceError for a tensor that is missing, of another
-    shape than the config says, or that no Nemotron has.
+    gain minus one, as the Hub's Nemotron's do. Raises SourceError for a tensor that is missing, of
+    another shape than the config says, or that the family does not have.
     """
     rows = architecture.vocab_size
     if f"{EMBEDDING}.weight" in megatron:
@@ -63,8 +65,8 @@ def hub_tensors(
     for name in megatron:
         if name not in shapes:
             raise SourceError(
-                f"config and tensors disagree: no Nemotron of this config has {name}; give the "
-                "config that was saved with the tensors"
+                f"config and tensors disagree: no {architecture.family.name} of this config has "
+                f"{name}; give the config that was saved with the tensors"
             )
     return {
         slot.name: _hub_tensor(
@@ -135,10 +137,13 @@ def _hub_tensor(
 ) -> LazyTensor:
     if _is_fused(slot):
         return Rows(stored, list(_fused_runs(slot, architecture)))
+    if (half := _gated_half(slot, architecture)) is not None:
+        return Rows(stored, [(half * slot.shape[0], (half + 1) * slot.shape[0])])
     if slot.row.axes[0] == ("vocab",) and stored.shape[0] > slot.shape[0]:
         return Rows(stored, [(0, slot.shape[0])])
-    if slot.row.template.endswith("norm.weight") and not is_zero_centered:
-        return Shifted(stored, -1.0)
+    ours = architecture.family.norms_are_zero_centered
+    if slot.row.template.endswith("norm.weight") and is_zero_centered != ours:
+        return Shifted(stored, -1.0 if ours else 1.0)
     return stored
 
 
@@ -183,6 +188,13 @@ def _fused_runs(slot: Slot, architecture: Architecture) -> Iterator[tuple[int, i
     for group in range(architecture.num_key_value_heads):
         start = (group * (heads_per_group + 2) + first) * architecture.head_dim
         yield start, start + count * architecture.head_dim
+
+
+def _gated_half(slot: Slot, architecture: Architecture) -> int | None:
+    """Which half of fc1 the tensor is: 0 the gate, 1 the up projection; None where it is none."""
+    if f".{_FC1}." not in megatron_name(slot) or not architecture.family.is_gated:
+        return None
+    return 0 if ".gate_proj." in slot.name else 1
 
 
 def _is_fused(slot: Slot) -> bool:

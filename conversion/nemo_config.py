@@ -1,4 +1,4 @@
-"""NeMo's settings as the Hub's config.json of a Nemotron.
+"""NeMo's settings as the Hub's config.json of a Nemotron, or of a Llama or Qwen2.
 
 Knows what NeMo takes each setting for and how its few that are not one to one are read: the
 activation, the biases, the stretched positions. Reads no file and no tensor, and refuses whatever
@@ -7,12 +7,13 @@ would compute something else under the Hub's class.
     config = hub_config(settings, vocab_size=256000, dtype=torch.bfloat16)
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from minitron.conversion.nemo_refusals import refuse_other_models
+from minitron.conversion.nemo_refusals import family_of_gpt, is_gated
 from minitron.conversion.nemo_table import (
     ACTIVATIONS,
     SETTINGS,
@@ -22,8 +23,10 @@ from minitron.conversion.nemo_table import (
     Setting,
 )
 from minitron.errors import ArchitectureError
+from minitron.families import Family
 from minitron.plain_yaml import shown
 
+_SWIGLU = ("swiglu", "fast-swiglu")
 SPECIAL: Mapping[str, int] = {"bos": 2, "eos": 3, "pad": 0}  # of all the family's tokenizers
 
 
@@ -34,14 +37,14 @@ def hub_config(
     dtype: torch.dtype | None = None,
     special: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The config.json of the Nemotron that NeMo's settings describe.
+    """The config.json of the Nemotron, Llama or Qwen2 that NeMo's settings describe.
 
     `vocab_size` is the rows of the embedding, `dtype` that of the tensors, `special` the ids of the
     tokenizer's bos, eos and pad: the settings know none of them. Without a tokenizer the ids are
-    the family's. Raises SourceError for another kind of model, ArchitectureError for a GPT that no
-    Nemotron can hold and for values of the wrong type.
+    Nemotron's, or none. Raises SourceError for another kind of model, ArchitectureError for a GPT
+    that none of them can hold and for values of the wrong type.
     """
-    refuse_other_models(settings)
+    family = family_of_gpt(settings)
     said = dict(settings)
     for setting in SETTINGS:
         said[setting.nemo] = _value(said, setting)
@@ -49,25 +52,26 @@ def hub_config(
     rope: dict[str, Any] = {"rope_type": "default"}
     if (factor := _interpolation(said)) > 1:
         rope = {"rope_type": "linear", "factor": factor}
-    flat = {key: hub[key] for key in ("rope_theta", "partial_rotary_factor")}
-    bias = _bias(said)
+    hub[family.norm_epsilon] = hub.pop("norm_eps")
+    flat = {"rope_theta": hub["rope_theta"], **_partial_rotation(hub, family)}
+    bias = _bias(said, family)
+    ids = special or (SPECIAL if family.model_type == "nemotron" else {})
     return {
-        "architectures": ["NemotronForCausalLM"],
-        "model_type": "nemotron",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         **hub,
         "rope_parameters": {**rope, **flat},
-        "hidden_act": _hidden_act(said, bias),
-        "attention_bias": bias,
-        "mlp_bias": bias,
+        "hidden_act": _gate(said, family) if is_gated(said) else _hidden_act(said, bias),
+        **({} if family.model_type == "qwen2" else {"attention_bias": bias, "mlp_bias": bias}),
         "vocab_size": vocab_size,
-        **{f"{role}_token_id": (special or SPECIAL).get(role) for role in SPECIAL},
+        **{f"{role}_token_id": ids.get(role) for role in SPECIAL},
         "use_cache": True,
         **({} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}),
     }
 
 
 def is_zero_centered(settings: Said) -> bool:
-    """Whether norm weights are stored less one, as the Hub's Nemotron stores them."""
+    """Whether norm weights are stored less one, as the Hub's Nemotron stores them, no Llama."""
     normalization = str(settings.get("normalization")).lower()
     return normalization == ZERO_CENTERED or _flag(settings, "layernorm_zero_centered_gamma")
 
@@ -87,8 +91,11 @@ def _value(said: Said, setting: Setting) -> Any:
         fits = isinstance(value, int) and 0 < value < 2**31
     else:
         fits = isinstance(value, int | float) and 0 <= value < float("inf")
+        fits = fits and setting.least <= value <= setting.most
     if not fits:
-        kinds = {bool: "true or false", int: "a whole number above 0", float: "a number"}
+        within = f", {setting.least:g} to {setting.most:g}" if setting.most < math.inf else ""
+        number = f"a number{within}"
+        kinds = {bool: "true or false", int: "a whole number above 0", float: number}
         raise ArchitectureError(
             f"the NeMo config says {setting.nemo}: {shown(value)}; it must be {kinds[setting.kind]}"
         )
@@ -99,11 +106,6 @@ def _hidden_act(said: Said, bias: bool) -> str:
     activation = said.get("activation")
     if activation is None:
         activation = "gelu"
-    if isinstance(activation, str) and activation.lower().endswith("glu"):
-        raise ArchitectureError(
-            f"the NeMo config says activation: {shown(activation)}, a gated MLP, but Nemotron's "
-            "has one up projection and no gate: no Hugging Face Nemotron can hold this model"
-        )
     if _flag(said, "openai_gelu"):
         return TANH_GELU
     # Megatron's fused kernel (bias_gelu_impl) is the tanh approximation; it needs a bias to fuse.
@@ -118,10 +120,47 @@ def _hidden_act(said: Said, bias: bool) -> str:
     )
 
 
-def _bias(said: Said) -> bool:
+def _gate(said: Said, family: Family) -> str:
+    """The activation of a gated MLP; only SwiGLU is computed alike on both sides."""
+    activation = said.get("activation")
+    if family.norms_are_zero_centered:
+        raise ArchitectureError(
+            f"the NeMo config says activation: {shown(activation)}, a gated MLP, but Nemotron's "
+            f"has one up projection and no gate, and Llama's norm is RMSNorm, not "
+            f"{shown(said.get('normalization'))}: no Hugging Face Nemotron can hold this model, "
+            "nor any Llama"
+        )
+    is_swiglu = isinstance(activation, str) and activation.lower() in _SWIGLU
+    if not is_swiglu and not (activation == "silu" and _flag(said, "gated_linear_unit")):
+        raise ArchitectureError(
+            f"the NeMo config says activation: {shown(activation)}; of gated ones "
+            f"{' and '.join(_SWIGLU)} are known for {family.name}"
+        )
+    return "silu"
+
+
+def _partial_rotation(hub: dict[str, Any], family: Family) -> dict[str, Any]:
+    """The part of a head that is rotated, where the family has a word for it; else it is all."""
+    part = hub["partial_rotary_factor"]
+    if not 0 < part <= 1:
+        raise ArchitectureError(
+            f"the NeMo config says rotary_percentage: {part}; it must be above 0 and at most 1"
+        )
+    if family.rotary.partial is not None:
+        return {"partial_rotary_factor": part}
+    if part != 1:
+        raise ArchitectureError(
+            f"the NeMo config says rotary_percentage: {part}, but {family.name} rotates whole "
+            f"heads: no Hugging Face {family.name} can hold this model"
+        )
+    del hub["partial_rotary_factor"]
+    return {}
+
+
+def _bias(said: Said, family: Family) -> bool:
     """Whether every linear layer has a bias; the Hub's one flag of attention covers q, k, v, o."""
     bias = _flag(said, "bias", absent=True)
-    if not bias and _flag(said, "qkv_bias"):
+    if not bias and _flag(said, "qkv_bias") and family.model_type != "qwen2":
         raise ArchitectureError(
             "the NeMo config says qkv_bias: True and bias: False, but attention_bias of Hugging "
             "Face Nemotron gives a bias to q, k, v and o or to none"

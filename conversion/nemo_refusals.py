@@ -1,9 +1,10 @@
-"""What a NeMo GPT may be that no Hugging Face Nemotron can, and why.
+"""Which family of the Hub a NeMo GPT is, and what one may be that none of them holds, and why.
 
-A table of settings with the values that change nothing. Reads no file and makes no config;
-`nemo_config` asks it first.
+A GPT with LayerNorm and one up projection is a Nemotron, one with RMSNorm and a SwiGLU a Llama, or
+a Qwen2 where only q, k and v have biases. Holds a table of settings with the values that change
+nothing. Reads no file and makes no config; `nemo_config` asks it first.
 
-    >>> refuse_other_models({"position_embedding_type": "rope", "qk_layernorm": True})
+    >>> family_of_gpt({"position_embedding_type": "rope", "qk_layernorm": True})
     ArchitectureError: the NeMo config says qk_layernorm: True, but Nemotron norms no q or k
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minitron.errors import ArchitectureError, SourceError
+from minitron.families import FAMILIES, Family
 from minitron.plain_yaml import shown
 
 # Language models among the classes with GPT in their name; these others have no output layer, a
@@ -37,6 +39,7 @@ class Refusal:
     holds: Callable[[Any], bool]
     reason: str
     absent: Any = None
+    is_of_nemotron: bool = False  # the other families are told from it by these
 
 
 # Absent values: `self.cfg.get(key, value)` in NeMo's megatron_gpt_model.py, megatron_base_model.py.
@@ -44,72 +47,100 @@ REFUSALS = (
     Refusal(
         "position_embedding_type",
         _one_of("rope"),
-        "Nemotron's positions are rotary",
+        "{family}'s positions are rotary",
         "learned_absolute",
     ),
     Refusal(
         "normalization",
         _one_of("layernorm", "layernorm1p"),
-        "Nemotron's norm is LayerNorm with a bias",
+        "{family}'s norm is LayerNorm with a bias",
         "layernorm",
+        is_of_nemotron=True,
     ),
     Refusal(
         "transformer_block_type",
         _one_of("pre_ln"),
-        "Nemotron norms before attention and MLP, and only there",
+        "{family} norms before attention and MLP, and only there",
         "pre_ln",
     ),
     Refusal(
-        "attention_type", _one_of("multihead"), "Nemotron attends with several heads", "multihead"
+        "attention_type", _one_of("multihead"), "{family} attends with several heads", "multihead"
     ),
     Refusal(
-        "normalize_attention_scores", lambda value: value is True, "Nemotron scales scores", True
+        "normalize_attention_scores", lambda value: value is True, "{family} scales scores", True
     ),
-    Refusal("rotary_interleaved", _off, "Nemotron rotates the halves of a head, not neighbours"),
-    Refusal("rope_scaling", _off, "its kind of scaling is not Nemotron's linear one"),
-    Refusal("scale_positional_embedding", _off, "its kind of scaling is not Nemotron's linear one"),
-    Refusal("gated_linear_unit", _off, "Nemotron's MLP has one up projection and no gate"),
+    Refusal("rotary_interleaved", _off, "{family} rotates the halves of a head, not neighbours"),
+    Refusal("rope_scaling", _off, "its kind of scaling is not {family}'s linear one"),
+    Refusal("scale_positional_embedding", _off, "its kind of scaling is not {family}'s linear one"),
+    Refusal(
+        "gated_linear_unit",
+        _off,
+        "{family}'s MLP has one up projection and no gate",
+        is_of_nemotron=True,
+    ),
     # 1 is what NeMo's own, older mixture of experts calls none.
-    Refusal("num_moe_experts", lambda value: _off(value) or value == 1, "Nemotron has one MLP"),
-    Refusal("window_size", _off, "Nemotron attends to the whole context"),
-    Refusal("sliding_window", _off, "Nemotron attends to the whole context"),
-    Refusal("multi_latent_attention", _off, "Nemotron keeps keys and values of full width"),
-    Refusal("qk_layernorm", _off, "Nemotron norms no q or k"),
-    Refusal("attention_output_gate", _off, "Nemotron gates no attention"),
-    Refusal("softmax_scale", _off, "Nemotron scales scores by the root of head_dim"),
-    Refusal("apply_embedding_scaling", _off, "Nemotron takes embeddings as they are"),
-    Refusal("headscale", _off, "Nemotron scales no heads"),
-    Refusal("parallel_attention", _off, "Nemotron's MLP comes after attention"),
+    Refusal("num_moe_experts", lambda value: _off(value) or value == 1, "{family} has one MLP"),
+    Refusal("window_size", _off, "{family} attends to the whole context"),
+    Refusal("sliding_window", _off, "{family} attends to the whole context"),
+    Refusal("multi_latent_attention", _off, "{family} keeps keys and values of full width"),
+    Refusal("qk_layernorm", _off, "{family} norms no q or k"),
+    Refusal("attention_output_gate", _off, "{family} gates no attention"),
+    Refusal("softmax_scale", _off, "{family} scales scores by the root of head_dim"),
+    Refusal("apply_embedding_scaling", _off, "{family} takes embeddings as they are"),
+    Refusal("headscale", _off, "{family} scales no heads"),
+    Refusal("parallel_attention", _off, "{family}'s MLP comes after attention"),
     Refusal(
-        "apply_residual_connection_post_layernorm", _off, "Nemotron's residual skips the norms"
+        "apply_residual_connection_post_layernorm", _off, "{family}'s residual skips the norms"
     ),
-    Refusal("hyena", _off, "Nemotron has attention"),
+    Refusal("hyena", _off, "{family} has attention"),
     Refusal("onnx_safe", _off, "it replaces the activation that the config names"),
     Refusal(
         "name",  # of the layer specification, get_specs in megatron_gpt_model.py
         lambda value: value not in ("megatron_falcon_gpt", "te_gpt_hyena"),
-        "its layers are not those of Nemotron",
+        "its layers are not those of {family}",
         "",
     ),
 )
 
 
-def refuse_other_models(settings: Mapping[str, Any]) -> None:
-    """Raise SourceError for what is no GPT, ArchitectureError for a GPT that is no Nemotron."""
+def family_of_gpt(settings: Mapping[str, Any]) -> Family:
+    """The family whose class computes what these settings say, where one does.
+
+    Raises SourceError for what is no GPT, ArchitectureError for a GPT that none holds.
+    """
     target = settings.get("target")
     if target is not None and not _is_language_model(target):
         raise SourceError(
             f"the NeMo config is of {shown(target)}: only GPT language models can be converted"
         )
+    family = FAMILIES[_model_type(settings)]
     for refusal in REFUSALS:
+        if refusal.is_of_nemotron and family.model_type != "nemotron":
+            continue
         said = settings.get(refusal.key)
         value = refusal.absent if said is None else said
         if not refusal.holds(value):
             default = " (NeMo's default)" if said is None else ""
+            reason = refusal.reason.format(family=family.name)
             raise ArchitectureError(
                 f"the NeMo config says {refusal.key}: {shown(value)}{default}, "
-                f"but {refusal.reason}: no Hugging Face Nemotron can hold this model"
+                f"but {reason}: no Hugging Face {family.name} can hold this model"
             )
+    return family
+
+
+def is_gated(settings: Mapping[str, Any]) -> bool:
+    """Whether the MLP has a gate beside its up projection."""
+    activation = settings.get("activation")
+    named = isinstance(activation, str) and activation.lower().endswith("glu")
+    return named or settings.get("gated_linear_unit") is True
+
+
+def _model_type(settings: Mapping[str, Any]) -> str:
+    if not is_gated(settings) or str(settings.get("normalization")).lower() != "rmsnorm":
+        return "nemotron"
+    only_qkv = settings.get("bias") is False and settings.get("qkv_bias") is True
+    return "qwen2" if only_qkv else "llama"
 
 
 def _is_language_model(target: Any) -> bool:

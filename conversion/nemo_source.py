@@ -22,6 +22,7 @@ from minitron.conversion.megatron_checkpoint import MegatronCheckpoint, read_che
 from minitron.conversion.megatron_names import EMBEDDING, HEAD, hub_tensors
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.nemo_config import hub_config, is_zero_centered
+from minitron.conversion.nemo_refusals import is_gated
 from minitron.conversion.nemo_tokenizer import FoundTokenizer, find_tokenizer, is_instruct
 from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
 from minitron.conversion.sentencepiece_model import SentencePieceModel, read_model
@@ -38,7 +39,7 @@ _LARGEST_TOKENIZER = 1 << 28
 
 
 class NemoSource:
-    """A NeMo checkpoint. Raises SourceError, or ArchitectureError for what is no Nemotron."""
+    """A NeMo checkpoint. Raises SourceError, or ArchitectureError for what no family holds."""
 
     format = "nemo"
     revision: str | None = None
@@ -100,7 +101,7 @@ class NemoSource:
 
     @cached_property
     def _checkpoint(self) -> MegatronCheckpoint:
-        return read_checkpoint(self._archive)
+        return read_checkpoint(self._archive, is_gated=is_gated(self._settings))
 
     @cached_property
     def _tokenizer(self) -> FoundTokenizer | None:
@@ -112,7 +113,8 @@ class NemoSource:
 
     @property
     def _is_instruct(self) -> bool:
-        return is_instruct(self._settings, self.name)
+        is_ours = self.config["model_type"] == "nemotron"
+        return is_ours and is_instruct(self._settings, self.name)
 
     def _read_settings(self) -> dict[str, Any]:
         for name, read in ((_NEMO_1, read_settings), (_NEMO_2, read_nemo2_settings)):
@@ -125,7 +127,7 @@ class NemoSource:
 
     def _config(self) -> dict[str, Any]:
         """config.json, with the vocabulary that tokenizer and tensors agree on."""
-        hub_config(self._settings, vocab_size=1)  # what no Nemotron is, is refused before tensors
+        hub_config(self._settings, vocab_size=1)  # what no family holds is refused before tensors
         embedding = self._checkpoint.tensors.get(f"{EMBEDDING}.weight")
         if embedding is None:
             raise SourceError(f"{self.name} has no word embeddings: it is no language model")

@@ -8,6 +8,7 @@ NeMo to the Hub, `nemo_settings` the other way.
     'intermediate_size'
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,10 @@ Said = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """One fact about a model under its three names, and what its absence means."""
+    """One fact about a model under its three names, and what its absence means.
+
+    `least` and `most` bound what NeMo may say: outside of them no model computes numbers.
+    """
 
     nemo: str
     hub: str
@@ -27,6 +31,8 @@ class Setting:
     kind: type
     nemo_absent: Callable[[Said], Any] | None  # by the settings before it; None: must be there
     hub_absent: Any = None  # sizes and flags are Architecture's to complete
+    least: float = 0
+    most: float = math.inf
 
 
 def _head_dim(said: Said) -> int:
@@ -72,7 +78,16 @@ SETTINGS = (
     Setting(
         "init_method_std", "initializer_range", "init_method_std", float, lambda said: 0.02, 0.0134
     ),
-    Setting("layernorm_epsilon", "norm_eps", "layernorm_epsilon", float, lambda said: 1e-5, 1e-5),
+    Setting(
+        "layernorm_epsilon",
+        "norm_eps",
+        "layernorm_epsilon",
+        float,
+        lambda said: 1e-5,
+        1e-5,
+        least=1e-30,
+        most=1,
+    ),
     Setting(
         "rotary_percentage",
         "partial_rotary_factor",
@@ -81,7 +96,16 @@ SETTINGS = (
         lambda said: 1.0,
         0.5,
     ),
-    Setting("rotary_base", "rope_theta", "rotary_base", float, lambda said: 10000, 10000.0),
+    Setting(
+        "rotary_base",
+        "rope_theta",
+        "rotary_base",
+        float,
+        lambda said: 10000,
+        10000.0,
+        least=1,
+        most=1e30,
+    ),
     Setting(
         "attention_dropout", "attention_dropout", "attention_dropout", float, lambda said: 0.1, 0.0
     ),

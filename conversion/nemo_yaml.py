@@ -73,8 +73,21 @@ def _shape(
     }
 
 
+_LLAMA: Mapping[str, Any] = {  # nemo/collections/llm/gpt/model/llama.py
+    **_GPT,
+    "seq_length": 4096,
+    "position_embedding_type": "rope",
+    "share_embeddings_and_output_weights": False,
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "activation_func": "silu",
+    "gated_linear_unit": True,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
 NEMO2_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "GPTConfig": _GPT,
+    "LlamaConfig": _LLAMA,
     "NemotronConfig": _shape(32, 3072, 9216, 24, 8, 128, 0.0134),  # the 4B's
     "Nemotron3Config4B": _shape(32, 3072, 9216, 24, 8, 128, 0.0134),
     "Nemotron3Config8B": _shape(32, 4096, 16384, 32, None, None, 0.010),
@@ -82,7 +95,7 @@ NEMO2_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "Nemotron4Config15B": _shape(32, 6144, 24576, 48, 8, None, 0.0134),
     "Nemotron4Config340B": _shape(96, 18432, 73728, 96, 8, None, 0.0063),
 }
-_MODELS = ("NemotronModel", "GPTModel")
+_MODELS = ("NemotronModel", "GPTModel", "LlamaModel")
 _ACTIVATIONS = {known.nemo2.rpartition(".")[2]: known.nemo for known in ACTIVATIONS}
 _PRECISIONS = {"bfloat16": "bf16", "float16": 16, "float32": 32}
 

@@ -80,6 +80,19 @@ class Family:
     # Whether hidden_size must be a multiple of num_attention_heads, even with head_dim given, as
     # transformers 5's LlamaConfig.validate_architecture asks; the other families take any.
     hidden_divides_by_heads: bool = False
+    # How a norm's weights are stored, less one or as they are, and the config key of its epsilon.
+    norms_are_zero_centered: bool = False
+    norm_epsilon: str = "rms_norm_eps"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLP has a gate beside its up projection."""
+        return any(".gate_proj." in row.template for row in self.rows)
+
+    @property
+    def name(self) -> str:
+        """As people write it."""
+        return self.architecture.removesuffix("ForCausalLM")
 
 
 def _row(name: str, *dimensions: str, when: str | None = None) -> Row:
@@ -155,6 +168,8 @@ FAMILIES: Mapping[str, Family] = {
                 "rope_percent": "partial_rotary_factor",
                 "rope_percentage": "partial_rotary_factor",
             },
+            norms_are_zero_centered=True,
+            norm_epsilon="norm_eps",
             rotary=Rotary(partial=0.5),
             engine_limits=(
                 EngineLimit("llama.cpp", "square"),

@@ -121,7 +121,8 @@ def _shapes(settings: Mapping[str, Any], vocab_size: int) -> Iterator[tuple[str,
     hidden, head_dim = settings["hidden_size"], settings["kv_channels"]
     heads = settings["num_attention_heads"]
     groups = settings.get("num_query_groups") or heads
-    gated = 2 if "glu" in settings["activation"] else 1
+    gated = 2 if "glu" in settings["activation"] or settings.get("gated_linear_unit") else 1
+    kinds = ("weight",) if settings["normalization"] == "rmsnorm" else ("weight", "bias")
     matrices = {
         "self_attention.linear_qkv": ((heads + 2 * groups) * head_dim, hidden),
         "self_attention.linear_proj": (hidden, heads * head_dim),
@@ -131,14 +132,14 @@ def _shapes(settings: Mapping[str, Any], vocab_size: int) -> Iterator[tuple[str,
     yield "embedding.word_embeddings.weight", (vocab_size, hidden)
     for layer in range(settings["num_layers"]):
         for norm in ("input_layernorm", "pre_mlp_layernorm"):
-            yield f"decoder.layers.{layer}.{norm}.weight", (hidden,)
-            yield f"decoder.layers.{layer}.{norm}.bias", (hidden,)
+            for kind in kinds:
+                yield f"decoder.layers.{layer}.{norm}.{kind}", (hidden,)
         for module, shape in matrices.items():
             yield f"decoder.layers.{layer}.{module}.weight", shape
-            if settings["bias"]:
+            if settings["bias"] or (settings.get("qkv_bias") and "qkv" in module):
                 yield f"decoder.layers.{layer}.{module}.bias", shape[:1]
-    yield "decoder.final_layernorm.weight", (hidden,)
-    yield "decoder.final_layernorm.bias", (hidden,)
+    for kind in kinds:
+        yield f"decoder.final_layernorm.{kind}", (hidden,)
     if not settings["share_embeddings_and_output_weights"]:
         yield "output_layer.weight", (vocab_size, hidden)
 

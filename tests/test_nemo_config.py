@@ -228,6 +228,7 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_no_nemotron_is_is_refused_by_key_value_and_reason(key: str) -> None:
     reason = next(refusal.reason for refusal in REFUSALS if refusal.key == key)
+    reason = reason.format(family="Nemotron")
 
     with pytest.raises(ArchitectureError) as refused:
         config_of(**{key: REFUSED[key]})
