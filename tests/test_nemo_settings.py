@@ -217,7 +217,6 @@ def test_the_tokenizer_is_found_again(tokenizer: FoundTokenizer) -> None:
         ({"mlp_bias": True}, "sets mlp_bias alone"),
         ({"hidden_act": "tanh"}, "hidden_act is 'tanh'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "factor None"),
         ({"model_type": "llama"}, "model_type is 'llama'"),
     ],
 )
@@ -238,6 +237,8 @@ def test_an_activation_that_only_nemo_2_knows_is_refused_for_nemo_1() -> None:
 def test_a_config_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ArchitectureError, match="rope_theta"):
         nemo_settings(tiny(rope_theta=7.0), dtype=torch.bfloat16)
+    with pytest.raises(ArchitectureError, match="rope_type 'linear' without factor"):
+        nemo_settings(tiny(rope_parameters={"rope_type": "linear"}), dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,9 @@ def test_every_known_dataclass_makes_a_model_or_says_what_is_missing() -> None:
         if dataclass == "GPTConfig":
             with pytest.raises(ArchitectureError, match="learned_absolute"):
                 hub_config(settings, vocab_size=101)
+        elif dataclass == "LlamaConfig":
+            with pytest.raises(ArchitectureError, match="has no num_layers"):
+                hub_config(settings, vocab_size=101)
         else:
             Architecture.from_config(hub_config(settings, vocab_size=101))
 
@@ -230,8 +233,8 @@ def test_the_tokenizer_is_described_as_nemo_1_describes_it() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "reason"),
     [
-        (nemo2("LlamaConfig"), ArchitectureError, "LlamaConfig': known are GPTConfig, Nemotron"),
-        (nemo2("NemotronConfig", "llama.LlamaModel"), SourceError, "llama.LlamaModel"),
+        (nemo2("MixtralConfig"), ArchitectureError, "MixtralConfig': known are GPTConfig, "),
+        (nemo2("NemotronConfig", "mixtral.MixtralModel"), SourceError, "mixtral.MixtralModel"),
         ("config: {num_layers: 3}", SourceError, "_target_ None"),
         (f"_target_: {PACKAGE}.NemotronModel\nconfig: [1]", SourceError, "config holds a list"),
         (nemo2("NemotronConfig", num_layers="${nothing}"), SourceError, "config.num_layers"),
