@@ -57,10 +57,14 @@ class CalibrationRecipe:
     """How importance is measured."""
 
     corpus: str | None = None
-    """Text to measure on: a .txt, .jsonl or .parquet file (or .gz), a Hub dataset
-    (owner/name:config:split), .npy of token ids, self (the model samples it), or random ids."""
+    """Text to measure on: a .txt, .jsonl, .json or .parquet file (or .gz), a Hub dataset
+    (owner/name:config:split), .npy of token ids, self (the model samples it), or random ids.
+    Rows hold text, content, prompt and completion, or chats as messages or conversations, which
+    the tokenizer's chat template writes (without one, their contents are joined by line ends)."""
     samples: int | None = None
-    """Sequences to measure on; 1024 as in the paper, of an .npy all."""
+    """Sequences to measure on, drawn at random from the whole text; 1024 as in the paper, of an
+    .npy the first (all unless given). Of a Hub dataset they are drawn from its first 100 million
+    characters (or 16 times what they need), its files in random order."""
     seq_len: int | None = None
     """Tokens in a sequence; the model's context unless given, at most 4096."""
     scores: Scores = "paper"
@@ -228,12 +232,16 @@ class FitRecipe:
     scratch: bool = False
     """Start from random weights at the sizes of the model that is named, with its tokenizer."""
     corpus: str
-    """Text to train on: a .txt, .jsonl or .parquet file (or .gz), a Hub dataset, .npy of token
-    ids, or self (init, or the teacher, samples it)."""
+    """Text to train on: a .txt, .jsonl, .json or .parquet file (or .gz), a Hub dataset
+    (owner/name:config:split), .npy of token ids, or self (init, or the teacher, samples it).
+    Rows hold text, content, prompt and completion, or chats as messages or conversations, which
+    the tokenizer's chat template writes (without one, their contents are joined by line ends)."""
     eval_corpus: str | None = None
     """Held-out text: its loss is measured at the start, with each checkpoint and at the end."""
     samples: int | None = None
-    """Sequences to train on, drawn at random; all unless given (of self 256)."""
+    """Sequences to train on, drawn at random from the whole text (of a Hub dataset from its first
+    100 million characters, or 16 times what they need, its files in random order; of an .npy the
+    first); all unless given (of self 256)."""
     seq_len: int | None = None
     """Tokens in a sequence; the model's context unless given, at most 4096."""
     epochs: float = 1.0
@@ -334,7 +342,7 @@ class TeacherCacheRecipe:
     corpus: str
     """The text to distill on, as for minitron distill; self (the teacher samples it)."""
     samples: int | None = None
-    """Sequences, drawn at random; all unless given (of self 256)."""
+    """Sequences, drawn at random as for minitron distill; all unless given (of self 256)."""
     seq_len: int | None = None
     """Tokens in a sequence; the teacher's context unless given, at most 4096."""
     top_k: int | None = None
@@ -357,7 +365,10 @@ class EvaluateRecipe:
     """The model: a .nemo, a folder, a Hub id or a name of the zoo."""
     _: KW_ONLY
     corpus: str | None = None
-    """Text: a .txt, .jsonl or .parquet file (or .gz), a Hub dataset, or .npy of token ids."""
+    """Text: a .txt, .jsonl, .json or .parquet file (or .gz), a Hub dataset
+    (owner/name:config:split), or .npy of token ids. Rows hold text, content, prompt and
+    completion, or chats as messages or conversations, which the tokenizer's chat template writes
+    (without one, their contents are joined by line ends)."""
     seq_len: int | None = None
     """Tokens of context at most; the model's context unless given, of text at most 4096."""
     stride: int | None = None

@@ -74,7 +74,7 @@ def test_a_text_file_is_one_document_blank_lines_and_all(name: str, tmp_path: Pa
     text = "First.\n\n\n  Indented, ünïcode\r\nlast line without an end"
     content = text.encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    assert (read_documents(str(tmp_path / name))) == [text.replace("\r\n", "\n")]
+    assert read_documents(str(tmp_path / name)) == [text.replace("\r\n", "\n")]
 
 
 def test_relative_paths_are_those_of_the_working_directory(
@@ -82,7 +82,7 @@ def test_relative_paths_are_those_of_the_working_directory(
 ) -> None:
     write_text(tmp_path / "a.jsonl", ["here"])
     monkeypatch.chdir(tmp_path)
-    assert (read_documents("a.jsonl")) == ["here"]
+    assert read_documents("a.jsonl") == ["here"]
 
 
 @pytest.mark.parametrize("eos", [7, None])
@@ -351,7 +351,7 @@ def test_a_data_set_is_asked_for_by_name_part_and_split(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     for name in ("a/b", "a/b:c", "a/b:c:test", "a/b::valid"):
-        assert (read_documents(name)) == ["row"]
+        assert read_documents(name) == ["row"]
     assert asked == [
         ("a/b", None, "train", True),
         ("a/b", "c", "train", True),
@@ -362,4 +362,4 @@ def test_a_data_set_is_asked_for_by_name_part_and_split(monkeypatch: pytest.Monk
 
 def test_json_escapes_are_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "\u6f22\t\U0001f600"}) + "\n")
-    assert (read_documents(str(tmp_path / "a.jsonl"))) == ["漢\t😀"]
+    assert read_documents(str(tmp_path / "a.jsonl")) == ["漢\t😀"]

@@ -47,6 +47,11 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "completed": ({"prompt": "It", "completion": " was"}, "It was", "It was"),
     "completed chat": ({"prompt": CHAT[:2], "completion": CHAT[2:]}, TEMPLATED, JOINED),
     "text of a chat": ({"messages": CHAT, "text": "It was"}, "It was", "It was"),
+    "columns of a chat": (
+        {"messages": {key: [message[key] for message in CHAT] for key in ("role", "content")}},
+        TEMPLATED,
+        JOINED,
+    ),
     "parts": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]}]},
         "<|endoftext|>user: ab\n",

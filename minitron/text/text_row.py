@@ -17,6 +17,7 @@ Knows no files.
 import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 from minitron.errors import CorpusError
@@ -110,7 +111,13 @@ def _string(value: Any, column: str, where: str) -> str:
 
 
 def _messages(value: Any, column: str, where: str) -> list[dict[str, Any]]:
-    """Messages as chat templates know them: a role, a content that is one text, and what else."""
+    """Messages as chat templates know them: a role, a content that is one text, and what else.
+
+    `datasets` gives a sequence of objects as an object of lists, which is turned here.
+    """
+    if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
+        rows = zip_longest(*value.values())
+        value = [dict(zip(value, row, strict=True)) for row in rows]
     if not isinstance(value, list) or not value:
         raise CorpusError(
             f"{where} has {value!r:.60} as {column}: it must be a list of messages, each with role "
