@@ -18,12 +18,16 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from tqdm.auto import tqdm
 
+from minitron.checked_json import read_object
+from minitron.errors import TokenizerError
 from minitron.generation_settings import read_generation_config
 from minitron.source import Source, check_builds
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.tensors.shard_file import ShardFile, TensorSpec
 from minitron.tensors.tensor_stream import Piece
 from minitron.token_ids import PAD, has_row, with_usable_pad
+from minitron.tokenizer_files import CONFIG as TOKENIZER_CONFIG
+from minitron.tokenizer_files import for_both_generations, place_of
 
 MAX_SHARD_SIZE = "2GB"  # several are written at once: half the time of one large file
 _AT_ONCE = 2
@@ -66,9 +70,13 @@ def specs_of(tensors: Mapping[str, LazyTensor]) -> dict[str, TensorSpec]:
 def write_companions(
     folder: Path, source: Source, config: Mapping[str, Any], dtype: torch.dtype | None = None
 ) -> None:
-    """Write config.json and generation_config.json, and copy tokenizer and license unchanged."""
+    """Write config.json and generation_config.json, and copy tokenizer and license.
+
+    All of it opens alike in both generations of transformers.
+    """
     write_json(folder / "config.json", {**config, **_dtype_in_both_forms(config, dtype)})
-    for path in (*source.tokenizer_files(), *source.license_files()):
+    _copy_tokenizer(folder, source)
+    for path in source.license_files():
         shutil.copyfile(path, folder / path.name)
     generation = source.file("generation_config.json")
     if generation is not None:
@@ -80,16 +88,37 @@ def write_companions(
         write_json(folder / "generation_config.json", _generation_config(config))
 
 
+def _copy_tokenizer(folder: Path, source: Source) -> None:
+    """Copy a tokenizer's files unchanged, but a config of which transformers 4 makes another."""
+    for path in source.tokenizer_files():
+        copy = folder / place_of(path)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    config = folder / TOKENIZER_CONFIG
+    if config.is_file():
+        said = _tokenizer_config(config, source.name)
+        both = for_both_generations(said, has_fast_file=(folder / "tokenizer.json").is_file())
+        if both != said:
+            write_json(config, both)
+
+
+def _tokenizer_config(path: Path, name: str) -> dict[str, Any]:
+    return read_object(path, TokenizerError, "fetch it again", called=f"{name}/{TOKENIZER_CONFIG}")
+
+
 def check_companions(source: Source, config: Mapping[str, Any]) -> None:
     """Refuse, before anything is written, companions with which the result would not load.
 
     Raises ArchitectureError for a config that makes no model, SourceError for a damaged
-    generation_config.json.
+    generation_config.json, TokenizerError for a damaged tokenizer_config.json.
     """
     check_builds(config)
     generation = source.file("generation_config.json")
     if generation is not None:
         read_generation_config(generation, source.name)
+    tokenizer = source.file(TOKENIZER_CONFIG)
+    if tokenizer is not None:
+        _tokenizer_config(tokenizer, source.name)
 
 
 def _dtype_in_both_forms(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:

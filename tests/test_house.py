@@ -32,7 +32,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.unfinished",),
         ("minitron.families", "minitron.token_ids"),
         ("minitron.record",),
-        ("minitron.rotary",),
+        ("minitron.rotary", "minitron.tokenizer_files"),
         ("minitron.architecture",),
         ("minitron.byte_size", "minitron.resumable_file", "minitron.tensor_names"),
         ("minitron.tensors.file_identity",),

@@ -10,7 +10,7 @@ in a Hub repository at one pinned revision. Does not know what the tensors mean.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cached_property, partial
@@ -33,20 +33,10 @@ from minitron.tensors.safetensors_file import (
 )
 from minitron.tensors.stored_tensor import StoredTensor
 from minitron.tensors.torch_file import read_torch_file
+from minitron.tokenizer_files import tokenizer_names
 
 # In the order that transformers looks for them.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "*.model",
-    "*.tiktoken",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "tekken.json",
-)
 _LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -143,26 +133,23 @@ class HubFolder:
     @property
     def tokenizer_names(self) -> list[str]:
         """What a tokenizer may need, by name; nothing is fetched."""
-        return sorted(self._matching_names(_TOKENIZER_FILES))
+        return tokenizer_names(self._place.names())
 
     def tokenizer_files(self) -> Iterator[Path]:
         """Whatever a tokenizer may need."""
-        return self._matching(_TOKENIZER_FILES)
+        return self._files(self.tokenizer_names)
 
     def license_files(self) -> Iterator[Path]:
         """The terms that a derived model must carry on."""
-        return self._matching(_LICENSE_FILES)
+        names = self._place.names()
+        terms = [name for name in names if any(fnmatch(name, each) for each in _LICENSE_FILES)]
+        return self._files(terms)
 
-    def _matching(self, patterns: tuple[str, ...]) -> Iterator[Path]:
-        for name in self._matching_names(patterns):
+    def _files(self, names: Iterable[str]) -> Iterator[Path]:
+        for name in names:
             path = self._place.file(name)
             if path is not None:
                 yield path
-
-    def _matching_names(self, patterns: tuple[str, ...]) -> Iterator[str]:
-        for name in self._place.names():
-            if any(fnmatch(name, pattern) for pattern in patterns):
-                yield name
 
     @cached_property
     def _located(self) -> tuple[str | None, Mapping[str, str] | None, str | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from minitron.hub.partial_file import PartialPath
-from minitron.hub.repository import Piece
+from minitron.hub.repository import Piece, model_files
 
 
 class Place(Protocol):
@@ -22,7 +22,7 @@ class Place(Protocol):
         """The file on this machine, fetched where needed; None where there is none."""
 
     def names(self) -> list[str]:
-        """The names of all files at the top level."""
+        """The names of all files at the top level, and the paths of chat templates."""
 
     def is_here(self, name: str) -> bool:
         """Whether the file is on this machine, or can come from nowhere else."""
@@ -53,7 +53,7 @@ class LocalPlace:
 
     def names(self) -> list[str]:
         """The folder's files, in alphabetical order."""
-        return sorted(path.name for path in self.path.iterdir() if path.is_file())
+        return model_files(self.path)
 
     def is_here(self, name: str) -> bool:
         """Yes: every file is."""

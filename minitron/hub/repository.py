@@ -43,6 +43,7 @@ from minitron.errors import SourceError
 from minitron.hub.errors import HUB_ERRORS, reason
 from minitron.hub.partial_file import PartialPath, stand_in
 from minitron.hub.verified_file import verify
+from minitron.tokenizer_files import TEMPLATES, is_model_file
 
 logger = logging.getLogger(__name__)
 
@@ -181,14 +182,14 @@ class HubRepository:
             with self._telling():
                 try:
                     files = list(HfApi().list_repo_files(self.name, revision=self.revision))
-                    return sorted(name for name in files if "/" not in name)
+                    return sorted(filter(is_model_file, files))
                 except httpx2.ConnectError:
                     if self._snapshot is None:
                         raise
             logger.warning("%s: the Hub cannot be reached, reading what is in the cache", self.name)
             self._offline = True
         assert self._snapshot is not None, "without the Hub a file comes from nowhere else"
-        return sorted(path.name for path in self._snapshot.iterdir() if path.is_file())
+        return model_files(self._snapshot)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -209,6 +210,13 @@ class HubRepository:
         except HUB_ERRORS as error:
             why = reason(error, self.name)
             raise SourceError(f"{self.name} cannot be fetched: {why}") from error
+
+
+def model_files(folder: Path) -> list[str]:
+    """The files of a folder that are a model's, by their path in it, in alphabetical order."""
+    paths = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
+    names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    return sorted(filter(is_model_file, names))
 
 
 def _insisting(ask: Callable[[], T], *, statuses: Collection[int] = ()) -> T:

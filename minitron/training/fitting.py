@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ def fit(
     rows = recipe.batch_size * recipe.gradient_accumulation_steps * processes.num_processes
     tokens_per_step = rows * texts.corpus.sequences.shape[1]
     progress = TrainingProgress(tokens_per_step, verb)
+    settings = _settings_of(model)
     trainer = make_trainer(
         model=model,
         args=arguments,
@@ -157,6 +159,7 @@ def fit(
     evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
     if texts.held_out is not None and evaluated[-1:] != [trainer.state.global_step]:
         trainer.evaluate()
+    _restore(model, settings)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model.eval()
     epochs = float(trainer.state.epoch or 0)
@@ -169,6 +172,19 @@ def fit(
         if processes.is_main_process
         else {},
     )
+
+
+def _settings_of(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Every field of a model's config and generation config."""
+    return [deepcopy(vars(each)) for each in (model.config, model.generation_config) if each]
+
+
+def _restore(model: PreTrainedModel, settings: list[dict[str, Any]]) -> None:
+    """Undo what a Trainer has set, as `use_cache`: who is given the model wants it as it was."""
+    held = (each for each in (model.config, model.generation_config) if each)
+    for each, fields in zip(held, settings, strict=True):
+        vars(each).clear()
+        vars(each).update(fields)
 
 
 def _check_whole_batch(corpus: Corpus, rows: int) -> None:

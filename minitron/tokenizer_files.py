@@ -1,0 +1,88 @@
+"""Which files belong to a tokenizer, and its config as both generations of transformers read it.
+
+The names are those that transformers' tokenizers and processors read beside the weights. Knows no
+vocabulary and no class.
+
+    names = tokenizer_names(["config.json", "tokenizer.json"])   # ["tokenizer.json"]
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from pathlib import PurePath
+from typing import Any
+
+CONFIG = "tokenizer_config.json"
+TEMPLATES = "additional_chat_templates"  # the folder of all chat templates but the default one
+_TEMPLATE = re.compile(rf"{TEMPLATES}/[^/\\\x00-\x1f\x7f]+\.jinja")
+# `vocab_files_names` of every tokenizer class, and what a processor reads beside them.
+_PATTERNS = (
+    "tokenizer*",
+    "*.model",
+    "*.tiktoken",
+    "*.spm",
+    "*.tokenizer",
+    "vocab*",
+    "*_vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "dict.txt",
+    "byte_maps.json",
+    "emoji.json",
+    "normalizer.json",
+    "word_*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "tekken.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+_FAST = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both generations
+# Classes that transformers 4 does not have.
+_ONLY_5 = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend")
+# Classes that put a first token before the text in transformers 4, where the config is silent;
+# transformers 5 follows tokenizer.json and leaves add_bos_token out.
+_ADDS_BOS_IN_4 = ("LlamaTokenizer", "CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer")
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a path in a repository is one of a model: at its top, or a chat template."""
+    return "/" not in name or _TEMPLATE.fullmatch(name) is not None
+
+
+def tokenizer_names(names: Iterable[str]) -> list[str]:
+    """Those of `names` that belong to a tokenizer; those in a folder come last."""
+    found = [name for name in names if _belongs(name)]
+    return sorted(found, key=lambda name: ("/" in name, name))
+
+
+def place_of(file: PurePath) -> str:
+    """Where a file of a tokenizer lies in a model's folder."""
+    return f"{TEMPLATES}/{file.name}" if file.parent.name == TEMPLATES else file.name
+
+
+def for_both_generations(config: Mapping[str, Any], *, has_fast_file: bool) -> dict[str, Any]:
+    """A tokenizer_config.json that transformers 4 and 5 open with the same ids.
+
+    `has_fast_file` tells that tokenizer.json lies beside it. What transformers 4 wrote stays as it
+    is; of what 5 wrote the class and the list of extra special tokens get names that both know.
+    """
+    both = dict(config)
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    is_of_5 = "backend" in config or name in _ONLY_5
+    adds_bos = name in _ADDS_BOS_IN_4 and "add_bos_token" not in config
+    if is_of_5 and has_fast_file and (name in _ONLY_5 or adds_bos):
+        both["tokenizer_class"] = _FAST
+    extra = config.get("extra_special_tokens")
+    if isinstance(extra, list):  # transformers 4 wants an object under this name
+        del both["extra_special_tokens"]
+        if extra or "additional_special_tokens" not in config:
+            both["additional_special_tokens"] = extra
+    return both
+
+
+def _belongs(name: str) -> bool:
+    if "/" in name:
+        return _TEMPLATE.fullmatch(name) is not None
+    return any(fnmatch(name, pattern) for pattern in _PATTERNS)
