@@ -16,8 +16,13 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerControl, TrainerState
 
 import minitron
+from minitron.corpus import load_ids
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError
+from minitron.recipe import TrainRecipe
+from minitron.source import load_model, open_source
+from minitron.training.fitting import Texts, fit
 from minitron.training.progress import LossCurve
+from minitron.training.text_trainer import TextTrainer
 from tests.tiny import SIZES, tiny_folder, weights_of
 
 SEQ_LEN = 16
@@ -69,6 +74,27 @@ def test_continued_training_lowers_the_loss_on_held_out_text(
     assert (
         json.loads((out / "minitron.json").read_text())["training"]["corpus_tokens"] == 48 * SEQ_LEN
     )
+
+
+def test_the_model_that_was_trained_has_the_settings_that_it_had(
+    start: Path, text: str, tmp_path: Path
+) -> None:
+    """A Trainer sets use_cache to false, and may set more."""
+
+    class Setting(TextTrainer):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            self.model.config.my_own = "left over"
+            self.model.generation_config.max_length = 7
+            del self.model.config.norm_eps
+            return super().train(*args, **kwargs)
+
+    model = load_model(open_source(str(start)), dtype=torch.float32)
+    before = (model.config.to_dict(), model.generation_config.to_dict())
+    assert model.config.use_cache
+    recipe = TrainRecipe(out="unused", corpus=text, init=str(start), steps=1, batch_size=2)
+    texts = Texts(load_ids(text, seq_len=SEQ_LEN), None)
+    fit(model, texts, tmp_path / "checkpoints", recipe, make_trainer=Setting)
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == before
 
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,0 +1,56 @@
+"""Run by test_transformers_4 in an environment with transformers 4: what it makes of folders.
+
+python transformers_4_reader.py JOBS.json RESULTS.pt: each job is a folder, a text and token ids.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
+from transformers.utils import logging as transformers_logging
+
+
+class Kept(logging.Handler):
+    """Every message of a warning or worse."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def opened(job: dict[str, Any], kept: Kept) -> dict[str, Any]:
+    """Logits, token ids and chat templates of a folder, and what was said meanwhile."""
+    kept.messages.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tokenizer = AutoTokenizer.from_pretrained(job["folder"])
+        model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype="auto").eval()
+        with torch.no_grad():
+            logits = model(torch.tensor([job["ids"]])).logits
+    return {
+        "logits": logits,
+        "dtype": model.dtype,
+        "use_cache": model.config.use_cache,
+        "ids": tokenizer(job["text"])["input_ids"],
+        "templates": tokenizer.chat_template,
+        "said": [*kept.messages, *(str(warning.message) for warning in caught)],
+    }
+
+
+def main(jobs: Path, results: Path) -> None:
+    kept = Kept()
+    transformers_logging.add_handler(kept)
+    found = {name: opened(job, kept) for name, job in json.loads(jobs.read_text()).items()}
+    torch.save({"version": __version__, **found}, results)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
