@@ -93,7 +93,7 @@ def test_the_model_that_was_trained_has_the_settings_that_it_had(
     assert model.config.use_cache
     recipe = TrainRecipe(out="unused", corpus=text, init=str(start), steps=1, batch_size=2)
     texts = Texts(load_ids(text, seq_len=SEQ_LEN), None)
-    fit(model, texts, tmp_path / "checkpoints", recipe, make_trainer=Setting)
+    fit(model, texts, tmp_path / "checkpoints", recipe, make_trainer=Setting, models={})
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
 
 
