@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from minitron.conversion.unpacked_tar import TemporaryPath, is_tar_header, unpack
 from minitron.errors import SourceError
+from minitron.hub.links import leads_outside
 from minitron.hub.partial_file import bring
 from minitron.tensors.file_identity import FileIdentity, open_unchanged
 from minitron.tensors.file_window import FileWindow
@@ -221,7 +222,6 @@ def _safe_name(name: str, archive: Path) -> str:
 
 def _files(folder: Path) -> Iterator[tuple[str, Member]]:
     """Regular files below a folder. Links lead only to where the folder's own files are."""
-    roots = _roots(folder.resolve())
     for count, path in enumerate(_walk(folder)):
         if count > MOST_MEMBERS:
             raise SourceError(f"{folder} has more than {MOST_MEMBERS} files: it is no checkpoint")
@@ -229,7 +229,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Member]]:
         if not name.isprintable():
             logger.warning("%s: %r is no name for a member and is left out", folder, name)
             continue
-        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
+        if path.is_symlink() and leads_outside(path, folder):
             logger.warning("%s: the link %s leads outside and is left out", folder, name)
             continue
         try:
@@ -243,11 +243,3 @@ def _files(folder: Path) -> Iterator[tuple[str, Member]]:
 def _walk(folder: Path) -> Iterator[Path]:
     for root, _, files in os.walk(folder):
         yield from (Path(root, name) for name in files)
-
-
-def _roots(folder: Path) -> tuple[Path, ...]:
-    """The folder itself, and the blobs to which a snapshot in the Hub's cache is made of links."""
-    for parent in (folder, *folder.parents):
-        if parent.parent.name == "snapshots" and (blobs := parent.parents[1] / "blobs").is_dir():
-            return folder, blobs
-    return (folder,)

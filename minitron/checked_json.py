@@ -73,6 +73,20 @@ def parse_object(content: bytes) -> dict[str, Any]:
     return value
 
 
+def not_finite(value: object, key: str = "it") -> str | None:
+    """The first infinite number or NaN in a JSON value, as "key is inf"; None where there is none.
+
+    Raises nothing: `value` nests no deeper than JSON that was read.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key} is {value}"
+    if isinstance(value, dict):
+        parts = [not_finite(part, str(name)) for name, part in value.items()]
+    else:
+        parts = [not_finite(part, key) for part in value] if isinstance(value, list) else []
+    return next((found for found in parts if found is not None), None)
+
+
 def check_kind(
     value: object, kind: Kind, file: str, error: type[MinitronError], remedy: str
 ) -> None:

@@ -112,7 +112,9 @@ def open_source(
     models, path = zoo(), Path(name)
     if name in models:
         is_here = (path / "config.json").is_file()
-        return HubFolder.at(path, f"./{name}") if is_here else HubFolder.at(models[name], name)
+        return (
+            HubFolder.at(path, f"./{name}") if is_here else HubFolder.embedded(models[name], name)
+        )
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -47,8 +47,11 @@ _ADDS_BOS_IN_4 = ("LlamaTokenizer", "CodeLlamaTokenizer", "CohereTokenizer", "Ge
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a path in a repository is one of a model: at its top, or a chat template."""
-    return "/" not in name or _TEMPLATE.fullmatch(name) is not None
+    """Whether a path in a repository is one of a model: at its top, or a chat template.
+
+    A name that is not printable could command a terminal, and no model needs one.
+    """
+    return name.isprintable() and ("/" not in name or _TEMPLATE.fullmatch(name) is not None)
 
 
 def tokenizer_names(names: Iterable[str]) -> list[str]:

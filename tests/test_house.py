@@ -48,7 +48,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.tensors.stored_tensor",),
         ("minitron.hub.fetched_tensor", "minitron.hub.remote_tensor"),
         ("minitron.tensors.finite",),
-        ("minitron.hub.partial_file",),
+        ("minitron.hub.partial_file", "minitron.hub.links", "minitron.hub.adapter"),
         (
             "minitron.tensors.file_window",
             "minitron.tensors.inert_pickle",

@@ -8,7 +8,6 @@ in a Hub repository at one pinned revision. Does not know what the tensors mean.
     folder.tensors["model.norm.weight"].read()
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -19,8 +18,11 @@ from threading import Lock
 from typing import Any
 
 from minitron.architecture import Architecture
+from minitron.checked_json import not_finite, read_object
 from minitron.errors import SourceError
 from minitron.families import HEAD
+from minitron.hub.adapter import FILE as ADAPTER
+from minitron.hub.adapter import merge_advice
 from minitron.hub.fetched_tensor import FetchedTensor
 from minitron.hub.place import LocalPlace, Place
 from minitron.hub.remote_tensor import RemoteTensor, Windows
@@ -41,6 +43,7 @@ _LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 _SHARD_NAME = re.compile(r"(?!\.{0,2}$)[^\x00-\x1f\x7f/\\:]+")  # a file on any system, no address
+CONFIG = "config.json"
 _ENOUGH = 1 << 17  # bytes, for the header of most safetensors files
 
 
@@ -60,14 +63,28 @@ class HubFolder:
         self._lock = Lock()
         self._shards: dict[str, Mapping[str, StoredTensor]] = {}
         self._outlines: dict[str, Mapping[str, StoredTensor] | None] = {}
-        self.config = self._json("config.json")
+        self.config = self._json(CONFIG)
         if self.config is None:
+            self._refuse_adapter()
             raise SourceError(f"{self.name} has no config.json: it is not a model folder")
+        if (key := not_finite(self.config)) is not None:
+            raise SourceError(f"{self.name}: config.json says {key}, no finite number: mend it")
 
     @classmethod
     def at(cls, path: Path, name: str | None = None) -> "HubFolder":
-        """The model in a folder of this machine, called by its path unless a name is given."""
-        return cls(LocalPlace(path, name))
+        """The model in a folder of this machine, called by its path unless a name is given.
+
+        Raises SourceError, before anything slow, for files to be copied that lie elsewhere.
+        """
+        folder = cls(LocalPlace(path, name))
+        for _ in (*folder.tokenizer_files(), *folder.license_files()):
+            pass  # each is looked at
+        return folder
+
+    @classmethod
+    def embedded(cls, path: Path, name: str) -> "HubFolder":
+        """A model of this package, whose installer may have made links of its files."""
+        return cls(LocalPlace(path, name, is_ours=True))
 
     @cached_property
     def layout(self) -> str | None:
@@ -90,6 +107,7 @@ class HubFolder:
         A file of the Hub is fetched when the first of its tensors is read; with little disk it
         is not, but what is read of it."""
         if not self.files_of_tensors:
+            self._refuse_adapter()
             raise SourceError(
                 f"{self.name} has no weights: model.safetensors or pytorch_model.bin, "
                 "or an index with its shards"
@@ -235,17 +253,13 @@ class HubFolder:
 
     def _json(self, name: str) -> Any:
         path = self._place.file(name)
-        if path is None:
-            return None
-        try:
-            parsed = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{path} is not JSON ({error}): fetch it again") from error
-        if not isinstance(parsed, dict):
-            raise SourceError(f"{path} holds no JSON object: fetch it again")
-        return parsed
+        return None if path is None else read_object(path, SourceError, "fetch it again")
+
+    def _refuse_adapter(self) -> None:
+        """Raise SourceError where the folder holds an adapter instead of a model."""
+        settings = self._json(ADAPTER)
+        if settings is not None:
+            raise SourceError(merge_advice(self.name, settings))
 
 
 def _weight_map(index: Mapping[str, Any], name: str) -> Mapping[str, str]:

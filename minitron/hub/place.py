@@ -8,8 +8,12 @@ A folder of this machine is one, a repository another. Knows no format.
 from pathlib import Path
 from typing import Protocol
 
+from minitron.errors import SourceError
+from minitron.hub.links import leads_outside
 from minitron.hub.partial_file import PartialPath
 from minitron.hub.repository import Piece, model_files
+
+_WEIGHTS = (".safetensors", ".bin")
 
 
 class Place(Protocol):
@@ -42,14 +46,26 @@ class LocalPlace:
 
     revision: str | None = None
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
+    def __init__(self, path: Path, name: str | None = None, *, is_ours: bool = False) -> None:
+        """`is_ours` True follows any link, as those of a package manager."""
         self.path = path
         self.name = name or str(path)
+        self._is_ours = is_ours
 
     def file(self, name: str) -> Path | None:
-        """The file's path, if it is there."""
+        """The file's path, if it is there. Raises SourceError for a link that leads outside.
+
+        Weights may lie elsewhere: of theirs, nothing but numbers is copied.
+        """
         path = self.path / name
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        if not self._is_ours and path.suffix not in _WEIGHTS and leads_outside(path, self.path):
+            raise SourceError(
+                f"{path} is a link to {path.resolve()}, outside its folder: put the file itself "
+                "there, or remove the link"
+            )
+        return path
 
     def names(self) -> list[str]:
         """The folder's files, in alphabetical order."""

@@ -19,6 +19,7 @@ from minitron.foreign_parser import foreign_parser
 from minitron.front_matter import read_front_matter
 from minitron.hub.destination import is_repo_id
 from minitron.hub.folder import HubFolder
+from minitron.hub.links import leads_outside
 from minitron.source import complete_tensors, hub_config, load_tokenizer
 from minitron.tensors.finite import is_finite_in_file
 
@@ -60,6 +61,11 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         parts = path.relative_to(folder).parts
         shown = [part for part in parts if not part.startswith(".") or part in _HIDDEN_BUT_MEANT]
         if path.is_file() and len(shown) == len(parts):
+            if leads_outside(path, folder):
+                raise SourceError(
+                    f"{path} is a link to {path.resolve()}, outside its folder: put the file "
+                    "itself there, or remove the link"
+                )
             yield "/".join(parts), path
 
 

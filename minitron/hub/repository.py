@@ -39,7 +39,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     http_stream_backoff,
 )
 
+from minitron.checked_json import read_object
 from minitron.errors import SourceError
+from minitron.hub.adapter import FILE as ADAPTER
+from minitron.hub.adapter import merge_advice
 from minitron.hub.errors import HUB_ERRORS, reason
 from minitron.hub.partial_file import PartialPath, stand_in
 from minitron.hub.verified_file import verify
@@ -84,6 +87,10 @@ class HubRepository:
             return
         path = self.file(first)
         if path is None:
+            adapter = self.file(ADAPTER) if first == _CONFIG else None
+            if adapter is not None:
+                settings = read_object(adapter, SourceError, "fetch it again")
+                raise SourceError(merge_advice(repo_id, settings))
             why = "it is not a transformers model" if first == _CONFIG else "check its path"
             raise SourceError(f"{repo_id} has no {first}: {why}")
         self._snapshot = path.parents[first.count("/")]
