@@ -66,7 +66,7 @@ def _takes(recipe_type: type[Any]) -> Callable[[Command], Command]:
     """Give a command the fields of a recipe as its arguments, each with its help."""
 
     def decorate(run: Command) -> Command:
-        documented = [base for base in recipe_type.__mro__ if is_dataclass(base)]
+        documented = [base for base in reversed(recipe_type.__mro__) if is_dataclass(base)]
         params = [param for base in documented for param in parse_from_object(base).params]
         help_of = {param.arg_name: param.description for param in params}
         fields = [

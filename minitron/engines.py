@@ -44,6 +44,19 @@ def unsupported_engines(model: Architecture | Mapping[str, Any]) -> dict[str, st
     return found
 
 
+def engines_closed_to(
+    model: Architecture, source: Architecture, *, strictly: bool = False
+) -> frozenset[str]:
+    """The engines that do not load `model`, though they load its source.
+
+    `strictly` counts those too that do not load the source because of its sizes, but none that a
+    switch of the family keeps out at any size.
+    """
+    switches = {limit.engine for limit in model.family.engine_limits if limit.what in model.flags}
+    excused = switches if strictly else unsupported_engines(source).keys()
+    return frozenset(unsupported_engines(model).keys() - excused)
+
+
 def load_notes(model: Architecture | Mapping[str, Any]) -> list[str]:
     """A sentence for each engine that does not load the model."""
     unsupported = unsupported_engines(model).items()

@@ -140,6 +140,10 @@ class BudgetRecipe(CalibrationRecipe):
     """Tokens of it to compare on."""
     max_candidates: int = 64
     """Candidates to compare: those nearest to the budget, depths in turn."""
+    compatible: bool | None = None
+    """Keep to sizes that other engines (llama.cpp, mlx-lm, vLLM) open. Unless given, a budget does
+    where there are such sizes within it, as far as the source is opened; --no-compatible does not.
+    """
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,11 @@ class PruneRecipe(BudgetRecipe):
     """KV heads of each layer to keep, with their query heads; all of them unless given."""
     num_hidden_layers: int | None = None
     """Layers to keep."""
+    eval_tokens: int = 2048
+    """Tokens of text to compare shapes on, where a budget is given."""
+    max_candidates: int = 8
+    """Shapes to compare, where a budget is given: those that keep most of their scores, depths in
+    turn."""
     steps: int = 1
     """Prune in so many steps, each measured on the model that the last one left."""
     low_disk: bool = False

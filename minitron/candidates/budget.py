@@ -62,9 +62,9 @@ class Budget:
             return abs(max(over))
         return max([abs(cost.parameters / self.parameters - 1), *over])
 
-    def is_met_by(self, cost: Cost) -> bool:
-        """Whether a model is within 5 % of it."""
-        return self.miss(cost) <= TOLERANCE + 1e-12  # what is exactly 5 % off is within
+    def is_met_by(self, cost: Cost, tolerance: float = TOLERANCE) -> bool:
+        """Whether a model is within 5 % of it, or another tolerance."""
+        return self.miss(cost) <= tolerance + 1e-12  # what is exactly 5 % off is within
 
     def text(self) -> str:
         """What is asked, for a person."""

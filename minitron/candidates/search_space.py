@@ -1,7 +1,8 @@
 """Search space: the architectures that a search may choose from.
 
-A space is a grid of depths, heads and widths; `default_space` makes one around any source, and
-`SPACES` holds the paper's. Knows sizes and counts alone, no scores and no budget.
+A space is a grid of depths, heads and widths; `default_space` makes one around any source, in steps
+that its family takes, and `SPACES` holds the paper's. Knows sizes and counts alone, no scores and
+no budget.
 
     source = Architecture.from_config(config)
     for architecture, parameters in counted(default_space(source), source): ...
@@ -10,6 +11,7 @@ A space is a grid of depths, heads and widths; `default_space` makes one around 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import lcm
 from typing import TypeVar
 
 from minitron.architecture import Architecture
@@ -19,7 +21,11 @@ from minitron.errors import TargetError
 CandidateT = TypeVar("CandidateT")
 
 _PARTS = 12  # a default grid's widths are whole twelfths of the source's
-_LARGEST_MULTIPLE = 64  # what matrix kernels like
+_FINE_PARTS, _FINE_DEPTHS = 48, 8  # of MLPs and layers, where few shapes are to meet a budget
+_EVEN_PARTS = 8  # heads that share no KV head go by whole eighths
+# Matrix kernels like it, and bitsandbytes' NF4 has its fast product for such inputs alone.
+_LARGEST_MULTIPLE = 64
+_NEAR = 0.02  # of a ratio that one factor is to meet, where the steps are open
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,10 @@ class Space:
 
     def inside(self, source: Architecture) -> "Space":
         """The sizes of it that are cuts of `source` and keep its KV groups whole."""
+        groups = source.num_key_value_heads if source.has_groups else 1
         return Space(
             tuple(n for n in self.layers if n <= source.num_hidden_layers),
-            tuple(
-                n
-                for n in self.heads
-                if n <= source.num_attention_heads and not n % source.num_key_value_heads
-            ),
+            tuple(n for n in self.heads if n <= source.num_attention_heads and not n % groups),
             tuple(
                 (hidden, ffn)
                 for hidden, ffn in self.widths
@@ -48,7 +51,7 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many architectures it holds."""
+        """How many combinations it holds."""
         return len(self.layers) * len(self.heads) * len(self.widths)
 
 
@@ -66,30 +69,44 @@ SPACES: Mapping[str, Space] = {
 
 
 def default_space(
-    source: Architecture, *, multiple_of: int | None = None, min_layers: int | None = None
+    source: Architecture,
+    *,
+    multiple_of: int | None = None,
+    min_layers: int | None = None,
+    is_fine: bool = False,
 ) -> Space:
     """The space around any source.
 
     Depths from three quarters of its layers (or `min_layers`) up, heads from half up in steps of
-    its KV groups, hidden_size and intermediate_size each in whole twelfths, rounded to
-    `multiple_of`, with MLPs from half to twice as wide against the stream as the source's. Raises
-    TargetError for numbers that mean nothing.
+    its KV groups (in eighths where each has its own KV head), hidden_size and intermediate_size
+    each in whole twelfths, rounded to `multiple_of` and what the family asks, with MLPs from half
+    to twice as wide against the stream as the source's. `is_fine` takes MLPs in 48 parts, so that
+    a budget is met closely, and no more than 8 depths. Raises TargetError for numbers that mean
+    nothing.
     """
     layers = source.num_hidden_layers
     fewest = -(-3 * layers // 4) if min_layers is None else min_layers
     if not 1 <= fewest <= layers:
         raise TargetError(f"--min-layers is {fewest}: it must be from 1 to {layers}")
-    groups = source.num_key_value_heads
-    in_group = source.num_attention_heads // groups
+    depths = range(fewest, layers + 1)
+    heads = _head_counts(source)
     multiple = checked_multiple(source, multiple_of)
-    widths = product(
-        _twelfths(source.hidden_size, multiple), _twelfths(source.intermediate_size, multiple)
-    )
+    hidden = {
+        size
+        for count in heads
+        for size in _hidden_sizes(source.with_heads(count), multiple_of, source.hidden_size)
+    }
+    if source.family.engine_limits:  # which such a hidden size keeps to
+        squares = (source.head_dim * count for count in heads)
+        hidden |= {size for size in squares if size <= source.hidden_size}
+    ffn = _parts(source.intermediate_size, multiple, _FINE_PARTS if is_fine else _PARTS)
     own = source.intermediate_size / source.hidden_size
     return Space(
-        tuple(range(fewest, layers + 1)),
-        tuple(groups * each for each in range(-(-in_group // 2), in_group + 1)),
-        tuple(pair for pair in widths if own / 2 <= pair[1] / pair[0] <= 2 * own),
+        tuple(_spread(depths, _FINE_DEPTHS) if is_fine else depths),
+        heads,
+        tuple(
+            pair for pair in product(sorted(hidden), ffn) if own / 2 <= pair[1] / pair[0] <= 2 * own
+        ),
     )
 
 
@@ -99,8 +116,7 @@ def checked_multiple(source: Architecture, multiple_of: int | None) -> int:
     Raises TargetError where no width of the source could be one.
     """
     if multiple_of is None:
-        most = max(1, min(_LARGEST_MULTIPLE, source.hidden_size // 16))
-        return 1 << (most.bit_length() - 1)
+        return _fitting(source.hidden_size, 1)
     if not 1 <= multiple_of <= source.hidden_size:
         raise TargetError(
             f"--multiple-of is {multiple_of}: it must be from 1 to the hidden_size, "
@@ -123,7 +139,7 @@ def counted(space: Space, source: Architecture) -> Iterator[tuple[Architecture, 
         )
     widths = sorted(inside.widths, reverse=True)
     for heads, (hidden, ffn) in product(sorted(inside.heads, reverse=True), widths):
-        shape = source.resized(hidden_size=hidden, intermediate_size=ffn, num_attention_heads=heads)
+        shape = source.with_heads(heads).resized(hidden_size=hidden, intermediate_size=ffn)
         one, two = (shape.resized(num_hidden_layers=count).parameters for count in (1, 2))
         for layers in sorted(inside.layers, reverse=True):
             parameters = one + (layers - 1) * (two - one)  # all layers are alike
@@ -160,17 +176,19 @@ def uniform(
     parameters, embeddings included; heads and layers stay (arXiv 2408.11796, section 4).
 
     Of all factors that give sizes the family `accepts`, the one nearest to the ratio is taken.
-    Where `multiple_of` is left open, it is halved until that is within 5 %. Raises TargetError
-    where nothing is.
+    Where `multiple_of` is left open, it is halved until that is within 2 %, or 1 is reached. Raises
+    TargetError where nothing is within 5 %.
     """
     wanted = checked_ratio(ratio) * source.parameters
     multiple = checked_multiple(source, multiple_of)
     while True:
         nearest = sorted(_scaled(source, multiple), key=lambda one: abs(one.parameters - wanted))
         chosen = next(filter(accepts, nearest), source)
-        if abs(chosen.parameters / wanted - 1) <= TOLERANCE:
+        miss = abs(chosen.parameters / wanted - 1)
+        is_last = multiple_of is not None or multiple == 1
+        if miss <= (TOLERANCE if is_last else _NEAR):
             return chosen
-        if multiple_of is not None or multiple == 1:
+        if is_last:
             raise TargetError(
                 f"--ratio {ratio:g} is {wanted:,.0f} parameters; the nearest uniform width, "
                 f"hidden_size {chosen.hidden_size} and intermediate_size "
@@ -181,23 +199,64 @@ def uniform(
 
 
 def _scaled(source: Architecture, multiple: int) -> list[Architecture]:
-    """Both widths by every factor that makes one of them a multiple; the widest first."""
+    """Both widths by every factor that makes one of them a multiple; the widest first.
+
+    Hidden sizes are multiples of `multiple`, and those that the family takes at these heads.
+    """
     hidden, ffn = source.hidden_size, source.intermediate_size
-    steps = {n * multiple / size for size in (hidden, ffn) for n in range(1, size // multiple + 1)}
-    widths = {
-        (_rounded(step * hidden, multiple, hidden), _rounded(step * ffn, multiple, ffn))
-        for step in steps
-    }
-    widths.add((hidden, ffn))
+    fitting = min(multiple, _fitting(hidden, source.hidden_step))
+    widths = {(hidden, ffn)}
+    for step in (multiple, lcm(fitting, source.hidden_step)):
+        factors = {n * step / hidden for n in range(1, hidden // step + 1)}
+        factors |= {n * multiple / ffn for n in range(1, ffn // multiple + 1)}
+        widths |= {
+            (_rounded(factor * hidden, step, hidden), _rounded(factor * ffn, multiple, ffn))
+            for factor in factors
+        }
     return [
         source.resized(hidden_size=narrow, intermediate_size=inner)
         for narrow, inner in sorted(widths, reverse=True)
     ]
 
 
-def _twelfths(size: int, multiple: int) -> list[int]:
-    parts = {_rounded(size * part / _PARTS, multiple, size) for part in range(1, _PARTS)}
-    return sorted({*parts, size})
+def _head_counts(source: Architecture) -> tuple[int, ...]:
+    """From half of the heads up: every even cut of their KV groups; eighths of heads without."""
+    heads, groups = source.num_attention_heads, source.num_key_value_heads
+    if source.has_groups:
+        each = source.heads_per_group
+        return tuple(groups * count for count in range(-(-each // 2), each + 1))
+    eighths = range(_EVEN_PARTS // 2, _EVEN_PARTS + 1)
+    return tuple(sorted({-(-heads * part // _EVEN_PARTS) for part in eighths}))
+
+
+def _hidden_sizes(at: Architecture, multiple_of: int | None, most: int) -> list[int]:
+    """The hidden sizes of a default grid with these heads: multiples, and what the family takes."""
+    multiple = _fitting(most, at.hidden_step) if multiple_of is None else multiple_of
+    sizes = _parts(most, lcm(multiple, at.hidden_step), _PARTS)
+    return [size for size in sizes if not size % at.hidden_step]
+
+
+def _fitting(size: int, step: int) -> int:
+    """The largest power of two up to 64 whose common multiples with `step` a width has enough of:
+    8 of 64, since that is what kernels and formats are made for, else 16."""
+    multiple = _LARGEST_MULTIPLE
+    if size // lcm(multiple, step) >= 8:
+        return multiple
+    while multiple > 1 and size // lcm(multiple, step) < 16:
+        multiple //= 2
+    return multiple
+
+
+def _spread(sizes: range, count: int) -> list[int]:
+    """At most `count` of them, evenly, both ends among them."""
+    if len(sizes) <= count:
+        return list(sizes)
+    return sorted({sizes[round(i * (len(sizes) - 1) / (count - 1))] for i in range(count)})
+
+
+def _parts(size: int, multiple: int, parts: int) -> list[int]:
+    rounded = {_rounded(size * part / parts, multiple, size) for part in range(1, parts)}
+    return sorted({*rounded, size})
 
 
 def _rounded(size: float, multiple: int, most: int) -> int:

@@ -1,23 +1,32 @@
 """Shortlist: the architectures of a space that a budget admits and their family accepts.
 
-Knows parameters, memory and, where it is asked for, latency on this machine; no scores.
+Knows parameters, memory and, where it is asked for, latency on this machine, and which engines open
+what; no scores.
 
     shortlist(source, recipe, folder).costs   # {architecture: Cost}
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minitron.architecture import Architecture, resized_config
-from minitron.candidates.budget import Budget, Cost, Use, budget_of, memory_needed
+from minitron.candidates.budget import (
+    TOLERANCE,
+    Budget,
+    Cost,
+    Use,
+    budget_of,
+    memory_needed,
+)
 from minitron.candidates.decode_step import Conditions
 from minitron.candidates.latency import Corners, LatencyTable, checked_device, measure_table
 from minitron.candidates.search_report import sizes_of
 from minitron.candidates.search_space import SPACES, Space, counted, default_space, thinned
+from minitron.engines import engines_closed_to
 from minitron.errors import ArchitectureError, TargetError
 from minitron.families import EMBEDDING
 from minitron.recipe import BudgetRecipe
@@ -45,6 +54,12 @@ class Shortlist:
     conditions: Conditions | None  # of latency, where it counts
     costs: Mapping[Architecture, Cost]  # deep before shallow, many heads and wide before few
     counts: Mapping[str, int]
+    left_out: str | None = None  # what engines cannot open, as a sentence
+
+    def of(self, chosen: Iterable[Architecture]) -> "Shortlist":
+        """The same with some of its architectures alone."""
+        costs = {one: self.costs[one] for one in chosen}
+        return replace(self, costs=costs, counts={**self.counts, "compared": len(costs)})
 
 
 def shortlist(source: Source, recipe: BudgetRecipe, folder: Path) -> Shortlist:
@@ -53,25 +68,13 @@ def shortlist(source: Source, recipe: BudgetRecipe, folder: Path) -> Shortlist:
     Timings are kept in `folder`, so that an interrupted search goes on with the same. Raises
     TargetError where nothing is within the budget, and tells what comes nearest.
     """
-    whole = Architecture.from_config(source.config)
-    budget, use = budget_of(recipe, whole), use_of(source, recipe)
-    space = _space(recipe, whole)
-    costs = {
-        architecture: Cost(parameters, memory_needed(architecture, use, parameters))
-        for architecture, parameters in counted(space, whole)
-    }
-    conditions = conditions_of(source, recipe, use)
-    if conditions is not None:
-        costs = _timed(source, budget, costs, conditions, folder)
-    within = {one: cost for one, cost in costs.items() if budget.is_met_by(cost)}
-    kept = [one for one in within if accepted(source, one)]
-    if not kept:
-        raise TargetError(_nothing(source, budget, costs))
+    every = within_budget(source, recipe, folder, tolerances=(TOLERANCE,))
+    kept, budget = list(every.costs), every.budget
     chosen = thinned(
         kept,
         recipe.max_candidates,
         depth=lambda one: one.num_hidden_layers,
-        miss=lambda one: budget.miss(within[one]),
+        miss=lambda one: budget.miss(every.costs[one]),
     )
     if len(chosen) < len(kept):
         logger.info(
@@ -80,13 +83,76 @@ def shortlist(source: Source, recipe: BudgetRecipe, folder: Path) -> Shortlist:
             len(kept),
             len(chosen),
         )
+    return every.of(chosen)
+
+
+def within_budget(
+    source: Source,
+    recipe: BudgetRecipe,
+    folder: Path,
+    *,
+    tolerances: tuple[float, ...],
+    at_least: int = 1,
+    is_fine: bool = False,
+) -> Shortlist:
+    """All architectures within the first of `tolerances` that leaves `at_least` so many.
+
+    `is_fine` looks among more MLP sizes, so that a budget is met closely. Raises TargetError where
+    nothing is within the last, and tells what comes nearest.
+    """
+    whole = Architecture.from_config(source.config)
+    budget, use = budget_of(recipe, whole), use_of(source, recipe)
+    space = _space(recipe, whole, is_fine=is_fine)
+    costs = {
+        architecture: Cost(parameters, memory_needed(architecture, use, parameters))
+        for architecture, parameters in counted(space, whole)
+        if architecture.is_accepted
+    }
+    conditions = conditions_of(source, recipe, use)
+    if conditions is not None:
+        costs = _timed(source, budget, costs, conditions, folder)
+    kept: dict[Architecture, Cost] = {}
+    for tolerance in tolerances:
+        within = {one: cost for one, cost in costs.items() if budget.is_met_by(cost, tolerance)}
+        accepting = [one for one in within if accepted(source, one)]
+        opened, left_out = _opened(accepting, whole, recipe)
+        kept = {one: within[one] for one in opened}
+        if len(kept) >= at_least:
+            break
+    if not kept:
+        raise TargetError(_nothing(source, budget, costs, left_out))
+    if left_out is not None:
+        logger.info("%s", left_out)
     counts = {
         "in_space": len(costs),
         "within_budget": len(within),
-        "refused_by_family": len(within) - len(kept),
-        "compared": len(chosen),
+        "refused_by_family": len(within) - len(accepting),
+        "closed_to_engines": len(accepting) - len(kept),
+        "compared": len(kept),
     }
-    return Shortlist(budget, use, conditions, {one: within[one] for one in chosen}, counts)
+    return Shortlist(budget, use, conditions, kept, counts, left_out)
+
+
+def _opened(
+    candidates: list[Architecture], whole: Architecture, recipe: BudgetRecipe
+) -> tuple[list[Architecture], str | None]:
+    """Those that engines open, and what is left out in one line.
+
+    Unless --compatible is given, all stay in the paper's spaces and where engines open none.
+    """
+    is_asked = recipe.compatible is True
+    if recipe.compatible is False or (recipe.space != "default" and not is_asked):
+        return candidates, None
+    closed = {one: engines_closed_to(one, whole, strictly=is_asked) for one in candidates}
+    opened = [one for one in candidates if not closed[one]]
+    engines = ", ".join(sorted({engine for names in closed.values() for engine in names}))
+    if len(opened) == len(candidates):
+        return candidates, None
+    count = f"{len(candidates) - len(opened)} of {len(candidates)} candidates within the budget"
+    if opened or is_asked:
+        told = "" if is_asked else " (--no-compatible compares them too)"
+        return opened, f"left out {count}, which {engines} cannot open{told}"
+    return candidates, f"{count} are closed to {engines}: none is left out"
 
 
 def use_of(source: Source, recipe: BudgetRecipe) -> Use:
@@ -122,9 +188,11 @@ def accepted(source: Source, architecture: Architecture) -> bool:
     return True
 
 
-def _space(recipe: BudgetRecipe, whole: Architecture) -> Space:
+def _space(recipe: BudgetRecipe, whole: Architecture, *, is_fine: bool) -> Space:
     if recipe.space == "default":
-        return default_space(whole, multiple_of=recipe.multiple_of, min_layers=recipe.min_layers)
+        return default_space(
+            whole, multiple_of=recipe.multiple_of, min_layers=recipe.min_layers, is_fine=is_fine
+        )
     for flag in ("multiple_of", "min_layers"):
         if getattr(recipe, flag) is not None:
             raise TargetError(
@@ -155,8 +223,12 @@ def _timed(
     return {one: replace(cost, latency=table.predict(one)) for one, cost in costs.items()}
 
 
-def _nothing(source: Source, budget: Budget, costs: Mapping[Architecture, Cost]) -> str:
+def _nothing(
+    source: Source, budget: Budget, costs: Mapping[Architecture, Cost], left_out: str | None
+) -> str:
     """That nothing is within the budget, and what comes nearest."""
+    if left_out is not None:
+        return f"nothing is within {budget.text()} but what is {left_out}: give another budget"
     by_miss = sorted(costs, key=lambda one: budget.miss(costs[one]))
     nearest = (one for one in by_miss if accepted(source, one))
     told = [
