@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minitron.architecture import Architecture, resized_config
 from minitron.candidates.budget import names_budget
-from minitron.candidates.searching import Choice, choose_target
+from minitron.candidates.choice import Choice, choose_target
 from minitron.cards.model_card import write_card
 from minitron.engines import load_notes
 from minitron.errors import TargetError
@@ -25,7 +25,7 @@ from minitron.recipe import PruneRecipe, record_of, verb
 from minitron.scores.scoring import check_corpus_named, score
 from minitron.source import Source, complete_tensors, hub_config, open_source
 from minitron.surgery import PrunedSource, narrowed, source_names
-from minitron.target_sizes import between, target_of
+from minitron.target_sizes import between, check_opened, target_of
 from minitron.tensors.tensor_stream import copied
 from minitron.unfinished import check_absent, unfinished_folder
 
@@ -45,17 +45,22 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     """
     out = Path(recipe.out)
     check_absent(out)
+    _check_choices(recipe)
     check_push_to_hub(recipe.push_to_hub, private=recipe.private)
     source = open_source(recipe.source, low_disk=recipe.low_disk)
     whole = Architecture.from_config(source.config)
+    inherited = inherited_from(source)
     choice = _chosen(source, whole, recipe)
     target = choice.target
     hub_config(resized_config(source.config, target, tuple(range(target.num_hidden_layers))))
     for note in load_notes(target):
         logger.warning("%s", note)
     tensors = complete_tensors(source, whole)
+<<<<<<< HEAD
     inherited = inherited_from(source)
     check_companions(source, source.config)
+=======
+>>>>>>> 6d905c9 (A budget compares a few shapes that keep most of their scores; search steps by sizes the family takes and engines open)
     decision = _decide(source, whole, choice, recipe)
     plan, importance = decision.plan, decision.importance
     _tell(plan, decision.shares)
@@ -81,10 +86,25 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     return HubFolder.at(out)
 
 
+def _check_choices(recipe: PruneRecipe) -> None:
+    """Refuse options that do not go together, before anything is measured. Raises TargetError."""
+    if recipe.head_residual and recipe.scores == "modelopt":
+        raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
+    in_steps = recipe.steps != 1 and (recipe.head_residual or recipe.importance is not None)
+    if recipe.steps < 1 or in_steps:
+        raise TargetError(
+            f"--steps is {recipe.steps}: it must be at least 1, and above 1 it goes with neither "
+            "--head-residual nor --importance, which one measurement is for"
+        )
+
+
 def _chosen(source: Source, whole: Architecture, recipe: PruneRecipe) -> Choice:
     """The sizes as they are named, or as a budget leads to them."""
     if not names_budget(recipe):
-        return Choice(target_architecture(whole, recipe), reason="sizes as named")
+        target = target_architecture(whole, recipe)
+        if recipe.compatible:
+            check_opened(target, whole)
+        return Choice(target, reason="sizes as named")
     for size in (AXIS_KEYS[axis] for axis in PRUNABLE):
         if getattr(recipe, size) is not None:
             flag = size.replace("_", "-")
@@ -116,17 +136,10 @@ def _decide(source: Source, whole: Architecture, choice: Choice, recipe: PruneRe
     """Measure and choose, in one step or in several."""
     target = choice.target
     choices = {"contiguous": recipe.contiguous_layers, "head_residual": recipe.head_residual}
-    if recipe.head_residual and recipe.scores == "modelopt":
-        raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
     if recipe.steps == 1:
         importance = choice.importance or _importance(source, whole, target, recipe)
         plan = choose_plan(importance, whole, target, **choices)
         return _Decision(plan, importance, share_kept(plan, importance))
-    if recipe.steps < 1 or recipe.head_residual or recipe.importance is not None:
-        raise TargetError(
-            f"--steps is {recipe.steps}: it must be at least 1, and above 1 it goes with neither "
-            "--head-residual nor --importance, which one measurement is for"
-        )
     return _decide_in_steps(source, whole, target, recipe)
 
 

@@ -169,8 +169,8 @@ class PruneRecipe(BudgetRecipe):
     eval_tokens: int = 2048
     """Tokens of text to compare shapes on, where a budget is given."""
     max_candidates: int = 8
-    """Shapes to compare, where a budget is given: those that keep most of their scores, depths in
-    turn."""
+    """Shapes to compare, where a budget is given: of those near it the ones that keep most of their
+    scores."""
     steps: int = 1
     """Prune in so many steps, each measured on the model that the last one left."""
     low_disk: bool = False

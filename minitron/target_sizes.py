@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 
 from minitron.architecture import Architecture
+from minitron.engines import engines_closed_to, unsupported_engines
 from minitron.errors import ArchitectureError, TargetError
 from minitron.families import AXIS_KEYS
 from minitron.plan import axes_to_rank
@@ -35,6 +36,24 @@ def target_of(source: Architecture, wished: Mapping[str, int]) -> Architecture:
     axes_to_rank(source, target)
     _check_accepted(source, target)
     return target
+
+
+def check_opened(target: Architecture, source: Architecture) -> None:
+    """Refuse sizes that other engines cannot open. Raises TargetError, with sizes that they can."""
+    closed = engines_closed_to(target, source, strictly=True)
+    if not closed:
+        return
+    reasons = unsupported_engines(target)
+    heads, wide = target.num_attention_heads, target.num_attention_heads * target.head_dim
+    ways = [f"--hidden-size {wide}"] if wide <= source.hidden_size else []
+    fewer, rest = divmod(target.hidden_size, target.head_dim)
+    if not rest and fewer <= source.num_attention_heads and fewer != heads:
+        ways.append(f"--num-attention-heads {fewer}")
+    raise TargetError(
+        f"{', '.join(sorted(closed))} cannot open hidden_size {target.hidden_size} with {heads} "
+        f"heads of {target.head_dim} ({reasons[min(closed)]}): give {' or '.join(ways)}, or "
+        "--no-compatible"
+    )
 
 
 def between(

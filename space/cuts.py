@@ -52,7 +52,7 @@ class Sizes:
 
     @classmethod
     def of_share(cls, member: Member, share: Any) -> "Sizes":
-        """Those that `minitron prune --ratio` leads to: one factor for both widths."""
+        """One factor for both widths, as `minitron prune --ratio` where no text is named."""
         ratio = number(share, "the share of parameters", 0.01, 1)
         found = uniform(
             architecture_of(member), ratio, accepts=lambda one: is_accepted(member, one)

@@ -461,11 +461,11 @@ def test_choices_that_do_not_go_together_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_ratio_narrows_hidden_and_ffn_alike(tmp_path: Path) -> None:
-    source, corpus = tiny_folder(tmp_path / "source"), ids_file(tmp_path / "ids.npy")
+def test_a_ratio_without_text_narrows_hidden_and_ffn_alike(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
     whole = minitron.inspect(str(source)).parameters
     out = minitron.prune(
-        str(source), str(tmp_path / "out"), ratio=0.5, multiple_of=1, corpus=corpus
+        str(source), str(tmp_path / "out"), ratio=0.5, multiple_of=1, scores="random"
     )
     kept = {key: out.config[key] / SIZES[key] for key in ("hidden_size", "intermediate_size")}
     assert abs(minitron.inspect(str(tmp_path / "out")).parameters / whole - 0.5) <= 0.025
@@ -485,8 +485,9 @@ def test_a_budget_without_sizes_is_searched_and_says_why(
     minitron.prune(str(source), str(tmp_path / "out"), params="40K", **options)
     assert abs(minitron.inspect(str(tmp_path / "out")).parameters / 40_000 - 1) <= 0.05
     record = json.loads((tmp_path / "out" / "minitron.json").read_text())
-    assert record["search"]
-    assert "candidates" in caplog.text
+    assert len(record["search"]["candidates"]) == 4
+    assert record["search"]["reason"] in caplog.text
+    assert "comparing 4 of" in caplog.text
 
 
 def test_sizes_and_a_budget_are_not_given_together(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Comparison:
         texts = search_texts(source, recipe, folder)
         model, held_out = model_digest(source), texts.held_out.digest
         check_same_inputs(folder, folder, model=model, held_out_text=held_out)
-        importance = _importance(source, recipe, texts, folder)
+        importance = kept_importance(source, recipe, texts.calibration, folder)
         check_same_inputs(folder, folder, importance=importance.digest)
         return cls(source, recipe, folder, chosen, texts, importance)
 
@@ -156,6 +156,7 @@ class Comparison:
             candidates=tuple(candidates),
             importance=self.importance,
             conditions={**conditions, **measured_at},
+            left_out=self.chosen.left_out,
         )
 
     def _timed(self, candidate: Candidate) -> Candidate:
@@ -253,19 +254,22 @@ def _pruned(source: Source, plan: PruningPlan) -> Source:
     return cast(Source, PrunedSource(source, plan))
 
 
-def _importance(
-    source: Source, recipe: BudgetRecipe, texts: SearchTexts, folder: Path
+def kept_importance(
+    source: Source, recipe: BudgetRecipe, calibration: Path | None, folder: Path
 ) -> Importance:
-    """What ranks: read from a file, or measured once and kept."""
+    """What ranks: read from a file, or measured once and kept in `folder`.
+
+    `calibration` holds the ids of the corpus without what is held out; None takes all of it.
+    """
     kept = folder / IMPORTANCE
     if recipe.importance is not None:
         importance = Importance.load(Path(recipe.importance))
     elif kept.exists():
         importance = Importance.load(kept)
-    elif texts.calibration is None:
+    elif calibration is None:
         importance = score(source, recipe)
     else:
-        measured = score(source, replace(recipe, corpus=str(texts.calibration), samples=None))
+        measured = score(source, replace(recipe, corpus=str(calibration), samples=None))
         importance = replace(measured, made_by={**measured.made_by, "corpus": recipe.corpus})
     importance.check_made_for(source)
     if not kept.exists():

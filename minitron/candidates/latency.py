@@ -118,9 +118,9 @@ def measure_table(
             attention.append([])
             mlp.append([])
             for part in range(parts):
-                at = source.resized(
+                heads = corners.heads[min(part, len(corners.heads) - 1)]
+                at = source.with_heads(heads).resized(
                     hidden_size=hidden,
-                    num_attention_heads=corners.heads[min(part, len(corners.heads) - 1)],
                     intermediate_size=corners.ffn[min(part, len(corners.ffn) - 1)],
                 )
                 timed = _LayerTimes.of(config, at, conditions, clock)

@@ -69,6 +69,7 @@ class SearchReport:
     candidates: tuple[Candidate, ...]
     importance: Importance
     conditions: dict[str, Any]  # under which memory and latency hold
+    left_out: str | None = None  # because engines cannot open it
 
     @property
     def best(self) -> Candidate:
@@ -115,6 +116,7 @@ class SearchReport:
             f"{self.source}, within {self.budget.text()}.",
             f"{self.measured}",
             f"Candidates: {', '.join(told)}.",
+            *([] if self.left_out is None else [f"{self.left_out[0].upper()}{self.left_out[1:]}."]),
             f"Memory is weights, KV cache and activations; it and latency hold for {running}.",
         ]
 
@@ -136,6 +138,7 @@ class SearchReport:
             "measured": self.measured,
             "conditions": self.conditions,
             "counts": self.counts,
+            "left_out": self.left_out,
             "importance": {**self.importance.made_by, "digest": self.importance.digest},
             "candidates": [{"rank": rank, **candidate.to_json()} for rank, candidate in ranked],
         }

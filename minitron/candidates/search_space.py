@@ -98,7 +98,8 @@ def default_space(
     }
     if source.family.engine_limits:  # which such a hidden size keeps to
         squares = (source.head_dim * count for count in heads)
-        hidden |= {size for size in squares if size <= source.hidden_size}
+        fitting = (size for size in squares if not size % (multiple_of or 1))
+        hidden |= {size for size in fitting if size <= source.hidden_size}
     ffn = _parts(source.intermediate_size, multiple, _FINE_PARTS if is_fine else _PARTS)
     own = source.intermediate_size / source.hidden_size
     return Space(

@@ -26,6 +26,10 @@ TEXTS = ("calibration.npy", "held-out.npy")
 _MOST_HELD_OUT = 4  # a fourth of the calibration text
 
 
+class TooShortError(CorpusError):
+    """The calibration text cannot spare a part to compare candidates on."""
+
+
 @dataclass(frozen=True)
 class SearchTexts:
     """The texts of a search."""
@@ -72,7 +76,7 @@ def _parted(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTexts:
         wanted = -(-recipe.eval_tokens // max(1, ids.shape[1] - 1))
         last = min(wanted, max(1, len(ids) // _MOST_HELD_OUT))
         if len(ids) < 2 or ids.shape[1] < 2:
-            raise CorpusError(
+            raise TooShortError(
                 f"{recipe.corpus} holds {len(ids)} sequences of {ids.shape[1]} tokens, too few to "
                 "hold out any: give more text, or name --held-out"
             )

@@ -11,23 +11,19 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from minitron.architecture import Architecture
 from minitron.candidates.comparison import CANDIDATES, RETRAINING, Comparison
 from minitron.candidates.pareto_plot import can_draw, draw_pareto
-from minitron.candidates.search_report import SearchReport, sizes_of
-from minitron.candidates.search_space import uniform
+from minitron.candidates.search_report import SearchReport
 from minitron.candidates.search_texts import TEXTS
-from minitron.candidates.shortlist import TABLE, accepted
+from minitron.candidates.shortlist import TABLE
 from minitron.errors import CorpusError, TargetError
 from minitron.folder_writer import write_json
-from minitron.importance_scores import Importance
-from minitron.recipe import BudgetRecipe, SearchRecipe, verb
-from minitron.source import Source, open_source
+from minitron.recipe import SearchRecipe, verb
+from minitron.source import open_source
 from minitron.unfinished import INPUTS, check_absent, unfinished_folder
 
 _WORK = (*TEXTS, TABLE, CANDIDATES, RETRAINING, INPUTS)  # what only an interrupted search needs
@@ -62,40 +58,6 @@ def search(recipe: SearchRecipe) -> SearchReport:
         if out is not None:
             _write(report, folder)
     return report
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The sizes that a budget leads to, and why."""
-
-    target: Architecture
-    reason: str
-    importance: Importance | None = None  # what chose it; None where a ratio alone did
-    record: dict[str, Any] | None = None  # the comparison, without plans
-
-
-def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
-    """What `minitron prune` cuts to where a budget is given and no sizes.
-
-    A ratio alone scales hidden_size and intermediate_size by one factor (2408.11796, section 4);
-    any other budget is searched, by loss as candidates are pruned. Raises as `search` does.
-    """
-    whole = Architecture.from_config(source.config)
-    others = (recipe.params, recipe.memory, recipe.latency)
-    if recipe.ratio is not None and others == (None, None, None):
-        target = uniform(
-            whole, recipe.ratio, recipe.multiple_of, accepts=lambda one: accepted(source, one)
-        )
-        share = target.parameters / whole.parameters
-        reason = f"chose {sizes_of(target)}: {share:.1%} of the parameters, one factor for widths"
-        return Choice(target, reason)
-    with TemporaryDirectory() as folder:
-        comparison = Comparison.begun(source, recipe, Path(folder))
-        report = comparison.report(comparison.timed(comparison.compared(), top=1))
-    record = report.to_json()
-    for candidate in record["candidates"]:
-        del candidate["kept"]
-    return Choice(report.best.architecture, report.reason(), report.importance, record)
 
 
 def _check(recipe: SearchRecipe) -> None:

@@ -55,6 +55,7 @@ class Shortlist:
     costs: Mapping[Architecture, Cost]  # deep before shallow, many heads and wide before few
     counts: Mapping[str, int]
     left_out: str | None = None  # what engines cannot open, as a sentence
+    tolerance: float = TOLERANCE  # within which of the budget they are
 
     def of(self, chosen: Iterable[Architecture]) -> "Shortlist":
         """The same with some of its architectures alone."""
@@ -102,57 +103,60 @@ def within_budget(
     """
     whole = Architecture.from_config(source.config)
     budget, use = budget_of(recipe, whole), use_of(source, recipe)
-    space = _space(recipe, whole, is_fine=is_fine)
+    conditions = conditions_of(source, recipe, use)
     costs = {
         architecture: Cost(parameters, memory_needed(architecture, use, parameters))
-        for architecture, parameters in counted(space, whole)
+        for architecture, parameters in counted(_space(recipe, whole, is_fine=is_fine), whole)
         if architecture.is_accepted
     }
-    conditions = conditions_of(source, recipe, use)
     if conditions is not None:
         costs = _timed(source, budget, costs, conditions, folder)
-    kept: dict[Architecture, Cost] = {}
     for tolerance in tolerances:
-        within = {one: cost for one, cost in costs.items() if budget.is_met_by(cost, tolerance)}
-        accepting = [one for one in within if accepted(source, one)]
-        opened, left_out = _opened(accepting, whole, recipe)
-        kept = {one: within[one] for one in opened}
+        within = [one for one, cost in costs.items() if budget.is_met_by(cost, tolerance)]
+        taken = [one for one in within if accepted(source, one)]
+        kept, closed_to = _opened(taken, whole, recipe)
         if len(kept) >= at_least:
             break
     if not kept:
-        raise TargetError(_nothing(source, budget, costs, left_out))
-    if left_out is not None:
-        logger.info("%s", left_out)
+        raise TargetError(_nothing(source, budget, costs, len(taken), closed_to))
     counts = {
         "in_space": len(costs),
         "within_budget": len(within),
-        "refused_by_family": len(within) - len(accepting),
-        "closed_to_engines": len(accepting) - len(kept),
+        "refused_by_family": len(within) - len(taken),
+        "closed_to_engines": len(taken) - len(kept),
         "compared": len(kept),
     }
-    return Shortlist(budget, use, conditions, kept, counts, left_out)
+    left_out = _left_out(len(taken) - len(kept), closed_to, recipe)
+    if left_out is not None:
+        logger.info("%s", left_out)
+    of_kept = {one: costs[one] for one in kept}
+    return Shortlist(budget, use, conditions, of_kept, counts, left_out, tolerance)
 
 
 def _opened(
     candidates: list[Architecture], whole: Architecture, recipe: BudgetRecipe
-) -> tuple[list[Architecture], str | None]:
-    """Those that engines open, and what is left out in one line.
+) -> tuple[list[Architecture], list[str]]:
+    """Those that engines open, and the engines that do not open the others.
 
     Unless --compatible is given, all stay in the paper's spaces and where engines open none.
     """
     is_asked = recipe.compatible is True
     if recipe.compatible is False or (recipe.space != "default" and not is_asked):
-        return candidates, None
+        return candidates, []
     closed = {one: engines_closed_to(one, whole, strictly=is_asked) for one in candidates}
     opened = [one for one in candidates if not closed[one]]
-    engines = ", ".join(sorted({engine for names in closed.values() for engine in names}))
-    if len(opened) == len(candidates):
-        return candidates, None
-    count = f"{len(candidates) - len(opened)} of {len(candidates)} candidates within the budget"
-    if opened or is_asked:
-        told = "" if is_asked else " (--no-compatible compares them too)"
-        return opened, f"left out {count}, which {engines} cannot open{told}"
-    return candidates, f"{count} are closed to {engines}: none is left out"
+    engines = sorted({engine for names in closed.values() for engine in names})
+    return (opened if opened or is_asked else candidates), engines
+
+
+def _left_out(count: int, engines: list[str], recipe: BudgetRecipe) -> str | None:
+    """What is left out, or that nothing could be, in one line."""
+    if not engines:
+        return None
+    if not count:
+        return f"no size within the budget opens in {', '.join(engines)}: none is left out"
+    told = "" if recipe.compatible else " (--no-compatible compares them too)"
+    return f"left out {count} within the budget that {', '.join(engines)} cannot open{told}"
 
 
 def use_of(source: Source, recipe: BudgetRecipe) -> Use:
@@ -224,11 +228,18 @@ def _timed(
 
 
 def _nothing(
-    source: Source, budget: Budget, costs: Mapping[Architecture, Cost], left_out: str | None
+    source: Source,
+    budget: Budget,
+    costs: Mapping[Architecture, Cost],
+    taken: int,
+    closed_to: list[str],
 ) -> str:
     """That nothing is within the budget, and what comes nearest."""
-    if left_out is not None:
-        return f"nothing is within {budget.text()} but what is {left_out}: give another budget"
+    if taken:
+        return (
+            f"none of the {taken} candidates within {budget.text()} opens in "
+            f"{', '.join(closed_to)}: give another budget, or --no-compatible"
+        )
     by_miss = sorted(costs, key=lambda one: budget.miss(costs[one]))
     nearest = (one for one in by_miss if accepted(source, one))
     told = [

@@ -84,6 +84,8 @@ def training_texts(
     """How it was pruned and trained, paragraph by paragraph."""
     paragraphs = []
     for step in history:
+        if reason := step.get("search", {}).get("reason"):
+            paragraphs.append(f"Sizes: `minitron {step['command']}` {reason}.")
         if "importance" in step:
             paragraphs.append(_importance(step))
         if "teacher" in step:

@@ -1,0 +1,191 @@
+"""Choice: the sizes that a budget leads `minitron prune` to, and why.
+
+A small search: of the shapes nearest to the budget those that keep most of their scores are
+compared, on a little text, as `search` compares candidates. Without text the scores choose, and
+without scores that were measured one factor for both widths. Cuts nothing.
+
+    choose_target(source, PruneRecipe("tiny", "half", ratio=0.5, corpus="self")).target
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from minitron.architecture import Architecture
+from minitron.candidates.budget import TOLERANCE, Budget, budget_of
+from minitron.candidates.comparison import Comparison, kept_importance
+from minitron.candidates.search_report import SearchReport, sizes_of
+from minitron.candidates.search_space import thinned, uniform
+from minitron.candidates.search_texts import SearchTexts, TooShortError, search_texts
+from minitron.candidates.shortlist import Shortlist, accepted, within_budget
+from minitron.engines import engines_closed_to
+from minitron.errors import CorpusError, TargetError
+from minitron.importance_scores import Importance
+from minitron.plan import axes_to_rank, choose_plan, scores_kept, share_kept
+from minitron.recipe import BudgetRecipe
+from minitron.scores.scoring import check_corpus_named
+from minitron.source import Source
+
+_TOLERANCES = (0.01, 0.02, TOLERANCE)  # the first that leaves enough shapes to compare
+_SCORED = 256  # shapes whose kept scores are looked at
+_RULE = "those that keep most of their scores, with several sets of axes cut (--max-candidates)"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The sizes that a budget leads to, and why."""
+
+    target: Architecture
+    reason: str
+    importance: Importance | None = None  # what ranked; None where it was not needed
+    record: dict[str, Any] | None = None  # reason and comparison, without plans
+
+
+def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
+    """What `minitron prune` cuts to where a budget is given and no sizes.
+
+    Compares `recipe.max_candidates` shapes on `recipe.eval_tokens` tokens of text, if any is named:
+    so many passes over so much text. Raises as `search` does.
+    """
+    whole = Architecture.from_config(source.config)
+    budget = budget_of(recipe, whole)
+    has_text = recipe.corpus is not None or recipe.held_out is not None
+    if recipe.importance is None and not has_text:
+        check_corpus_named(recipe)
+        return _by_one_factor(source, whole, budget, recipe)
+    with TemporaryDirectory() as name:
+        folder, least = Path(name), recipe.max_candidates
+        shapes = within_budget(
+            source, recipe, folder, tolerances=_TOLERANCES, at_least=least, is_fine=True
+        )
+        texts, why = _texts(source, recipe, folder)
+        calibration = None if texts is None else texts.calibration
+        importance = kept_importance(source, recipe, calibration, folder)
+        kept = _scores_of(whole, shapes, importance, recipe)
+        if texts is None:
+            return _by_scores(whole, shapes, importance, kept, why)
+        few = shapes.of(_few(whole, kept, recipe.max_candidates))
+        logger.info("comparing %d of %d shapes: %s", len(few.costs), len(kept), _RULE)
+        comparison = Comparison(source, recipe, folder, few, texts, importance)
+        report = comparison.report(comparison.timed(comparison.compared(), top=1))
+    return _by_loss(whole, few, report)
+
+
+def _texts(source: Source, recipe: BudgetRecipe, folder: Path) -> tuple[SearchTexts | None, str]:
+    """What shapes are compared on; else None, and why there is nothing."""
+    if recipe.corpus is None and recipe.held_out is None:
+        return None, "no text is named to compare them on (--held-out)"
+    if getattr(recipe, "low_disk", False):
+        return None, "with --low-disk every comparison would read the weights again"
+    try:
+        return search_texts(source, recipe, folder), ""
+    except TooShortError:
+        return None, f"{recipe.corpus} is too short to hold out a part of it"
+
+
+def _few(whole: Architecture, kept: Mapping[Architecture, float], count: int) -> list[Architecture]:
+    """Those that keep most of their scores, no more than a third of them by cuts of the same axes.
+
+    Scores of different axes are not of one kind, so that the order between two cuts of the same
+    axes says more than the order between two of different ones.
+    """
+    ranked = sorted(kept, key=lambda one: -kept[one])
+    most, seen = -(-count // 3), Counter[tuple[str, ...]]()
+    first: list[Architecture] = []
+    others: list[Architecture] = []
+    for one in ranked:
+        cut = axes_to_rank(whole, one)
+        seen[cut] += 1
+        (first if seen[cut] <= most else others).append(one)
+    return [*first, *others][:count]
+
+
+def _scores_of(
+    whole: Architecture, shapes: Shortlist, importance: Importance, recipe: BudgetRecipe
+) -> Mapping[Architecture, float]:
+    """The share of its scores that each shape keeps; of very many those nearest to the budget."""
+    near = thinned(
+        list(shapes.costs),
+        _SCORED,
+        depth=lambda one: one.num_hidden_layers,
+        miss=lambda one: shapes.budget.miss(shapes.costs[one]),
+    )
+    plans = {
+        one: choose_plan(importance, whole, one, contiguous=recipe.contiguous_layers)
+        for one in near
+    }
+    return {one: scores_kept(share_kept(plan, importance)) for one, plan in plans.items()}
+
+
+def _by_loss(whole: Architecture, few: Shortlist, report: SearchReport) -> Choice:
+    """The shape with the lowest loss."""
+    best, others = report.best, report.candidates[1:]
+    reason = (
+        f"chose {sizes_of(best.architecture)}: {_share(best.architecture, whole)}, "
+        f"loss {best.loss:.4f}, the lowest of {len(report.candidates)} shapes within "
+        f"{few.tolerance:.0%} of the budget"
+    )
+    if others:
+        reason += f"; next {others[0].name} with {others[0].loss:.4f}"
+    record = {"reason": reason, **report.to_json()}
+    for candidate in record["candidates"]:
+        del candidate["kept"]
+    return Choice(best.architecture, reason, report.importance, record)
+
+
+def _by_scores(
+    whole: Architecture,
+    shapes: Shortlist,
+    importance: Importance,
+    kept: Mapping[Architecture, float],
+    why: str,
+) -> Choice:
+    """The shape that keeps most of its scores."""
+    best = max(kept, key=lambda one: kept[one])
+    reason = (
+        f"chose {sizes_of(best)}: {_share(best, whole)}; of {len(kept)} shapes within "
+        f"{shapes.tolerance:.0%} of the budget it keeps most of its scores, {kept[best]:.1%}, and "
+        f"{why}"
+    )
+    record = {"reason": reason, "budget": shapes.budget.to_json(), "counts": dict(shapes.counts)}
+    return Choice(best, reason, importance, record)
+
+
+def _by_one_factor(
+    source: Source, whole: Architecture, budget: Budget, recipe: BudgetRecipe
+) -> Choice:
+    """Both widths by one factor (arXiv 2408.11796, section 4)."""
+    if budget.parameters is None or (budget.memory, budget.latency) != (None, None):
+        raise CorpusError(
+            "candidates within --memory or --latency are compared on text: name --corpus or "
+            "--held-out"
+        )
+    if budget.parameters > whole.parameters:
+        raise TargetError(
+            f"--params is {recipe.params}, and {source.name} has {whole.parameters:,}: pruning "
+            "only cuts"
+        )
+    target = uniform(
+        whole,
+        budget.parameters / whole.parameters,
+        recipe.multiple_of,
+        accepts=lambda one: accepted(source, one),
+    )
+    reason = (
+        f"chose {sizes_of(target)}: {_share(target, whole)}, hidden_size and intermediate_size by "
+        "one factor, since no text is named to compare shapes on (--corpus)"
+    )
+    closed = engines_closed_to(target, whole, strictly=True)
+    if recipe.compatible and closed:
+        raise TargetError(f"{reason}; {', '.join(sorted(closed))} cannot open that (--compatible)")
+    return Choice(target, reason, record={"reason": reason, "budget": budget.to_json()})
+
+
+def _share(target: Architecture, whole: Architecture) -> str:
+    return f"{target.parameters / whole.parameters:.1%} of the parameters"
