@@ -50,17 +50,13 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     source = open_source(recipe.source, low_disk=recipe.low_disk)
     whole = Architecture.from_config(source.config)
     inherited = inherited_from(source)
+    check_companions(source, source.config)
     choice = _chosen(source, whole, recipe)
     target = choice.target
     hub_config(resized_config(source.config, target, tuple(range(target.num_hidden_layers))))
     for note in load_notes(target):
         logger.warning("%s", note)
     tensors = complete_tensors(source, whole)
-<<<<<<< HEAD
-    inherited = inherited_from(source)
-    check_companions(source, source.config)
-=======
->>>>>>> 6d905c9 (A budget compares a few shapes that keep most of their scores; search steps by sizes the family takes and engines open)
     decision = _decide(source, whole, choice, recipe)
     plan, importance = decision.plan, decision.importance
     _tell(plan, decision.shares)

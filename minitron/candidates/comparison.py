@@ -72,6 +72,8 @@ class Comparison:
         """With the candidates known, the texts read and importance measured."""
         chosen = shortlist(source, recipe, folder)
         texts = search_texts(source, recipe, folder)
+        if recipe.importance is not None:
+            Importance.load(Path(recipe.importance))  # refused before anything is kept
         model, held_out = model_digest(source), texts.held_out.digest
         check_same_inputs(folder, folder, model=model, held_out_text=held_out)
         importance = kept_importance(source, recipe, texts.calibration, folder)
