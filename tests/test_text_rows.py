@@ -149,6 +149,7 @@ def test_messages_that_a_table_fills_up_with_none_are_as_they_were_written() -> 
         ({"messages": [*CHAT, {"role": "user"}]}, "a, message 4 has no content"),
         ({"messages": [{"content": "x"}]}, "a, message 1 has None as from: it must name who"),
         ({"messages": [{"role": 3, "content": "x"}]}, "a, message 1 has 3 as role"),
+        ({"messages": [{"from": "user", "content": {}, "tool_calls": [1]}]}, "a, .* as content"),
         ({"conversations": [{"from": "owl", "value": "x"}]}, "a, message 1 has 'owl' as from"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
@@ -171,8 +172,16 @@ def test_a_chat_that_its_template_refuses_is_named() -> None:
         text_of_row(FileRow("a.jsonl, line 7", {"messages": CHAT}), tokenizer(alternating))
 
 
-def test_tools_without_a_chat_template_are_refused() -> None:
-    row = FileRow("a", {"messages": CHAT, "tools": [{"name": "look"}]})
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"messages": CHAT, "tools": [{"name": "look"}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]},
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": 1}]}]},
+    ],
+)
+def test_tools_without_a_chat_template_are_refused(columns: dict[str, Any]) -> None:
+    row = FileRow("a", columns)
     with pytest.raises(CorpusError, match="a calls tools, which only a chat template can write"):
         text_of_row(row, tokenizer(None))
 

@@ -130,7 +130,8 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise CorpusError(f"{where} is {message!r:.60}, no role and content: {_REMEDY}")
     known = _without_none(message)
-    role, content = (("role", "content"), ("from", "value"))["role" not in known]
+    role = "role" if "role" in known else "from"
+    content = "value" if "value" in known and "content" not in known else "content"
     speaker = known.pop(role, None)
     if role == "from" and isinstance(speaker, str):
         speaker = _ROLES.get(speaker.lower(), speaker.lower())
@@ -143,7 +144,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if text is None and not known.get("tool_calls"):
         raise CorpusError(f"{where} has no {content}: {_REMEDY}")
     whole = None if text is None else _content(text, content, where)
-    return {"role": speaker, "content": whole, **known}
+    return {**known, "role": speaker, "content": whole}
 
 
 def _content(value: Any, column: str, where: str) -> str:
@@ -185,7 +186,7 @@ def _chat(
         with foreign_parser(f"{where}: its chat", CorpusError, f"{_REMEDY}, or the chat template"):
             text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)  # type: ignore[attr-defined]
         return Text(_string(text, "chat", where), "chat template")
-    if tools or any(message["content"] is None for message in messages):
+    if tools or any(message.get("tool_calls") for message in messages):
         raise CorpusError(
             f"{where} calls tools, which only a chat template can write, and the tokenizer has "
             "none: add chat_template.jinja to the model, or remove the row"
