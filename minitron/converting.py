@@ -59,7 +59,7 @@ def convert(recipe: ConvertRecipe) -> Path:
     )
     model = _read(source, recipe)
     if recipe.to == "hub":
-        for note in load_notes(model.architecture):
+        for note in load_notes(model.config):
             logger.warning("%s", note)
     _WRITERS[recipe.to](model, out)
     return out

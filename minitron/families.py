@@ -55,12 +55,14 @@ class Rotary:
 
 @dataclass(frozen=True)
 class EngineLimit:
-    """What an engine's own code of a family cannot hold: it does not load such a model."""
+    """What an engine's own code of a family cannot hold."""
 
     engine: str
     # "square": heads x head_dim must be hidden_size; "derived": head_dim must be hidden_size //
-    # heads; or a config flag that must not be set.
+    # heads; "rope_type": it must be one of `rope_types`; or a config flag that must not be set.
     what: str
+    rope_types: tuple[str, ...] = ()
+    loads: bool = False  # loads a model that is beyond the limit, and computes another
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,9 @@ FAMILIES: Mapping[str, Family] = {
             engine_limits=(
                 EngineLimit("llama.cpp", "square"),
                 EngineLimit("llama.cpp", "tie_word_embeddings"),
+                EngineLimit("llama.cpp", "rope_type", ("default", "linear"), loads=True),
+                EngineLimit("mlx-lm", "rope_type", ("default", "linear")),
+                EngineLimit("transformers 4", "rope_type", ("default",), loads=True),
             ),
             engine_remarks={
                 # llama.cpp takes true where the file is silent; its converter writes the key for
@@ -224,7 +229,7 @@ FAMILIES: Mapping[str, Family] = {
             engine_limits=(
                 EngineLimit("llama.cpp", "attention_bias"),
                 EngineLimit("mlx-lm", "attention_bias"),
-                EngineLimit("vLLM", "attention_bias"),
+                EngineLimit("vLLM", "attention_bias", loads=True),  # ignores a bias it lacks
             ),
         ),
     )

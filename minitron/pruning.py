@@ -53,8 +53,9 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     check_companions(source, source.config)
     choice = _chosen(source, whole, recipe)
     target = choice.target
-    hub_config(resized_config(source.config, target, tuple(range(target.num_hidden_layers))))
-    for note in load_notes(target):
+    config = resized_config(source.config, target, tuple(range(target.num_hidden_layers)))
+    hub_config(config)
+    for note in load_notes(config):
         logger.warning("%s", note)
     tensors = complete_tensors(source, whole)
     decision = _decide(source, whole, choice, recipe)

@@ -1,5 +1,6 @@
 """Which engines cannot open a model is known from its sizes and switches."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 import minitron
 from minitron.architecture import Architecture
-from minitron.engines import engine_notes, unsupported_engines
+from minitron.engines import engine_notes, load_notes, unsupported_engines
 from minitron.families import FAMILIES
 from tests.tiny import VARIANTS, tiny_config, tiny_folder
 
@@ -87,6 +88,53 @@ def test_a_nemotron_that_llama_cpp_loads_gets_the_blank_that_it_would_add() -> N
     assert "add_space_prefix=bool:false" in notes
     assert "does not load" not in notes
     assert "add_space_prefix" not in " ".join(engine_notes(config_of("nemotron", **NARROW)))
+
+
+SCALED = {"rope_scaling": {"type": "linear", "factor": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("variant", "rotary", "engines"),
+    [
+        ("nemotron", SCALED, {"transformers 4": "computes another model"}),
+        (
+            "nemotron",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}},
+            {
+                "llama.cpp": "computes another model",
+                "mlx-lm": "does not load this model",
+                "transformers 4": "computes another model",
+            },
+        ),
+        ("llama", SCALED, {}),
+    ],
+    ids=str,
+)
+def test_a_rotary_scaling_that_an_engine_lacks_is_beyond_it(
+    variant: str, rotary: dict[str, Any], engines: dict[str, str]
+) -> None:
+    config = config_of(variant, **SQUARE)
+    del config["rope_parameters"]
+    notes = load_notes({**config, **rotary})
+    kind = next(iter(rotary.values())).get("rope_type", "linear")
+    assert [note.partition(": ")[0] for note in notes] == [f"{e} {w}" for e, w in engines.items()]
+    assert all(f"but it is {kind}." in note for note in notes)
+
+
+def test_the_page_of_the_engines_lists_every_limit() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
+    listed = re.findall(r"^\| (\w+) \| ([\w. -]+) \| (.+): (does not load|computes)", page, re.M)
+    words = {"square": "heads x", "derived": "head_dim", "tie_word_embeddings": "a tied"}
+    limits = [(name, limit) for name, family in FAMILIES.items() for limit in family.engine_limits]
+    assert len(listed) == len(limits)
+    for (name, limit), (family, engine, what, how) in zip(limits, listed, strict=True):
+        assert (family, engine, how == "computes") == (name, limit.engine, limit.loads)
+        told = f"rotary scaling but {' and '.join(limit.rope_types)}"
+        assert what.startswith(words.get(limit.what, told if limit.rope_types else limit.what))
+    for family in FAMILIES.values():
+        for tool, remark in family.engine_remarks.items():
+            assert tool in page
+            assert all(code in page for code in re.findall("`(.+?)`", remark))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
