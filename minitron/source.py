@@ -22,7 +22,6 @@ from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -41,6 +40,7 @@ from minitron.tensor_names import some_of
 from minitron.tensors.finite import FLOATS, check_finite
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.token_ids import has_row, with_usable_pad
+from minitron.tokenizer_ids import open_tokenizer
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
 MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family
@@ -50,7 +50,6 @@ _HUB_ID = re.compile(
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 # What transformers raises for a config that it refuses.
 _REFUSALS = (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError)
-_SAMPLE = "It was the best of times, 42 naïve 漢字 🙂\n"
 _GZIP = b"\x1f\x8b"
 _LEFTOVERS = ("rotary_emb.inv_freq", "attention.masked_bias")  # buffers of earlier transformers
 
@@ -322,7 +321,7 @@ def loaded_bytes(source: Source, dtype: torch.dtype | None, device: str) -> int:
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside the weights.
+    """The tokenizer that lies beside the weights, with the ids of its tokenizer.json.
 
     Raises TokenizerError where there is none, ArchitectureError for a config that is damaged: the
     tokenizer's class may depend on it.
@@ -332,10 +331,9 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     files = list(source.tokenizer_files())
     if not files:
         raise TokenizerError(f"{source.name} has no tokenizer files: add tokenizer.json")
+    tokenizer = open_tokenizer(files[0].parent, source.name)
     with foreign_parser(f"{source.name}: its tokenizer", TokenizerError, "fetch it again"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(files[0].parent)
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        tokenizer.decode(tokenizer(_SAMPLE)["input_ids"])  # damage may show only here
     if not all(end is None or type(end) is int for end in ends):
         raise TokenizerError(
             f"{source.name}: its tokenizer begins, ends or pads with {ends!r:.80}, no token ids: "

@@ -20,7 +20,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
     [
         ("minitron.errors",),
         ("minitron.foreign_parser",),
-        ("minitron.plain_yaml", "minitron.checked_json"),
+        ("minitron.plain_yaml", "minitron.checked_json", "minitron.tokenizer_ids"),
         ("minitron.front_matter", "minitron.generation_settings"),
         ("minitron.training.fused_loss", "minitron.training.logit_distances"),
         (

@@ -1,0 +1,114 @@
+"""A tokenizer gives the ids of its tokenizer.json, whatever class transformers makes of it."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+import minitron
+from minitron.errors import TokenizerError
+from minitron.source import load_tokenizer, open_source, zoo
+from minitron.tokenizer_ids import SAMPLES
+from tests.tiny import FAMILIES, tiny_config, tiny_folder
+
+TEXTS = [f"It was the best of times, it was the worst of times. {SAMPLES[0]}"] * 20
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def byte_level() -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=letters, show_progress=False
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    return made
+
+
+def metaspace() -> Tokenizer:
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=SPECIAL + fallback, show_progress=False
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    return made
+
+
+def words() -> Tokenizer:
+    made = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.train_from_iterator(
+        TEXTS, trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False)
+    )
+    return made
+
+
+KINDS = {"byte level": byte_level, "metaspace": metaspace, "words": words}
+CLASSES = (None, "PreTrainedTokenizerFast", "LlamaTokenizerFast", "Qwen2Tokenizer")
+
+
+def folder_of(path: Path, family: str, tokenizer: Tokenizer, named: str | None) -> Path:
+    """A config and a tokenizer, without weights."""
+    tiny_config(family).save_pretrained(path)
+    tokenizer.save(str(path / "tokenizer.json"))
+    if named is not None:
+        (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named}))
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_those_of_the_file_in_every_family_and_class(kind: str, tmp_path: Path) -> None:
+    tokenizer = KINDS[kind]()
+    for family in FAMILIES:
+        for named in CLASSES:
+            folder = folder_of(tmp_path / f"{family}-{named}", family, tokenizer, named)
+            opened = load_tokenizer(open_source(str(folder)))
+            for text in (*SAMPLES, "It was 1234", "   three", "HELLO\n"):
+                expected = tokenizer.encode(text, add_special_tokens=False).ids
+                ids = opened(text, add_special_tokens=False)["input_ids"]
+                assert ids == expected, (family, named, text)
+
+
+def test_text_comes_back_with_its_blanks_and_the_class_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_folder(tmp_path / "m", "llama", vocab_size=4099)
+    for file in zoo()["tiny"].glob("tokenizer*"):
+        shutil.copy(file, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "LlamaTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with caplog.at_level(logging.WARNING):
+        tokenizer = load_tokenizer(open_source(str(folder)))
+    (line,) = [line for line in caplog.messages if "AutoTokenizer" in line]
+    assert "makes a LlamaTokenizer that gives other ids than its tokenizer.json" in line
+    ids = tokenizer("It was the best of times")["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "It was the best of times"
+    assert minitron.generate(str(folder), "It was", max_new_tokens=2)
+
+
+def test_a_tokenizer_that_cannot_be_opened_with_its_own_ids_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron.tokenizer_ids._agree", lambda *_: False)
+    folder = folder_of(tmp_path / "m", "qwen2", words(), None)
+    with pytest.raises(TokenizerError, match=r"makes a Qwen2Tokenizer of its tokenizer.json that"):
+        load_tokenizer(open_source(str(folder)))
+
+
+def test_a_tokenizer_that_follows_its_file_is_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron.tokenizer_ids.Tokenizer", None)
+    folder = folder_of(tmp_path / "m", "llama", byte_level(), "PreTrainedTokenizerFast")
+    assert load_tokenizer(open_source(str(folder)))
