@@ -106,6 +106,24 @@ def test_loss_and_gradients_are_those_of_the_naive_loss(options: dict[str, Any])
     assert_close(ours, [tensor.float() for tensor in expected], 3e-6)
 
 
+@pytest.mark.parametrize(
+    ("students", "teachers"), [(VOCABULARY + 6, VOCABULARY), (VOCABULARY, 131)]
+)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_padding_rows_of_a_head_get_no_mass_and_no_gradient(
+    options: dict[str, Any], students: int, teachers: int
+) -> None:
+    tensors = inputs(torch.float64)
+    expected = evaluated(naive, tensors, **options)
+    likely = torch.full((30, TEACHER), 9.0, dtype=torch.float64)
+    for place, rows in ((1, students), (3, teachers)):
+        padding = likely[: rows - VOCABULARY, : tensors[place].shape[1]]
+        tensors[place] = torch.cat([tensors[place].detach(), padding]).requires_grad_()
+    ours = evaluated(distillation_loss, tensors, chunk_size=4, rows=VOCABULARY, **options)
+    assert not ours[2][VOCABULARY:].any()
+    assert_close([*ours[:2], ours[2][:VOCABULARY]], expected, 1e-13)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_gradients_are_those_of_finite_differences(options: dict[str, Any]) -> None:
     student_hidden, student_head, *teacher = inputs(torch.float64, tokens=5, vocabulary=11)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerState
 
 import minitron
 from minitron.cli import main
-from minitron.errors import MinitronError, OutputError, TargetError, TokenizerError
+from minitron.errors import CorpusError, MinitronError, OutputError, TargetError, TokenizerError
 from minitron.source import load_model, open_source
 from minitron.training.distill_trainer import DistillTrainer
 from tests.tiny import SIZES, tiny_folder, weights_of
@@ -386,8 +386,7 @@ def test_tokens_that_differ_are_told_one_by_one(folders: Path, tmp_path: Path) -
     assert str(raised.value) == (
         "student and teacher differ in 4 tokens: "
         f"id 7 is 'w7' in {student}, 'seven' in {teacher}; "
-        f"id 8 is 'w8' in {student}, 'eight' in {teacher}; "
-        f"id 9 is 'w9' in {student}, 'nine' in {teacher}; ...: "
+        "id 8 'w8' and 'eight'; id 9 'w9' and 'nine'; ...: "
         "distill from a teacher with the student's tokenizer"
     )
     assert not (tmp_path / "out.partial").exists()
@@ -400,6 +399,82 @@ def test_models_with_equal_tokens_learn_from_text(folders: Path, tmp_path: Path)
     settings = {"teacher": str(teacher), "corpus": str(tmp_path / "text.txt"), "seq_len": 11}
     out = distilled(folders, tmp_path / "out", str(student), **settings)
     assert json.loads((out / "minitron.json").read_text())["training"]["corpus_tokens"] == 18 * 11
+
+
+@pytest.mark.parametrize("cache", [None, {}, {"top_k": 9}], ids=["beside", "cached", "likeliest"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(("students", "teachers"), [(131, 107), (107, 131)])
+def test_embeddings_padded_to_other_sizes_are_compared_over_the_rows_of_both(
+    students: int,
+    teachers: int,
+    tied: bool,
+    cache: dict[str, Any] | None,
+    folders: Path,
+    tmp_path: Path,
+) -> None:
+    sizes = {**STUDENT, "tie_word_embeddings": tied}
+    student = words_model(tmp_path / "student", seed=2, vocab_size=students, **sizes)
+    teacher = words_model(tmp_path / "teacher", seed=1, vocab_size=teachers)
+    ids = torch.from_numpy(np.load(folders / "text.npy")).long()
+    rows, labels = min(students, teachers), ids[:, 1:].flatten()
+    ours, theirs = (logits_of(folder, ids)[:, :rows] for folder in (student, teacher))
+    options: dict[str, Any] = {**ALL_AT_ONCE, "autocast": "float32"}
+    options |= {"eval_corpus": str(folders / "text.npy")}
+    if cache is not None:
+        written = {"corpus": str(folders / "text.npy"), "dtype": "float32", **cache}
+        minitron.cache_teacher(str(teacher), str(tmp_path / "says"), **written)
+        options |= {"teacher": None, "teacher_cache": str(tmp_path / "says")}
+    else:
+        options |= {"teacher": str(teacher)}
+    out = distilled(folders, tmp_path / "out", str(student), **options)
+
+    if cache != {"top_k": 9}:
+        p, q = theirs.log_softmax(-1), ours.log_softmax(-1)
+        kl = float(F.kl_div(q, p, log_target=True, reduction="batchmean"))
+        assert losses(out)[0] == pytest.approx(kl, rel=1e-5 if cache is None else 0.02)
+    told = [record["eval_loss"] for record in records(out) if "eval_loss" in record]
+    assert told[0] == pytest.approx(float(F.cross_entropy(ours, labels)), rel=1e-5)
+    after = logits_of(out, ids)
+    assert after.shape[1] == students
+    assert int(after.argmax(1).max()) < rows
+    # A tied embedding's padding rows are those of the output too: none is ever read.
+    if students > rows:
+        share = after.softmax(1)[:, rows:]
+        assert float(share.max()) <= 1 / rows
+        wanted = after[:, :rows].mean(1, keepdim=True).expand_as(after[:, rows:])
+        torch.testing.assert_close(after[:, rows:], wanted, rtol=0, atol=0.02)
+
+
+def test_ids_that_only_one_of_two_padded_models_has_are_refused(
+    folders: Path, tmp_path: Path
+) -> None:
+    student = words_model(tmp_path / "student", seed=2, vocab_size=131, **STUDENT)
+    teacher = words_model(tmp_path / "teacher", seed=1, vocab_size=107)
+    np.save(tmp_path / "text.npy", np.full((3, SEQ_LEN), 110))
+    with pytest.raises(
+        CorpusError, match="holds token id 110, outside the model's vocabulary of 107"
+    ):
+        distilled(
+            folders,
+            tmp_path / "out",
+            str(student),
+            teacher=str(teacher),
+            corpus=str(tmp_path / "text.npy"),
+        )
+
+
+def test_a_tokenizer_that_reaches_beyond_the_smaller_model_is_refused(
+    folders: Path, tmp_path: Path
+) -> None:
+    student = words_model(tmp_path / "student", seed=2, vocab_size=131, **STUDENT)
+    teacher = words_model(tmp_path / "teacher", seed=1, vocab_size=97)
+    with pytest.raises(TokenizerError, match=r"131 token ids, .*teacher 97, .* ids up to 100: "):
+        distilled(folders, tmp_path / "out", str(student), teacher=str(teacher))
+
+
+def words_model(folder: Path, **sizes: Any) -> Path:
+    """A model whose tokenizer has 101 tokens, with so many rows or more."""
+    return with_words(folder, tiny_folder(folder.with_name(f"bare-{folder.name}"), **sizes))
 
 
 def test_vocabularies_of_other_sizes_are_refused(folders: Path, tmp_path: Path) -> None:

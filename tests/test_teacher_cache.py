@@ -145,6 +145,31 @@ def test_the_loss_on_the_likeliest_and_its_gradient_are_the_naive_ones(
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_likeliest_tokens_that_the_student_lacks_are_left_out_of_both() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(12, 6, generator=generator, requires_grad=True)
+    head = torch.randn(23, 6, generator=generator, requires_grad=True)
+    ids = torch.stack([torch.randperm(23, generator=generator)[:4] for _ in range(12)])
+    kept = torch.rand(12, 5, generator=generator).add(0.1)
+    labels = torch.randint(19, (12,), generator=generator)
+    is_ours = torch.cat([ids < 19, torch.ones(12, 1, dtype=torch.bool)], 1)
+    assert not is_ours.all()
+    loss = top_k_loss(hidden, head, ids, kept.log(), labels, ce_weight=0.3, rows=19)
+    gradients = torch.autograd.grad(loss, (hidden, head))
+    logits = (hidden @ head.T)[:, :19]
+    rows = []
+    for row in range(12):  # each with as many tokens as are left
+        some, share = ids[row][is_ours[row, :4]], kept[row][is_ours[row]]
+        rows.append(naive(logits[row : row + 1], some[None], (share / share.sum())[None]))
+    wanted = torch.stack(rows).mean() + 0.3 * F.cross_entropy(logits, labels)
+    torch.testing.assert_close(loss, wanted)
+    for gradient, expected in zip(
+        gradients, torch.autograd.grad(wanted, (hidden, head)), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    assert not gradients[1][19:].any()
+
+
 def test_a_student_learns_from_the_likeliest(
     folders: Path, likeliest: Path, tmp_path: Path
 ) -> None:

@@ -19,9 +19,11 @@ def cross_entropy_loss(
     *,
     reduction: str = "mean",
     chunk_size: int | None = None,
+    rows: int | None = None,
 ) -> Tensor:
     """The "mean" over tokens of -log softmax(hidden head^T)[label], or their "sum".
 
+    Of the head the first `rows` are the vocabulary, all unless it is given: the others get no mass.
     Hidden states are [tokens, width], the head [vocabulary, width], labels [tokens] what each
     hidden state predicts; -100 drops a token. Under autocast products are in its dtype, sums in
     float32. Memory, precision and sharded heads are as for `distillation_loss`. Raises TargetError
@@ -34,6 +36,7 @@ def cross_entropy_loss(
         head,
         _row_loss,
         labels=labels,
+        rows=rows,
         is_mean=reduction == "mean",
         chunk_size=chunk_size,
         rounds_as_autocast=True,

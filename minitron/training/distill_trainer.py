@@ -35,11 +35,14 @@ class DistillTrainer(TextTrainer):
         teacher: Teacher,
         loss: DistillLoss,
         inner: InnerStates,
+        rows: int | None = None,
         **options: Any,
     ) -> None:
         """`inner` are the states between layers that are compared with the lessons', those that are
-        compared as they are by a projection that `add_projection` added."""
+        compared as they are by a projection that `add_projection` added. `rows` of the student's
+        output embedding are the vocabulary, all unless it is given."""
         super().__init__(**options)
+        self._rows = rows
         # A mean over the batch: Trainer is to divide it by the batches that are accumulated.
         self.model_accepts_loss_kwargs = False
         self._teacher = teacher

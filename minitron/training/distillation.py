@@ -39,12 +39,15 @@ def distillation_loss(
     beta: float = 0.5,
     reduction: str = "mean",
     chunk_size: int | None = None,
+    rows: int | None = None,
 ) -> Tensor:
     """How far the student's next-token distributions are from the teacher's, with gradients.
 
     Hidden states are [tokens, width], heads [vocabulary, width]; the widths of the two models may
-    differ. With t and s the logits, p = softmax(t / temperature), q = softmax(s / temperature), one
-    token's distance by `kind` is
+    differ. Heads that are padded to different numbers of rows need `rows`, how many of the first
+    are the vocabulary of both: both distributions are over those alone, and the rows after them get
+    no gradient. With t and s the logits, p = softmax(t / temperature), q = softmax(s /
+    temperature), one token's distance by `kind` is
 
     - `forward_kl`: sum p log(p / q), the Minitron papers' choice;
     - `reverse_kl`: sum q log(q / p);
@@ -77,7 +80,7 @@ def distillation_loss(
     """
     distance = _check_options(kind, temperature, ce_weight, beta, reduction, labels)
     tensors = (student_hidden, student_head, teacher_hidden, teacher_head)
-    _check_shapes(*tensors, labels, chunk_size)
+    _check_shapes(*tensors, labels, chunk_size, rows)
     _check_devices(*tensors, labels)
     return fused_loss(
         student_hidden,
@@ -86,6 +89,7 @@ def distillation_loss(
         labels=labels,
         gives_labels=ce_weight > 0,
         teacher=(teacher_hidden, teacher_head),
+        rows=rows,
         is_mean=reduction == "mean",
         gradient_scale=temperature,
         chunk_size=chunk_size,
@@ -159,6 +163,7 @@ def _check_shapes(
     teacher_head: Tensor,
     labels: Tensor | None,
     chunk_size: int | None,
+    rows: int | None,
 ) -> None:
     for owner, hidden, head in (
         ("student", student_hidden, student_head),
@@ -169,11 +174,14 @@ def _check_shapes(
                 f"The {owner}'s hidden states are {list(hidden.shape)} and its head "
                 f"{list(head.shape)}: they must be [tokens, width] and [vocabulary, width]"
             )
-    if student_head.shape[0] != teacher_head.shape[0]:
+    sizes = student_head.shape[0], teacher_head.shape[0]
+    if rows is None and sizes[0] != sizes[1]:
         raise TargetError(
-            f"The student's vocabulary has {student_head.shape[0]} tokens, the teacher's "
-            f"{teacher_head.shape[0]}: they must be the same"
+            f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}: they must "
+            "be the same, or rows say how many both have"
         )
+    if rows is not None and not 0 < rows <= min(sizes):
+        raise TargetError(f"rows is {rows}: it must be from 1 to {min(sizes)}, which both have")
     counts = [student_hidden.shape[0], teacher_hidden.shape[0]]
     if labels is not None:
         counts.append(labels.shape[0] if labels.dim() == 1 else -1)

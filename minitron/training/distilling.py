@@ -8,7 +8,7 @@ is in `distill_trainer`, the loss in `distillation`, where lessons come from in 
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import set_seed
 from minitron.architecture import Architecture
 from minitron.errors import TargetError
 from minitron.hub.folder import HubFolder
-from minitron.layer_stream import LayerStream
+from minitron.layer_stream import EMBEDDING, HEAD, LayerStream
 from minitron.provenance import inherited_from, sizes_of
 from minitron.recipe import DistillRecipe, verb
 from minitron.source import Source, load_model, open_source, sequence_length
@@ -29,6 +29,7 @@ from minitron.training.distill_trainer import DistillTrainer, add_projection
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import (
     CHECKPOINTS,
+    Fitted,
     Texts,
     check_numbers,
     digest_of,
@@ -47,7 +48,7 @@ from minitron.training.teacher import (
 from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
 from minitron.training.trained_folder import is_written, write_trained
 from minitron.training.training_memory import teacher_fits
-from minitron.training.vocabularies import check_same_vocabulary
+from minitron.training.vocabularies import shared_rows, silenced_padding
 from minitron.unfinished import check_absent
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class _Instruction:
     record: dict[str, Any]
     loss: DistillLoss
     inner: InnerStates
+    rows: int  # of both embeddings that are their vocabulary
 
     def teacher(self, recipe: DistillRecipe, student: Source, *, seq_len: int) -> Teacher:
         """Load it, open it to be read layer by layer, or open what it wrote down."""
@@ -107,12 +109,17 @@ class _Instruction:
 def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder: Path) -> None:
     inherited = inherited_from(student)
     texts = _texts(recipe, student, told, folder)
+    for corpus in (texts.corpus, texts.held_out):
+        if corpus is not None:
+            corpus.check_fits(told.rows)
     teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
     set_seed(recipe.seed)
     model = initial_model(student, recipe)
     teachers_width = Architecture.from_config(told.source.config).hidden_size
     add_projection(model, teachers_width, told.inner)
-    make_trainer = partial(DistillTrainer, teacher=teacher, loss=told.loss, inner=told.inner)
+    make_trainer = partial(
+        DistillTrainer, teacher=teacher, loss=told.loss, inner=told.inner, rows=told.rows
+    )
     fitted = fit(
         model,
         texts,
@@ -126,7 +133,7 @@ def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder:
         folder,
         student,
         recipe,
-        fitted,
+        _silenced(fitted, student, told.rows),
         texts,
         command="distill",
         loss=f"{recipe.kind} from the teacher",
@@ -135,12 +142,22 @@ def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder:
     )
 
 
+def _silenced(fitted: Fitted, student: Source, rows: int) -> Fitted:
+    """What was trained, with the student's padding rows made such that none is generated."""
+    architecture = Architecture.from_config(student.config)
+    if not fitted.weights or rows == architecture.vocab_size:
+        return fitted
+    head = HEAD if HEAD in architecture.shapes() else EMBEDDING
+    silent = silenced_padding(fitted.weights[head], rows)
+    return replace(fitted, weights={**fitted.weights, head: silent})
+
+
 def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
     """Who teaches and how, checked against the student."""
     cache, source = _teaching(recipe)
     loss = DistillLoss(recipe.kind, recipe.temperature, recipe.ce_weight, recipe.beta)
     _check_loss(loss, cache)
-    check_same_vocabulary(student, source)
+    rows = shared_rows(student, source)
     ours, theirs = (Architecture.from_config(each.config) for each in (student, source))
     if theirs.parameters < ours.parameters:
         logger.warning(
@@ -156,6 +173,7 @@ def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
         record={**described, **sizes_of(theirs)},
         loss=loss,
         inner=_inner_states(recipe, ours, theirs, cache),
+        rows=rows,
     )
 
 

@@ -41,6 +41,7 @@ def fused_loss(
     labels: Tensor | None = None,
     gives_labels: bool = True,
     teacher: tuple[Tensor, Tensor] | None = None,
+    rows: int | None = None,
     is_mean: bool = True,
     gradient_scale: float = 1.0,
     chunk_size: int | None = None,
@@ -50,16 +51,19 @@ def fused_loss(
 
     Tokens that `labels` [tokens] calls -100 are dropped; `row_loss` is given the labels of the
     others unless it has no use for them. `teacher` is another model's hidden states and head, which
-    get no gradient. The mean is over kept tokens, 0 where there are none; else it is the sum. Under
-    autocast on a GPU its dtype is multiplied, into float32; on a CPU only if `rounds_as_autocast`,
-    which rounds the logits too and is several times faster where the processor has that dtype.
-    Raises TargetError for labels that are no token ids.
+    get no gradient. Of both heads the first `rows` are the vocabulary, all unless it is given:
+    later ones pad the head, are never multiplied and get a gradient of 0. The mean is over kept
+    tokens, 0 where there are none; else it is the sum. Under autocast on a GPU its dtype is
+    multiplied, into float32; on a CPU only if `rounds_as_autocast`, which rounds the logits too and
+    is several times faster where the processor has that dtype. Raises TargetError for labels that
+    are no token ids.
     """
     head = _whole(head)
+    rows = head.shape[0] if rows is None else rows
     if labels is not None:
-        _check_labels(labels, head.shape[0])
+        _check_labels(labels, rows)
     if teacher is not None:
-        teacher = teacher[0].detach(), _whole(teacher[1].detach())
+        teacher = teacher[0].detach(), _whole(teacher[1].detach())[:rows]
     kept = None if labels is None else (labels != IGNORED_LABEL).nonzero().squeeze(1)
     tokens = hidden.shape[0] if kept is None else kept.shape[0]
     with_gradient = torch.is_grad_enabled()
@@ -72,7 +76,8 @@ def fused_loss(
         labels=labels if gives_labels else None,
         scale=1.0 / max(tokens, 1) if is_mean else 1.0,
         gradient_scale=gradient_scale,
-        chunk_size=chunk_size or _default_chunk(head),
+        vocabulary=rows,
+        chunk_size=chunk_size or _default_chunk(head[:rows]),
         inside=_inner_dtype(hidden, head, *(teacher or ())),
         rounds=rounds_as_autocast and is_cpu and torch.is_autocast_enabled("cpu"),
         needs_hidden_gradient=with_gradient and hidden.requires_grad,
@@ -93,6 +98,7 @@ class _Job:
     labels: Tensor | None
     scale: float  # of the sum over tokens
     gradient_scale: float
+    vocabulary: int  # rows of the head
     chunk_size: int
     inside: torch.dtype
     rounds: bool  # products to half precision
@@ -137,6 +143,7 @@ def _loss_and_gradients(
     hidden: Tensor, head: Tensor, job: _Job
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The scaled loss, and both gradients of the sum over tokens divided by `gradient_scale`."""
+    padded, head = head.shape, head[: job.vocabulary]  # a view
     empty = partial(torch.empty, dtype=job.inside, device=hidden.device)
     zeros = partial(torch.zeros, dtype=job.inside, device=hidden.device)
     buffer = min(job.chunk_size, job.tokens), head.shape[0]
@@ -146,7 +153,9 @@ def _loss_and_gradients(
     hidden_gradient = zeros(hidden.shape) if job.needs_hidden_gradient else None
     # The first chunk overwrites the head's gradient.
     first = empty if job.tokens else zeros
-    head_gradient = first(head.shape) if job.needs_head_gradient else None
+    head_gradient = first(padded) if job.needs_head_gradient else None
+    if head_gradient is not None:
+        head_gradient[job.vocabulary :].zero_()
     for start in range(0, job.tokens, job.chunk_size):
         stop = min(start + job.chunk_size, job.tokens)
         rows = job.rows(start, stop)
@@ -161,7 +170,8 @@ def _loss_and_gradients(
         if hidden_gradient is not None:
             hidden_gradient[rows] = _hidden_gradient(logits, head, rounds=job.rounds)
         if head_gradient is not None:
-            _add_head_gradient(head_gradient, logits, states, int(start > 0), rounds=job.rounds)
+            written = head_gradient[: job.vocabulary]
+            _add_head_gradient(written, logits, states, int(start > 0), rounds=job.rounds)
     return losses.sum() * job.scale, hidden_gradient, head_gradient
 
 

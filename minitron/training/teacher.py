@@ -61,7 +61,8 @@ class FullLesson:
     inner: Sequence[Tensor] = ()
 
     def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, how: DistillLoss) -> Tensor:
-        """Exact over the whole vocabulary."""
+        """Exact over the whole vocabulary: the rows that both heads have, where one is padded."""
+        rows = min(head.shape[0], self.head.shape[0])
         return distillation_loss(
             hidden,
             head,
@@ -72,6 +73,7 @@ class FullLesson:
             beta=how.beta,
             ce_weight=how.ce_weight,
             labels=labels if how.ce_weight else None,
+            rows=rows,
         )
 
 

@@ -124,7 +124,7 @@ class CachedTeacher:
         ids = self._read("ids", rows).long()
         if int(ids.min()) < 0 or int(ids.max()) >= self._vocab_size:
             raise SourceError(f"{self._path} holds ids outside its vocabulary: {_REMEDY}")
-        return TopKLesson(ids, self._read("log_probabilities", rows))
+        return TopKLesson(ids, self._read("log_probabilities", rows), self._vocab_size)
 
     def _read(self, name: str, rows: Tensor) -> Tensor:
         parts = []
@@ -136,16 +136,24 @@ class CachedTeacher:
 
 @dataclass(frozen=True)
 class TopKLesson:
-    """The likeliest tokens `ids` [tokens, k] and their `log_probabilities` [tokens, k + 1]."""
+    """The likeliest tokens `ids` [tokens, k] and their `log_probabilities` [tokens, k + 1], of a
+    teacher whose output embedding has so many `rows`."""
 
     ids: Tensor
     log_probabilities: Tensor
+    rows: int
     inner: tuple[Tensor, ...] = ()
 
     def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, how: DistillLoss) -> Tensor:
         """Forward KL, all but the k likeliest taken together."""
         return top_k_loss(
-            hidden, head, self.ids, self.log_probabilities, labels, ce_weight=how.ce_weight
+            hidden,
+            head,
+            self.ids,
+            self.log_probabilities,
+            labels,
+            ce_weight=how.ce_weight,
+            rows=min(head.shape[0], self.rows),
         )
 
 

@@ -24,6 +24,7 @@ class TextTrainer(Trainer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._unwrapped: Any = options["model"]
+        self._rows: int | None = None  # of the output embedding; None for all
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """None after the last step: a run that was killed after it would make one more."""
@@ -47,8 +48,8 @@ class TextTrainer(Trainer):
         def loss_of(hidden: Tensor, head: Tensor) -> Tensor:
             states = hidden[:, :-1].flatten(0, 1)  # the last one predicts nothing we know
             if counted is None:
-                return cross_entropy_loss(states, head, labels)
-            total = cross_entropy_loss(states, head, labels, reduction="sum")
+                return cross_entropy_loss(states, head, labels, rows=self._rows)
+            total = cross_entropy_loss(states, head, labels, reduction="sum", rows=self._rows)
             return total.div(counted)
 
         with loss_in_head(self._unwrapped, loss_of):

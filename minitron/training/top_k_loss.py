@@ -22,15 +22,21 @@ def top_k_loss(
     labels: Tensor,
     *,
     ce_weight: float = 0.0,
+    rows: int | None = None,
 ) -> Tensor:
     """The mean over tokens of KL(teacher || student) + ce_weight * cross-entropy(labels).
 
     `student_hidden` [tokens, width], `student_head` [vocabulary, width], `ids` [tokens, k] and the
     teacher's `log_probabilities` [tokens, k + 1], whose last is that of all other tokens together.
+    Of the head the first `rows` are the vocabulary, all unless it is given: the others get no mass,
+    and ids beyond count as if the teacher gave them none.
     """
-    rows = max(1, _LOGITS // student_head.shape[0])
+    student_head = student_head[:rows]
+    vocabulary = student_head.shape[0]
+    ids = ids.clamp(max=vocabulary)  # where `_summed` puts tokens that the student does not have
+    at_once = max(1, _LOGITS // vocabulary)
     parts = (student_hidden, ids, log_probabilities, labels)
-    pieces = zip(*(part.split(rows) for part in parts), strict=True)
+    pieces = zip(*(part.split(at_once) for part in parts), strict=True)
     sums = [
         checkpoint(_summed, hidden, student_head, i, p, wanted, ce_weight, use_reentrant=False)
         for hidden, i, p, wanted in pieces
@@ -47,11 +53,16 @@ def _summed(
     hidden: Tensor, head: Tensor, ids: Tensor, teacher: Tensor, labels: Tensor, ce_weight: float
 ) -> Tensor:
     logits = (hidden @ head.T).float()  # (tokens, vocabulary)
+    teacher, is_ours = teacher.float(), ids < head.shape[0]
+    if not is_ours.all():  # a token more, which neither gives anything
+        logits = F.pad(logits, (0, 1), value=-torch.inf)
+        teacher = teacher.masked_fill(F.pad(~is_ours, (0, 1)), -torch.inf)
     whole = logits.logsumexp(1, keepdim=True)
     known, rest = logits.gather(1, ids), beyond(logits, ids).unsqueeze(1)
     student = torch.cat([known, rest], 1) - whole  # (tokens, k + 1)
-    teacher = teacher.float().log_softmax(1)  # to sum to one again after rounding
-    divergence = (teacher.exp() * (teacher - student)).sum()
+    teacher = teacher.log_softmax(1)  # to sum to one again after rounding
+    ratio = (teacher - student).masked_fill(teacher.isneginf(), 0)
+    divergence = (teacher.exp() * ratio).sum()
     if not ce_weight:
         return divergence
     return divergence + ce_weight * F.cross_entropy(logits, labels, reduction="sum")

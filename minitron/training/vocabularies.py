@@ -1,7 +1,10 @@
 """Vocabularies: whether two models mean the same by the same token id.
 
-check_same_vocabulary(open_source("student"), open_source("teacher"))
+shared_rows(open_source("student"), open_source("teacher"))
 """
+
+import torch
+from torch import Tensor
 
 from minitron.architecture import Architecture
 from minitron.errors import TokenizerError
@@ -10,35 +13,55 @@ from minitron.source import Source, load_tokenizer
 _SHOWN = 3
 
 
-def check_same_vocabulary(student: Source, teacher: Source) -> None:
-    """Refuse two models with different tokens or differently many, telling the first that differ.
+def shared_rows(student: Source, teacher: Source) -> int:
+    """How many first rows of both embeddings are the vocabulary of two models of one tokenizer.
 
-    Tokens are compared where both models have a tokenizer. Raises TokenizerError.
+    A model may have rows that no token uses, to make their number round: Qwen2.5 0.5B has 128
+    fewer than 7B. Rows that only one model has are no part of the vocabulary. Raises TokenizerError
+    for different tokens, telling the first that differ; for different numbers of rows where a
+    tokenizer is missing that could tell which are used, or reaches beyond the smaller number.
     """
-    if any(student.tokenizer_files()) and any(teacher.tokenizer_files()):
-        _check_same_tokens(student, teacher)
-    sizes = [Architecture.from_config(source.config).vocab_size for source in (student, teacher)]
-    if sizes[0] != sizes[1]:
-        raise TokenizerError(
-            f"{student.name} predicts {sizes[0]:,} token ids, {teacher.name} {sizes[1]:,}: "
-            "distill from the model that the student was made from, or one of its vocabulary"
-        )
+    counts = [Architecture.from_config(source.config).vocab_size for source in (student, teacher)]
+    have_tokens = any(student.tokenizer_files()) and any(teacher.tokenizer_files())
+    tokens = _same_tokens(student, teacher) if have_tokens else {}
+    rows, last = min(counts), max(tokens, default=-1)
+    if counts[0] == counts[1] or (tokens and last < rows):
+        return rows
+    raise TokenizerError(
+        f"{student.name} predicts {counts[0]:,} token ids, {teacher.name} {counts[1]:,}"
+        + (f", and their tokenizer has ids up to {last:,}" if tokens else "")
+        + ": distill from the model that the student was made from, or one of its vocabulary"
+        + ("" if tokens else "; where both have one tokenizer, put its files into both folders")
+    )
 
 
-def _check_same_tokens(student: Source, teacher: Source) -> None:
+def silenced_padding(embedding: Tensor, rows: int) -> Tensor:
+    """An output embedding [rows and more, width] of which greedy decoding picks no row from `rows`.
+
+    Those become the mean of the rows before: their logit is then the mean of the others', which is
+    never above the largest, and each one's share of a sample is at most one part in `rows`
+    (Jensen's inequality), in practice next to nothing.
+    """
+    padding = embedding.shape[0] - rows
+    mean = embedding[:rows].float().mean(0, keepdim=True).to(embedding.dtype)
+    return torch.cat([embedding[:rows], mean.expand(padding, -1)])
+
+
+def _same_tokens(student: Source, teacher: Source) -> dict[int, str]:
+    """The tokens of both, by id."""
     ours, theirs = _tokens(student), _tokens(teacher)
     differing = sorted(i for i in {*ours, *theirs} if ours.get(i) != theirs.get(i))
     if differing:
-        told = "; ".join(
-            f"id {i} is {_said(ours.get(i))} in {student.name}, {_said(theirs.get(i))} in "
-            f"{teacher.name}"
-            for i in differing[:_SHOWN]
-        )
+        pairs = [(i, _said(ours.get(i)), _said(theirs.get(i))) for i in differing[:_SHOWN]]
+        first, our, their = pairs[0]
+        told = f"id {first} is {our} in {student.name}, {their} in {teacher.name}"
+        told += "".join(f"; id {i} {our} and {their}" for i, our, their in pairs[1:])
         raise TokenizerError(
             f"student and teacher differ in {len(differing):,} tokens: {told}"
             + ("; ...: " if len(differing) > _SHOWN else ": ")
             + "distill from a teacher with the student's tokenizer"
         )
+    return ours
 
 
 def _tokens(source: Source) -> dict[int, str]:
