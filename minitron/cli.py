@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.config import Dict
 from docstring_parser import parse_from_object
 
+from minitron.credentials import masked_logs, masked_traceback
 from minitron.errors import MinitronError, TargetError, one_line
 from minitron.recipe import (
     CardRecipe,
@@ -408,6 +409,13 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     # It logs what it then raises, and a mistake is to be one line.
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
+    if arguments is None:
+        sys.excepthook = masked_traceback(sys.excepthook)
+    with masked_logs():
+        _run(tokens)
+
+
+def _run(tokens: list[str]) -> None:
     try:
         app.config, mapped = _recipe_file(tokens)
         tokens = [*tokens, *mapped]

@@ -15,18 +15,21 @@ MinitronError                 one line: what was wrong, the value seen, what to 
 The command line prints `str(error)` on one line and exits with 2. Nothing here knows how.
 """
 
+from minitron.credentials import masked
+
 MAX_LENGTH = 500  # characters of a message: a foreign parser's may quote the whole file
 
 
 def one_line(text: str) -> str:
     """`text` on one line of at most 500 characters, without what a terminal would obey.
 
-    White space becomes one blank, and control characters their escapes. Of a longer text the
-    middle is left out: what was wrong stands at the beginning, what to do at the end.
+    White space becomes one blank, control characters their escapes, and credentials `***`. Of a
+    longer text the middle is left out: what was wrong stands at the beginning, what to do at the
+    end.
     """
     visible = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in " ".join(text.split())
+        for letter in " ".join(masked(text).split())
     )
     if len(visible) <= MAX_LENGTH:
         return visible

@@ -23,6 +23,7 @@ from minitron.families import AXIS_KEYS
 from minitron.folder_writer import json_bytes, write_json
 from minitron.front_matter import read_front_matter
 from minitron.record import check_record
+from minitron.recorded_paths import named_texts
 from minitron.source import Source, zoo
 from minitron.tensors.model_digest import model_digest
 from minitron.unfinished import replace_file
@@ -55,7 +56,7 @@ def write_provenance(
         {
             "schema": SCHEMA,
             "command": command,
-            "recipe": recipe,
+            "recipe": named_texts(recipe),
             "source": {
                 "name": source.name,
                 "revision": source.revision,
@@ -69,7 +70,7 @@ def write_provenance(
                 "max_shard_size": recipe.get("max_shard_size", folder_writer.MAX_SHARD_SIZE),
             },
             "versions": {package: version(package) for package in _PACKAGES},
-            **decided,
+            **named_texts(decided),
         },
     )
 

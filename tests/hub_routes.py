@@ -43,6 +43,8 @@ class Fault:
     drop_after: int | None = None  # bytes of the answer; of the question, for PUT and POST
     delay: float = 0.0  # seconds
     corrupt: bool = False  # one byte of the answer; of the question, for PUT and POST
+    body: bytes = b""  # of the answer, where a status is given
+    trickle: float = 0.0  # seconds between the bytes of the answer
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Hub(Holdings):
         self.part_size = 5_000_000  # above it, a large file comes in parts
         self.page_size = 1000
         self.serves_ranges = True
+        self.ignored: set[str] = set()  # as by .gitignore
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.lock = threading.RLock()
@@ -326,7 +329,8 @@ class Hub(Holdings):
             mode = "lfs" if is_large(path, sample, file["size"]) else "regular"
             known = commit.files.get(path)
             oid = {"oid": known.etag} if known else {}
-            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **oid})
+            dropped = path in self.ignored
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": dropped, **oid})
         return Answer.of({"files": files})
 
     @route("POST", "/api/KIND/ID/commit/{revision}")

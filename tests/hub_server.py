@@ -47,9 +47,9 @@ class Handler(BaseHTTPRequestHandler):
         if self._asks(fault) and self.close_connection:
             return
         if fault is not None and fault.status is not None:
-            self._send(Answer(b"", fault.status, fault.headers), None)
+            self._send(Answer(fault.body, fault.status, fault.headers), None, fault.trickle)
         else:
-            self._send(self.hub.answer(request), fault)
+            self._send(self.hub.answer(request), fault, fault.trickle if fault else 0)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do
 
@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
     def _asks(self, fault: Fault | None) -> bool:
         return fault is not None and self.command in ("PUT", "POST")
 
-    def _send(self, answer: Answer, fault: Fault | None) -> None:
+    def _send(self, answer: Answer, fault: Fault | None, trickle: float = 0) -> None:
         body = answer.body
         if fault is not None and not self._asks(fault):
             if fault.corrupt:
@@ -99,8 +99,14 @@ class Handler(BaseHTTPRequestHandler):
         if "Content-Length" not in answer.headers:
             self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        try:
+            for part in (bytes([byte]) for byte in body) if trickle else (body,):
+                self.wfile.write(part)
+                time.sleep(trickle)
+        except OSError:  # the asker has hung up
+            self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -161,6 +167,7 @@ def talk_to(
     monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
     monkeypatch.setattr("minitron.hub.repository.time", hasty, raising=False)
     monkeypatch.setattr("minitron.hub.destination.time", hasty)
+    monkeypatch.setattr("minitron.hub.committing.time", hasty)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     if token is not None:

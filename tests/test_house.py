@@ -18,7 +18,8 @@ from minitron import cli
 FLOORS: list[list[tuple[str, ...]]] = [
     [("modeling_nemotron",)],
     [
-        ("minitron.errors",),
+        ("minitron.credentials",),
+        ("minitron.errors", "minitron.recorded_paths"),
         ("minitron.foreign_parser",),
         ("minitron.plain_yaml", "minitron.checked_json", "minitron.tokenizer_ids"),
         ("minitron.front_matter", "minitron.generation_settings"),
@@ -60,8 +61,10 @@ FLOORS: list[list[tuple[str, ...]]] = [
     [
         ("minitron.conversion",),
         ("minitron.hub.errors", "minitron.hub.verified_file", "minitron.hub.own_wheel"),
+        ("minitron.hub.patience",),
         ("minitron.hub.repository",),
         ("minitron.hub.destination",),
+        ("minitron.hub.committing",),
         ("minitron.hub.place",),
         ("minitron.hub.folder",),
         (

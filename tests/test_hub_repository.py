@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,9 @@ def test_what_is_not_cached_is_named_in_one_line(
 def test_a_shard_that_is_not_cached_is_named(told: dict[str, dict[str, Any]]) -> None:
     assert told["owner/shardless"]["error"] == "SourceError"
     assert "owner/shardless has no model-00002-of-" in told["owner/shardless"]["message"]
-    assert "which its index names: fetch it" in told["owner/shardless"]["message"]
+    message = told["owner/shardless"]["message"]
+    assert "which its index names: fetch it where there is a network: hf download owner" in message
+    assert re.search(r"owner/shardless model\S+safetensors --revision [0-9a-f]{40}$", message)
 
 
 def test_a_repository_of_which_only_the_config_is_cached_has_no_weights(

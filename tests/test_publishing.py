@@ -1,11 +1,13 @@
 """Pushing to the Hub over the wire: what arrives, what is refused, and what is never told."""
 
 import json
+import logging
 import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from minitron.hub.destination import find_destination
 from minitron.hub.publishing import push
 from minitron.source import zoo
 from tests.hub_repositories import Account, Collection, Repository
-from tests.hub_routes import Fault, Hub
+from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import environment, serving, talk_to
 from tests.tiny import edit_config, tiny_folder, zoo_tokenizer
 
@@ -26,7 +28,7 @@ from tests.tiny import edit_config, tiny_folder, zoo_tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
 TOKEN = "hf_aVerySecretToken"
 CARD = "---\nlicense: apache-2.0\nbase_model: some/base\n---\n\n# Half\n"
-RECORD = {
+RECORD: dict[str, Any] = {
     "command": "prune",
     "recipe": {},
     "source": {"name": "some/base", "hidden_size": 84, "head_dim": 8, "parameters": 2000},
@@ -176,8 +178,12 @@ def _sha256(path: Path) -> str:
         Fault("PUT", "/lfs/", drop_after=1000),
         Fault("POST", "/preupload/", drop_after=10),
         Fault("GET", "/whoami", status=429),
+        Fault("GET", "/whoami", status=502, times=2),
+        Fault("POST", "/api/repos/create", status=500),
+        Fault("POST", "/commit/", status=500),
+        Fault("POST", "/commit/", status=504, times=3),
     ],
-    ids=["create busy", "commit busy", "part fails", "upload drops", "preupload drops", "whoami"],
+    ids=str,
 )
 def test_what_passes_is_waited_for(hub: Hub, folder: Path, fault: Fault) -> None:
     hub.fail(fault)
@@ -190,7 +196,7 @@ def test_what_passes_is_waited_for(hub: Hub, folder: Path, fault: Fault) -> None
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (Fault("POST", "/commit/", status=500), "the Hub fails (HTTP 500); try again"),
+        (Fault("POST", "/commit/", status=500, times=9), "the Hub fails (HTTP 500); try again"),
         (Fault("POST", "/commit/", drop_after=10), "cannot be reached or broke off; try again"),
         (Fault("POST", "/commit/", status=429, times=9), "the Hub is too busy (HTTP 429); wait"),
         (Fault("POST", "/commit/", status=412), "me/half has changed meanwhile; try again"),
@@ -209,6 +215,104 @@ def test_what_does_not_pass_is_one_line_and_commits_nothing(
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
     assert pushed(hub) == {}
+
+
+def fails_after_committing(hub: Hub, monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
+    """The next commit is made and answered by HTTP 500; another may follow it."""
+    answer, failures = hub.answer, [500]
+
+    def failing(request: Request) -> Answer:
+        made = answer(request)
+        if "/commit/" not in request.path or not failures:
+            return made
+        if meanwhile:
+            one(hub).add_commit("main", meanwhile, "", {})
+        return replace(made, status=failures.pop())
+
+    monkeypatch.setattr(hub, "answer", failing)
+
+
+def test_a_commit_that_was_made_although_the_hub_failed_is_not_made_again(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(str(folder), "me/half")
+    (folder / "NOTICE").write_text("new")
+    commits = len(one(hub).commits)
+    fails_after_committing(hub, monkeypatch, "")
+    publication = push(str(folder), "me/half")
+    assert len(one(hub).commits) == commits + 1
+    assert publication.commit == one(hub).branches["main"]
+    assert publication.url.endswith(f"/me/half/commit/{publication.commit}")
+
+
+def test_a_commit_that_came_between_is_not_written_over(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(str(folder), "me/half")
+    (folder / "NOTICE").write_text("new")
+    fails_after_committing(hub, monkeypatch, "Something else")
+    with pytest.raises(OutputError, match="me/half has changed meanwhile; try again"):
+        push(str(folder), "me/half")
+
+
+def test_a_pull_request_is_opened_once(hub: Hub, folder: Path) -> None:
+    push(str(folder), "me/half")
+    (folder / "NOTICE").write_text("new")
+    hub.seen.clear()
+    hub.fail(Fault("POST", "/commit/", status=500))
+    with pytest.raises(OutputError, match=r"the Hub fails \(HTTP 500\)"):
+        push(str(folder), "me/half", create_pr=True)
+    assert len(hub.asked("POST", "/commit/")) == 1
+
+
+def test_files_that_the_hub_ignores_are_named(
+    hub: Hub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.ignored = {"tokenizer_config.json", "minitron.json"}
+    with caplog.at_level(logging.WARNING, logger="minitron"):
+        push(str(folder), "me/half")
+    assert caplog.messages == [
+        "me/half ignores 2 of the files, which are not there now: minitron.json, "
+        "tokenizer_config.json; remove them from its .gitignore and push again"
+    ]
+
+
+def test_folders_of_this_machine_stay_here(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    made = {"command": "convert", "source": {"name": "C:\\Users\\me\\tiny.nemo"}}
+    before: dict[str, Any] = {**RECORD["source"], "name": str(tmp_path / "secret" / "tiny")}
+    record = {
+        **RECORD,
+        "source": {**before, "made": made},
+        "recipe": {
+            "corpus": "../books/mine.jsonl.gz",
+            "eval_corpus": str(tmp_path / "texts" / "mine"),
+            "importance": "~/scores/mine.safetensors",
+            "held_out": "texts/held-out.txt",
+            "source": "Some/Model:nemo/model.nemo",
+            "names": ["Some/Model", "self", "./x"],
+            "license": "https://example.com/LICENSE.txt",
+            "steps": 5,
+        },
+    }
+    (folder / "minitron.json").write_text(json.dumps(record))
+    push(str(folder), "me/half")
+    there = json.loads(pushed(hub)["minitron.json"])
+    assert there == {
+        **record,
+        "source": {**before, "name": "tiny", "made": {**made, "source": {"name": "tiny.nemo"}}},
+        "recipe": {
+            "corpus": "mine.jsonl.gz",
+            "eval_corpus": "mine",
+            "importance": "mine.safetensors",
+            "held_out": "held-out.txt",
+            "source": "Some/Model:nemo/model.nemo",
+            "names": ["Some/Model", "self", "x"],
+            "license": "https://example.com/LICENSE.txt",
+            "steps": 5,
+        },
+    }
+    assert json.loads((folder / "minitron.json").read_text()) == record
+    assert str(tmp_path) not in "".join(map(str, pushed(hub).values()))
 
 
 def test_weights_of_an_earlier_push_are_removed_in_the_same_commit(

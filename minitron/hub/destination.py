@@ -7,6 +7,7 @@ affair: it is never read, shown or kept here. Does not know what is written.
     api.create_commit(destination.repo, ...)
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +19,28 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from minitron.credentials import masked_errors
 from minitron.errors import OutputError
-from minitron.hub.errors import BUSY, HUB_ERRORS, reason
+from minitron.hub.errors import (
+    BUSY,
+    CHECK,
+    FAILING,
+    HUB_ERRORS,
+    HubAnswerError,
+    answered_text,
+    hub_answer,
+    reason,
+)
+from minitron.hub.patience import LONGEST_WAIT, asked_wait, bounded_waiting
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 RepoType = Literal["model", "space"]
 
 _CALLED = {"model": "a model", "dataset": "a data set", "space": "a Space"}
 _WAITS = (1, 2, 4, 8)  # seconds, where it does not say how long
-_LONGEST_WAIT = 300
+_REPEATS = 2  # of what it fails at
 
 
 @dataclass(frozen=True)
@@ -76,12 +90,12 @@ def find_destination(
         )
     api = hub_api()
     with speaking_of(repo):
-        account = if_told(api.whoami) or {}
+        account = if_told(api.whoami)
         owners = _owners(account)
         if "/" not in repo and not owners:
             raise OutputError(f"{repo} has no owner: name it OWNER/{repo}")
         name = repo if "/" in repo else f"{owners[0]}/{repo}"
-        _check_token_writes(account)
+        _check_token_writes(account, owners)
         info = _info(api, name, repo_type)
         if info is None:
             if create_pr:
@@ -96,17 +110,28 @@ def find_destination(
     return HubDestination(info.id, exists=True, is_private=bool(info.private), owners=owners)
 
 
-def patiently(ask: Callable[[], Result]) -> Result:
-    """What the Hub answers, asked again as long as it says that it is too busy."""
+def patiently(ask: Callable[[], Result], *, is_safe: bool = True) -> Result:
+    """What the Hub answers, asked again as long as it says that it is too busy.
+
+    Where it fails (HTTP 500, 502, 504) it may have done what was asked: it is asked twice more if
+    `is_safe`, as it is to ask again for what changes nothing or is there already.
+    """
+    failures = 0
     for wait in _WAITS:
         try:
-            return ask()
+            with hub_answer():
+                return ask()
         except HfHubHTTPError as error:
-            if error.response.status_code not in BUSY:
+            status = error.response.status_code
+            failures += status in FAILING
+            if status not in BUSY and not (is_safe and status in FAILING and failures <= _REPEATS):
                 raise
-            told = error.response.headers.get("Retry-After", "")
-            time.sleep(min(int(told) if told.isdigit() else wait, _LONGEST_WAIT))
-    return ask()
+            asked = asked_wait(error.response)
+            if asked is None:
+                logger.info("HTTP %d from the Hub: asking again in %d s", status, wait)
+            time.sleep(wait if asked is None else min(asked, LONGEST_WAIT))
+    with hub_answer():
+        return ask()
 
 
 def if_told(ask: Callable[[], Result]) -> Result | None:
@@ -123,26 +148,41 @@ def if_told(ask: Callable[[], Result]) -> Result | None:
 @contextmanager
 def speaking_of(repo: str, outcome: str | None = None) -> Iterator[None]:
     """Turn whatever goes wrong between us and the Hub into an OutputError of one line."""
-    try:
-        yield
-    except HUB_ERRORS as error:
-        raise OutputError(
-            f"{outcome or f'cannot push to {repo}'}: {reason(error, repo)}"
-        ) from error
+    with masked_errors():
+        try:
+            with bounded_waiting():
+                yield
+        except HUB_ERRORS as error:
+            raise OutputError(
+                f"{outcome or f'cannot push to {repo}'}: {reason(error, repo)}"
+            ) from error
 
 
-def _owners(account: dict[str, Any]) -> tuple[str, ...]:
+def files_there(api: HfApi, repo: str, **where: Any) -> list[str]:
+    """The files of a repository, by their paths; `where` as list_repo_files takes it."""
+    files = patiently(lambda: api.list_repo_files(repo, **where))
+    return [answered_text(file, "a file's name") for file in files]
+
+
+def _owners(account: object) -> tuple[str, ...]:
     """Whose repositories an account may make: its own, and those of its organizations."""
-    if not account:
+    if account is None:
         return ()
-    return (account["name"], *(org["name"] for org in account.get("orgs") or []))
+    if not isinstance(account, dict):
+        raise HubAnswerError(f"it says {account!r:.40} of the token's account; {CHECK}")
+    organizations = account.get("orgs") or []
+    others = organizations if isinstance(organizations, list) else []
+    names = [account.get("name"), *(org.get("name") for org in others if isinstance(org, dict))]
+    return tuple(answered_text(name, "the name of the token's account") for name in names)
 
 
-def _check_token_writes(account: dict[str, Any]) -> None:
-    token = (account.get("auth") or {}).get("accessToken") or {}
-    if token.get("role") == "read":
+def _check_token_writes(account: Any, owners: tuple[str, ...]) -> None:
+    token: Any = account
+    for key in ("auth", "accessToken", "role"):
+        token = token.get(key) if isinstance(token, dict) else None
+    if token == "read":
         raise OutputError(
-            f"the token of {account['name']} may only read: make one that may write at "
+            f"the token of {owners[0]} may only read: make one that may write at "
             "https://huggingface.co/settings/tokens, and log in with it"
         )
 
@@ -150,9 +190,12 @@ def _check_token_writes(account: dict[str, Any]) -> None:
 def _info(api: HfApi, repo: str, repo_type: str) -> Any:
     """What the Hub says of a repository; None where there is no such."""
     try:
-        return patiently(lambda: api.repo_info(repo, repo_type=repo_type))
+        info = patiently(lambda: api.repo_info(repo, repo_type=repo_type))
     except RepositoryNotFoundError:
         return None
+    if not is_repo_id(answered_text(info.id, "the repository's id")):
+        raise HubAnswerError(f"its answer has {info.id!r:.40} as the repository's id; {CHECK}")
+    return info
 
 
 def _check_new(api: HfApi, repo: str, owners: tuple[str, ...], repo_type: RepoType) -> None:

@@ -6,6 +6,10 @@ a signature is as good as a token while it lasts.
     reason(error, "nvidia/Minitron-8B-Base")
 """
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import httpx2
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -14,12 +18,46 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+
+class HubWaitError(OSError):
+    """The Hub asks for a longer wait than we take, or sends next to nothing."""
+
+
+class HubAnswerError(ValueError):
+    """The Hub, or whatever answers in its place, says something that its interface does not."""
+
+
 # What a call to huggingface_hub raises where the Hub, the net or an argument is at fault.
-HUB_ERRORS = (httpx2.HTTPError, OSError, RuntimeError, ValueError)
+HUB_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError)
 BUSY = (429, 503)  # the Hub has not begun what was asked
+FAILING = (500, 502, 504)  # it may have done it
+
+# What huggingface_hub raises as it takes apart an answer whose JSON is of other types than it
+# expects, or lacks a key.
+_MISREAD = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, TypeError)
 
 _AGAIN = "try again, it goes on with what is missing"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+CHECK = "check HF_ENDPOINT and the proxy, or try again later"
+
+
+@contextmanager
+def hub_answer() -> Iterator[None]:
+    """Around one call of huggingface_hub and none of ours: HubAnswerError for what it misreads."""
+    try:
+        yield
+    except _MISREAD as error:
+        raise HubAnswerError(
+            f"its answer is not what the Hub's interface says ({type(error).__name__}: "
+            f"{_first_line(str(error))[:100]}); {CHECK}"
+        ) from error
+
+
+def answered_text(value: object, what: str) -> str:
+    """`value` as the text that an answer must have there, without control characters."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise HubAnswerError(f"its answer has {value!r:.40} as {what}, which is no name; {CHECK}")
+    return value
 
 
 def reason(error: BaseException, repo: str) -> str:
@@ -28,14 +66,37 @@ def reason(error: BaseException, repo: str) -> str:
         return f"there is no token; {_LOG_IN}"
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, httpx2.HTTPError):
-        cause = cause.__cause__
-    if isinstance(cause, HfHubHTTPError):
-        return _refusal(cause, repo)
-    if cause is not None:
-        return f"the Hub cannot be reached or broke off; {_AGAIN}"
+    for cause in _causes(error):
+        if isinstance(cause, HubWaitError | HubAnswerError):
+            return str(cause)
+        if isinstance(cause, HfHubHTTPError):
+            return _refusal(cause, repo)
+        if isinstance(cause, httpx2.HTTPError | httpx2.InvalidURL):
+            return _fault_on_the_way(cause)
+        if isinstance(cause, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
+            return f"its answer is no JSON, as a proxy's or a login page's would be; {CHECK}"
+        if isinstance(cause, _MISREAD):
+            return f"its answer is not what the Hub's interface says; {CHECK}"
     return _first_line(str(error)) or type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _fault_on_the_way(error: Exception) -> str:
+    """What a request failed of, where there is no answer of the Hub."""
+    if isinstance(error, httpx2.TooManyRedirects | httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+        return f"it sends from address to address without end, or to none; {CHECK}"
+    if isinstance(error, httpx2.DecodingError):
+        return f"its answer is compressed and damaged; {_AGAIN}"
+    if isinstance(error, httpx2.TimeoutException):
+        return f"the Hub cannot be reached, or sent nothing for too long; {_AGAIN}"
+    return f"the Hub cannot be reached or broke off; {_AGAIN}"
 
 
 def _refusal(error: HfHubHTTPError, repo: str) -> str:

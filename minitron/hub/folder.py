@@ -246,7 +246,10 @@ class HubFolder:
             if file not in self._shards:
                 path = self._place.file(file)
                 if path is None:
-                    raise SourceError(f"{self.name} has no {file}, which its index names: fetch it")
+                    raise SourceError(
+                        f"{self.name} has no {file}, which its index names: "
+                        f"{self._place.remedy(file)}"
+                    )
                 read = read_safetensors_header if path.suffix == ".safetensors" else read_torch_file
                 self._shards[file] = read(path)
             return self._shards[file]

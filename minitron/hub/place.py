@@ -40,6 +40,9 @@ class Place(Protocol):
     def fetch(self, name: str, start: int, stop: int) -> bytes:
         """Bytes of a file of which a piece has come before."""
 
+    def remedy(self, name: str) -> str:
+        """What to do where a file is missing."""
+
 
 class LocalPlace:
     """A folder on this machine."""
@@ -84,3 +87,7 @@ class LocalPlace:
     def fetch(self, name: str, start: int, stop: int) -> bytes:
         """Never asked, since no piece has come."""
         raise NotImplementedError
+
+    def remedy(self, name: str) -> str:
+        """Who copied the folder can tell where the rest is."""
+        return "fetch it"

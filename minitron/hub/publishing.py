@@ -10,6 +10,7 @@ push that the folder does not have are removed in the same commit, as transforme
 import logging
 import re
 import shlex
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,26 @@ from huggingface_hub.errors import BadRequestError
 
 from minitron.checked_json import check_kind
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
+from minitron.folder_writer import json_bytes
 from minitron.foreign_parser import foreign_parser
+from minitron.hub.committing import commit_once
 from minitron.hub.destination import (
     HubDestination,
     Publication,
+    files_there,
     find_destination,
     hub_api,
     if_told,
     patiently,
     speaking_of,
 )
+from minitron.hub.errors import answered_text
 from minitron.hub.publishable import check_publishable, check_weights
 from minitron.hub.space_publishing import push_space
 from minitron.provenance import FILE, read_provenance
 from minitron.recipe import PushRecipe, verb
 from minitron.record import SIZES
+from minitron.recorded_paths import public_record
 from minitron.source import zoo
 
 logger = logging.getLogger(__name__)
@@ -70,7 +76,9 @@ def push(recipe: PushRecipe) -> Publication:
     folder = Path(recipe.folder)
     if not folder.exists():
         folder = zoo().get(recipe.folder, folder)
-    files = check_publishable(folder)
+    files: dict[str, Path | bytes] = {**check_publishable(folder)}
+    if FILE in files and (record := _public_record(folder)) is not None:
+        files[FILE] = record
     told = _commit_message(folder, recipe.commit_message)
     destination = find_destination(recipe.repo, private=recipe.private, create_pr=recipe.create_pr)
     check_weights(folder)
@@ -91,14 +99,19 @@ def _check_options(recipe: PushRecipe) -> None:
 
 
 def _upload(
-    files: dict[str, Path], told: tuple[str, str], destination: HubDestination, recipe: PushRecipe
+    files: Mapping[str, Path | bytes],
+    told: tuple[str, str],
+    destination: HubDestination,
+    recipe: PushRecipe,
 ) -> Publication:
     """Make what is missing on the Hub, send everything in one commit, tag and list it."""
     api, repo = hub_api(), destination.repo
-    _let_hub_check_card(files["README.md"])
+    card = files["README.md"]
+    assert isinstance(card, Path)
+    _let_hub_check_card(card)
     _prepare(api, destination, recipe)
     title, description = told
-    size = sum(path.stat().st_size for path in files.values())
+    size = sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
     logger.info("%d files, %.1f MB, to %s: %s", len(files), size / 1e6, repo, title)
     stale = _stale(api, repo, recipe.branch, files)
     if stale:
@@ -109,25 +122,28 @@ def _upload(
         *(CommitOperationDelete(name) for name in stale),
         *(CommitOperationAdd(name, path) for name, path in files.items()),
     ]
-    commit = patiently(
-        lambda: api.create_commit(
-            repo,
-            operations,
-            commit_message=title,
-            commit_description=description,
-            revision=recipe.branch,
-            create_pr=recipe.create_pr,
-        )
+    commit = commit_once(
+        api,
+        repo,
+        operations,
+        commit_message=title,
+        commit_description=description,
+        revision=recipe.branch,
+        create_pr=recipe.create_pr,
     )
     if recipe.create_pr and commit.pr_url is None:
         logger.info("%s has all of this already: no pull request was opened", repo)
     if recipe.tag is not None:
         with speaking_of(repo, f"{repo} is pushed but not tagged {recipe.tag}"):
-            patiently(lambda: api.create_tag(repo, tag=str(recipe.tag), revision=commit.oid))
+            patiently(
+                lambda: api.create_tag(repo, tag=str(recipe.tag), revision=commit.oid),
+                is_safe=False,
+            )
     if recipe.collection is not None:
         with speaking_of(repo, f"{repo} is pushed but not in the collection {recipe.collection}"):
             _collect(api, recipe.collection, repo)
-    return Publication(repo, commit.oid, commit.pr_url or commit.commit_url)
+    where = answered_text(commit.pr_url or commit.commit_url, "the commit's address")
+    return Publication(repo, commit.oid, where)
 
 
 def _prepare(api: HfApi, destination: HubDestination, recipe: PushRecipe) -> None:
@@ -169,11 +185,21 @@ def _let_hub_check_card(path: Path) -> None:
         raise SourceError(f"{path}: the Hub refuses its metadata ({reason}): mend it") from error
 
 
-def _stale(api: HfApi, repo: str, branch: str | None, files: dict[str, Path]) -> list[str]:
+def _stale(api: HfApi, repo: str, branch: str | None, files: Mapping[str, Any]) -> list[str]:
     """Weights of an earlier push that are not among the files of this one."""
-    there = patiently(lambda: api.list_repo_files(repo, revision=branch))
+    there = files_there(api, repo, revision=branch)
     weights = [name for name in there if any(fnmatch(name, pattern) for pattern in _WEIGHTS)]
     return [name for name in weights if "/" not in name and name not in files]
+
+
+def _public_record(folder: Path) -> bytes | None:
+    """minitron.json without folders of this machine; None where there are none in it."""
+    record = read_provenance(folder)
+    public = public_record(record)
+    if public == record:
+        return None
+    logger.info("%s: the folders of this machine in it stay here", FILE)
+    return json_bytes(public)
 
 
 def _commit_message(folder: Path, wished: str | None) -> tuple[str, str]:

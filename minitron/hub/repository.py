@@ -8,8 +8,9 @@ offline on what is cached. Does not know what the files mean.
 
 import logging
 import re
+import shlex
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -40,11 +41,20 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from minitron.checked_json import read_object
+from minitron.credentials import masked_errors
 from minitron.errors import SourceError
 from minitron.hub.adapter import FILE as ADAPTER
 from minitron.hub.adapter import merge_advice
-from minitron.hub.errors import HUB_ERRORS, reason
+from minitron.hub.errors import (
+    CHECK,
+    HUB_ERRORS,
+    HubAnswerError,
+    answered_text,
+    hub_answer,
+    reason,
+)
 from minitron.hub.partial_file import PartialPath, stand_in
+from minitron.hub.patience import LONGEST_WAIT, asked_wait, bounded_waiting
 from minitron.hub.verified_file import verify
 from minitron.tokenizer_files import TEMPLATES, is_model_file
 
@@ -56,6 +66,8 @@ _CONFIG = "config.json"
 _WAITS = (0, 1, 2, 4, 8)  # seconds before each attempt
 _PASSING = (429, 500, 502, 503, 504)  # HTTP; what huggingface_hub waits for, where it does
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_COMMIT = re.compile(r"\w[\w.-]*")  # a mirror's may be shorter than git's
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]+")
 _BEYOND_THE_END = 416  # HTTP, of a range; a file of no bytes has no other
 
 
@@ -83,7 +95,7 @@ class HubRepository:
         if first is None:
             with self._telling():
                 ask = partial(HfApi().model_info, repo_id, revision=revision)
-                self.revision = _insisting(ask, statuses=_PASSING).sha
+                self.revision = _commit(_insisting(ask, statuses=_PASSING).sha)
             return
         path = self.file(first)
         if path is None:
@@ -94,7 +106,8 @@ class HubRepository:
             why = "it is not a transformers model" if first == _CONFIG else "check its path"
             raise SourceError(f"{repo_id} has no {first}: {why}")
         self._snapshot = path.parents[first.count("/")]
-        self.revision = self._snapshot.name  # the commit, from here on
+        with self._telling():
+            self.revision = _commit(self._snapshot.name)  # from here on
 
     def file(self, name: str) -> Path | None:
         """The file in the cache, downloaded where it is not; None where the repository has none.
@@ -104,11 +117,12 @@ class HubRepository:
         asked = self.name if self.revision is None else f"{self.name}@{self.revision}"
         with self._telling():
             try:
-                path = Path(
-                    hf_hub_download(
-                        self.name, name, revision=self.revision, local_files_only=self._offline
+                with hub_answer():
+                    path = Path(
+                        hf_hub_download(
+                            self.name, name, revision=self.revision, local_files_only=self._offline
+                        )
                     )
-                )
                 verify(path)
                 return path
             except LocalEntryNotFoundError as error:
@@ -179,6 +193,14 @@ class HubRepository:
                 return None
             raise
 
+    def remedy(self, name: str) -> str:
+        """The command that fetches a file which an earlier run did not need."""
+        if not self._offline:
+            return "its repository is not whole, choose another revision"
+        command = ["hf", "download", self.name, name]
+        command += ["--revision", self.revision] if self.revision is not None else []
+        return f"fetch it where there is a network: {shlex.join(command)}"
+
     def names(self) -> list[str]:
         """The repository's files, or, offline, those of them that are cached."""
         return self._names
@@ -188,8 +210,9 @@ class HubRepository:
         if not self._offline:
             with self._telling():
                 try:
-                    files = list(HfApi().list_repo_files(self.name, revision=self.revision))
-                    return sorted(filter(is_model_file, files))
+                    with hub_answer():
+                        files = HfApi().list_repo_files(self.name, revision=self.revision)
+                    return _model_files(files)
                 except httpx2.ConnectError:
                     if self._snapshot is None:
                         raise
@@ -201,6 +224,11 @@ class HubRepository:
     @contextmanager
     def _telling(self) -> Iterator[None]:
         """Turn what the Hub refuses into a SourceError of one line."""
+        with masked_errors(), self._named_errors(), bounded_waiting():
+            yield
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except GatedRepoError as error:
@@ -226,16 +254,34 @@ def model_files(folder: Path) -> list[str]:
     return sorted(filter(is_model_file, names))
 
 
+def _commit(told: object) -> str:
+    """A commit's id as the Hub tells it: what a file is called in the cache must name no folder."""
+    if not isinstance(told, str) or not _COMMIT.fullmatch(told):
+        raise HubAnswerError(f"its answer has {told!r:.40} as a commit, which is none; {CHECK}")
+    return told
+
+
+def _model_files(files: Sequence[object]) -> list[str]:
+    """The files that are a model's, of those whose names any system takes."""
+    names = [answered_text(name, "a file's name") for name in files]
+    safe = (name for name in names if all(map(_FILE_NAME.fullmatch, name.split("/"))))
+    return sorted(filter(is_model_file, safe))
+
+
 def _insisting(ask: Callable[[], T], *, statuses: Collection[int] = ()) -> T:
     """What `ask` gives, asked again where it breaks off or the Hub answers one of `statuses`."""
+    asked = 0
     for wait in _WAITS[:-1]:
-        time.sleep(wait)
+        time.sleep(max(wait, asked))
         try:
-            return ask()
+            with hub_answer():
+                return ask()
         except httpx2.TransportError:
-            continue
+            asked = 0
         except HfHubHTTPError as error:
             if error.response.status_code not in statuses:
                 raise
-    time.sleep(_WAITS[-1])
-    return ask()
+            asked = min(asked_wait(error.response) or 0, LONGEST_WAIT)
+    time.sleep(max(_WAITS[-1], asked))
+    with hub_answer():
+        return ask()

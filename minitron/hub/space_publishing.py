@@ -20,9 +20,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 
 from minitron.architecture import Architecture
 from minitron.errors import OutputError, SourceError, TargetError
+from minitron.hub.committing import commit_once
 from minitron.hub.destination import (
     HubDestination,
     Publication,
+    files_there,
     find_destination,
     hub_api,
     patiently,
@@ -100,7 +102,7 @@ def _upload(
     api, repo = hub_api(), destination.repo
     there: list[str] = []
     if destination.exists:
-        there = patiently(lambda: api.list_repo_files(repo, repo_type="space"))
+        there = files_there(api, repo, repo_type="space")
     _check_own(repo, there)
     _say_private(api, models)
     if not destination.exists:
@@ -122,14 +124,13 @@ def _upload(
         *(CommitOperationDelete(name) for name in stale),
         *(CommitOperationAdd(name, path) for name, path in files.items()),
     ]
-    commit = patiently(
-        lambda: api.create_commit(
-            repo,
-            operations,
-            repo_type="space",
-            commit_message=title,
-            commit_description=description,
-        )
+    commit = commit_once(
+        api,
+        repo,
+        operations,
+        repo_type="space",
+        commit_message=title,
+        commit_description=description,
     )
     return Publication(repo, commit.oid, f"{api.endpoint}/spaces/{repo}")
 

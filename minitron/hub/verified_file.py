@@ -42,10 +42,19 @@ def verify(path: Path) -> None:
             os.fsync(file.fileno())
     if seen != blob.name:
         raise SourceError(
-            f"{path} is damaged: its sha256 is {seen}, but on the Hub it is {blob.name}: delete "
-            f"{os.path.normpath(blob)} and run again"
+            f"{_name_there(path)} is damaged: its sha256 is {seen}, but on the Hub it is "
+            f"{blob.name}: delete {os.path.normpath(blob)} and run again"
         )
     _note(blob.name, state)
+
+
+def _name_there(path: Path) -> str:
+    """A file of the cache by its repository, since its path is long and holds the sha256 too."""
+    for parent in path.parents:
+        if parent.name == "snapshots":
+            repository = parent.parent.name.partition("--")[2].replace("--", "/")
+            return f"{repository}/{'/'.join(path.relative_to(parent).parts[1:])}"
+    return str(path)
 
 
 def _notes() -> Path:
