@@ -229,9 +229,10 @@ def test_what_an_earlier_push_left_is_removed_and_what_others_added_stays(
 
 
 def test_an_interrupted_push_goes_on_and_a_second_one_changes_nothing(hub: Hub) -> None:
-    hub.fail(Fault("POST", "/commit/", status=500))
+    hub.fail(Fault("POST", "/commit/", status=500, times=9))
     with pytest.raises(OutputError, match=f"cannot push to {REPO}: the Hub fails"):
         push(space=REPO)
+    hub.faults.clear()
     hub.seen.clear()
     first = push(space=REPO)
     assert hub.asked("PUT", "/lfs/") == []
