@@ -19,8 +19,9 @@ from transformers import set_seed
 
 from minitron.architecture import Architecture
 from minitron.errors import TargetError
+from minitron.families import EMBEDDING, HEAD
 from minitron.hub.folder import HubFolder
-from minitron.layer_stream import EMBEDDING, HEAD, LayerStream
+from minitron.layer_stream import LayerStream
 from minitron.provenance import inherited_from, sizes_of
 from minitron.recipe import DistillRecipe, verb
 from minitron.source import Source, load_model, open_source, sequence_length
