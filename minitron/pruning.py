@@ -60,6 +60,8 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     tensors = complete_tensors(source, whole)
     decision = _decide(source, whole, choice, recipe)
     plan, importance = decision.plan, decision.importance
+    if recipe.head_residual and plan.partners is None:
+        logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
     _tell(plan, decision.shares)
     with unfinished_folder(out, asdict(recipe)) as folder:
         kept, names = narrowed(plan, tensors), source_names(plan)

@@ -41,7 +41,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
                 step=1,
                 elem_id="mt-share",
                 label="Parameter budget (%)",
-                info="Moves both widths by one factor, as minitron prune --ratio does.",
+                info="Moves both widths by one factor.",
             )
             sliders = _sliders(service, names[0], first)
             with gr.Row(elem_classes="mt-actions"):

@@ -151,6 +151,63 @@ def test_a_space_that_means_nothing_is_refused(options: dict[str, int], says: st
         default_space(WHOLE, **options)
 
 
+def llama(hidden: int, ffn: int, heads: int, groups: int) -> Architecture:
+    return Architecture("llama", hidden, ffn, 30, heads, groups, 64, 49_152)
+
+
+@pytest.mark.parametrize(
+    ("whole", "widths"),
+    [
+        (Architecture("qwen2", 896, 4864, 24, 14, 2, 64, 151_936), 10),
+        (Architecture("mistral", 576, 1536, 30, 9, 3, 64, 49_152), 8),
+        (llama(512, 2048, 8, 4), 8),
+        (llama(3584, 18_944, 28, 4), 8),
+    ],
+)
+def test_widths_are_multiples_of_64_where_there_are_enough(
+    whole: Architecture, widths: int
+) -> None:
+    space = default_space(whole)
+    hidden = {size for size, _ in space.widths}
+    assert len(hidden) >= widths
+    assert all(size % 64 == 0 for pair in space.widths for size in pair)
+
+
+@pytest.mark.parametrize(
+    ("whole", "least"),
+    [(llama(576, 1536, 9, 3), 10), (llama(2560, 6912, 20, 20), 8), (llama(960, 2560, 15, 5), 8)],
+)
+@pytest.mark.parametrize("is_fine", [False, True])
+def test_every_number_of_heads_has_hidden_sizes_that_llama_takes(
+    whole: Architecture, least: int, is_fine: bool
+) -> None:
+    space = default_space(whole, is_fine=is_fine)
+    for heads in space.heads:
+        hidden = {size for size, _ in space.widths if size % heads == 0}
+        assert len(hidden) >= least, (heads, hidden)
+
+
+def test_heads_that_share_no_kv_head_go_by_eighths() -> None:
+    assert default_space(llama(4096, 11_008, 32, 32)).heads == (16, 20, 24, 28, 32)
+    whole = llama(576, 1536, 9, 9)
+    assert default_space(whole).heads == (5, 6, 7, 8, 9)
+    found = [at for at, _ in counted(default_space(whole), whole)]
+    assert all(at.num_key_value_heads == at.num_attention_heads for at in found)
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.75, 0.6, 0.5, 0.3])
+@pytest.mark.parametrize("heads", [(9, 3), (12, 12), (7, 1)])
+def test_a_uniform_cut_of_a_llama_comes_near_by_sizes_that_it_takes(
+    ratio: float, heads: tuple[int, int]
+) -> None:
+    whole = llama(64 * heads[0], 1536, *heads)
+    cut = uniform(whole, ratio, accepts=lambda one: one.is_accepted)
+    assert cut.is_accepted
+    assert abs(cut.parameters / whole.parameters / ratio - 1) <= 0.02
+    factors = cut.hidden_size / whole.hidden_size, cut.intermediate_size / whole.intermediate_size
+    assert abs(factors[0] - factors[1]) <= 0.07
+
+
 def test_too_many_are_thinned_depths_in_turn_to_those_nearest() -> None:
     depths = [4, 4, 4, 3, 3, 2]
     misses = [0.04, 0.01, 0.02, 0.03, 0.00, 0.05]

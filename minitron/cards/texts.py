@@ -47,6 +47,8 @@ _DISTANCES = {
     "mse": "squared error of the logits",
     "cosine": "cosine distance of the logits",
 }
+_BUDGETS = ("params", "ratio", "memory", "latency")
+_COMPARING = ("eval_tokens", "max_candidates")
 _PAPERS_TOKENS = 94e9  # of Minitron-8B and -4B: 2407.14679, section 4
 
 
@@ -146,11 +148,17 @@ def commands_of(history: Sequence[Record], name: str) -> tuple[str, ...]:
 
 
 def command_of(record: Record, out: str) -> str:
-    """The command line that a recipe stands for: its settings that are not the defaults."""
+    """The command line that a recipe stands for: its settings that are not the defaults.
+
+    How shapes are compared is left out where no budget had any compared.
+    """
     parameters = signature(RECIPES[record["command"]]).parameters
     words = ["minitron", record["command"]]
     flags: list[str] = []
+    has_budget = any(record["recipe"].get(key) is not None for key in _BUDGETS)
     for key, parameter in parameters.items():
+        if key in _COMPARING and not has_budget:
+            continue
         value = out if key == "out" else record["recipe"].get(key, parameter.default)
         value = shown(value) if isinstance(value, str) else value
         if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
