@@ -27,7 +27,12 @@ from tests.tiny import SIZES, tiny_folder, weights_of
 
 SEQ_LEN = 13
 STUDENT = {"hidden_size": 30, "intermediate_size": 44, "num_hidden_layers": 3}
-SHORT: dict[str, Any] = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3}
+SHORT: dict[str, Any] = {
+    "steps": 4,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "autocast": "float32",  # `auto` follows the processor, and so would the numbers
+}
 
 
 @pytest.fixture(scope="module")
@@ -377,10 +382,13 @@ def with_words(folder: Path, source: Path, renamed: dict[int, str] | None = None
     return folder
 
 
-def test_tokens_that_differ_are_told_one_by_one(folders: Path, tmp_path: Path) -> None:
-    student = with_words(tmp_path / "student", folders / "student")
+def test_tokens_that_differ_are_told_one_by_one(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a message of long paths would be cut
+    student = with_words(Path("student"), folders / "student")
     renamed = {7: "seven", 8: "eight", 9: "nine", 90: "ninety"}
-    teacher = with_words(tmp_path / "teacher", folders / "teacher", renamed)
+    teacher = with_words(Path("teacher"), folders / "teacher", renamed)
     with pytest.raises(TokenizerError) as raised:
         distilled(folders, tmp_path / "out", str(student), teacher=str(teacher))
     assert str(raised.value) == (
@@ -579,6 +587,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(folders: Path, tmp_pat
         *("-m", "minitron", "distill", folders / "student", two, "--teacher", folders / "teacher"),
         *("--corpus", text, "--eval-corpus", text, "--steps", 5, "--save-steps", 3),
         *("--batch-size", 4, "--dtype", "float32", "--learning-rate", 1e-2, "--alpha", 0.5),
+        *("--autocast", "float32"),
     )
     assert printed.count("two: written") == 1
     one = distilled(
