@@ -13,6 +13,9 @@ they are first used, so that `import minitron` is quick.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from minitron.surroundings import check_system as _check_system
+from minitron.surroundings import note_untested as _note_untested
+
 if TYPE_CHECKING:
     from minitron.candidates.searching import search as search
     from minitron.cards.model_card import card as card
@@ -63,8 +66,13 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'minitron' has no attribute {name!r}")
+    if name != "MinitronError":
+        _check_system()
     return getattr(import_module(f"minitron.{_HOMES[name]}"), _FUNCTIONS.get(name, name))
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+_note_untested()

@@ -38,6 +38,7 @@ from minitron.recipe import (
     TeacherCacheRecipe,
     TrainRecipe,
 )
+from minitron.surroundings import check_system
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 RecipeFile = Annotated[
@@ -78,6 +79,7 @@ def _takes(recipe_type: type[Any]) -> Callable[[Command], Command]:
 
         @wraps(run)
         def command(*args: Any, **kwargs: Any) -> None:
+            check_system()
             apart = {p.name: kwargs.pop(p.name) for p in own if p.name in kwargs}
             run(recipe_type(*args, **kwargs), **apart)
 

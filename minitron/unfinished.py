@@ -8,7 +8,6 @@ and a partial one belongs to the recipe that began it. Does not know what is ins
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import OutputError
+
+with suppress(ImportError):  # on Windows no verb comes as far as here: check_system
+    import fcntl
 
 INPUTS = "inputs.json"
 _RECIPE_FILE = "unfinished.json"

@@ -7,13 +7,14 @@ so that twenty visitors on two cores all see their text grow, and no more thread
         model(...)
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from minitron.surroundings import cores
 
 
 class Turns:
@@ -55,4 +56,4 @@ def turns_of_this_machine() -> Turns:
     if torch.cuda.is_available():
         return Turns(1)
     torch.set_num_threads(1)
-    return Turns(len(os.sched_getaffinity(0)))
+    return Turns(cores())

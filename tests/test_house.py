@@ -20,6 +20,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
     [
         ("minitron.credentials",),
         ("minitron.errors", "minitron.recorded_paths"),
+        ("minitron.surroundings",),
         ("minitron.foreign_parser",),
         ("minitron.plain_yaml", "minitron.checked_json", "minitron.tokenizer_ids"),
         ("minitron.front_matter", "minitron.generation_settings"),
