@@ -77,6 +77,11 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
     return past_key_values
 
 
+def named(cache: Cache | None) -> dict[str, Any]:
+    """The cache as a keyword of transformers' own functions and outputs."""
+    return {CACHE_NAME: cache}
+
+
 def with_both_names(forward: Callable[..., Any]) -> Callable[..., Any]:
     """One of transformers' own forwards, called with the cache under either name."""
 
@@ -85,7 +90,7 @@ def with_both_names(forward: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any, past_key_values: Cache | None = None, cache: Cache | None = None, **kwargs: Any
     ) -> Any:
         cache = one_cache(past_key_values, cache)
-        return forward(*args, **kwargs, **({} if cache is None else {CACHE_NAME: cache}))
+        return forward(*args, **kwargs, **({} if cache is None else named(cache)))
 
     return with_its_name
 
@@ -392,7 +397,7 @@ class NemotronModel(NemotronPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{CACHE_NAME: cache if is_ours else None},
+            **named(cache if is_ours else None),
         )
         if use_cache and cache is None:
             cache, is_ours = DynamicCache(config=self.config), True
@@ -414,7 +419,7 @@ class NemotronModel(NemotronPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache if is_ours else None}
+            last_hidden_state=self.norm(hidden_states), **named(cache if is_ours else None)
         )
 
 
@@ -482,7 +487,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
+            **named(getattr(outputs, CACHE_NAME)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

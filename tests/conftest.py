@@ -4,6 +4,8 @@ Some computations follow `torch.cpu.get_capabilities()`. Without the option they
 machine's; a test that compares numbers names its dtype and passes with each.
 """
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -17,8 +19,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cpu", choices=sorted(CAPABILITIES), help="what the processor is taken for")
 
 
-@pytest.fixture(autouse=True)
-def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def processor(request: pytest.FixtureRequest) -> Iterator[None]:
     kind = request.config.getoption("--cpu")
-    if kind is not None:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(CAPABILITIES[kind]))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if kind is not None:
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(CAPABILITIES[kind]))
+        yield

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import GenerationConfig
 
 from modeling_nemotron import CACHE_NAME
@@ -167,7 +168,9 @@ def test_logits_to_keep_gives_these_logits_and_no_others(
     ours, theirs = pair()
     logits = ours(**tokens(2, 17), logits_to_keep=kept).logits
     close(logits, expected(ours(**tokens(2, 17)).logits))
-    close(logits, theirs(**tokens(2, 17), logits_to_keep=kept).logits)
+    is_plain = isinstance(kept, int) or kept.dim() == 1
+    if is_plain or hasattr(transformers.modeling_utils, "slice_logits_to_keep"):  # 5.21 has it
+        close(logits, theirs(**tokens(2, 17), logits_to_keep=kept).logits)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
