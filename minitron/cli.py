@@ -405,9 +405,8 @@ def demo(recipe: DemoRecipe) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The console script: exits with 0, or with 2 and one line on stderr for a user's mistake."""
     tokens = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "datasets", "transformers", "accelerate", "torch"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("minitron").setLevel(logging.INFO)  # libraries only where something is wrong
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     # It logs what it then raises, and a mistake is to be one line.
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)

@@ -147,7 +147,8 @@ def _read(source: Source, recipe: ConvertRecipe) -> _Model:
     architecture = Architecture.from_config(source.config)
     if recipe.to in _NEMO and architecture.model_type != "nemotron":
         raise TargetError(
-            f"{source.name} is a {architecture.model_type}: --to {recipe.to} takes only nemotron"
+            f"{source.name} is a {architecture.model_type}: --to {recipe.to} takes only nemotron; "
+            f"NeMo itself imports a Hub folder of another family, as --to hub writes it"
         )
     tensors = complete_tensors(source, architecture)
     layers = tuple(range(architecture.num_hidden_layers))

@@ -2,13 +2,19 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
+import minitron
 from minitron import cli
-from minitron.recipe import TrainRecipe
+from minitron.errors import TargetError
+from minitron.recipe import ConvertRecipe, TrainRecipe
+from minitron.source import zoo
+from tests.tiny import FAMILIES, tiny_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -62,8 +68,6 @@ def test_every_command_has_help_with_examples_and_is_in_readme() -> None:
 
 @pytest.mark.parametrize("name", ["tiny.yaml", "tiny-continued.yaml"])
 def test_a_recipe_that_ships_is_a_recipe(name: str) -> None:
-    import minitron
-
     text = (Path(minitron.__file__).parent / "recipes" / name).read_text()
     recipe = TrainRecipe(out="out", corpus="books.jsonl.gz", **yaml.safe_load(text))
     assert recipe.seq_len == 512
@@ -75,3 +79,50 @@ def test_readme_has_two_setup_commands_that_pin_what_was_tested() -> None:
     assert all("-c constraints.txt" in line for line in setups)
     assert setups[0].endswith("minitron quickstart")
     assert setups[1].endswith("python -m pytest -n 2")
+
+
+def what_goes_where() -> list[tuple[str, str, bool]]:
+    """README's table: family, format, whether it is written."""
+    table = README.partition("### What goes where")[2].partition("\n## ")[0]
+    rows = [re.findall(r"[^|`\s]+", line) for line in table.splitlines() if line.startswith("| ")]
+    head, *families = rows
+    return [
+        (family.lower(), target, said == "yes")
+        for family, *cells in families
+        for target, said in zip(head[1:], cells, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of each family, with the embedded teacher's tokenizer."""
+    root = tmp_path_factory.mktemp("families")
+    for family in FAMILIES:
+        tiny_folder(root / family, family, num_hidden_layers=1, vocab_size=4096)
+        for path in zoo()["tiny"].glob("tokenizer*"):
+            shutil.copy(path, root / family)
+    return root
+
+
+def test_the_table_of_formats_is_complete() -> None:
+    assert {family for family, _, _ in what_goes_where()} == set(FAMILIES)
+    formats = {target for _, target, _ in what_goes_where()}
+    assert formats == set(get_args(get_type_hints(ConvertRecipe)["to"]))
+
+
+# Graphs take seconds each: tests/test_onnx_export.py exports every family.
+@pytest.mark.parametrize(
+    ("family", "target", "is_written"), [cell for cell in what_goes_where() if cell[1] != "onnx"]
+)
+def test_each_family_goes_where_the_table_says(
+    family: str, target: str, is_written: bool, one_layer: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / ("out.nemo" if target == "nemo" else "out")
+    if is_written:
+        assert minitron.convert(str(one_layer / family), str(out), to=target).exists()
+        return
+    with pytest.raises(
+        TargetError, match="only nemotron.*(NeMo itself imports|convert_checkpoint)"
+    ):
+        minitron.convert(str(one_layer / family), str(out), to=target)
+    assert not list(tmp_path.iterdir())
