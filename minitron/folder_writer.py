@@ -27,7 +27,7 @@ from minitron.tensors.shard_file import ShardFile, TensorSpec
 from minitron.tensors.tensor_stream import Piece
 from minitron.token_ids import PAD, has_row, with_usable_pad
 from minitron.tokenizer_files import CONFIG as TOKENIZER_CONFIG
-from minitron.tokenizer_files import for_both_generations, place_of
+from minitron.tokenizer_files import folder_of, for_both_generations
 
 MAX_SHARD_SIZE = "2GB"  # several are written at once: half the time of one large file
 _AT_ONCE = 2
@@ -90,8 +90,9 @@ def write_companions(
 
 def _copy_tokenizer(folder: Path, source: Source) -> None:
     """Copy a tokenizer's files unchanged, but a config of which transformers 4 makes another."""
-    for path in source.tokenizer_files():
-        copy = folder / place_of(path)
+    paths = list(source.tokenizer_files())
+    for path in paths:
+        copy = folder / path.relative_to(folder_of(paths))
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
     config = folder / TOKENIZER_CONFIG

@@ -106,7 +106,11 @@ def _settings_in(config: Mapping[str, Any], place: str) -> list[tuple[str, Any]]
         return []
     if not isinstance(settings, Mapping):
         raise ArchitectureError(f"config.json says {place} {settings!r}: it must be a JSON object")
-    layered = [key for key, value in settings.items() if isinstance(value, Mapping)]
+    layered = [
+        str(key)
+        for key, value in settings.items()
+        if isinstance(value, Mapping) or str(key).endswith("_attention")
+    ]
     if layered:
         raise ArchitectureError(
             f"config.json has {place} for each kind of layer ({', '.join(layered)}): this family "

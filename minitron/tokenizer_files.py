@@ -7,9 +7,9 @@ vocabulary and no class.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 CONFIG = "tokenizer_config.json"
@@ -60,9 +60,9 @@ def tokenizer_names(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: ("/" in name, name))
 
 
-def place_of(file: PurePath) -> str:
-    """Where a file of a tokenizer lies in a model's folder."""
-    return f"{TEMPLATES}/{file.name}" if file.parent.name == TEMPLATES else file.name
+def folder_of(files: Sequence[Path]) -> Path:
+    """The folder that a tokenizer's files lie in, all but its chat templates at the top."""
+    return next((file.parent for file in files if file.suffix != ".jinja"), files[0].parent)
 
 
 def for_both_generations(config: Mapping[str, Any], *, has_fast_file: bool) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def test_what_was_written_is_written_again_as_it_is(kind: str) -> None:
             {"rope_parameters": {"full_attention": {"rope_theta": 5.0}, "sliding_attention": {}}},
             r"rope_parameters for each kind of layer \(full_attention, sliding_attention\)",
         ),
+        ({"rope_parameters": {"full_attention": None}}, "for each kind of layer"),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "max_position_embeddings": ...},
             "max_position_embeddings None: rope_type 'yarn' needs a whole number",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,15 @@ def test_every_command_takes_the_whole_tokenizer_along(
     assert json.loads((out / "config.json").read_text())["use_cache"] is True
     pushed = check_publishable(out)
     assert f"{TEMPLATES}/rag.jinja" in pushed
+
+
+def test_a_folder_that_is_called_as_that_of_the_templates_is_a_folder_like_any(
+    source: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / TEMPLATES
+    shutil.copytree(source, folder)
+    minitron.convert(str(folder), str(tmp_path / "out"))
+    assert load_tokenizer(open_source(str(tmp_path / "out"))).chat_template == CHAT
 
 
 def test_what_both_generations_know_already_stays_byte_for_byte(tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ def test_its_weights_are_complete_and_nothing_is_left_at_its_start(name: str) ->
         assert stored.read().float().std() > 0, name
 
 
+@pytest.mark.parametrize("name", ["tiny", *CHILDREN])
+def test_its_config_is_as_it_would_be_written_and_has_nothing_left_over_from_training(
+    name: str, tmp_path: Path
+) -> None:
+    minitron.convert(name, str(tmp_path / "out"))
+    for file in ("config.json", "generation_config.json"):
+        written = json.loads((tmp_path / "out" / file).read_text())
+        assert json.loads((zoo()[name] / file).read_text()) == written
+    assert hub_config(open_source(name).config).use_cache
+
+
 def test_special_ids_are_those_of_the_nemotron_family() -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     specials = ["<pad>", "<unk>", "<s>", "</s>", "<extra_id_0>", "<extra_id_1>"]
