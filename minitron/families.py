@@ -51,6 +51,7 @@ class Rotary:
 
     theta: float = 10000.0
     partial: float | None = None  # the part of a head that is rotated; None: all, and no key for it
+    old_type: bool = False  # an engine reads `type` in rope_scaling, and not `rope_type`: mlx-lm
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ FAMILIES: Mapping[str, Family] = {
             },
             norms_are_zero_centered=True,
             norm_epsilon="norm_eps",
-            rotary=Rotary(partial=0.5),
+            rotary=Rotary(partial=0.5, old_type=True),
             engine_limits=(
                 EngineLimit("llama.cpp", "square"),
                 EngineLimit("llama.cpp", "tie_word_embeddings"),

@@ -71,14 +71,12 @@ def rotary_settings(config: Mapping[str, Any], family: Family, *, head_dim: int)
             above = _lengthened(scaling, _length(config, kind), trained)
     elif original is not None:
         above = {_ORIGINAL: original}
-    if kind == "default":
-        scaling = {}  # without a meaning, and llama.cpp's converter would take a factor for linear
-    nested = {"rope_type": kind, **flat, **scaling}
-    # mlx-lm and transformers before 4.43 read `type`; rope_theta in here makes 4.57 warn.
-    both = (
-        {} if kind == "default" else {"rope_scaling": {"rope_type": kind, "type": kind, **scaling}}
-    )
-    return {"rope_parameters": nested, **flat, **both, **above}
+    written = {"rope_parameters": {"rope_type": kind, **flat, **scaling}, **flat, **above}
+    if kind != "default":
+        # Never with rope_theta, of which 4.57 warns.
+        old = {"type": kind} if family.rotary.old_type else {}
+        written["rope_scaling"] = {"rope_type": kind, **old, **scaling}
+    return written
 
 
 def _one_dict(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +149,8 @@ def _check_unscaled(said: Mapping[str, Any]) -> None:
 
 def _scaling(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of this kind, with numbers of the type that transformers 4 wants."""
+    if kind == "default":
+        return {}  # they have no meaning, and llama.cpp's converter would take a factor for linear
     missing = [key for key in REQUIRED[kind] if key not in said]
     if missing:
         raise ArchitectureError(

@@ -126,12 +126,15 @@ class NemotronConfig(PreTrainedConfig):
         self.rope_parameters = {**(self.rope_parameters or {}), "partial_rotary_factor": value}
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain values, with the flat rope keys that transformers 4 reads."""
-        return {
-            **super().to_dict(),
+        """The config as plain values, with the flat rope keys that earlier readers know."""
+        flat: dict[str, Any] = {
             "rope_theta": self.rope_theta,
             "partial_rotary_factor": self.partial_rotary_factor,
         }
+        rope = self.rope_parameters or {}
+        if rope.get("rope_type", "default") != "default":
+            flat["rope_scaling"] = {key: rope[key] for key in rope if key not in flat}
+        return {**super().to_dict(), **flat}
 
     def validate_architecture(self) -> None:
         """Raise ValueError unless a Nemotron can be built from these values."""
