@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.architecture import Architecture, check_rotary
@@ -235,6 +236,12 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
         reason = " ".join(str(error.__cause__ or error).split())
         where = _refused_setting(config_class, settings)
         raise ArchitectureError(f"{model_type} refuses this config: {where}{reason}") from error
+    activation = getattr(made, "hidden_act", None)
+    if isinstance(activation, str) and activation not in ACT2FN:
+        raise ArchitectureError(
+            f"{model_type} refuses this config: hidden_act {activation!r:.40}: it is not an "
+            "activation that transformers knows"
+        )
     check_rotary(config)
     return made
 

@@ -9,6 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.architecture import Architecture, resized_config
 from minitron.errors import ArchitectureError
+from minitron.source import hub_config
 from modeling_nemotron import NemotronConfig
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_config, tiny_model
 
@@ -356,3 +357,9 @@ def test_a_size_that_no_model_has_is_refused_before_anything_is_listed(key: str)
     sizes = {**SIZES, "num_key_value_heads": 1, key: 300_000_000}
     with pytest.raises(ArchitectureError, match=rf"{key} is 300000000: no model has more than \d+"):
         Architecture.from_config({"model_type": "qwen2", **sizes})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_activation_that_nobody_knows_is_named(family: str) -> None:
+    with pytest.raises(ArchitectureError, match=r"hidden_act 'silly': .*not an activation"):
+        hub_config(config_of(family, hidden_act="silly"))
