@@ -14,13 +14,14 @@ from functools import wraps
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
+from unicodedata import category
 
 from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.config import Dict
 from docstring_parser import parse_from_object
 
 from minitron.credentials import masked_logs, masked_traceback
-from minitron.errors import MinitronError, TargetError, one_line
+from minitron.errors import MinitronError, TargetError, one_line, visible
 from minitron.recipe import (
     CardRecipe,
     ConvertRecipe,
@@ -188,7 +189,8 @@ def importance(recipe: ImportanceRecipe, *, recipe_file: RecipeFile = None) -> N
 
     measured = measure_importance(**vars(recipe))
     if is_first_process():
-        print(f"{recipe.out}: {measured.made_by['scores']} scores of {', '.join(measured.axes)}")
+        scores = visible(measured.made_by["scores"])
+        print(f"{recipe.out}: {scores} scores of {', '.join(measured.axes)}")
 
 
 @app.command(
@@ -214,7 +216,7 @@ def search(
         print(json.dumps(report.to_json()))
         return
     _show_table(report.columns(), report.rows())
-    print("\n" + "\n".join([*report.notes(), f"{report.reason()}."]))
+    print("\n" + "\n".join(map(visible, [*report.notes(), f"{report.reason()}."])))
     if recipe.out is not None:
         print(f"\nWritten: {recipe.out}")
 
@@ -329,7 +331,7 @@ def generate(recipe: GenerateRecipe) -> None:
 
     def say(text: str) -> None:
         nonlocal unsaid
-        print(unsaid + text, end="", flush=True)
+        print(unsaid + _without_controls(text), end="", flush=True)
         unsaid = ""
 
     stream(recipe, say)
@@ -405,7 +407,9 @@ def demo(recipe: DemoRecipe) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The console script: exits with 0, or with 2 and one line on stderr for a user's mistake."""
     tokens = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_VisibleLines("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("minitron").setLevel(logging.INFO)  # libraries only where something is wrong
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     # It logs what it then raises, and a mistake is to be one line.
@@ -429,6 +433,13 @@ def _run(tokens: list[str]) -> None:
         sys.exit(130)
     finally:
         app.config = ()
+
+
+class _VisibleLines(logging.Formatter):
+    """Messages may quote files: no line of them reaches the terminal as anything but text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(visible, super().format(record).split("\n")))
 
 
 def _recipe_file(tokens: list[str]) -> tuple[tuple[Dict, ...], list[str]]:
@@ -513,15 +524,24 @@ def _show(record: dict[str, Any], *, as_json: bool) -> None:
     width = max(map(len, record))
     for key, value in record.items():
         if value not in (None, {}, []):
-            print(f"{key.ljust(width)}  {_readable(value)}")
+            print(f"{key.ljust(width)}  {visible(_readable(value))}")
 
 
 def _show_table(header: list[str], rows: list[list[str]]) -> None:
     """Names on the left, numbers on the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
+    rows = [list(map(visible, row)) for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
         cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         print("  ".join([row[0].ljust(widths[0]), *cells]))
+
+
+def _without_controls(text: str) -> str:
+    """What a model writes, of which a terminal obeys only line ends and tabs."""
+    return "".join(
+        letter if letter in "\n\t" or category(letter) != "Cc" else visible(letter)
+        for letter in text
+    )
 
 
 def _readable(value: object) -> str:

@@ -27,14 +27,22 @@ def one_line(text: str) -> str:
     longer text the middle is left out: what was wrong stands at the beginning, what to do at the
     end.
     """
-    visible = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in " ".join(masked(text).split())
-    )
-    if len(visible) <= MAX_LENGTH:
-        return visible
+    line = visible(" ".join(masked(text).split()))
+    if len(line) <= MAX_LENGTH:
+        return line
     end = MAX_LENGTH // 3
-    return f"{visible[: MAX_LENGTH - end - 5]} ... {visible[-end:]}"
+    return f"{line[: MAX_LENGTH - end - 5]} ... {line[-end:]}"
+
+
+def visible(text: str) -> str:
+    """`text` with escapes for everything that does not show, line ends included.
+
+    What comes from a file and is printed goes through here: a terminal would obey it.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 class MinitronError(Exception):

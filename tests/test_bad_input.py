@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minitron
+from minitron import cli
 from minitron.cli import main
 from minitron.source import zoo
 from tests.tiny import edit_config, tiny_folder, weights_of
@@ -554,3 +556,17 @@ def test_a_killed_run_leaves_nothing_that_looks_complete_and_can_be_run_again(
     names = {path.name for path in out.iterdir()}
     assert names == {path.name for path in (tmp_path / "undisturbed").iterdir()}
     assert "unfinished.json" not in names
+
+
+def test_escape_codes_of_a_file_do_not_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = "a\x1b[31m\u202e\nb"
+    cli._show({"writer": bad}, as_json=False)
+    cli._show_table(["", "score"], [[bad, "1"]])
+    record = logging.LogRecord("minitron", logging.INFO, "", 0, "%s", (bad,), None)
+    print(cli._VisibleLines("%(message)s").format(record))
+    printed = capsys.readouterr().out
+    assert not {"\x1b", "\u202e"} & {*printed}
+    assert printed.count(r"a\x1b[31m\u202e") == 3
+    assert cli._without_controls("x\x1b[31m\n\u3000y\t") == "x\\x1b[31m\n\u3000y\t"

@@ -353,3 +353,21 @@ def test_a_damaged_record_of_the_source_does_not_stop_a_pruning(
 
 def test_errors_are_ours() -> None:
     assert issubclass(OutputError, MinitronError)
+
+
+def test_a_foreign_record_writes_no_html_link_or_fence_into_the_card(folder: Path) -> None:
+    bad = "<img src=x onerror=alert(1)> [a](http://b) `c` | d\n```\n<script>\x1b[31m"
+    record = json.loads((folder / "minitron.json").read_text())
+    source = {**record["source"], "name": bad}
+    importance = {**record["importance"], "corpus": bad, "scores": bad, "tokens": 3}
+    results = {"measured": bad, "columns": [bad], "rows": [{"name": bad, "values": [bad]}]}
+    rewrite(folder, source=source, importance=importance, results=results)
+    (folder / "README.md").unlink()
+    minitron.card(str(folder))
+    body = text_of(folder).partition("\n---\n")[2]
+    fenced = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    outside = fenced.sub("", body).partition("<!--")[0]
+    assert "‹img src=x" in outside
+    assert not re.search(r"<|\x1b|\]\(http", outside)
+    assert "```" not in outside
+    assert all(line.count("|") in (0, 3, 5) for line in outside.splitlines())

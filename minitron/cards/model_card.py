@@ -24,6 +24,7 @@ from minitron.cards.texts import (
     RECIPES,
     Record,
     commands_of,
+    escaped,
     history_of,
     limit_texts,
     result_tables,
@@ -119,8 +120,8 @@ def memory_fact(architecture: Architecture) -> str:
 
 
 def _card(folder: Path, record: Record) -> Card:
-    name = _name_of(folder)
-    history = history_of(record)
+    name, steps = _name_of(folder), history_of(record)
+    history = history_of(escaped(record))
     config = HubFolder.at(folder).config
     told = {"command": record["command"], "recipe": record["recipe"]}
     return Card(
@@ -137,7 +138,7 @@ def _card(folder: Path, record: Record) -> Card:
         engines=tuple(engine_notes(config)),
         again=f"`minitron remake {name} again` follows `minitron.json`. Step by step, with texts "
         "and folders under your own paths:",
-        commands=commands_of(history, name),
+        commands=commands_of(steps, name),
         record=json.dumps(told, indent=2),
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron.cards.template import Result, Table
+from minitron.errors import visible
 from minitron.recipe import (
     ConvertRecipe,
     DistillRecipe,
@@ -58,6 +59,33 @@ def history_of(record: Record) -> list[Record]:
     while (made := steps[0]["source"].get("made")) is not None:
         steps.insert(0, made)
     return steps
+
+
+def escaped(value: Any) -> Any:
+    """A record whose texts are text in Markdown too: no HTML, no link, no cell or code of theirs.
+
+    A record may come from anybody, and the Hub shows what is made of it. Names are changed by it
+    where they hold such characters; what is measured may keep its marks of code.
+    """
+    if isinstance(value, str):
+        return _plain(value).replace("`", "'")
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    if isinstance(value, Mapping):
+        return {
+            escaped(key): _plain(item)
+            if key == "measured" and isinstance(item, str)
+            else escaped(item)
+            for key, item in value.items()
+        }
+    return value
+
+
+def _plain(text: str) -> str:
+    text = visible(text)
+    for mark, alike in (("<", "‹"), ("|", "¦"), ("](", "] ("), ("```", "'''")):
+        text = text.replace(mark, alike)
+    return text
 
 
 def shown(source: str) -> str:
@@ -165,7 +193,7 @@ def command_of(record: Record, out: str) -> str:
             words.append(str(value))
         elif value != parameter.default and value is not None:
             flags += _flags(key.replace("_", "-"), value)
-    return shlex.join([*words, *flags])
+    return visible(shlex.join([*words, *flags]))
 
 
 def _flags(flag: str, value: Any) -> list[str]:
