@@ -10,15 +10,14 @@ after are of two models. Readers of headers keep the identity, and each later re
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from minitron.errors import SourceError
 
 
-@dataclass(frozen=True)
-class FileIdentity:
-    """What changes when a file is replaced or written to."""
+class FileIdentity(NamedTuple):
+    """What changes when a file is replaced or written to; made anew at each read."""
 
     device: int
     inode: int
