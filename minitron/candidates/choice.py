@@ -31,7 +31,7 @@ from minitron.scores.scoring import check_corpus_named
 from minitron.source import Source
 
 _TOLERANCES = (0.01, 0.02, TOLERANCE)  # the first that leaves enough shapes to compare
-_SCORED = 256  # shapes whose kept scores are looked at
+_SCORED = 128  # shapes whose kept scores are looked at
 _RULE = "those that keep most of their scores, with several sets of axes cut (--max-candidates)"
 
 logger = logging.getLogger(__name__)
@@ -116,11 +116,12 @@ def _scores_of(
         depth=lambda one: one.num_hidden_layers,
         miss=lambda one: shapes.budget.miss(shapes.costs[one]),
     )
-    plans = {
-        one: choose_plan(importance, whole, one, contiguous=recipe.contiguous_layers)
-        for one in near
-    }
-    return {one: scores_kept(share_kept(plan, importance)) for one, plan in plans.items()}
+
+    def kept(target: Architecture) -> float:  # a plan of a large model is large: one at a time
+        plan = choose_plan(importance, whole, target, contiguous=recipe.contiguous_layers)
+        return scores_kept(share_kept(plan, importance))
+
+    return {one: kept(one) for one in near}
 
 
 def _by_loss(whole: Architecture, few: Shortlist, report: SearchReport) -> Choice:
