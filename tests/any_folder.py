@@ -1,0 +1,289 @@
+"""Folders as people bring them: one model, and the many ways in which its files can say it.
+
+A `Brought` draws the model (family, sizes, switches) and how it is written; `write` writes it with
+plain json, safetensors and torch, and `config` says the same as transformers 5 alone would. Nothing
+here comes from minitron.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import strategies
+from hypothesis.strategies import DrawFn, composite, integers, none, sampled_from
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+FAMILIES = ("nemotron", "llama", "mistral", "qwen2", "qwen3")
+BIASES = {
+    "nemotron": ("attention_bias", "mlp_bias"),
+    "llama": ("attention_bias", "mlp_bias"),
+    "qwen3": ("attention_bias",),
+}
+ROTARY: tuple[dict[str, Any], ...] = (
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+)
+CLASSES = {
+    "nemotron": "Nemotron",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A model and its folder."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_key_value_heads: int
+    heads_per_group: int
+    head_dim: int
+    vocab_size: int
+    switches: tuple[str, ...]  # config flags that are set
+    window: int | None  # of the layers that slide
+    theta: float
+    rotary: int  # which of ROTARY
+    dtype: str
+    seed: int
+    # How it is written.
+    generation: int  # of the config's keys: 4 or 5
+    old_names: bool  # Nemotron's
+    says_head_dim: bool
+    says_kv_heads: bool
+    says_null: bool  # where a key could be absent
+    pad: str  # none, inside, or vocab_size: a token was added, and the embedding not resized
+    prefix: bool
+    tied_names: tuple[str, ...]  # of embed and head, which are stored
+    container: str
+    files: int
+    lists_unheld: bool  # the index names the tied tensor that no shard holds
+    has_generation_config: bool
+
+    @property
+    def heads(self) -> int:
+        return self.num_key_value_heads * self.heads_per_group
+
+    @property
+    def tied(self) -> bool:
+        return "tie_word_embeddings" in self.switches
+
+    @property
+    def is_of_nemo(self) -> bool:
+        """Whether a .nemo's settings can say it: one bias, and no scaling of the rotary base."""
+        biases = {flag in self.switches for flag in BIASES["nemotron"]}
+        return self.rotary == 0 and len(biases) == 1
+
+    @property
+    def layer_types(self) -> list[str] | None:
+        """Of Qwen, whose last layers slide."""
+        if self.model_type not in ("qwen2", "qwen3"):
+            return None
+        first = 1 if self.window else self.num_hidden_layers
+        layers = range(self.num_hidden_layers)
+        return ["sliding_attention" if i >= first else "full_attention" for i in layers]
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """As transformers 5 says it."""
+        settings: dict[str, Any] = {
+            **self._sizes(),
+            **dict.fromkeys(self.switches, True),
+            "tie_word_embeddings": self.tied,
+            "rope_parameters": {"rope_theta": self.theta, **ROTARY[self.rotary]},
+            "max_position_embeddings": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0 if self.pad == "inside" else None,
+        }
+        if self.model_type == "nemotron":
+            settings["rope_parameters"]["partial_rotary_factor"] = 0.5
+        if self.layer_types is not None:
+            settings |= {
+                "layer_types": self.layer_types,
+                "use_sliding_window": self.window is not None,
+                "max_window_layers": 1,
+            }
+        if self.model_type in ("mistral", "qwen2", "qwen3"):
+            settings["sliding_window"] = self.window
+        config: PreTrainedConfig = CONFIG_MAPPING[self.model_type](**settings)
+        return config
+
+    def _sizes(self) -> dict[str, int]:
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+        }
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """transformers' own, with random weights everywhere, of the folder's precision."""
+        torch.manual_seed(self.seed)
+        model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+        model.tie_weights()
+        return model.to(getattr(torch, self.dtype)).eval()
+
+    @cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its full name, a tied one under both."""
+        return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+
+    def written_config(self) -> dict[str, Any]:
+        """config.json's keys."""
+        rotary = {"rope_theta": self.theta, **ROTARY[self.rotary]}
+        said: dict[str, Any] = {
+            "architectures": [f"{CLASSES[self.model_type]}ForCausalLM"],
+            "model_type": self.model_type,
+            **self._sizes(),
+            **dict.fromkeys(self.switches, True),
+            "max_position_embeddings": 64,
+            "hidden_act": "relu2" if self.model_type == "nemotron" else "silu",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "tie_word_embeddings": self.tied,
+            "torch_dtype" if self.generation == 4 else "dtype": self.dtype,
+        }
+        pads = {"inside": 0, "vocab_size": self.vocab_size}
+        if self.pad in pads:
+            said["pad_token_id"] = pads[self.pad]
+        silent = {"head_dim": not self.says_head_dim, "num_key_value_heads": not self.says_kv_heads}
+        for key in [key for key, is_silent in silent.items() if is_silent]:
+            said[key] = None
+            if not self.says_null:
+                del said[key]
+        if self.layer_types is not None:
+            said |= {"use_sliding_window": self.window is not None, "max_window_layers": 1}
+            if self.generation == 5:
+                said["layer_types"] = self.layer_types
+        if self.model_type in ("mistral", "qwen2", "qwen3"):
+            said["sliding_window"] = self.window
+        partial = {"partial_rotary_factor": 0.5} if self.model_type == "nemotron" else {}
+        if self.generation == 5:
+            return self._renamed({**said, "rope_parameters": {**rotary, **partial}})
+        theta, kind = rotary.pop("rope_theta"), rotary.pop("rope_type")
+        scaling = None if kind == "default" else {"type": kind, **rotary}
+        if kind == "llama3":
+            scaling = {"rope_type": kind, **rotary}
+        return self._renamed({**said, **partial, "rope_theta": theta, "rope_scaling": scaling})
+
+    def _renamed(self, said: dict[str, Any]) -> dict[str, Any]:
+        old = {"head_dim": "kv_channels", "partial_rotary_factor": "rope_percent"}
+        return {(old.get(key, key) if self.old_names else key): said[key] for key in said}
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The tensors that the files hold, by their names there."""
+        names = {"embed": "model.embed_tokens.weight", "head": "lm_head.weight"}
+        left = {name for key, name in names.items() if self.tied and key not in self.tied_names}
+        return {
+            name if self.prefix else name.removeprefix("model."): tensor
+            for name, tensor in self.state.items()
+            if name not in left
+        }
+
+    def write(self, folder: Path) -> Path:
+        """The folder."""
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(self.written_config()))
+        if self.has_generation_config:
+            said = {"bos_token_id": 1, "eos_token_id": [2, 3], "do_sample": True, "top_k": 7}
+            (folder / "generation_config.json").write_text(json.dumps(said))
+        stored = self.stored()
+        stem, ending = self.container.split(".")
+        weight_map: dict[str, str] = {}
+        for number in range(self.files):
+            of = f"-{number + 1:05d}-of-{self.files:05d}" if self.files > 1 else ""
+            file = f"{stem}{of}.{ending}"
+            part = dict(list(stored.items())[number :: self.files])
+            if ending == "bin":
+                torch.save(part, folder / file)
+            else:
+                copies = {name: tensor.clone() for name, tensor in part.items()}
+                save_file(copies, folder / file, {"format": "pt"})
+            weight_map |= dict.fromkeys(part, file)
+        if self.files > 1:
+            if self.lists_unheld and self.tied:
+                weight_map.setdefault("lm_head.weight", file)
+            total = sum(tensor.nbytes for tensor in stored.values())
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (folder / f"{self.container}.index.json").write_text(json.dumps(index))
+        return folder
+
+
+@composite
+def brought(draw: DrawFn, families: tuple[str, ...] = FAMILIES) -> Brought:
+    """Any of them."""
+    family = draw(sampled_from(families))
+    kv_heads, per_group = draw(integers(1, 3)), draw(integers(1, 3))
+    heads = kv_heads * per_group
+    says_head_dim = family == "qwen3" or draw(strategies.booleans())
+    # Nemotron rotates half of a head, in pairs; dynamic scaling divides by zero at one pair.
+    head_dim = draw(sampled_from([8, 12] if family == "nemotron" else [4, 6, 8]))
+    if not says_head_dim:
+        hidden = heads * head_dim
+    elif family == "llama":  # its config wants a multiple
+        hidden = heads * draw(integers(2, 9))
+    else:
+        hidden = draw(integers(4, 40))
+    biases = BIASES.get(family, ())
+    each = sampled_from([(), biases, *((bias,) for bias in biases)])
+    switches = (*draw(each), *draw(sampled_from([(), ("tie_word_embeddings",)])))
+    tied = "tie_word_embeddings" in switches
+    names = [("embed",), ("head",), ("embed", "head")] if tied else [()]
+    return Brought(
+        model_type=family,
+        hidden_size=hidden,
+        intermediate_size=draw(integers(3, 40)),
+        num_hidden_layers=draw(integers(1, 3)),
+        num_key_value_heads=kv_heads,
+        heads_per_group=per_group,
+        head_dim=head_dim,
+        vocab_size=draw(integers(7, 60)),
+        switches=switches,
+        window=None if family in ("nemotron", "llama") else draw(none() | integers(2, 6)),
+        theta=draw(sampled_from([10000.0, 500000.0, 1000.0])),
+        rotary=draw(sampled_from(range(len(ROTARY)))) if draw(strategies.booleans()) else 0,
+        dtype=draw(sampled_from(DTYPES)),
+        seed=draw(integers(0, 9)),
+        generation=draw(sampled_from([4, 5])),
+        old_names=family == "nemotron" and draw(strategies.booleans()),
+        says_head_dim=says_head_dim,
+        # Each family means its own number by silence; these two mean as many as there are heads.
+        says_kv_heads=per_group > 1
+        or family not in ("nemotron", "llama")
+        or draw(strategies.booleans()),
+        says_null=family != "qwen2" and draw(strategies.booleans()),  # transformers opens no such
+        pad=draw(sampled_from(["none", "none", "inside", "inside", "vocab_size"])),
+        prefix=not tied or draw(strategies.booleans()),
+        tied_names=draw(sampled_from(names)),
+        container=draw(sampled_from(["model.safetensors", "pytorch_model.bin"])),
+        files=draw(integers(1, 3)),
+        lists_unheld=draw(strategies.booleans()),
+        has_generation_config=draw(strategies.booleans()),
+    )
