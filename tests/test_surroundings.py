@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from minitron import surroundings
+from minitron import space, surroundings
+from minitron.hub.own_wheel import own_wheel
 from minitron.space.turns import turns_of_this_machine
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +150,15 @@ def test_cores_are_counted_where_no_affinity_is_known(monkeypatch: pytest.Monkey
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     assert turns_of_this_machine()._free == 3
+
+
+def test_a_space_gets_the_same_ranges() -> None:
+    needed = {Requirement(line).name: Requirement(line) for line in own_wheel().needs("space")}
+    for name in ("transformers", "huggingface_hub", "datasets", "gradio"):
+        assert needed[name].specifier == REQUIRED[name.replace("_", "-")].specifier
+    readme = (Path(space.__file__).parent / "README.md").read_text()
+    built_with = re.findall(r"^sdk_version: (\S+)$", readme, re.MULTILINE)[0]
+    assert REQUIRED["gradio"].specifier.contains(built_with)
 
 
 def test_the_classifiers_name_the_systems_that_are_supported() -> None:
