@@ -265,7 +265,8 @@ def dying(self, *args, **kwargs):
     return step(self, *args, **kwargs)
 Trainer.training_step = dying
 minitron.distill(sys.argv[2], sys.argv[3], teacher=sys.argv[4], corpus=sys.argv[5], steps=25,
-                 batch_size=4, learning_rate=1e-3, save_steps=7, warmup_steps=3)
+                 batch_size=4, learning_rate=1e-3, save_steps=7, warmup_steps=3,
+                 autocast="float32")
 """
 
 
