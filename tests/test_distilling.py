@@ -391,7 +391,9 @@ def test_tokens_that_differ_are_told_one_by_one(
     renamed = {7: "seven", 8: "eight", 9: "nine", 90: "ninety"}
     teacher = with_words(Path("teacher"), folders / "teacher", renamed)
     with pytest.raises(TokenizerError) as raised:
-        distilled(folders, tmp_path / "out", str(student), teacher=str(teacher))
+        minitron.distill(
+            str(student), "out", teacher=str(teacher), corpus=str(folders / "text.npy"), **SHORT
+        )
     assert str(raised.value) == (
         "student and teacher differ in 4 tokens: "
         f"id 7 is 'w7' in {student}, 'seven' in {teacher}; "
@@ -522,7 +524,7 @@ def test_a_teacher_smaller_than_its_student_is_noted(
         ({"seq_len": 1}, "seq_len is 1: there is nothing to predict"),
         ({"trainer": {"learning_rate": 1e-3}}, "trainer.learning_rate: give it as --learning-rate"),
         ({"report_to": "abacus"}, "report-to is 'abacus', which is no tracker"),
-        ({"teacher_cache": "nowhere"}, "nowhere has no readable teacher-cache.json"),
+        ({"teacher_cache": "nowhere"}, "nowhere has no teacher-cache.json"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
