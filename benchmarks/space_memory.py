@@ -117,7 +117,10 @@ def main() -> None:
             for kind, way in ways.items():
                 for number in range(WARM_UP[kind] if times[kind] else 0):
                     way(number)
-            print(f"{'warm':>16}: {space.megabytes:6.0f} MB, files {space.file_megabytes:5.0f} MB")
+            print(
+                f"{'warm':>16}: {space.megabytes:6.0f} MB, files {space.file_megabytes:5.0f} MB",
+                flush=True,
+            )
             for kind, way in ways.items():
                 for part in range(PARTS if times[kind] else 0):
                     begun = time.perf_counter()
