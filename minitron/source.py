@@ -230,12 +230,13 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _KERNELS}
     if type(rows := settings.get("vocab_size")) is int:
         settings = with_usable_pad(settings, rows)
-    try:
-        made: PreTrainedConfig = config_class.from_dict(settings)
-    except _REFUSALS as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        where = _refused_setting(config_class, settings)
-        raise ArchitectureError(f"{model_type} refuses this config: {where}{reason}") from error
+    with foreign_parser("config.json", ArchitectureError, "mend it, or fetch it again"):
+        try:
+            made: PreTrainedConfig = config_class.from_dict(settings)
+        except _REFUSALS as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            where = _refused_setting(config_class, settings)
+            raise ArchitectureError(f"{model_type} refuses this config: {where}{reason}") from error
     activation = getattr(made, "hidden_act", None)
     if isinstance(activation, str) and activation not in ACT2FN:
         raise ArchitectureError(

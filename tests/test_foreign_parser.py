@@ -2,8 +2,10 @@
 
 import pytest
 
-from minitron.errors import MAX_LENGTH, CorpusError, SourceError
+from minitron.errors import MAX_LENGTH, ArchitectureError, CorpusError, SourceError
 from minitron.foreign_parser import foreign_parser
+from minitron.source import hub_config
+from tests.tiny import tiny_config
 
 
 class Panic(BaseException):
@@ -41,3 +43,9 @@ def test_a_message_is_one_line_of_500_characters_that_no_terminal_obeys() -> Non
     assert len(str(error)) == MAX_LENGTH
     assert str(error).startswith("begin \\x1b[31m\\u202e x")
     assert str(error).endswith("end: do this")
+
+
+def test_a_config_that_makes_transformers_fail_while_it_logs_is_one_line() -> None:
+    config = {**tiny_config("llama").to_dict(), "dtype": ["x"]}
+    with pytest.raises(ArchitectureError, match="config"):
+        hub_config(config)
