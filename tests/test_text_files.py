@@ -99,7 +99,10 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(kind: str, tmp_path: Path
         ("It was".encode("utf-32"), "is UTF-32: save it as UTF-8"),
         ("It was".encode("utf-16-le"), "holds NUL at byte 1: it is no UTF-8 text, or damaged"),
         (bytes(100_000), "holds NUL at byte 0: "),
-        (gzip.compress(b"text"), "is compressed by gzip: decompress it, or add .gz to its name"),
+        (
+            gzip.compress(b"text", mtime=0),
+            "is compressed by gzip: decompress it, or add .gz to its name",
+        ),
         ('{"text": "café"}'.encode("latin-1"), "at byte 13 it holds e9 22 7d .invalid contin"),
         (b"\xef\xbb\xbf" + b'{"text": "a"}\n' * 9_000 + b'{"text": "\xff', "at byte 126,013 it"),
     ],
