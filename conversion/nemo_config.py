@@ -1,4 +1,4 @@
-"""NeMo's settings as the Hub's config.json of a Nemotron, or of a Llama or Qwen2.
+"""NeMo's settings as the Hub's config.json of a Nemotron, or of a Llama, Mistral or Qwen2.
 
 Knows what NeMo takes each setting for and how its few that are not one to one are read: the
 activation, the biases, the stretched positions. Reads no file and no tensor, and refuses whatever
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from minitron.conversion.nemo_refusals import family_of_gpt, is_gated
+from minitron.conversion.nemo_refusals import family_of_gpt, is_gated, window_of
 from minitron.conversion.nemo_table import (
     ACTIVATIONS,
     SETTINGS,
@@ -37,7 +37,7 @@ def hub_config(
     dtype: torch.dtype | None = None,
     special: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The config.json of the Nemotron, Llama or Qwen2 that NeMo's settings describe.
+    """The config.json of the Nemotron, Llama, Mistral or Qwen2 that NeMo's settings describe.
 
     `vocab_size` is the rows of the embedding, `dtype` that of the tensors, `special` the ids of the
     tokenizer's bos, eos and pad: the settings know none of them. Without a tokenizer the ids are
@@ -62,12 +62,21 @@ def hub_config(
         **hub,
         "rope_parameters": {**rope, **flat},
         "hidden_act": _gate(said, family) if is_gated(said) else _hidden_act(said, bias),
-        **({} if family.model_type == "qwen2" else {"attention_bias": bias, "mlp_bias": bias}),
+        **_switches(said, family, bias),
         "vocab_size": vocab_size,
         **{f"{role}_token_id": ids.get(role) for role in SPECIAL},
         "use_cache": True,
         **({} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}),
     }
+
+
+def _switches(said: Said, family: Family, bias: bool) -> dict[str, Any]:
+    """What one family has a key for, and another not."""
+    if family.model_type == "qwen2":
+        return {}
+    if family.model_type == "mistral":
+        return {"sliding_window": window_of(said.get("window_size"))}
+    return {"attention_bias": bias, "mlp_bias": bias}
 
 
 def is_zero_centered(settings: Said) -> bool:

@@ -1,7 +1,8 @@
 """Which family of the Hub a NeMo GPT is, and what one may be that none of them holds, and why.
 
-A GPT with LayerNorm and one up projection is a Nemotron, one with RMSNorm and a SwiGLU a Llama, or
-a Qwen2 where only q, k and v have biases. Holds a table of settings with the values that change
+A GPT with LayerNorm and one up projection is a Nemotron, one with RMSNorm and a SwiGLU a Llama; or
+a Qwen2 where only q, k and v have biases; or a Mistral where it attends to a window, or its width
+is no multiple of its heads, as a Llama's must be. Holds a table of settings with the values that change
 nothing. Reads no file and makes no config; `nemo_config` asks it first.
 
     >>> family_of_gpt({"position_embedding_type": "rope", "qk_layernorm": True})
@@ -40,6 +41,7 @@ class Refusal:
     reason: str
     absent: Any = None
     is_of_nemotron: bool = False  # the other families are told from it by these
+    but_mistral: bool = False  # which has a setting for it
 
 
 # Absent values: `self.cfg.get(key, value)` in NeMo's megatron_gpt_model.py, megatron_base_model.py.
@@ -80,7 +82,12 @@ REFUSALS = (
     ),
     # 1 is what NeMo's own, older mixture of experts calls none.
     Refusal("num_moe_experts", lambda value: _off(value) or value == 1, "{family} has one MLP"),
-    Refusal("window_size", _off, "{family} attends to the whole context"),
+    Refusal(
+        "window_size",
+        lambda value: window_of(value) is None,
+        "{family} attends to the whole context",
+        but_mistral=True,
+    ),
     Refusal("sliding_window", _off, "{family} attends to the whole context"),
     Refusal("multi_latent_attention", _off, "{family} keeps keys and values of full width"),
     Refusal("qk_layernorm", _off, "{family} norms no q or k"),
@@ -117,6 +124,8 @@ def family_of_gpt(settings: Mapping[str, Any]) -> Family:
     for refusal in REFUSALS:
         if refusal.is_of_nemotron and family.model_type != "nemotron":
             continue
+        if refusal.but_mistral and family.model_type == "mistral":
+            continue
         said = settings.get(refusal.key)
         value = refusal.absent if said is None else said
         if not refusal.holds(value):
@@ -139,8 +148,41 @@ def is_gated(settings: Mapping[str, Any]) -> bool:
 def _model_type(settings: Mapping[str, Any]) -> str:
     if not is_gated(settings) or str(settings.get("normalization")).lower() != "rmsnorm":
         return "nemotron"
-    only_qkv = settings.get("bias") is False and settings.get("qkv_bias") is True
-    return "qwen2" if only_qkv else "llama"
+    if settings.get("bias") is not False:  # NeMo's default is a bias
+        return "llama"
+    if settings.get("qkv_bias") is True:
+        return "qwen2"
+    is_windowed = window_of(settings.get("window_size")) is not None
+    return "mistral" if is_windowed or _is_no_llama(settings) else "llama"
+
+
+def window_of(value: Any) -> int | None:
+    """How many tokens each one sees, itself among them; None for all before it.
+
+    NeMo's `window_size` is how many Megatron lets it see to the left and to the right of itself,
+    and -1 without end. Raises ArchitectureError for any other value.
+    """
+    if _off(value):
+        return None
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if len(numbers) == 2 and all(type(number) is int for number in numbers):
+        left, right = numbers
+        if right in (0, -1) and left == -1:
+            return None
+        if right == 0 and 0 <= left < 2**31 - 1:
+            return int(left) + 1
+    raise ArchitectureError(
+        f"the NeMo config says window_size: {shown(value)}; known is a list of the tokens before "
+        "each one (-1: all) and 0"
+    )
+
+
+def _is_no_llama(settings: Mapping[str, Any]) -> bool:
+    """Whether the width is no multiple of the heads; values of other types are refused later."""
+    hidden, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
+    if not (type(hidden) is int and type(heads) is int and heads > 0):
+        return False
+    return FAMILIES["llama"].hidden_divides_by_heads and hidden % heads != 0
 
 
 def _is_language_model(target: Any) -> bool:

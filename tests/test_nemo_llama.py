@@ -1,4 +1,4 @@
-"""A GPT with RMSNorm and SwiGLU in a `.nemo` is a Llama, or a Qwen2, with Megatron's own logits."""
+"""A GPT with RMSNorm and SwiGLU in a `.nemo` is a Llama, Mistral or Qwen2, with Megatron's logits."""
 
 import json
 import math
@@ -52,7 +52,9 @@ def megatron_logits(tensors: Tensors, settings: dict[str, Any], ids: torch.Tenso
 
     x = F.embedding(ids, tensors["embedding.word_embeddings.weight"])
     batch, length = ids.shape
-    future = torch.full((length, length), -math.inf).triu(1)
+    left = (settings.get("window_size") or [-1])[0]
+    unseen = torch.full((length, length), -math.inf)
+    hidden = unseen.triu(1) + (0 if left < 0 else unseen.tril(-left - 1))
     for number in range(settings["num_layers"]):
         layer = f"decoder.layers.{number}"
         fused = linear(norm(x, f"{layer}.input_layernorm"), f"{layer}.self_attention.linear_qkv")
@@ -60,7 +62,7 @@ def megatron_logits(tensors: Tensors, settings: dict[str, Any], ids: torch.Tenso
         q = rotated(fused[..., :each, :].reshape(batch, length, heads, size))
         k = rotated(fused[..., each, :]).repeat_interleave(each, 2)
         v = fused[..., each + 1, :].repeat_interleave(each, 2)
-        scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(size) + future
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(size) + hidden
         seen = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
         x = x + linear(seen.flatten(2), f"{layer}.self_attention.linear_proj")
         inner = linear(norm(x, f"{layer}.pre_mlp_layernorm"), f"{layer}.mlp.linear_fc1")
@@ -78,8 +80,23 @@ def megatron_logits(tensors: Tensors, settings: dict[str, Any], ids: torch.Tenso
         ({"layernorm_zero_centered_gamma": True}, {"layout": "state_dict"}, "llama"),
         ({"bias": True, "activation": "swiglu"}, {"tensor_parallel": 2}, "llama"),
         ({"qkv_bias": True, "hidden_size": 42}, {"layout": "torch_dist"}, "qwen2"),
+        ({"window_size": [-1, 0]}, {}, "llama"),
+        ({"window_size": [4, 0]}, {"tensor_parallel": 2}, "mistral"),
+        ({"window_size": [0, 0], "layernorm_zero_centered_gamma": True}, {}, "mistral"),
+        ({"hidden_size": 40}, {"layout": "torch_dist"}, "mistral"),
     ],
-    ids=["zarr TP 2", "torch_dist", "state_dict TP 2", "gamma less one", "biased", "qkv biased"],
+    ids=[
+        "zarr TP 2",
+        "torch_dist",
+        "state_dict TP 2",
+        "gamma less one",
+        "biased",
+        "qkv biased",
+        "a window without end",
+        "a window",
+        "the smallest window",
+        "a width that no Llama has",
+    ],
 )
 def test_it_gives_megatrons_logits(
     changed: dict[str, Any], options: dict[str, Any], model_type: str, tmp_path: Path
@@ -140,7 +157,9 @@ def test_a_llama_of_nemo_2_is_one_too(tmp_path: Path) -> None:
     [
         ({"rotary_percentage": 0.5}, "rotary_percentage: 0.5, but Llama rotates whole heads"),
         ({"activation": "fast-geglu"}, "activation: 'fast-geglu'; of gated ones swiglu and fast-"),
-        ({"window_size": [4, 0]}, "but Llama attends to the whole context: no Hugging Face Llama"),
+        ({"window_size": [4, 0], "bias": True}, "but Llama attends to the whole context: no Hugg"),
+        ({"window_size": [4, 4]}, "window_size: a list; known is a list of the tokens before each"),
+        ({"window_size": 4096}, "window_size: 4096; known is a list of the tokens before each one"),
         ({"qk_layernorm": True}, "but Llama norms no q or k"),
         ({"normalization": "layernorm1p"}, "a gated MLP, but Nemotron's has one up projection"),
         ({"activation": "squared-relu"}, "but Nemotron's norm is LayerNorm with a bias"),
