@@ -2,8 +2,8 @@
 
 A GPT with LayerNorm and one up projection is a Nemotron, one with RMSNorm and a SwiGLU a Llama; or
 a Qwen2 where only q, k and v have biases; or a Mistral where it attends to a window, or its width
-is no multiple of its heads, as a Llama's must be. Holds a table of settings with the values that change
-nothing. Reads no file and makes no config; `nemo_config` asks it first.
+is no multiple of its heads, as a Llama's must be. Holds a table of settings with the values that
+change nothing. Reads no file and makes no config; `nemo_config` asks it first.
 
     >>> family_of_gpt({"position_embedding_type": "rope", "qk_layernorm": True})
     ArchitectureError: the NeMo config says qk_layernorm: True, but Nemotron norms no q or k

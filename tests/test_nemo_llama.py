@@ -1,4 +1,4 @@
-"""A GPT with RMSNorm and SwiGLU in a `.nemo` is a Llama, Mistral or Qwen2, with Megatron's logits."""
+"""A GPT with RMSNorm and SwiGLU in a `.nemo` becomes a Llama, Mistral or Qwen2 of equal logits."""
 
 import json
 import math
