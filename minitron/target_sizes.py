@@ -140,8 +140,11 @@ def _check_accepted(source: Architecture, target: Architecture) -> None:
     ways = []
     if near := hidden_sizes_near(target, 1, source.hidden_size):
         ways.append(f"--hidden-size {_either(near)}")
-    steps = target.num_key_value_heads if target.has_groups else 1
-    dividing = [n for n in range(steps, source.num_attention_heads + 1, steps) if not hidden % n]
+    step, most = 1, source.num_attention_heads
+    if source.has_groups:  # KV heads stay, and each keeps some of its own query heads
+        step = target.num_key_value_heads
+        most = step * source.heads_per_group
+    dividing = [n for n in range(step, most + 1, step) if not hidden % n]
     if near := _around(heads, dividing, 1):
         ways.append(f"--num-attention-heads {_either(near)} with hidden_size {hidden}")
     raise ArchitectureError(

@@ -63,6 +63,8 @@ def test_query_heads_that_share_nothing_are_cut_with_their_kv_heads() -> None:
             r"give --hidden-size 567 or 576, or --num-attention-heads 6 with hidden_size 570$",
         ),
         (SMOL, {"hidden_size": 4}, r"give --hidden-size 9$"),
+        (SMOL, {"hidden_size": 400, "num_attention_heads": 3}, r"give --hidden-size 399 or 402$"),
+        (SMOL, {"hidden_size": 575, "num_key_value_heads": 2}, r"give --hidden-size 570 or 576$"),
         (
             EVEN,
             {"num_attention_heads": 10},
