@@ -40,6 +40,7 @@ from minitron.recipe import (
     TrainRecipe,
 )
 from minitron.surroundings import check_system
+from minitron.system_errors import readable_system_errors
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 RecipeFile = Annotated[
@@ -422,9 +423,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(tokens: list[str]) -> None:
     try:
-        app.config, mapped = _recipe_file(tokens)
-        tokens = [*tokens, *mapped]
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with readable_system_errors():
+            app.config, mapped = _recipe_file(tokens)
+            tokens = [*tokens, *mapped]
+            app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         _part()
     except (MinitronError, CycloptsError) as error:
         _fail(error)

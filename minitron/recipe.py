@@ -13,6 +13,8 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from minitron.system_errors import readable_system_errors
+
 Options = ParamSpec("Options")
 RecipeT = TypeVar("RecipeT")
 Result = TypeVar("Result")
@@ -36,7 +38,8 @@ def verb(
     def decorate(run: Callable[[RecipeT], Result]) -> Callable[Options, Result]:
         @wraps(run)
         def public(*args: Options.args, **kwargs: Options.kwargs) -> Result:
-            return run(recipe_type(*args, **kwargs))
+            with readable_system_errors():
+                return run(recipe_type(*args, **kwargs))
 
         signature = inspect.signature(recipe_type)
         result = inspect.signature(run).return_annotation

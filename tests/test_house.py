@@ -21,7 +21,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
         ("minitron.credentials",),
         ("minitron.errors", "minitron.recorded_paths"),
         ("minitron.surroundings",),
-        ("minitron.foreign_parser",),
+        ("minitron.foreign_parser", "minitron.system_errors"),
         ("minitron.plain_yaml", "minitron.checked_json", "minitron.tokenizer_ids"),
         ("minitron.front_matter", "minitron.generation_settings"),
         ("minitron.training.fused_loss", "minitron.training.logit_distances"),
