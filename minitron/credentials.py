@@ -30,7 +30,10 @@ _PATTERNS = tuple(
         (r"\b(bearer\s+)[a-z0-9._~+/=-]{8,}", rf"\1{MASK}"),
         (r"\b(?:hf_|api_org_)[a-z0-9]{16,}", MASK),
         (r"\bhf_(?:oauth|jwt|app)_[\w.~+/=-]+", MASK),
-        (r"([a-z][a-z0-9+.-]*://)[^\s/@'\"]+@", rf"\1{MASK}@"),  # user and password of an address
+        (
+            r"([a-z][a-z0-9+.-]{0,30}://)[^\s/@'\"]+@",
+            rf"\1{MASK}@",
+        ),  # user and password of an address
         (
             r"([?&;](?:x-amz-(?:signature|credential|security-token)|signature|sig|policy|"
             r"key-pair-id|token|access_token|auth)=)[^&\s'\"<>]+",

@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -428,3 +429,11 @@ def test_a_hub_that_answers_nonsense_ends_in_one_line(
     monkeypatch.setattr("minitron.hub.patience._SILENCE", 1)
     monkeypatch.setattr("minitron.hub.patience._SILENCE_OF_CHANGES", 1)
     ends_well(hub, folder, run, random.Random(f"{run.__name__} {seed}"))
+
+
+@pytest.mark.parametrize("text", ["a", "a1+.-", "authorization", "bearer ", "?sig", "http://", " "])
+def test_a_long_message_is_masked_in_no_time(text: str) -> None:
+    """A parser may quote the whole file: a pattern that starts anew at each letter would hang."""
+    started = time.monotonic()
+    assert masked(text * 100_000) == text * 100_000
+    assert time.monotonic() - started < 5
