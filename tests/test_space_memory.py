@@ -213,6 +213,9 @@ def answered(headers: dict[str, str], *pieces: bytes) -> tuple[int, bytes, int]:
     return sent[0]["status"], sent[1]["body"], len(pieces) - len(left)
 
 
+NAMED_FILE = (  # gradio fetches it, whatever the type of the input
+    b'{"data": [{"path": "https://some.where/large", "meta": {"_type": "gradio.FileData"}}]}'
+)
 MULTIPART = {"content-type": "Multipart/form-data; boundary=x"}
 
 
@@ -225,6 +228,10 @@ MULTIPART = {"content-type": "Multipart/form-data; boundary=x"}
         ({"content-length": str(MAX_BODY + 1)}, [b"1"] * 3, (413, TOO_LONG.encode(), 3)),
         ({}, [b"1" * MAX_BODY, b"1", b"1"], (413, TOO_LONG.encode(), 3)),
         ({"content-length": "many"}, [b"1" * MAX_BODY, b"1"], (413, TOO_LONG.encode(), 2)),
+        ({}, [b'{"data": ["\\u0047radio.FileData"]}'], (200, b"34", 1)),
+        ({}, [NAMED_FILE[:40], NAMED_FILE[40:]], (415, NO_FILES.encode(), 2)),
+        ({}, [NAMED_FILE.replace(b"FileD", b"\\u0046ileD")], (415, NO_FILES.encode(), 1)),
+        ({}, [NAMED_FILE.decode().encode("utf-16")], (415, NO_FILES.encode(), 1)),
     ],
 )
 def test_files_and_what_is_longer_than_any_prompt_are_refused(
