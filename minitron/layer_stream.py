@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
 from minitron.architecture import Architecture
+from minitron.empty_weights import empty_weights
 from minitron.families import EMBEDDING, HEAD
 from minitron.source import Source, complete_tensors, fast_dtype, hub_config, new_model
 from minitron.tensors.finite import check_finite
@@ -85,7 +85,7 @@ class LayerStream:
         else in float32. `keep` True reads every layer, and the embedding, once; else once a sweep.
         """
         tensors = complete_tensors(source, Architecture.from_config(source.config))
-        with init_empty_weights(include_buffers=False):
+        with empty_weights():
             skeleton = new_model(hub_config(source.config))
         return cls(
             skeleton,
@@ -99,7 +99,7 @@ class LayerStream:
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> "LayerStream":
         """The decoder of a loaded model, whose weights are shared and whose modules stay alone."""
-        with init_empty_weights(include_buffers=False):
+        with empty_weights():
             skeleton = type(model)(copy.deepcopy(model.config))
         skeleton.model.rotary_emb = model.model.rotary_emb  # its table may have been cast
         held = {name: _Held(tensor) for name, tensor in model.state_dict().items()}

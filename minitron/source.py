@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
@@ -30,6 +29,7 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.architecture import Architecture, check_rotary
+from minitron.empty_weights import empty_weights
 from minitron.errors import ArchitectureError, SourceError, TargetError, TokenizerError
 from minitron.families import EMBEDDING, HEAD
 from minitron.foreign_parser import foreign_parser
@@ -280,7 +280,7 @@ def check_builds(config: Mapping[str, Any]) -> None:
     smallest = {**config, "num_hidden_layers": 1}
     if isinstance(kinds := config.get("layer_types"), list):
         smallest["layer_types"] = kinds[-1:]
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         new_model(hub_config(smallest))
 
 
@@ -295,7 +295,7 @@ def load_model(
     architecture = Architecture.from_config(source.config)
     tensors = complete_tensors(source, architecture)
     config = hub_config(source.config)
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         model = new_model(config)
     weights = {}
     for name, stored in tensors.items():

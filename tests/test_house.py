@@ -20,7 +20,7 @@ FLOORS: list[list[tuple[str, ...]]] = [
     [
         ("minitron.credentials",),
         ("minitron.errors", "minitron.recorded_paths"),
-        ("minitron.surroundings",),
+        ("minitron.surroundings", "minitron.empty_weights"),
         ("minitron.foreign_parser", "minitron.system_errors"),
         ("minitron.plain_yaml", "minitron.checked_json", "minitron.tokenizer_ids"),
         ("minitron.front_matter", "minitron.generation_settings"),

@@ -14,11 +14,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from minitron.empty_weights import empty_weights
 from minitron.families import EMBEDDING, HEAD
 from minitron.source import hub_config, new_model
 from modeling_nemotron import CACHE_NAME
@@ -126,7 +126,7 @@ class DecodeStep:
 
 def random_model(config: Mapping[str, Any], conditions: Conditions) -> PreTrainedModel:
     """A model of random weights, made where it is to run."""
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         model = new_model(hub_config(config))
     weights = {name: noise(like.shape, conditions) for name, like in model.named_parameters()}
     if model.config.tie_word_embeddings:

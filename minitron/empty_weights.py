@@ -1,0 +1,47 @@
+"""Empty weights: models built without memory for their parameters, in one thread.
+
+accelerate's `init_empty_weights` replaces a method of every module of the process. Where two
+threads build and load models at once, as for two visitors of the Space, each empties weights of the
+other, and where their blocks overlap, the method stays replaced. The hook here is registered with
+torch once, and acts for the threads that ask.
+
+    with empty_weights():
+        model = new_model(config)   # parameters on the device "meta", buffers as ever
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+
+class _Thread(threading.local):
+    """What each thread has for itself."""
+
+    empties = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def empty_weights() -> Iterator[None]:
+    """Put every parameter that this thread gives a module in this block on the device "meta"."""
+    before, _thread.empties = _thread.empties, True
+    try:
+        yield
+    finally:
+        _thread.empties = before
+
+
+def _emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    if not _thread.empties:
+        return None
+    empty = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+    empty.__dict__.update(parameter.__dict__)
+    return empty
+
+
+register_module_parameter_registration_hook(_emptied)  # type: ignore[no-untyped-call]
