@@ -44,4 +44,4 @@ def _emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parame
     return empty
 
 
-register_module_parameter_registration_hook(_emptied)  # type: ignore[no-untyped-call]
+register_module_parameter_registration_hook(_emptied)  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
 """Whatever a Hub answers, a command ends soon, and as it should or with one line."""
 
+import errno
 import json
 import logging
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +15,14 @@ from typing import Any
 
 import pytest
 from huggingface_hub import close_session, set_client_factory
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import _http
 
 import minitron
 from minitron.cli import main
 from minitron.credentials import mask_error, masked, masked_logs, masked_traceback
 from minitron.errors import MinitronError, OutputError, SourceError
+from minitron.hub.errors import reason
 from tests.hub_repositories import Account
 from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import serving, talk_to
@@ -310,6 +314,34 @@ def test_an_account_without_a_name_is_one_line(hub: Hub, folder: Path, account: 
     hub.fail(Fault("GET", "/whoami", status=200, body=json.dumps(account).encode(), times=9))
     with pytest.raises(OutputError, match=r"^cannot push to me/half: it"):
         push(folder)
+
+
+def test_large_files_that_the_hub_calls_otherwise_are_one_line(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "half")
+    (tmp_path / "half" / "second.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    upload = {"upload": {"href": f"{hub.url}/lfs/x"}}
+    objects = [{"oid": f"{n}" * 64, "size": 2, "actions": upload} for n in range(2)]
+    body = json.dumps({"objects": objects, "transfer": "basic"}).encode()
+    hub.fail(Fault("POST", "/objects/batch", status=200, body=body, times=9))
+    with pytest.raises(OutputError, match="its answer is not what the Hub's interface says"):
+        push(tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError("Consistency check failed: file should be of size 5"), "check HF_ENDPOINT"),
+        (ValueError("preupload_info is improperly formatted:"), "formatted; check HF_ENDPOINT"),
+        (OSError(errno.ENOSPC, "No space left on device"), "make room on the disk"),
+        (OSError(errno.EROFS, "Read-only file system", "/cache"), "set HF_HOME to a folder"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/cache"), "set HF_HOME"),
+        (HFValidationError("Repo id must be in the form 'owner/name'"), "check the name"),
+    ],
+)
+def test_every_reason_says_what_to_do(error: Exception, remedy: str) -> None:
+    assert remedy in reason(error, NAME)
 
 
 def test_an_endless_redirect_is_one_line(hub: Hub, folder: Path) -> None:

@@ -6,6 +6,7 @@ a signature is as good as a token while it lasts.
     reason(error, "nvidia/Minitron-8B-Base")
 """
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 import httpx2
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RevisionNotFoundError,
@@ -34,8 +36,20 @@ FAILING = (500, 502, 504)  # it may have done it
 
 # What huggingface_hub raises as it takes apart an answer whose JSON is of other types than it
 # expects, or lacks a key.
-_MISREAD = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, TypeError)
+_MISREAD = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NameError,
+    TypeError,
+)
 
+# Of a cache that is full, read-only or no folder.
+_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
+_NO_PLACE = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
+_DISK = frozenset((*_FULL, *_NO_PLACE, errno.EROFS))
 _AGAIN = "try again, it goes on with what is missing"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 CHECK = "check HF_ENDPOINT and the proxy, or try again later"
@@ -77,7 +91,17 @@ def reason(error: BaseException, repo: str) -> str:
             return f"its answer is no JSON, as a proxy's or a login page's would be; {CHECK}"
         if isinstance(cause, _MISREAD):
             return f"its answer is not what the Hub's interface says; {CHECK}"
-    return _first_line(str(error)) or type(error).__name__
+    told = _first_line(str(error)).rstrip(".:; ")[:200] or type(error).__name__
+    return f"{told}; {_remedy(error)}"
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do about an error that is neither an answer of the Hub nor one of the way to it."""
+    if isinstance(error, HFValidationError):
+        return "check the name"
+    if any(isinstance(cause, OSError) and cause.errno in _DISK for cause in _causes(error)):
+        return "make room on the disk, or set HF_HOME to a folder where files can be written"
+    return CHECK
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
