@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from minitron.architecture import Architecture
 from minitron.errors import MissingExtraError, SourceError, TargetError
 from modeling_nemotron import CACHE_NAME
 
@@ -110,8 +111,9 @@ def _cache_names(model: PreTrainedModel) -> list[str]:
 
 def _traced(model: PreTrainedModel) -> Any:
     """The graph, as torch.onnx gives it."""
-    config, cache = model.config, _cache_names(model)
-    past_shape = (_BATCH, config.num_key_value_heads, _PAST, config.head_dim)
+    cache = _cache_names(model)
+    sizes = Architecture.from_config(model.config.to_dict())  # transformers' Qwen2 has no head_dim
+    past_shape = (_BATCH, sizes.num_key_value_heads, _PAST, sizes.head_dim)
     example = (
         torch.zeros(_BATCH, _LENGTH, dtype=torch.long),
         torch.ones(_BATCH, _PAST + _LENGTH, dtype=torch.long),

@@ -176,6 +176,13 @@ def test_each_step_finds_the_cache_as_the_first_one_did(step: DecodeStep) -> Non
     assert step._cache.get_seq_length() == AT.context
 
 
+def test_a_step_is_made_of_a_config_that_leaves_head_dim_to_hidden_size() -> None:
+    config = config_of("qwen2")
+    del config["head_dim"]
+    made = DecodeStep(random_model({**config, "hidden_size": 48}, AT), AT)
+    assert made._cache.layers[0].keys.shape[-1] == 8
+
+
 def test_a_step_adds_its_token_to_a_full_cache(
     step: DecodeStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from minitron.architecture import Architecture
 from minitron.empty_weights import empty_weights
 from minitron.families import EMBEDDING, HEAD
 from minitron.source import hub_config, new_model
@@ -70,6 +71,7 @@ class DecodeStep:
         self._model: Any = model
         self._layers: list[Any] = list(self._model.model.layers)
         config = model.config
+        sizes = Architecture.from_config(config.to_dict())  # transformers' Qwen2 has no head_dim
         self._ids = torch.zeros(conditions.batch, 1, dtype=torch.long, device=conditions.device)
         self._cache = DynamicCache(config=config)
         for index in range(len(self._layers)):
@@ -77,9 +79,9 @@ class DecodeStep:
                 noise(
                     (
                         conditions.batch,
-                        config.num_key_value_heads,
+                        sizes.num_key_value_heads,
                         conditions.context,
-                        config.head_dim,
+                        sizes.head_dim,
                     ),
                     conditions,
                 )
