@@ -44,15 +44,20 @@ def check_opened(target: Architecture, source: Architecture) -> None:
     if not closed:
         return
     reasons = unsupported_engines(target)
-    heads, wide = target.num_attention_heads, target.num_attention_heads * target.head_dim
-    ways = [f"--hidden-size {wide}"] if wide <= source.hidden_size else []
-    fewer, rest = divmod(target.hidden_size, target.head_dim)
-    if not rest and fewer <= source.num_attention_heads and fewer != heads:
-        ways.append(f"--num-attention-heads {fewer}")
+    heads, wide = target.num_attention_heads, target.head_dim
+    ways = [f"--hidden-size {heads * wide}"] if heads * wide <= source.hidden_size else []
+    step = target.num_key_value_heads if source.has_groups else 1
+    counts = range(step, source.num_attention_heads + 1, step)
+    others = [n for n in counts if n != heads and n * wide <= source.hidden_size]
+    if target.hidden_size in (n * wide for n in others):
+        ways.append(f"--num-attention-heads {target.hidden_size // wide}")
+    elif not ways and others:
+        near = min(others, key=lambda n: abs(n * wide - target.hidden_size))
+        ways.append(f"--hidden-size {near * wide} --num-attention-heads {near}")
+    told = f"{' or '.join(ways)}, or --no-compatible" if ways else "--no-compatible"
     raise TargetError(
         f"{', '.join(sorted(closed))} cannot open hidden_size {target.hidden_size} with {heads} "
-        f"heads of {target.head_dim} ({reasons[min(closed)]}): give {' or '.join(ways)}, or "
-        "--no-compatible"
+        f"heads of {wide} ({reasons[min(closed)]}): give {told}"
     )
 
 

@@ -9,7 +9,7 @@ from minitron.errors import MinitronError
 from minitron.families import FAMILIES
 from minitron.plan import axes_to_rank
 from minitron.source import hub_config
-from minitron.target_sizes import between, target_of
+from minitron.target_sizes import between, check_opened, target_of
 from tests.tiny import SIZES
 
 SMOL = Architecture("llama", 576, 1536, 30, 9, 3, 64, 49_152)
@@ -124,3 +124,20 @@ def test_every_step_is_a_cut_of_the_last_one_that_the_family_takes(
         for one in (source, half, target)
     ]
     assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("heads", "hidden", "says"),
+    [
+        (8, 160, "--hidden-size 192 --num-attention-heads 4, or --no-compatible"),
+        (4, 160, "--hidden-size 192, or --no-compatible"),
+        (8, 96, "--num-attention-heads 2, or --no-compatible"),
+    ],
+)
+def test_sizes_that_engines_take_are_named_where_the_heads_are_wider_than_the_source(
+    heads: int, hidden: int, says: str
+) -> None:
+    tiny = Architecture("nemotron", 256, 1024, 6, 8, 2, 48, 4096)
+    target = target_of(tiny, {"hidden_size": hidden, "num_attention_heads": heads})
+    with pytest.raises(MinitronError, match=f"give {says}$"):
+        check_opened(target, tiny)
