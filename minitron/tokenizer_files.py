@@ -69,7 +69,8 @@ def for_both_generations(config: Mapping[str, Any], *, has_fast_file: bool) -> d
     """A tokenizer_config.json that transformers 4 and 5 open with the same ids.
 
     `has_fast_file` tells that tokenizer.json lies beside it. What transformers 4 wrote stays as it
-    is; of what 5 wrote the class and the list of extra special tokens get names that both know.
+    is; of what 5 wrote the class and the list of extra special tokens get names that both know,
+    and the inputs that 5 makes of itself are named, since 4 makes others.
     """
     both = dict(config)
     name = str(config.get("tokenizer_class")).removesuffix("Fast")
@@ -77,6 +78,8 @@ def for_both_generations(config: Mapping[str, Any], *, has_fast_file: bool) -> d
     adds_bos = name in _ADDS_BOS_IN_4 and "add_bos_token" not in config
     if is_of_5 and has_fast_file and (name in _ONLY_5 or adds_bos):
         both["tokenizer_class"] = _FAST
+    if is_of_5 and both.get("tokenizer_class") == _FAST:  # it makes token types too in 4
+        both.setdefault("model_input_names", ["input_ids", "attention_mask"])
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 4 wants an object under this name
         del both["extra_special_tokens"]

@@ -21,6 +21,10 @@ from tests.hub_server import serving, talk_to
 from tests.tiny import tiny_folder, write_text, zoo_tokenizer
 
 RANDOM: dict[str, Any] = {"corpus": "random", "samples": 2, "seq_len": 8}
+FAST = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_input_names": ["input_ids", "attention_mask"],
+}
 CHAT = {
     "default": "{% for m in messages %}{{ m.content }}{% endfor %}",
     "tool use": "TOOLS",
@@ -70,10 +74,13 @@ def test_files_at_the_top_come_first_since_they_tell_the_folder() -> None:
 @pytest.mark.parametrize(
     ("said", "changed"),
     [
-        ({"tokenizer_class": "TokenizersBackend"}, {"tokenizer_class": "PreTrainedTokenizerFast"}),
-        ({"tokenizer_class": "PythonBackend"}, {"tokenizer_class": "PreTrainedTokenizerFast"}),
-        (  # transformers 4 would begin with a token that 5 does not put there
-            {"tokenizer_class": "LlamaTokenizer", "backend": "tokenizers"},
+        ({"tokenizer_class": "TokenizersBackend"}, FAST),
+        ({"tokenizer_class": "PythonBackend"}, FAST),
+        # transformers 4 would begin with a token that 5 does not put there
+        ({"tokenizer_class": "LlamaTokenizer", "backend": "tokenizers"}, FAST),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "backend": "tokenizers"}, FAST),
+        (
+            {"tokenizer_class": "TokenizersBackend", "model_input_names": ["input_ids"]},
             {"tokenizer_class": "PreTrainedTokenizerFast"},
         ),
         (
@@ -88,7 +95,7 @@ def test_files_at_the_top_come_first_since_they_tell_the_folder() -> None:
         ({"tokenizer_class": "LlamaTokenizer"}, {}),
         ({"tokenizer_class": "LlamaTokenizer", "backend": "tokenizers", "add_bos_token": True}, {}),
         ({"tokenizer_class": "Qwen2Tokenizer", "backend": "tokenizers"}, {}),
-        ({"tokenizer_class": "PreTrainedTokenizerFast", "backend": "tokenizers"}, {}),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, {}),
         ({"tokenizer_class": None}, {}),
         ({}, {}),
     ],

@@ -40,6 +40,7 @@ def opened(job: dict[str, Any], kept: Kept) -> dict[str, Any]:
         "dtype": model.dtype,
         "use_cache": model.config.use_cache,
         "ids": tokenizer(job["text"])["input_ids"],
+        "inputs": list(tokenizer(job["text"])),
         "templates": tokenizer.chat_template,
         "said": [*kept.messages, *(str(warning.message) for warning in caught)],
     }
