@@ -66,7 +66,7 @@ def untested() -> list[tuple[str, str, str]]:
     for line in dict.fromkeys(line.partition(";")[0].strip() for line in wanted):
         name, accepted = _split(line)
         try:
-            installed = version(name)
+            installed = version(name) or "of unknown version"  # None where metadata is damaged
         except PackageNotFoundError:  # of an extra
             continue
         if not _accepts(accepted, installed):
@@ -85,5 +85,9 @@ def _split(requirement: str) -> tuple[str, str]:
 
 def _accepts(accepted: str, installed: str) -> bool:
     from packaging.specifiers import SpecifierSet
+    from packaging.version import InvalidVersion, Version
 
-    return SpecifierSet(accepted).contains(installed, prereleases=True)
+    try:
+        return SpecifierSet(accepted).contains(Version(installed), prereleases=True)
+    except InvalidVersion:  # of a build by hand
+        return False

@@ -40,7 +40,10 @@ def test_what_is_installed_here_was_tested() -> None:
     assert surroundings.untested() == []
 
 
-@pytest.mark.parametrize("other", ["5.19.0", "5.25.0", "6.0.0", "4.57.6", "5.25.0.dev0"])
+@pytest.mark.parametrize(
+    "other",
+    ["5.19.0", "5.25.0", "6.0.0", "4.57.6", "5.25.0.dev0", "unknown", "5.24.0-mine", "2.0-a-git"],
+)
 def test_a_version_outside_of_the_range_is_named_in_one_line_with_what_to_do(
     other: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -61,6 +64,16 @@ def test_a_version_outside_of_the_range_is_named_in_one_line_with_what_to_do(
 def test_nothing_is_said_of_a_version_inside(inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_versions(monkeypatch, transformers=inside)
     assert surroundings.untested() == []
+
+
+def test_a_package_whose_metadata_are_damaged_is_named_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        surroundings, "version", lambda name: None if name == "tokenizers" else version(name)
+    )
+    [(name, installed, _)] = surroundings.untested()
+    assert (name, installed) == ("tokenizers", "of unknown version")
 
 
 def test_several_are_named_at_once(
