@@ -137,7 +137,10 @@ def test_a_shard_that_is_not_cached_is_named(told: dict[str, dict[str, Any]]) ->
 def test_a_repository_of_which_only_the_config_is_cached_has_no_weights(
     told: dict[str, dict[str, Any]],
 ) -> None:
-    assert told["owner/config-only"]["message"].startswith("owner/config-only has no weights: ")
+    assert told["owner/config-only"]["message"].startswith(
+        "owner/config-only has no weights: none is in the cache, and the Hub cannot be reached; "
+        "fetch it where there is a network: hf download owner/config-only model.safetensors"
+    )
 
 
 def test_a_cached_repository_without_config_is_no_model(told: dict[str, dict[str, Any]]) -> None:

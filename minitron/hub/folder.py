@@ -108,10 +108,7 @@ class HubFolder:
         is not, but what is read of it."""
         if not self.files_of_tensors:
             self._refuse_adapter()
-            raise SourceError(
-                f"{self.name} has no weights: model.safetensors or pytorch_model.bin, "
-                "or an index with its shards"
-            )
+            raise SourceError(f"{self.name} has no weights: {self._why_no_weights()}")
         architecture = Architecture.from_config(self.config)
         files = self._files_by_stored_name()
         known = {*architecture.shapes(), HEAD}
@@ -257,6 +254,15 @@ class HubFolder:
     def _json(self, name: str) -> Any:
         path = self._place.file(name)
         return None if path is None else read_object(path, SourceError, "fetch it again")
+
+    def _why_no_weights(self) -> str:
+        # Of a repository, what is not cached counts as here only where the Hub is not to be asked.
+        if self.revision is not None and self._place.is_here(_WEIGHTS[0]):
+            return (
+                "none is in the cache, and the Hub cannot be reached; "
+                f"{self._place.remedy(_WEIGHTS[0])}"
+            )
+        return "model.safetensors or pytorch_model.bin, or an index with its shards"
 
     def _refuse_adapter(self) -> None:
         """Raise SourceError where the folder holds an adapter instead of a model."""
