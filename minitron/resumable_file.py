@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import OutputError
-from minitron.unfinished import _claim, _leave, check_absent, sync, sync_names
+from minitron.unfinished import _claim, _is_full, _leave, _no_space, check_absent, sync, sync_names
 
 RESULT = "result"
 
@@ -43,7 +43,10 @@ def resumable_file(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path]:
         sync_names(out.absolute().parent)
         shutil.rmtree(partial)
     except BaseException as error:
+        is_full = _is_full(error, partial)
         _leave(partial, resumable=True)
+        if is_full:
+            raise _no_space(out, partial) from error
         if isinstance(error, OSError):
             raise OutputError(f"{out} cannot be written: {error.strerror}") from error
         raise

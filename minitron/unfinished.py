@@ -65,8 +65,7 @@ def unfinished_folder(
         is_full = _is_full(error, partial)
         _leave(partial, resumable=resumable)
         if is_full:
-            kept = f"; what is done stays in {partial}" if partial.exists() else ""
-            raise OutputError(f"no space left for {out}: free some and run again{kept}") from error
+            raise _no_space(out, partial) from error
         raise
     finally:
         os.close(lock)
@@ -89,8 +88,11 @@ def unfinished_file(path: Path) -> Iterator[Path]:
         partial.rename(path)
         sync_names(path.absolute().parent)
     except BaseException as error:
+        is_full = _is_full(error, partial.absolute().parent)
         with suppress(OSError):
             partial.unlink()
+        if is_full:
+            raise _no_space(path, partial) from error
         if isinstance(error, OSError):
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         raise
@@ -265,6 +267,11 @@ def _is_full(error: BaseException, folder: Path) -> bool:
     if any(told in str(error) for told in _FULL):
         return True
     return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _NO_SPACE
+
+
+def _no_space(out: Path, partial: Path) -> OutputError:
+    kept = f"; what is done stays in {partial}" if partial.exists() else ""
+    return OutputError(f"no space left for {out}: free some and run again{kept}")
 
 
 def _leave(partial: Path, *, resumable: bool) -> None:

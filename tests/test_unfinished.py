@@ -14,6 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from minitron.errors import OutputError, SourceError
+from minitron.resumable_file import resumable_file
 from minitron.unfinished import (
     check_absent,
     replace_file,
@@ -99,6 +100,35 @@ def test_a_full_disk_is_told_with_what_stays(
     assert (
         str(raised.value) == f"no space left for {tmp_path / 'out'}: free some and run again" + kept
     )
+    assert partial.exists() == resumable
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_full_disk_is_told_of_files_too(
+    tmp_path: Path, error: Exception, resumable: bool
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+
+    def fill() -> None:
+        with resumable_file(out, RECIPE) if resumable else unfinished_file(out) as place:
+            (place / "half" if resumable else place).write_text("")
+            raise error
+
+    kept = f"; what is done stays in {partial}" if resumable else ""
+    with pytest.raises(
+        OutputError, match=f"no space left for {out}: free some and run again{kept}"
+    ):
+        fill()
     assert partial.exists() == resumable
 
 
@@ -305,7 +335,7 @@ def test_a_file_on_a_full_disk_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OutputError, match=r"scores cannot be written: No space left on device"):
+    with pytest.raises(OutputError, match=r"no space left for .*scores: free some and run again"):
         write_file(tmp_path / "scores", b"\x00")
     assert not list(tmp_path.iterdir())
 
