@@ -5,12 +5,15 @@ generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from minitron.errors import TargetError, TokenizerError
+from minitron.errors import SourceError, TargetError, TokenizerError
+from minitron.foreign_parser import foreign_parser
+from minitron.generation_settings import FILE
 from minitron.quantization import check_quantization, quantized
 from minitron.recipe import GenerateRecipe, verb
 from minitron.source import default_device, load_model, load_tokenizer, open_source
@@ -18,6 +21,15 @@ from minitron.text.encoding import prompt_ids
 
 Emit = Callable[[str], None]
 
+# Of a model's own settings those that cannot fail here: checked as they are read, or numbers.
+_CHECKED = (
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("_from_model_config", "transformers_version"),
+)
+_NUMBERS = (
+    *("do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens"),
+    *("use_cache", "output_attentions", "output_hidden_states"),
+)
 _INCOMPLETE = "\ufffd"  # what bytes decode to that are no whole character yet
 
 
@@ -59,13 +71,14 @@ def stream_model(
         )
     ids = ids.to(model.device)
     set_seed(recipe.seed)
-    # Without gradients; not in inference mode, in which 4-bit weights cannot be used.
-    model.generate(  # type: ignore[operator]  # mixed in without types
-        ids,
-        attention_mask=torch.ones_like(ids),
-        generation_config=_settings(model, recipe),
-        streamer=_Streamer(tokenizer, emit),
-    )
+    with _checked_settings(model):
+        # Without gradients; not in inference mode, in which 4-bit weights cannot be used.
+        model.generate(  # type: ignore[operator]  # mixed in without types
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=_settings(model, recipe),
+            streamer=_Streamer(tokenizer, emit),
+        )
 
 
 class _Streamer(BaseStreamer):
@@ -103,6 +116,23 @@ class _Streamer(BaseStreamer):
 
     def _decoded(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _checked_settings(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Around generating, one line where a model brings settings that transformers fails on.
+
+    It takes any value of generation_config.json that we do not set, and fails only here.
+    """
+    own = model.generation_config.to_diff_dict()
+    more = [
+        key
+        for key, value in own.items()
+        if key not in _CHECKED and not (key in _NUMBERS and isinstance(value, (int, float)))
+    ]
+    if not more:
+        return nullcontext()
+    remedy = f"mend or remove what it says of {', '.join(sorted(more)):.200}"
+    return foreign_parser(f"{model.name_or_path}/{FILE}".lstrip("/"), SourceError, remedy)
 
 
 def _settings(model: PreTrainedModel, recipe: GenerateRecipe) -> GenerationConfig:

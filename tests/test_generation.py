@@ -1,5 +1,6 @@
 """What is generated is what transformers generates, and the pieces it comes in lose nothing."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,25 @@ def test_a_damaged_generation_config_is_a_mistake(tmp_path: Path, folder: Path) 
     (copy / "generation_config.json").write_text("{")
     with pytest.raises(SourceError, match="generation_config.json is not JSON .*mend or"):
         minitron.generate(str(copy), PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("output_hidden_states", "x"),
+        ("top_k", "x"),
+        ("num_beams", 4),
+        ("repetition_penalty", -1),
+        ("stop_strings", ["x"]),
+        ("bad_words_ids", [1]),
+        ("prefill_chunk_size", [1]),
+    ],
+)
+def test_a_setting_of_the_model_that_fails_is_named_in_one_line(
+    folder: Path, setting: str, value: Any, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "model")
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), setting: value}))
+    with pytest.raises(SourceError, match=f"mend or remove what it says of {setting}"):
+        minitron.generate(str(copy), PROMPT, max_new_tokens=2)
