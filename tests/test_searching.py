@@ -200,13 +200,18 @@ def test_an_interrupted_search_goes_on_with_what_it_has(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.parametrize(("replaced", "told"), [("held-out", "held out text"), ("model", "model")])
+@pytest.mark.parametrize(
+    ("replaced", "told"),
+    [("held-out", "held out text"), ("model", "model"), ("corpus", "text")],
+)
 def test_an_interrupted_search_does_not_go_on_with_other_files(
     replaced: str, told: str, ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, held_out = tiny_folder(tmp_path / "model"), tmp_path / "held-out.npy"
+    model = tiny_folder(tmp_path / "model")
+    held_out, corpus = tmp_path / "held-out.npy", tmp_path / "corpus.npy"
     shutil.copy(ids, held_out)
-    asked: dict[str, Any] = {"ratio": 0.6, "corpus": ids, "held_out": str(held_out)}
+    shutil.copy(ids, corpus)
+    asked: dict[str, Any] = {"ratio": 0.6, "corpus": str(corpus), "held_out": str(held_out)}
     asked |= {"seq_len": 9, "max_candidates": 3}
     calls, measure = iter(range(9)), comparison.zero_shot_loss
 
@@ -221,7 +226,8 @@ def test_an_interrupted_search_does_not_go_on_with_other_files(
     if replaced == "model":
         tiny_folder(model, seed=77)
     else:
-        np.save(held_out, np.load(held_out)[::-1])
+        path = tmp_path / f"{replaced}.npy"
+        np.save(path, np.load(path)[::-1])
     with pytest.raises(OutputError, match=rf"out\.partial was begun with other {told} under the"):
         minitron.search(str(model), str(tmp_path / "out"), **asked)
 

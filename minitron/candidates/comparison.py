@@ -8,6 +8,7 @@ came about nor what is made of the report.
     comparison.report(comparison.compared()).best
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -71,6 +72,8 @@ class Comparison:
     def begun(cls, source: Source, recipe: BudgetRecipe, folder: Path) -> "Comparison":
         """With the candidates known, the texts read and importance measured."""
         chosen = shortlist(source, recipe, folder)
+        named = {"text": recipe.corpus, "retraining_text": getattr(recipe, "retrain_corpus", None)}
+        check_same_inputs(folder, folder, **{what: _digest(name) for what, name in named.items()})
         texts = search_texts(source, recipe, folder)
         if recipe.importance is not None:
             Importance.load(Path(recipe.importance))  # refused before anything is kept
@@ -210,6 +213,14 @@ class Comparison:
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         write_file(path, json.dumps(found).encode())
+
+
+def _digest(text: str | None) -> str | None:
+    """sha256 of a text that is a file here; what is measured on it is kept for a later run."""
+    if text is None or not Path(text).is_file():
+        return None
+    with Path(text).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def zero_shot_loss(source: Source, held_out: HeldOut) -> float:
