@@ -114,9 +114,11 @@ class BudgetRecipe(CalibrationRecipe):
     ratio: float | None = None
     """Share of the parameters to keep, embeddings included; within 5 %."""
     memory: str | None = None
-    """Memory to run in, such as 8GiB: weights, KV cache at --batch and --context, activations."""
+    """Memory to run in, such as 8GiB, within 5 % (above it too): weights, KV cache at --batch and
+    --context, activations."""
     latency: str | None = None
-    """Time of a decode step at --batch and --context, such as 20ms, as measured on --device."""
+    """Time of a decode step at --batch and --context, such as 20ms, within 5 %, as measured on
+    --device."""
     batch: int = 1
     """Sequences at once, for memory and latency."""
     context: int | None = None
