@@ -296,3 +296,11 @@ def test_every_kind_of_source_scores_the_same(kind: str, tmp_path: Path) -> None
     assert scored.tasks["quiz"].metrics == zoo.tasks["quiz"].metrics
     assert math.isnan(scored.loss)
     assert scored.to_json()["loss"] is None
+
+
+@pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe", b"task: [1", b"x: 1", b"- 1", b""])
+def test_a_file_that_is_no_task_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_bytes(content)
+    with pytest.raises(TargetError, match="task.yaml cannot be read: .*: write a task as lm-eval"):
+        minitron.evaluate("tiny", tasks=str(path))

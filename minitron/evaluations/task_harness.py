@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError
 from minitron.evaluations.task_scores import TaskScores
+from minitron.foreign_parser import foreign_parser
 
 _SEED = 1234  # lm-eval's own, which draws the examples of a prompt
 _RESAMPLES = 1000  # for the standard error of a metric that is no mean
@@ -173,7 +174,13 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_known(name: str, manager: Any) -> None:
-    if name in manager.all_tasks or Path(name).is_file():
+    from lm_eval.tasks._index import TaskIndex
+
+    if name in manager.all_tasks:
+        return
+    if Path(name).is_file():
+        with foreign_parser(name, TargetError, "write a task as lm-eval's YAML"):
+            TaskIndex.entry_from_path(Path(name))
         return
     near = get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
     meant = f"; near it: {', '.join(near)}" if near else ""
