@@ -18,6 +18,7 @@ The command line prints `str(error)` on one line and exits with 2. Nothing here 
 from minitron.credentials import masked
 
 MAX_LENGTH = 500  # characters of a message: a foreign parser's may quote the whole file
+_READ = 20_000  # characters of each end of a longer text, to mask and to cut
 
 
 def one_line(text: str) -> str:
@@ -27,6 +28,8 @@ def one_line(text: str) -> str:
     longer text the middle is left out: what was wrong stands at the beginning, what to do at the
     end.
     """
+    if len(text) > 2 * _READ:  # a credential that is cut here is not shown
+        text = f"{text[:_READ]} ... {text[-_READ:]}"
     line = visible(" ".join(masked(text).split()))
     if len(line) <= MAX_LENGTH:
         return line

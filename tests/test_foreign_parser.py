@@ -45,6 +45,14 @@ def test_a_message_is_one_line_of_500_characters_that_no_terminal_obeys() -> Non
     assert str(error).endswith("end: do this")
 
 
+def test_of_a_long_message_both_ends_are_masked_and_shown() -> None:
+    token = "hf_" + "a" * 30
+    error = SourceError(f"begin {token} " + "x\n" * 1_000_000 + f" end: {token} do this")
+    assert len(str(error)) == MAX_LENGTH
+    assert str(error).startswith("begin *** x x")
+    assert str(error).endswith("end: *** do this")
+
+
 def test_a_config_that_makes_transformers_fail_while_it_logs_is_one_line() -> None:
     config = {**tiny_config("llama").to_dict(), "dtype": ["x"]}
     with pytest.raises(ArchitectureError, match="config"):
