@@ -137,3 +137,14 @@ def test_a_name_that_commands_a_terminal_is_no_tokenizer_file(folder: Path, tmp_
     assert all(name.isprintable() for name in minitron.inspect(str(folder)).tokenizer)
     prune(folder, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*\x1b*"))
+
+
+def test_an_adapter_beside_whole_weights_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
+    prune(folder, tmp_path / "out")
+    lines = [line for line in caplog.messages if "adapter_config.json" in line]
+    assert len(lines) == 1
+    assert "merge it first" in lines[0]

@@ -8,6 +8,7 @@ in a Hub repository at one pinned revision. Does not know what the tensors mean.
     folder.tensors["model.norm.weight"].read()
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -36,6 +37,8 @@ from minitron.tensors.safetensors_file import (
 from minitron.tensors.stored_tensor import StoredTensor
 from minitron.tensors.torch_file import read_torch_file
 from minitron.tokenizer_files import tokenizer_names
+
+logger = logging.getLogger(__name__)
 
 # In the order that transformers looks for them.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -109,6 +112,13 @@ class HubFolder:
         if not self.files_of_tensors:
             self._refuse_adapter()
             raise SourceError(f"{self.name} has no weights: {self._why_no_weights()}")
+        if ADAPTER in self._place.names():
+            logger.warning(
+                "%s holds an adapter beside its weights (%s), which is not read: merge it first if "
+                "it is meant",
+                self.name,
+                ADAPTER,
+            )
         architecture = Architecture.from_config(self.config)
         files = self._files_by_stored_name()
         known = {*architecture.shapes(), HEAD}
