@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from minitron.checked_json import read_object
 from minitron.errors import TokenizerError
 from minitron.generation_settings import read_generation_config
-from minitron.source import Source, check_builds
+from minitron.source import Source, check_builds, load_tokenizer
 from minitron.tensors.lazy_tensor import LazyTensor
 from minitron.tensors.shard_file import ShardFile, TensorSpec
 from minitron.tensors.tensor_stream import Piece
@@ -111,15 +111,17 @@ def check_companions(source: Source, config: Mapping[str, Any]) -> None:
     """Refuse, before anything is written, companions with which the result would not load.
 
     Raises ArchitectureError for a config that makes no model, SourceError for a damaged
-    generation_config.json, TokenizerError for a damaged tokenizer_config.json.
+    generation_config.json, TokenizerError for a tokenizer that cannot be read.
     """
     check_builds(config)
     generation = source.file("generation_config.json")
     if generation is not None:
         read_generation_config(generation, source.name)
-    tokenizer = source.file(TOKENIZER_CONFIG)
-    if tokenizer is not None:
-        _tokenizer_config(tokenizer, source.name)
+    path = source.file(TOKENIZER_CONFIG)
+    settings = {} if path is None else _tokenizer_config(path, source.name)
+    # A tokenizer that is code of its repository is copied, and never run.
+    if "tokenizer.json" in source.tokenizer_names and "auto_map" not in settings:
+        load_tokenizer(source)
 
 
 def _dtype_in_both_forms(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:

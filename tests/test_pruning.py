@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from minitron.architecture import Architecture
 from minitron.errors import ImportanceError, TargetError
 from minitron.importance_scores import Importance
 from minitron.scores.weight_scores import random_scores
-from minitron.source import open_source
+from minitron.source import open_source, zoo
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_folder, tiny_model, weights_of
 
 TARGET = {
@@ -244,10 +245,15 @@ def test_large_targets_are_sharded_with_an_index(
 
 def test_tokenizer_and_license_files_are_copied_unchanged(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
-    names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "merges.txt", "LICENSE")
-    names += ("special_tokens_map.json", "chat_template.jinja", "tokenizer_config.json")
-    for name in names:
+    opaque = ("tokenizer.model", "vocab.txt", "merges.txt", "LICENSE", "chat_template.jinja")
+    for name in opaque:
         (source / name).write_bytes(f"{name}\r\n\x00".encode())
+    shutil.copy(zoo()["tiny"] / "tokenizer.json", source)
+    (source / "special_tokens_map.json").write_bytes(b'{"eos_token":\t"</s>"}\r\n')
+    (source / "tokenizer_config.json").write_bytes(
+        b'{"tokenizer_class":\t"PreTrainedTokenizerFast"}\r\n'
+    )
+    names = (*opaque, "tokenizer.json", "special_tokens_map.json", "tokenizer_config.json")
     (source / "notes.txt").write_text("not part of a tokenizer")
     minitron.prune(str(source), str(tmp_path / "out"), hidden_size=30, scores="random")
     for name in names:

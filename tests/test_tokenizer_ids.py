@@ -112,3 +112,35 @@ def test_a_tokenizer_that_follows_its_file_is_opened_once(
     monkeypatch.setattr("minitron.tokenizer_ids.Tokenizer", None)
     folder = folder_of(tmp_path / "m", "llama", byte_level(), "PreTrainedTokenizerFast")
     assert load_tokenizer(open_source(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("tokenizer.json", "model", {"type": "none of them"}),
+        ("tokenizer.json", "post_processor", "x"),
+        ("tokenizer_config.json", "eos_token", 17),
+    ],
+)
+@pytest.mark.parametrize("verb", ["prune", "convert"])
+def test_a_folder_with_a_damaged_tokenizer_is_refused_before_anything_is_written(
+    verb: str, file: str, key: str, value: object, tmp_path: Path
+) -> None:
+    source = tmp_path / "damaged"
+    shutil.copytree(zoo()["tiny-quarter"], source)
+    settings = json.loads((source / file).read_text())
+    (source / file).write_text(json.dumps({**settings, key: value}))
+    wished = {"hidden_size": 64, "scores": "magnitude"} if verb == "prune" else {}
+    with pytest.raises(TokenizerError, match="damaged: its tokenizer"):
+        getattr(minitron, verb)(str(source), str(tmp_path / "out"), **wished)
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_a_tokenizer_that_is_code_is_copied_and_not_run(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source")
+    byte_level().save(str(source / "tokenizer.json"))
+    config = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    minitron.convert(str(source), str(tmp_path / "out"))
+    copied = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert copied["auto_map"] == config["auto_map"]
