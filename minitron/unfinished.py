@@ -23,6 +23,7 @@ with suppress(ImportError):  # on Windows no verb comes as far as here: check_sy
 
 INPUTS = "inputs.json"
 _RECIPE_FILE = "unfinished.json"
+_NO_WORK = (_RECIPE_FILE, INPUTS)  # what a run of a mistake leaves: nothing to go on with
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _NO_SPACE = 1 << 20  # bytes
 _IS_WINDOWS = os.name == "nt"
@@ -276,6 +277,6 @@ def _no_space(out: Path, partial: Path) -> OutputError:
 
 def _leave(partial: Path, *, resumable: bool) -> None:
     """After a failure: keep what a later run can take up, remove everything else."""
-    began = partial.is_dir() and any(path.name != _RECIPE_FILE for path in partial.iterdir())
+    began = partial.is_dir() and any(path.name not in _NO_WORK for path in partial.iterdir())
     if not (resumable and began):
         shutil.rmtree(partial, ignore_errors=True)
