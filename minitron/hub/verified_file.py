@@ -51,8 +51,8 @@ def verify(path: Path) -> None:
 def _name_there(path: Path) -> str:
     """A file of the cache by its repository, since its path is long and holds the sha256 too."""
     for parent in path.parents:
-        if parent.name == "snapshots":
-            repository = parent.parent.name.partition("--")[2].replace("--", "/")
+        repository = parent.parent.name.partition("--")[2].replace("--", "/")
+        if parent.name == "snapshots" and repository:
             return f"{repository}/{'/'.join(path.relative_to(parent).parts[1:])}"
     return str(path)
 
