@@ -80,9 +80,12 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_float32_elements_are_right_one_by_one_over_a_large_vocabulary() -> None:
     expected = evaluated(naive_double, inputs(torch.float64, vocabulary=300_007))
     ours = evaluated(cross_entropy_loss, inputs(vocabulary=300_007), chunk_size=8)
-    for our, their in zip(ours, expected, strict=True):
-        # Elements that cancel to nearly nothing keep the error of what cancelled.
-        floor = 1e-6 * their.abs().max().item()
+    plain = evaluated(naive, inputs(vocabulary=300_007))
+    for our, their, torchs in zip(ours, expected, plain, strict=True):
+        # Elements that cancel to nearly nothing keep the error of what cancelled, and a product
+        # over the vocabulary has the error of this processor's products.
+        error = (torchs.double() - their).abs().max().item()
+        floor = max(1e-6 * their.abs().max().item(), 1.25 * error)
         torch.testing.assert_close(our.double(), their, rtol=1e-5, atol=floor)
 
 
