@@ -334,7 +334,7 @@ def test_what_is_to_be_private_is_private_by_the_command_that_is_told_too(
     hub: Hub, sharded: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.add("Some/Model", sharded)
-    hub.fail(Fault("POST", "/repos/create", status=500))
+    hub.fail(Fault("POST", "/repos/create", status=500, times=9))
     prune = ["prune", "Some/Model", "a half", "--hidden-size", "21", "--scores", "random"]
     with pytest.raises(SystemExit):
         main([*prune, "--push-to-hub", "me/half", "--private"])

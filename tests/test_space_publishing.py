@@ -209,7 +209,7 @@ def test_a_private_space_holds_minitron_unpacked_and_names_what_it_needs(hub: Hu
     assert not [name for name in files if name.endswith(".whl")]
     required = files["requirements.txt"].decode().splitlines()
     assert any(line.startswith("gradio[") for line in required)
-    assert any(line.startswith("torch>=") for line in required)
+    assert any(re.match("torch[<>]", line) for line in required)
     assert not any("extra ==" in line or "minitron" in line for line in required)
 
     hub.seen.clear()
