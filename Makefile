@@ -6,14 +6,10 @@ check: lint types test
 lint:
 	ruff check .
 	ruff format --check .
+	lint-imports --no-cache
 
-# Over the packages as they are installed: conversion/ is minitron.conversion.
 types:
-	rm -rf build/types && mkdir -p build/types
-	cp -r minitron modeling_nemotron build/types
-	cp -r conversion build/types/minitron/conversion
-	cp -r space build/types/minitron/space
-	cd build/types && mypy --config-file ../../setup.cfg
+	mypy
 
 test:
 	python -m pytest -n 2
@@ -54,6 +50,6 @@ family: teacher children
 evidence:
 	python benchmarks/importance_against_random.py --corpus $(TEXT) --held-out $(HELD_OUT)
 
-# model_cards/ and the zoo's cards again, from minitron/cards/.
+# model_cards/ and the zoo's cards again, from minitron/records/.
 cards:
-	python -m minitron.cards.family model_cards
+	python -m minitron.records.published_cards model_cards

@@ -42,12 +42,12 @@ import torch
 import torch.distributed as dist
 
 import minitron
-from minitron.architecture import Architecture
 from minitron.conversion.megatron_names import megatron_tensors
-from minitron.importance_scores import Importance
-from minitron.plan import choose_plan
-from minitron.sampling import self_corpus
-from minitron.source import load_model, open_source
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance
+from minitron.model.plan import choose_plan
+from minitron.sources.source import load_model, open_source
+from minitron.text.sampling import self_corpus
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
 RESULTS = Path(__file__).parent / "results" / "against_modelopt.json"

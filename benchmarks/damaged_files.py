@@ -76,7 +76,7 @@ def write_good_files(root: Path) -> None:
     import numpy as np
 
     import minitron
-    from minitron.source import zoo
+    from minitron.sources.source import zoo
     from tests.tiny import tiny_folder
 
     source = tiny_folder(root / "source", "llama", vocab_size=4096)
@@ -236,8 +236,8 @@ def run(command: tuple[str, ...]) -> None:
     if command[0] != "check-publishable":
         cli.main(list(command))
         return
-    from minitron.hub.publishable import check_publishable
-    from minitron.hub.publishing import _commit_message
+    from minitron.publish.publishable import check_publishable
+    from minitron.verbs.push import _commit_message
 
     try:
         check_publishable(Path(command[1]))

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 import minitron
-from minitron.candidates.search_texts import first_tokens
-from minitron.corpus import read_texts
-from minitron.evaluation import evaluate_model
-from minitron.evaluations.held_out import HeldOut, held_out_ids, held_out_text
-from minitron.folder_writer import write_json
-from minitron.source import load_model, load_tokenizer, open_source
+from minitron.candidates.texts import first_tokens
+from minitron.evaluation.loss import evaluate_model
+from minitron.records.folder_writer import write_json
+from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.text.corpus import read_texts
 from minitron.text.encoding import tokenize
+from minitron.text.held_out import HeldOut, held_out_ids, held_out_text
 
 RESULTS = Path(__file__).parent / "results" / "family"
 SEEDS = (0, 1, 2)

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 import minitron
-from minitron.first_run import HIDDEN_SIZE, INTERMEDIATE_SIZE
+from minitron.verbs.quickstart import HIDDEN_SIZE, INTERMEDIATE_SIZE
 
 RESULTS = Path(__file__).parent / "results"
 RANDOM_SEEDS = (1, 2, 3)

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 import transformers.models.nemotron as transformers_nemotron
 
-from minitron.importance_scores import Importance
-from minitron.layer_stream import LayerStream
+from minitron.model.importance import Importance
 from minitron.scores.activation_scores import Measurement, importance_of, sums_over
+from minitron.sources.layer_stream import LayerStream
 
 RESULTS = Path(__file__).parent / "results" / "importance_overhead.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

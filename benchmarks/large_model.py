@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from minitron.architecture import Architecture
-from minitron.folder_writer import write_json, write_weights
-from minitron.tensors.shard_file import TensorSpec
+from minitron.files.shard_file import TensorSpec
+from minitron.model.architecture import Architecture
+from minitron.records.folder_writer import write_json, write_weights
 
 RESULTS = Path(__file__).parent / "results" / "large_model.json"
 SIZES = {

@@ -58,7 +58,7 @@ WAYS = ("cp", "minitron", "naive")
 
 def architecture(gigabytes: float) -> Any:
     """As many layers as make the size, in bf16."""
-    from minitron.architecture import Architecture
+    from minitron.model.architecture import Architecture
 
     layers = 1
     while True:
@@ -73,9 +73,9 @@ def make_source(folder: Path, gigabytes: float) -> None:
     import torch
 
     import minitron
-    from minitron.folder_writer import write_json, write_weights
-    from minitron.source import zoo
-    from minitron.tensors.shard_file import TensorSpec
+    from minitron.files.shard_file import TensorSpec
+    from minitron.records.folder_writer import write_json, write_weights
+    from minitron.sources.source import zoo
 
     made = architecture(gigabytes)
     specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in made.shapes().items()}
@@ -245,7 +245,7 @@ def one_way(case: str, way: str, source: Path, out: Path) -> None:
     import torch
     import torch.distributed.checkpoint  # noqa: F401
 
-    import minitron.cards.model_card  # noqa: F401
+    import minitron.records.model_card  # noqa: F401
 
     torch.zeros(1).bfloat16().float()
     # cp too starts after the imports: on a virtual machine the memory that was free meanwhile may

@@ -38,10 +38,10 @@ def make_source(folder: Path, gigabytes: float) -> None:
     """Random weights in shards, written as any source is."""
     import torch
 
-    from minitron.architecture import Architecture
-    from minitron.folder_writer import write_json, write_weights
+    from minitron.files.shard_file import TensorSpec
+    from minitron.model.architecture import Architecture
+    from minitron.records.folder_writer import write_json, write_weights
     from minitron.scores.weight_scores import random_scores
-    from minitron.tensors.shard_file import TensorSpec
 
     def architecture(layers: int) -> Architecture:
         return Architecture(model_type="nemotron", num_hidden_layers=layers, **SIZES)
@@ -75,10 +75,10 @@ def run_load_everything(source: Path, out: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from minitron.architecture import Architecture
-    from minitron.importance_scores import Importance
-    from minitron.plan import choose_plan
-    from minitron.surgery import kept_index
+    from minitron.model.architecture import Architecture
+    from minitron.model.importance import Importance
+    from minitron.model.plan import choose_plan
+    from minitron.sources.pruned import kept_index
 
     whole = Architecture.from_config(json.loads((source / "config.json").read_text()))
     importance = Importance.load(source.parent / "importance.safetensors")
@@ -102,7 +102,7 @@ def one_way(way: str, source: Path, out: Path) -> None:
     """Run one way after its imports and print seconds, CPU seconds and bytes above the base."""
     import torch  # noqa: F401
 
-    import minitron.pruning  # noqa: F401
+    import minitron.verbs.prune  # noqa: F401
 
     run: Callable[[Path, Path], None] = run_minitron if way == "minitron" else run_load_everything
     with Peak() as peak:

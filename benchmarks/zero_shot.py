@@ -19,16 +19,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from minitron.architecture import Architecture
-from minitron.evaluation import evaluate_model
-from minitron.evaluations.held_out import HeldOut, held_out_text
-from minitron.importance_scores import Importance
-from minitron.plan import PruningPlan, choose_plan
+from minitron.evaluation.loss import evaluate_model
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance
+from minitron.model.plan import PruningPlan, choose_plan
+from minitron.model.target_sizes import between
 from minitron.recipe import PruneRecipe
-from minitron.scores.scoring import score
-from minitron.source import load_model, load_tokenizer, open_source
-from minitron.surgery import PrunedSource
-from minitron.target_sizes import between
+from minitron.scores.measuring import score
+from minitron.sources.pruned import PrunedSource
+from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.text.held_out import HeldOut, held_out_text
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (1, 2, 3)

@@ -16,8 +16,8 @@ from math import prod
 import torch
 
 from minitron.errors import SourceError
-from minitron.tensors.lazy_tensor import FileRange, LazyTensor, SideBySide, Stacked
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import FileRange, LazyTensor, SideBySide, Stacked
+from minitron.files.stored_tensor import StoredTensor
 
 MOST_LAYERS = 1 << 14
 LARGEST_SIZE = 1 << 48  # of an axis and of a whole tensor, in elements

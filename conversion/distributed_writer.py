@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.metadata import (
 from minitron.conversion.megatron_names import FINAL_NORM, FUSED_NORMS, LAYERS
 from minitron.conversion.torch_zip import LARGEST, saved_nbytes, saved_object, write_saved
 from minitron.errors import TargetError
-from minitron.tensors.lazy_tensor import LazyTensor, Rows
+from minitron.files.lazy_tensor import LazyTensor, Rows
 
 DistFormat = Literal["torch_dist", "zarr"]
 Progress = Callable[[int], object]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minitron.errors import SourceError
-from minitron.plain_yaml import one_line, read_yaml, shown
+from minitron.files.plain_yaml import one_line, read_yaml, shown
 
 Place = tuple[str | int, ...]  # keys and indices from the root
 

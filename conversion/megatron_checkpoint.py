@@ -19,7 +19,7 @@ from minitron.conversion.state_dicts import has_state_dicts, read_state_dicts
 from minitron.conversion.torch_dist import torch_dist_tensors
 from minitron.conversion.zarr_arrays import zarr_tensors
 from minitron.errors import SourceError
-from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.files.lazy_tensor import LazyTensor
 
 _DISTRIBUTED = "metadata.json"
 _LARGEST_JSON = 1 << 16

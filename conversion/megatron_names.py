@@ -12,9 +12,9 @@ reader's and writer's to know. No weight is read: every tensor is made of the ot
 
 from collections.abc import Iterator, Mapping
 
-from minitron.architecture import Architecture, Slot
 from minitron.errors import SourceError, TargetError
-from minitron.tensors.lazy_tensor import LazyTensor, Rows, Shifted, Stacked, Zeros
+from minitron.files.lazy_tensor import LazyTensor, Rows, Shifted, Stacked, Zeros
+from minitron.model.architecture import Architecture, Slot
 
 EMBEDDING = "embedding.word_embeddings"
 HEAD = "output_layer"

@@ -19,12 +19,12 @@ from pathlib import Path, PurePosixPath
 
 from minitron.conversion.unpacked_tar import TemporaryPath, is_tar_header, unpack
 from minitron.errors import SourceError
-from minitron.hub.links import leads_outside
-from minitron.hub.partial_file import bring
-from minitron.tensors.file_identity import FileIdentity, open_unchanged
-from minitron.tensors.file_window import FileWindow
-from minitron.tensors.inert_pickle import DAMAGE
-from minitron.tensors.torch_file import read_torch_object
+from minitron.files.file_identity import FileIdentity, open_unchanged
+from minitron.files.file_window import FileWindow
+from minitron.files.inert_pickle import DAMAGE
+from minitron.files.links import leads_outside
+from minitron.files.partial_file import bring
+from minitron.files.torch_file import read_torch_object
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from minitron.conversion.nemo_table import (
     Setting,
 )
 from minitron.errors import ArchitectureError
-from minitron.families import Family
-from minitron.plain_yaml import shown
+from minitron.files.plain_yaml import shown
+from minitron.model.families import Family
 
 _SWIGLU = ("swiglu", "fast-swiglu")
 SPECIAL: Mapping[str, int] = {"bos": 2, "eos": 3, "pad": 0}  # of all the family's tokenizers

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minitron.errors import ArchitectureError, SourceError
-from minitron.families import FAMILIES, Family
-from minitron.plain_yaml import shown
+from minitron.files.plain_yaml import shown
+from minitron.model.families import FAMILIES, Family
 
 # Language models among the classes with GPT in their name; these others have no output layer, a
 # memory beside the text, or weights that lie in adapters.

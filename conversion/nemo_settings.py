@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from minitron.architecture import Architecture, resized_config
 from minitron.conversion.nemo_table import ACTIVATIONS, SETTINGS, TANH_GELU, ZERO_CENTERED
 from minitron.conversion.nemo_tokenizer import FoundTokenizer
 from minitron.conversion.vocab_padding import vocab_multiple
 from minitron.errors import TargetError
-from minitron.plain_yaml import shown
+from minitron.files.plain_yaml import shown
+from minitron.model.architecture import Architecture, resized_config
 
 _PRECISIONS: Mapping[torch.dtype, str | int] = {
     torch.bfloat16: "bf16",

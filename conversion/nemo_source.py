@@ -17,7 +17,6 @@ from weakref import finalize
 
 from tokenizers import Tokenizer
 
-from minitron.architecture import Architecture
 from minitron.conversion.megatron_checkpoint import MegatronCheckpoint, read_checkpoint
 from minitron.conversion.megatron_names import EMBEDDING, HEAD, hub_tensors
 from minitron.conversion.nemo_archive import open_archive
@@ -28,7 +27,8 @@ from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
 from minitron.conversion.sentencepiece_model import SentencePieceModel, read_model
 from minitron.conversion.sentencepiece_tokenizer import save_tokenizer
 from minitron.errors import SourceError, TokenizerError
-from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.files.lazy_tensor import LazyTensor
+from minitron.model.architecture import Architecture
 from modeling_nemotron import CHAT_TEMPLATE, NemotronConfig, chat_generation_config
 
 logger = logging.getLogger(__name__)

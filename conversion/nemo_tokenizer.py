@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from minitron.errors import TokenizerError
-from minitron.plain_yaml import one_line, shown
+from minitron.files.plain_yaml import one_line, shown
 
 Kind = Literal["sentencepiece", "huggingface", "tiktoken", "megatron", "bpe"]
 

@@ -22,7 +22,7 @@ from minitron.conversion.distributed_writer import (
     Progress,
     checkpoint_members,
 )
-from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.files.lazy_tensor import LazyTensor
 
 
 def write_nemo(

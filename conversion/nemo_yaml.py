@@ -14,7 +14,7 @@ from typing import Any
 from minitron.conversion.interpolation import Place, resolved
 from minitron.conversion.nemo_table import ACTIVATIONS, NEMO2_NAMES
 from minitron.errors import ArchitectureError, SourceError
-from minitron.plain_yaml import read_yaml, shown
+from minitron.files.plain_yaml import read_yaml, shown
 
 # Sections that say how a model was trained. They refer to the trainer's settings, which are not in
 # the archive; nothing here reads numbers from them.

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from minitron.architecture import Architecture
 from minitron.errors import MissingExtraError, SourceError, TargetError
+from minitron.model.architecture import Architecture
 from modeling_nemotron import CACHE_NAME
 
 MODEL, DATA = "model.onnx", "model.onnx_data"

@@ -17,8 +17,8 @@ from minitron.conversion.megatron_keys import canonical_name, layer_of
 from minitron.conversion.megatron_names import EMBEDDING, HEAD, LAYERS
 from minitron.conversion.nemo_archive import Archive
 from minitron.errors import SourceError
-from minitron.tensors.lazy_tensor import FileRange, LazyTensor, Rows
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import FileRange, LazyTensor, Rows
+from minitron.files.stored_tensor import StoredTensor
 
 WEIGHTS = "model_weights.ckpt"
 MEGATRON_WEIGHTS = "model_optim_rng.pt"

@@ -17,9 +17,9 @@ from minitron.conversion.chunked_tensor import LARGEST_SIZE, Chunk, ChunkedTenso
 from minitron.conversion.megatron_keys import canonical_name
 from minitron.conversion.nemo_archive import Archive
 from minitron.errors import SourceError
-from minitron.tensors.inert_pickle import Global, Inert, read_pickle
-from minitron.tensors.stored_tensor import StoredTensor
-from minitron.tensors.torch_tensors import DTYPES
+from minitron.files.inert_pickle import Global, Inert, read_pickle
+from minitron.files.stored_tensor import StoredTensor
+from minitron.files.torch_tensors import DTYPES
 
 METADATA = ".metadata"
 LARGEST_METADATA = 1 << 26  # bytes; with an optimizer over many ranks some tens of megabytes

@@ -16,10 +16,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from minitron.architecture import Architecture, resized_config
 from minitron.errors import SourceError, TargetError
-from minitron.tensors.finite import is_finite
-from minitron.tensors.lazy_tensor import (
+from minitron.files.finite import is_finite
+from minitron.files.lazy_tensor import (
     Cast,
     Columns,
     LazyTensor,
@@ -28,7 +27,8 @@ from minitron.tensors.lazy_tensor import (
     Stacked,
     Zeros,
 )
-from minitron.tensors.safetensors_file import safetensors_header
+from minitron.files.safetensors_file import safetensors_header
+from minitron.model.architecture import Architecture, resized_config
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

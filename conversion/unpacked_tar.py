@@ -18,7 +18,7 @@ from pathlib import Path, PosixPath
 from typing import BinaryIO
 
 from minitron.errors import SourceError
-from minitron.unfinished import is_file_of, is_locked
+from minitron.files.unfinished import is_file_of, is_locked
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from minitron.conversion.chunked_tensor import LARGEST_SIZE, Chunk, ChunkedTenso
 from minitron.conversion.megatron_keys import canonical_name
 from minitron.conversion.nemo_archive import MOST_MEMBERS, Archive
 from minitron.errors import SourceError
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.stored_tensor import StoredTensor
 
 ARRAY = ".zarray"
 LARGEST_ARRAY_JSON = 1 << 16

@@ -17,49 +17,54 @@ from minitron.surroundings import check_system as _check_system
 from minitron.surroundings import note_untested as _note_untested
 
 if TYPE_CHECKING:
-    from minitron.candidates.searching import search as search
-    from minitron.cards.model_card import card as card
-    from minitron.converting import convert as convert
     from minitron.errors import MinitronError as MinitronError
-    from minitron.evaluation import evaluate as evaluate
-    from minitron.first_run import quickstart as quickstart
-    from minitron.generation import generate as generate
-    from minitron.hub.publishing import push as push
-    from minitron.inspection import inspect as inspect
-    from minitron.pruning import prune as prune
-    from minitron.remaking import remake as remake
-    from minitron.scores.scoring import measure_importance as measure_importance
-    from minitron.space.showing import demo as demo
-    from minitron.training.causal_lm import train as train
     from minitron.training.distillation import distillation_loss as distillation_loss
-    from minitron.training.distilling import distill as distill
-    from minitron.training.teacher_writing import cache_teacher as cache_teacher
+    from minitron.verbs.card import card as card
+    from minitron.verbs.convert import convert as convert
+    from minitron.verbs.demo import demo as demo
+    from minitron.verbs.distill import distill as distill
+    from minitron.verbs.evaluate import evaluate as evaluate
+    from minitron.verbs.generate import generate as generate
+    from minitron.verbs.importance import measure_importance as measure_importance
+    from minitron.verbs.inspect import inspect as inspect
+    from minitron.verbs.prune import prune as prune
+    from minitron.verbs.push import push as push
+    from minitron.verbs.quickstart import quickstart as quickstart
+    from minitron.verbs.remake import remake as remake
+    from minitron.verbs.search import search as search
+    from minitron.verbs.teacher_cache import cache_teacher as cache_teacher
+    from minitron.verbs.train import train as train
 
     importance, teacher_cache = measure_importance, cache_teacher
 
+_VERBS = (
+    "card",
+    "convert",
+    "demo",
+    "distill",
+    "evaluate",
+    "generate",
+    "importance",
+    "inspect",
+    "prune",
+    "push",
+    "quickstart",
+    "remake",
+    "search",
+    "teacher_cache",
+    "train",
+)
+# Where each public name is defined: a verb in the module of its name. Two commands are nouns; their
+# functions are verbs.
 _HOMES = {
-    "MinitronError": "errors",
-    "cache_teacher": "training.teacher_writing",
-    "card": "cards.model_card",
-    "convert": "converting",
-    "demo": "space.showing",
-    "distill": "training.distilling",
-    "distillation_loss": "training.distillation",
-    "evaluate": "evaluation",
-    "generate": "generation",
-    "importance": "scores.scoring",
-    "inspect": "inspection",
-    "measure_importance": "scores.scoring",
-    "prune": "pruning",
-    "push": "hub.publishing",
-    "quickstart": "first_run",
-    "remake": "remaking",
-    "search": "candidates.searching",
-    "teacher_cache": "training.teacher_writing",
-    "train": "training.causal_lm",
+    **{verb: (f"verbs.{verb}", verb) for verb in _VERBS},
+    "MinitronError": ("errors", "MinitronError"),
+    "cache_teacher": ("verbs.teacher_cache", "cache_teacher"),
+    "distillation_loss": ("training.distillation", "distillation_loss"),
+    "importance": ("verbs.importance", "measure_importance"),
+    "measure_importance": ("verbs.importance", "measure_importance"),
+    "teacher_cache": ("verbs.teacher_cache", "cache_teacher"),
 }
-# Verbs whose command is a noun, and the name of the function in its module.
-_FUNCTIONS = {"importance": "measure_importance", "teacher_cache": "cache_teacher"}
 __all__ = sorted(_HOMES)
 
 
@@ -68,7 +73,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'minitron' has no attribute {name!r}")
     if name != "MinitronError":
         _check_system()
-    return getattr(import_module(f"minitron.{_HOMES[name]}"), _FUNCTIONS.get(name, name))
+    module, function = _HOMES[name]
+    return getattr(import_module(f"minitron.{module}"), function)
 
 
 def __dir__() -> list[str]:

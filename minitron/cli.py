@@ -110,7 +110,7 @@ def _whole_number(annotation: Any, tokens: Sequence[Token]) -> int:
 @_takes(QuickstartRecipe)
 def quickstart(recipe: QuickstartRecipe) -> None:
     """Prune, distill and compare the embedded teacher: minutes on two cores, no network."""
-    from minitron.first_run import quickstart
+    from minitron.verbs.quickstart import quickstart
 
     results = quickstart(**vars(recipe)).to_json()
     _show_table(["", *results["columns"]], [[r["name"], *r["values"]] for r in results["rows"]])
@@ -129,8 +129,8 @@ def quickstart(recipe: QuickstartRecipe) -> None:
 @_takes(InspectRecipe)
 def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
     """Tell what a model is: sizes, parameters, bytes, layout. Reads no weights."""
-    from minitron.inspection import inspection_of
-    from minitron.source import open_source
+    from minitron.sources.source import open_source
+    from minitron.verbs.inspect import inspection_of
 
     inspection = inspection_of(open_source(recipe.source, reads_weights=False))
     _show(inspection.to_json() if as_json else vars(inspection), as_json=as_json)
@@ -147,8 +147,8 @@ def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
 @_takes(PruneRecipe)
 def prune(recipe: PruneRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Cut a model to a smaller size, ranked by importance, into a Hub-ready folder."""
-    from minitron.inspection import inspection_of
-    from minitron.pruning import prune
+    from minitron.verbs.inspect import inspection_of
+    from minitron.verbs.prune import prune
 
     folder = prune(**vars(recipe))
     print(f"{recipe.out}: {inspection_of(folder).parameters:,} parameters")
@@ -165,7 +165,7 @@ def prune(recipe: PruneRecipe, *, recipe_file: RecipeFile = None) -> None:
 @_takes(ConvertRecipe)
 def convert(recipe: ConvertRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Bring a model to another format: .nemo, NeMo 2, Hub, TensorRT-LLM, ONNX."""
-    from minitron.converting import convert
+    from minitron.verbs.convert import convert
 
     print(f"{convert(**vars(recipe))}: written")
 
@@ -185,8 +185,8 @@ def importance(recipe: ImportanceRecipe, *, recipe_file: RecipeFile = None) -> N
 
     A model larger than the memory budget is read layer by layer; processes that torchrun launched
     share the corpus. Interrupted, the same command goes on from the last finished chunk."""
-    from minitron.processes import is_first_process
-    from minitron.scores.scoring import measure_importance
+    from minitron.sources.processes import is_first_process
+    from minitron.verbs.importance import measure_importance
 
     measured = measure_importance(**vars(recipe))
     if is_first_process():
@@ -210,7 +210,7 @@ def search(
     """Find the best sizes within a budget of parameters, memory or latency, by held-out loss.
 
     Interrupted, the same command goes on where it was."""
-    from minitron.candidates.searching import search
+    from minitron.verbs.search import search
 
     report = search(**vars(recipe))
     if as_json:
@@ -235,7 +235,7 @@ def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Train a causal language model, from scratch or further, into a Hub-ready folder.
 
     Interrupted, the same command goes on from the last checkpoint."""
-    from minitron.training.causal_lm import train
+    from minitron.verbs.train import train
 
     train(**vars(recipe))
     _say_written(recipe.out)
@@ -256,7 +256,7 @@ def distill(recipe: DistillRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Train a student on its teacher's predictions, into a Hub-ready folder.
 
     Interrupted, the same command goes on from the last checkpoint."""
-    from minitron.training.distilling import distill
+    from minitron.verbs.distill import distill
 
     distill(**vars(recipe))
     _say_written(recipe.out)
@@ -273,7 +273,7 @@ def teacher_cache(recipe: TeacherCacheRecipe, *, recipe_file: RecipeFile = None)
     """Write a teacher's outputs on a corpus, to distill from without it.
 
     Interrupted, the same command goes on with what is missing."""
-    from minitron.training.teacher_writing import cache_teacher
+    from minitron.verbs.teacher_cache import cache_teacher
 
     cache_teacher(**vars(recipe))
     _say_written(recipe.out)
@@ -294,7 +294,7 @@ def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
     """Measure loss (nats a token), perplexity and bits per byte on text, or scores on benchmarks.
 
     Benchmarks are lm-eval's, ROUGE of summaries is rouge-score's: pip install 'minitron[evals]'."""
-    from minitron.evaluation import measured, record
+    from minitron.verbs.evaluate import measured, record
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
     evaluation = measured(recipe)
@@ -326,7 +326,7 @@ def _show_evaluation(told: dict[str, Any], recipe: EvaluateRecipe, *, as_json: b
 @_takes(GenerateRecipe)
 def generate(recipe: GenerateRecipe) -> None:
     """Continue a prompt, word by word."""
-    from minitron.generation import stream
+    from minitron.verbs.generate import stream
 
     unsaid = recipe.prompt  # until there is something to say after it
 
@@ -350,7 +350,7 @@ def card(recipe: CardRecipe) -> None:
     """Write a folder's model card: what was removed, how it was trained, scores, use, remaking.
 
     A README.md that was written or changed by hand stays, unless --overwrite is given."""
-    from minitron.cards.model_card import card
+    from minitron.verbs.card import card
 
     print(f"{card(**vars(recipe))}: written")
 
@@ -370,7 +370,7 @@ def push(recipe: PushRecipe) -> None:
 
     With --space, upload what `minitron demo` shows as a Space instead, with minitron beside it.
     Interrupted, the same command sends only what is missing."""
-    from minitron.hub.publishing import push
+    from minitron.verbs.push import push
 
     print(push(**vars(recipe)).url)
 
@@ -385,7 +385,7 @@ def push(recipe: PushRecipe) -> None:
 @_takes(RemakeRecipe)
 def remake(recipe: RemakeRecipe) -> None:
     """Build a pruned or converted folder's weights again: the same bytes, and no text needed."""
-    from minitron.remaking import remake
+    from minitron.verbs.remake import remake
 
     files = remake(**vars(recipe)).files_of_tensors
     print(f"{recipe.out}: {len(files)} tensors, the same bytes")
@@ -400,7 +400,7 @@ def remake(recipe: RemakeRecipe) -> None:
 @_takes(DemoRecipe)
 def demo(recipe: DemoRecipe) -> None:
     """Show models in a browser: compare them, prune one, see what was measured."""
-    from minitron.space.showing import demo
+    from minitron.verbs.demo import demo
 
     demo(**vars(recipe))
 
@@ -475,7 +475,7 @@ def _mapped(options: dict[str, Any], tokens: list[str]) -> list[str]:
 
 def _options(name: str) -> dict[str, Any]:
     """What a recipe file says."""
-    from minitron.plain_yaml import read_yaml
+    from minitron.files.plain_yaml import read_yaml
 
     published = {path.stem: path for path in PUBLISHED.glob("*.yaml")}
     path = Path(name) if Path(name).is_file() else published.get(name, Path(name))
@@ -507,7 +507,7 @@ def _part() -> None:
 
 def _say_written(out: str) -> None:
     """Say it once, however many processes wrote."""
-    from minitron.processes import is_first_process
+    from minitron.sources.processes import is_first_process
 
     if is_first_process():
         print(f"{out}: written")

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from minitron.architecture import Architecture, resized_config
-from minitron.candidates.search_space import checked_multiple, uniform
+from minitron.candidates.space import checked_multiple, uniform
 from minitron.errors import ArchitectureError
-from minitron.importance_scores import Importance
-from minitron.plan import PruningPlan, choose_plan, share_kept
-from minitron.source import hub_config
+from minitron.model.architecture import Architecture, resized_config
+from minitron.model.importance import Importance
+from minitron.model.plan import PruningPlan, choose_plan, share_kept
+from minitron.model.target_sizes import target_of
+from minitron.sources.source import hub_config
 from minitron.space.family import Member
 from minitron.space.measures import SAMPLES, Measures, Timings
 from minitron.space.request import number, whole
-from minitron.target_sizes import target_of
 
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 WORDS = {

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from minitron.errors import MinitronError
-from minitron.provenance import FILE, read_provenance
+from minitron.records.minitron_json import FILE, read_provenance
 from minitron.space.ablations import ablations, tokens_to_a_loss
 from minitron.space.chart import Series, chart
 from minitron.space.family import Family, Member

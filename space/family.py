@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from minitron.inspection import Inspection, inspection_of
-from minitron.source import Source, open_source, zoo
+from minitron.sources.source import Source, open_source, zoo
 from minitron.space.errors import VisitorError
+from minitron.verbs.inspect import Inspection, inspection_of
 
 SETTING = "MINITRON_SPACE_MODELS"
 FILE = "models.yaml"

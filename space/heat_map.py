@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from minitron.plan import PruningPlan
+from minitron.model.plan import PruningPlan
 from minitron.space.cuts import Cut
 from minitron.space.markup import Html, tag
 

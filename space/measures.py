@@ -18,18 +18,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minitron.architecture import Architecture
 from minitron.candidates.decode_step import Conditions
 from minitron.candidates.latency import Corners, LatencyTable, measure_table
 from minitron.errors import ImportanceError
-from minitron.evaluation import Evaluation, evaluate
-from minitron.importance_scores import Importance
-from minitron.sampling import self_corpus
-from minitron.scores.scoring import measure_importance
-from minitron.source import default_device, fast_dtype, load_model
+from minitron.evaluation.loss import Evaluation
+from minitron.model.architecture import Architecture
+from minitron.model.digest import model_digest
+from minitron.model.importance import Importance
+from minitron.sources.source import default_device, fast_dtype, load_model
 from minitron.space.family import Member
 from minitron.space.turns import Turns
-from minitron.tensors.model_digest import model_digest
+from minitron.text.sampling import self_corpus
+from minitron.verbs.evaluate import evaluate
+from minitron.verbs.importance import measure_importance
 
 SAMPLES, SEQ_LEN = 64, 256  # sequences the model samples itself, to measure importance on
 HELD_OUT, HELD_OUT_SEED = 16, 1  # others, to evaluate on

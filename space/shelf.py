@@ -19,9 +19,9 @@ from importlib.util import find_spec
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minitron.byte_size import readable_bytes
 from minitron.errors import TokenizerError
-from minitron.source import default_device, load_model, load_tokenizer
+from minitron.files.byte_size import readable_bytes
+from minitron.sources.source import default_device, load_model, load_tokenizer
 from minitron.space.errors import BusyError, VisitorError
 from minitron.space.family import Family, Member
 from minitron.text.encoding import prompt_ids
@@ -161,7 +161,7 @@ class Shelf:
 
 def can_quantize() -> bool:
     """Whether int8 weights can be had here."""
-    return all(find_spec(name) for name in ("minitron.quantization", "optimum")) and bool(
+    return all(find_spec(name) for name in ("minitron.sources.quantization", "optimum")) and bool(
         find_spec("optimum.quanto")
     )
 
@@ -173,7 +173,7 @@ def load_member(member: Member, key: Key) -> Loaded:
     tokenizer.split_special_tokens = True  # what a visitor types is text
     model = load_model(source, device=default_device())
     if key.quantization is not None:
-        from minitron.quantization import quantized
+        from minitron.sources.quantization import quantized
 
         model = quantized(model, key.quantization)
     vocabulary = repr(sorted(tokenizer.get_vocab().items()))
@@ -190,7 +190,7 @@ def load_member(member: Member, key: Key) -> Loaded:
 def _bytes_of(model: torch.nn.Module) -> int:
     """What the weights take, those of integers with their scales."""
     try:
-        from minitron.quantization import weight_bytes
+        from minitron.sources.quantization import weight_bytes
     except ImportError:
         return sum(tensor.nbytes for tensor in model.parameters())
     return weight_bytes(model)  # type: ignore[arg-type]

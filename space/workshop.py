@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import OutputError
-from minitron.evaluation import Evaluation, evaluate
-from minitron.inspection import inspection_of
-from minitron.pruning import prune
-from minitron.source import open_source
+from minitron.evaluation.loss import Evaluation
+from minitron.sources.source import open_source
 from minitron.space.cuts import Cut, Sizes, out_name
 from minitron.space.errors import VisitorError
 from minitron.space.freed_memory import give_back_freed_memory
 from minitron.space.kept_results import KeptResults
 from minitron.space.measures import HELD_OUT, Measures
 from minitron.space.turns import Turns
+from minitron.verbs.evaluate import evaluate
+from minitron.verbs.inspect import inspection_of
+from minitron.verbs.prune import prune
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

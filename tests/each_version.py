@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import minitron
-from minitron import first_run
 from minitron.candidates.decode_step import Conditions, DecodeStep, random_model
-from minitron.source import load_model, load_tokenizer, open_source
+from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.verbs import quickstart as first_run
 from modeling_nemotron import NemotronForCausalLM
 from tests.tiny import FAMILIES, tiny_config, tiny_folder, tiny_model, weights_of
 

@@ -165,9 +165,9 @@ def talk_to(
     hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", hasty)
     monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
-    monkeypatch.setattr("minitron.hub.repository.time", hasty, raising=False)
-    monkeypatch.setattr("minitron.hub.destination.time", hasty)
-    monkeypatch.setattr("minitron.hub.committing.time", hasty)
+    monkeypatch.setattr("minitron.files.hub_repository.time", hasty, raising=False)
+    monkeypatch.setattr("minitron.publish.destination.time", hasty)
+    monkeypatch.setattr("minitron.publish.upload.time", hasty)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     if token is not None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import minitron
 from minitron import cli
 from minitron.cli import main
-from minitron.source import zoo
+from minitron.sources.source import zoo
 from tests.tiny import edit_config, tiny_folder, weights_of
 
 VOCABULARY = 4099
@@ -222,7 +222,7 @@ class TestTheFolder:
         def read(*_: object) -> None:
             raise AssertionError("a weight was read")
 
-        monkeypatch.setattr("minitron.tensors.stored_tensor.StoredTensor.read", read)
+        monkeypatch.setattr("minitron.files.stored_tensor.StoredTensor.read", read)
         shard = sorted(damaged.glob("*.safetensors"))[-1]
         says = getattr(self, damage)(damaged, shard)
         line = refused("prune", damaged, tmp_path / "out", "--hidden-size", 36, *RANDOM)
@@ -421,7 +421,7 @@ class TestTheOutput:
         refused: Refused,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        from minitron.tensors import shard_file
+        from minitron.files import shard_file
 
         write, written = shard_file.write_piece, []
 
@@ -513,7 +513,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minitron.tensors.shard_file.write_piece", interrupt)
+    monkeypatch.setattr("minitron.files.shard_file.write_piece", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["prune", str(source), str(tmp_path / "out"), "--hidden-size", "36", *RANDOM])
     assert ended.value.code == 130
@@ -522,7 +522,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "moment", ["minitron.tensors.shard_file.write_piece", "minitron.pruning.write_card"]
+    "moment", ["minitron.files.shard_file.write_piece", "minitron.verbs.prune.write_card"]
 )
 def test_a_killed_run_leaves_nothing_that_looks_complete_and_can_be_run_again(
     moment: str, source: Path, tmp_path: Path

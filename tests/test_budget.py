@@ -8,7 +8,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minitron.architecture import Architecture
 from minitron.candidates.budget import (
     Budget,
     Cost,
@@ -19,6 +18,7 @@ from minitron.candidates.budget import (
     parse_seconds,
 )
 from minitron.errors import TargetError
+from minitron.model.architecture import Architecture
 from minitron.recipe import SearchRecipe
 from modeling_nemotron import CACHE_NAME
 from tests.tiny import FAMILIES, SIZES, tiny_model

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from minitron.checked_json import Each, Number, check_kind, read_object
 from minitron.errors import SourceError
-from minitron.provenance import read_provenance
-from minitron.record import check_record
-from minitron.source import zoo
+from minitron.files.checked_json import Each, Number, check_kind, read_object
+from minitron.records.minitron_json import read_provenance
+from minitron.records.record_kinds import check_record
+from minitron.sources.source import zoo
 
 KIND = {
     "name": str,

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import minitron
-from minitron.architecture import Architecture
 from minitron.candidates import choice, comparison
 from minitron.candidates.choice import choose_target
-from minitron.candidates.search_space import uniform
+from minitron.candidates.space import uniform
 from minitron.errors import CorpusError, MinitronError, TargetError
-from minitron.importance_scores import Importance
-from minitron.plan import choose_plan, scores_kept, share_kept
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance
+from minitron.model.plan import choose_plan, scores_kept, share_kept
 from minitron.recipe import PruneRecipe
 from minitron.scores.weight_scores import random_scores
-from minitron.source import open_source
+from minitron.sources.source import open_source
 from tests.tiny import SIZES, tiny_folder
 
 WHOLE = Architecture("nemotron", **SIZES)

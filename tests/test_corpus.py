@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from minitron.corpus import Corpus, load_corpus, load_ids, random_corpus, read_texts
 from minitron.errors import CorpusError
+from minitron.text.corpus import Corpus, load_corpus, load_ids, random_corpus, read_texts
 from minitron.text.encoding import tokenize
 from minitron.text.text_row import Text
 from tests.tiny import write_text

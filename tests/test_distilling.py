@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerState
 import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError, TokenizerError
-from minitron.source import load_model, open_source
+from minitron.sources.source import load_model, open_source
 from minitron.training.distill_trainer import DistillTrainer
 from tests.tiny import SIZES, tiny_folder, weights_of
 
@@ -618,7 +618,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from minitron.training.distill_trainer import loss_in_head
-from minitron.source import load_model, open_source
+from minitron.sources.source import load_model, open_source
 from minitron.training.teacher import DistillLoss, RunningTeacher
 
 def learn(model, ids):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-import minitron.source
-from minitron.source import load_model, open_source
+import minitron.sources.source
+from minitron.sources.source import load_model, open_source
 from tests.tiny import tiny_folder
 
 
@@ -17,7 +17,11 @@ def test_a_model_is_loaded_while_another_thread_builds_one(
 ) -> None:
     folder = str(tiny_folder(tmp_path / "m"))
     alone = load_model(open_source(folder)).state_dict()
-    build, begun, others_done = minitron.source.new_model, threading.Event(), threading.Event()
+    build, begun, others_done = (
+        minitron.sources.source.new_model,
+        threading.Event(),
+        threading.Event(),
+    )
 
     def slowly(config: object) -> object:
         if threading.current_thread() is not threading.main_thread():
@@ -25,7 +29,7 @@ def test_a_model_is_loaded_while_another_thread_builds_one(
             others_done.wait(30)
         return build(config)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("minitron.source.new_model", slowly)
+    monkeypatch.setattr("minitron.sources.source.new_model", slowly)
     loaded: list[object] = []
     other = threading.Thread(target=lambda: loaded.append(load_model(open_source(folder))))
     other.start()

@@ -7,11 +7,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import minitron
-from minitron.corpus import load_corpus
 from minitron.errors import TokenizerError
-from minitron.evaluations.held_out import held_out_text
-from minitron.source import load_model, load_tokenizer, open_source
+from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.text.corpus import load_corpus
 from minitron.text.encoding import prompt_ids, tokenize
+from minitron.text.held_out import held_out_text
 from minitron.text.text_row import Text
 from tests.tiny import write_text, zoo_tokenizer
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import minitron
-from minitron.architecture import Architecture
-from minitron.engines import engine_notes, load_notes, unsupported_engines
-from minitron.families import FAMILIES
+from minitron.model.architecture import Architecture
+from minitron.model.engines import engine_notes, load_notes, unsupported_engines
+from minitron.model.families import FAMILIES
 from tests.tiny import VARIANTS, tiny_config, tiny_folder
 
 SQUARE = {"hidden_size": 48, "num_attention_heads": 6, "head_dim": 8}

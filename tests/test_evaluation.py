@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 import minitron
 from minitron import cli
 from minitron.errors import CorpusError, SourceError, TargetError, TokenizerError
-from minitron.evaluation import Evaluation, evaluate_model
-from minitron.evaluations.held_out import UNCOUNTED, held_out_ids, held_out_text
-from minitron.source import zoo
+from minitron.evaluation.loss import Evaluation, evaluate_model
+from minitron.sources.source import zoo
+from minitron.text.held_out import UNCOUNTED, held_out_ids, held_out_text
 from tests.tiny import tiny_folder, tiny_model, write_text, zoo_tokenizer
 
 DOCUMENTS = ["It was the best of times,", "it was\nthe wörst of 漢字", "x"]
@@ -204,8 +204,8 @@ def test_how_much_is_computed_at_once_changes_nothing(
     model = tiny_model("nemotron-tied", vocab_size=VOCABULARY)
     held_out = held_out_text(text, zoo_tokenizer(), 7)
     whole = evaluate_model(model, held_out)
-    monkeypatch.setattr("minitron.evaluation._BATCH_TOKENS", batch)
-    monkeypatch.setattr("minitron.evaluation._LOGITS_TOKENS", logits)
+    monkeypatch.setattr("minitron.verbs.evaluate._BATCH_TOKENS", batch)
+    monkeypatch.setattr("minitron.verbs.evaluate._LOGITS_TOKENS", logits)
     parts = evaluate_model(model, held_out)
     assert parts.tokens == whole.tokens
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)

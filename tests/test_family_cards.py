@@ -15,15 +15,23 @@ from huggingface_hub import ModelCard
 
 import minitron
 from minitron import cli
-from minitron.architecture import Architecture, resized_config
-from minitron.cards.family import Member, carded, facts, family_card, index, members, write_cards
-from minitron.families import AXIS_KEYS
-from minitron.importance_scores import Importance, score_shapes
-from minitron.making import indices_of
-from minitron.plan import choose_plan
-from minitron.pruning import target_architecture
+from minitron.model.architecture import Architecture, resized_config
+from minitron.model.families import AXIS_KEYS
+from minitron.model.importance import Importance, score_shapes
+from minitron.model.plan import choose_plan
 from minitron.recipe import DistillRecipe, PruneRecipe
-from minitron.source import hub_config, zoo
+from minitron.records.making import indices_of
+from minitron.records.published_cards import (
+    Member,
+    carded,
+    facts,
+    family_card,
+    index,
+    members,
+    write_cards,
+)
+from minitron.sources.source import hub_config, zoo
+from minitron.verbs.prune import target_architecture
 from modeling_nemotron import CHAT_TEMPLATE
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +91,7 @@ def test_the_index_lists_every_card_and_no_file_is_left_over() -> None:
 def test_the_cards_are_made_again_by_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.cards.family.zoo", dict)
+    monkeypatch.setattr("minitron.records.published_cards.zoo", dict)
     write_cards(tmp_path / "cards")
     made = {path.name for path in (tmp_path / "cards").iterdir()}
     assert made == {f"{member.name}.md" for member in CARDED} | {"README.md"}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
-from minitron.hub.fetched_tensor import FetchedTensor
-from minitron.tensors.lazy_tensor import FileRange
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.fetched_tensor import FetchedTensor
+from minitron.files.lazy_tensor import FileRange
+from minitron.files.stored_tensor import StoredTensor
 
 VALUES = torch.arange(15, dtype=torch.float32).reshape(5, 3)
 

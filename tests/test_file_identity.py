@@ -9,9 +9,9 @@ import pytest
 
 import minitron
 from minitron.errors import SourceError
-from minitron.hub.folder import HubFolder
-from minitron.source import open_source
-from minitron.tensors.file_identity import FileIdentity, open_unchanged
+from minitron.files.file_identity import FileIdentity, open_unchanged
+from minitron.sources.hub_folder import HubFolder
+from minitron.sources.source import open_source
 from tests.nemo_files import megatron_tensors, nemo_settings, write_nemo_file
 from tests.tiny import pickled_folder, tiny_folder
 
@@ -52,7 +52,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     source = make(tmp_path / "m")
     (weights,) = [*source.glob("model.safetensors"), *source.glob("pytorch_model.bin")]
     happens, says = CHANGES[change]
-    module = {"prune": "minitron.pruning", "convert": "minitron.converting"}[verb]
+    module = {"prune": "minitron.verbs.prune", "convert": "minitron.verbs.convert"}[verb]
     write = __import__(module, fromlist=["write_weights"]).write_weights
 
     def write_after_the_change(*arguments: Any, **named: Any) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
-from minitron.tensors import finite
-from minitron.tensors.finite import check_finite, is_finite, is_finite_in_file
-from minitron.tensors.lazy_tensor import FileRange
+from minitron.files import finite
+from minitron.files.finite import check_finite, is_finite, is_finite_in_file
+from minitron.files.lazy_tensor import FileRange
 
 FLOATS = [
     torch.float64,

@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minitron
-from minitron import first_run
 from minitron.cli import main
+from minitron.verbs import quickstart as first_run
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 import minitron
 from minitron.errors import SourceError
-from minitron.hub.folder import HubFolder
-from minitron.source import load_tokenizer, open_source, zoo
+from minitron.sources.hub_folder import HubFolder
+from minitron.sources.source import load_tokenizer, open_source, zoo
 from tests.tiny import tiny_folder
 
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import minitron
 from minitron.cli import main
 from minitron.errors import SourceError, TargetError, TokenizerError
-from minitron.generation import stream_model
 from minitron.recipe import GenerateRecipe
-from minitron.source import zoo
+from minitron.sources.source import zoo
+from minitron.verbs.generate import stream_model
 from tests.tiny import edit_config, tiny_folder, tiny_model, zoo_tokenizer
 
 VOCABULARY = 4096

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from minitron.architecture import Architecture
-from minitron.held_source import held_source, stored_bytes
-from minitron.plan import choose_plan
+from minitron.model.architecture import Architecture
+from minitron.model.plan import choose_plan
 from minitron.scores.weight_scores import random_scores
-from minitron.source import load_model, open_source
-from minitron.surgery import PrunedSource
+from minitron.sources.held import held_source, stored_bytes
+from minitron.sources.pruned import PrunedSource
+from minitron.sources.source import load_model, open_source
 from tests.tiny import SIZES, tiny_folder
 
 WHOLE = Architecture("nemotron", **SIZES)

@@ -22,7 +22,7 @@ import minitron
 from minitron.cli import main
 from minitron.credentials import mask_error, masked, masked_logs, masked_traceback
 from minitron.errors import MinitronError, OutputError, SourceError
-from minitron.hub.errors import reason
+from minitron.files.hub_errors import reason
 from tests.hub_repositories import Account
 from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import serving, talk_to
@@ -100,7 +100,7 @@ def test_a_wait_of_a_day_is_refused_at_once(
     hub: Hub, folder: Path, run: Run, method: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    for module in (_http, sys.modules["minitron.hub.repository"]):
+    for module in (_http, sys.modules["minitron.files.hub_repository"]):
         monkeypatch.setattr(module.time, "sleep", waited.append)
     hub.fail(Fault(method, path, status=429, headers=DAY, times=99))
     if method == "PUT":
@@ -134,8 +134,8 @@ def test_waits_that_add_up_are_refused_and_each_is_told(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("minitron.hub.patience.time.monotonic", lambda: now[0])
-    for module in (_http, sys.modules["minitron.hub.repository"]):
+    monkeypatch.setattr("minitron.files.hub_retry.time.monotonic", lambda: now[0])
+    for module in (_http, sys.modules["minitron.files.hub_repository"]):
         monkeypatch.setattr(
             module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds)
         )
@@ -150,7 +150,7 @@ def test_waits_that_add_up_are_refused_and_each_is_told(
 def test_a_transfer_that_brings_next_to_nothing_is_refused(
     hub: Hub, folder: Path, run: Run, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.hub.patience.STALLED_AFTER", 0.2)
+    monkeypatch.setattr("minitron.files.hub_retry.STALLED_AFTER", 0.2)
     hub.fail(Fault("GET", path, trickle=0.02, times=99))
     with pytest.raises(SourceError, match=r"cannot be fetched: the transfer has stalled: \d+ "):
         run(folder)
@@ -159,8 +159,8 @@ def test_a_transfer_that_brings_next_to_nothing_is_refused(
 def test_a_slow_transfer_is_waited_for(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.hub.patience.STALLED_AFTER", 0.02)
-    monkeypatch.setattr("minitron.hub.patience.LEAST_BYTES", 4)
+    monkeypatch.setattr("minitron.files.hub_retry.STALLED_AFTER", 0.02)
+    monkeypatch.setattr("minitron.files.hub_retry.LEAST_BYTES", 4)
     hub.fail(Fault("GET", "/api/models/", trickle=0.001))
     look(folder)
 
@@ -168,7 +168,7 @@ def test_a_slow_transfer_is_waited_for(
 def test_a_silent_hub_is_not_waited_for(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.hub.patience._SILENCE", 0.1)
+    monkeypatch.setattr("minitron.files.hub_retry._SILENCE", 0.1)
     hub.fail(Fault("GET", "/whoami", delay=0.4, times=9))
     with pytest.raises(OutputError, match="cannot be reached, or sent nothing for too long"):
         push(folder)
@@ -268,7 +268,7 @@ def test_what_the_command_line_logs_and_traces_is_masked(
         logging.getLogger("some.library").warning("sent %s", TOKEN)
         raise RuntimeError(f"no {TOKEN}") from ValueError(TOKEN)
 
-    monkeypatch.setattr("minitron.cards.model_card.card", fail)
+    monkeypatch.setattr("minitron.records.model_card.card", fail)
     shown: list[str] = []
     hook = masked_traceback(lambda kind, error, trace: shown.append(f"{error}{error.__cause__}"))
     with pytest.raises(RuntimeError) as raised:
@@ -458,8 +458,8 @@ def test_a_hub_that_answers_nonsense_ends_in_one_line(
     hub: Hub, folder: Path, run: Run, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    monkeypatch.setattr("minitron.hub.patience._SILENCE", 1)
-    monkeypatch.setattr("minitron.hub.patience._SILENCE_OF_CHANGES", 1)
+    monkeypatch.setattr("minitron.files.hub_retry._SILENCE", 1)
+    monkeypatch.setattr("minitron.files.hub_retry._SILENCE_OF_CHANGES", 1)
     ends_well(hub, folder, run, random.Random(f"{run.__name__} {seed}"))
 
 

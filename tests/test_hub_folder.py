@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
-from minitron.hub.folder import HubFolder
+from minitron.sources.hub_folder import HubFolder
 from tests.tiny import pickled_folder, tiny_folder, tiny_model
 
 LAYOUTS: dict[str, Callable[[Path], Path]] = {

@@ -19,7 +19,7 @@ from huggingface_hub import constants, snapshot_download
 import minitron
 from minitron.cli import main
 from minitron.errors import ArchitectureError, MinitronError, SourceError
-from minitron.source import hub_config, load_model, load_tokenizer, open_source, zoo
+from minitron.sources.source import hub_config, load_model, load_tokenizer, open_source, zoo
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import serving, talk_to
@@ -40,10 +40,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         (tmp_path / "scratch").mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
         # So small a model would come with its header, or in one window.
-        monkeypatch.setattr("minitron.hub.folder._ENOUGH", 64)
-        monkeypatch.setattr("minitron.hub.partial_file.BLOCK", 512)
-        monkeypatch.setattr("minitron.hub.remote_tensor.WINDOW", 12_000)
-        monkeypatch.setattr("minitron.hub.remote_tensor._SMALL", 200)
+        monkeypatch.setattr("minitron.sources.hub_folder._ENOUGH", 64)
+        monkeypatch.setattr("minitron.files.partial_file.BLOCK", 512)
+        monkeypatch.setattr("minitron.files.remote_tensor.WINDOW", 12_000)
+        monkeypatch.setattr("minitron.files.remote_tensor._SMALL", 200)
         monkeypatch.chdir(tmp_path)
         yield hub
 
@@ -196,7 +196,7 @@ def test_with_little_disk_the_same_is_written_and_no_shard_is_ever_here(
     layout: str,
     command: list[str],
 ) -> None:
-    monkeypatch.setattr("minitron.tensors.tensor_stream.PIECE_BYTES", 1000)
+    monkeypatch.setattr("minitron.files.tensor_stream.PIECE_BYTES", 1000)
     files = sharded if layout == "safetensors" else pickled(1 if layout == "a pickle" else 3)
     hub.add(NAME, files)
     seen: list[Path] = []
@@ -224,10 +224,10 @@ def test_with_little_disk_the_same_is_written_and_no_shard_is_ever_here(
 def test_with_little_disk_each_byte_of_a_weight_comes_once(
     hub: Hub, sharded: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.hub.remote_tensor._SMALL", 1)
+    monkeypatch.setattr("minitron.files.remote_tensor._SMALL", 1)
     # The rows by which the model is known come again.
-    monkeypatch.setattr("minitron.provenance.model_digest", lambda source: "")
-    monkeypatch.setattr("minitron.tensors.tensor_stream.PIECE_BYTES", 1000)
+    monkeypatch.setattr("minitron.records.minitron_json.model_digest", lambda source: "")
+    monkeypatch.setattr("minitron.files.tensor_stream.PIECE_BYTES", 1000)
     hub.add(NAME, sharded)
     minitron.convert(NAME, "out", low_disk=True)
     headers = {
@@ -549,11 +549,11 @@ def test_a_shard_is_looked_at_when_it_comes_and_not_again(
     hub.add(NAME, sharded)
 
     def looked() -> Counter[object]:
-        records = [one for one in caplog.records if one.name == "minitron.hub.verified_file"]
+        records = [one for one in caplog.records if one.name == "minitron.files.verified_file"]
         caplog.clear()
         return Counter(one.args[0] for one in records if isinstance(one.args, tuple))
 
-    with caplog.at_level(logging.INFO, "minitron.hub.verified_file"):
+    with caplog.at_level(logging.INFO, "minitron.files.verified_file"):
         minitron.convert(NAME, "one")
         needed = set(shards_of(sharded).values()) - {"leftovers.safetensors"}
         assert looked() == dict.fromkeys(needed, 1)

@@ -27,7 +27,7 @@ NAMES = [
 SCRIPT = """
 import json, sys
 from minitron.errors import MinitronError
-from minitron.source import open_source
+from minitron.sources.source import open_source
 
 def told(name):
     try:

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from minitron import measure_importance
-from minitron.architecture import Architecture
-from minitron.corpus import Corpus
 from minitron.errors import ImportanceError, OutputError
-from minitron.importance_scores import Importance
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance
 from minitron.scores.activation_scores import Measurement, activation_scores, aggregated_scores
 from minitron.scores.aggregation import KINDS, Aggregation
 from minitron.scores.weight_scores import magnitude_scores, random_scores
-from minitron.source import open_source
+from minitron.sources.source import open_source
+from minitron.text.corpus import Corpus
 from tests.tiny import FAMILIES, SIZES, tiny_folder, tiny_model
 
 LAYERS = SIZES["num_hidden_layers"]
@@ -218,8 +218,10 @@ def test_blocks_have_the_influence_of_what_lies_between_their_ends(variant: str)
 def test_layers_can_be_scored_by_what_the_model_is_without_them(
     variant: str, measure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.layer_stream.BLOCK_BYTES", 3000)  # the head in several blocks
-    monkeypatch.setattr("minitron.streamed_loss._LOGITS", 100)
+    monkeypatch.setattr(
+        "minitron.sources.layer_stream.BLOCK_BYTES", 3000
+    )  # the head in several blocks
+    monkeypatch.setattr("minitron.sources.streamed_loss._LOGITS", 100)
     model, text = tiny_model(variant), corpus(samples=4, seq_len=9)
     scores = activation_scores(model, text, Measurement(layer_scores=measure, block_size=2))
     ids = torch.from_numpy(text.sequences).long()

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from minitron.architecture import Architecture
 from minitron.errors import TargetError
+from minitron.model.architecture import Architecture
 from minitron.training.inner_states import Place, state_pairs, taken
 from tests.tiny import tiny_model
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import minitron
 from minitron.errors import ArchitectureError, SourceError
-from minitron.source import load_model, open_source
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.stored_tensor import StoredTensor
+from minitron.sources.source import load_model, open_source
 from tests.tiny import SIZES, VARIANTS, edit_config, pickled_folder, tiny_folder, tiny_model
 
 KEYS = [

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from minitron.architecture import Architecture
 from minitron.candidates import decode_step
 from minitron.candidates.decode_step import Conditions, DecodeStep, random_model, seconds_of
 from minitron.candidates.latency import (
@@ -17,6 +16,7 @@ from minitron.candidates.latency import (
     measured_step,
 )
 from minitron.errors import TargetError
+from minitron.model.architecture import Architecture
 from modeling_nemotron import CACHE_NAME
 from tests.tiny import SIZES, VARIANTS, tiny_config
 

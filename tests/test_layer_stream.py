@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
-from minitron.layer_stream import LayerStream
-from minitron.source import load_model, open_source
+from minitron.sources.layer_stream import LayerStream
+from minitron.sources.source import load_model, open_source
 from tests.tiny import SIZES, VARIANTS, tiny_folder, tiny_model, weights_of
 
 IDS = torch.randint(SIZES["vocab_size"], (3, 11), generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ def test_a_loaded_model_can_be_streamed_and_stays_as_it_was(variant: str) -> Non
 def test_the_embedding_passes_once_for_all_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.layer_stream.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("minitron.sources.layer_stream.BLOCK_BYTES", 1000)
     folder = tiny_folder(tmp_path / "model")
     stream = LayerStream.of_source(open_source(str(folder)), keep=False)
     reads: list[tuple[int, int]] = []
@@ -84,7 +84,7 @@ def test_it_computes_in_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
 def test_the_head_comes_in_blocks_that_make_the_logits(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.layer_stream.BLOCK_BYTES", 1000)  # some five rows
+    monkeypatch.setattr("minitron.sources.layer_stream.BLOCK_BYTES", 1000)  # some five rows
     source = open_source(str(tiny_folder(tmp_path / "model", variant)))
     stream = LayerStream.of_source(source, keep=False)
     states = run_through(stream)  # embedded from such blocks too

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minitron.tensors.lazy_tensor import (
+from minitron.files.lazy_tensor import (
     Cast,
     Columns,
     FileRange,
@@ -17,7 +17,7 @@ from minitron.tensors.lazy_tensor import (
     Stacked,
     Zeros,
 )
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.stored_tensor import StoredTensor
 
 Stored = Callable[[torch.Tensor], StoredTensor]
 

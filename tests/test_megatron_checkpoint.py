@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies
 from minitron.conversion.megatron_checkpoint import MegatronCheckpoint, read_checkpoint
 from minitron.conversion.nemo_archive import open_archive
 from minitron.errors import SourceError
-from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.files.lazy_tensor import LazyTensor
 from tests.nemo_files import (
     SPELLINGS,
     megatron_tensors,

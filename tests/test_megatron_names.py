@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from minitron.architecture import Architecture
 from minitron.conversion.megatron_names import hub_tensors, megatron_tensors
 from minitron.errors import SourceError, TargetError
-from minitron.tensors.lazy_tensor import LazyTensor
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import LazyTensor
+from minitron.files.stored_tensor import StoredTensor
+from minitron.model.architecture import Architecture
 from tests.tiny import SIZES
 
 CONFIGS: dict[str, dict[str, Any]] = {

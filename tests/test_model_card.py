@@ -13,15 +13,15 @@ from huggingface_hub import ModelCard, metadata_update
 
 import minitron
 from minitron import cli
-from minitron.cards.kept_picture import draw_kept, kept_maps
-from minitron.cards.model_card import write_card
-from minitron.cards.template import read_page
-from minitron.cards.texts import RECIPES, command_of
 from minitron.errors import MinitronError, OutputError, SourceError
-from minitron.evaluations.task_scores import TaskScores, record_of_scores
-from minitron.making import indices_of
 from minitron.recipe import ConvertRecipe, DistillRecipe, PruneRecipe, TrainRecipe, record_of
-from minitron.source import zoo
+from minitron.records.card_template import read_page
+from minitron.records.card_texts import RECIPES, command_of
+from minitron.records.kept_picture import draw_kept, kept_maps
+from minitron.records.making import indices_of
+from minitron.records.model_card import write_card
+from minitron.records.task_scores import TaskScores, record_of_scores
+from minitron.sources.source import zoo
 
 TARGET: dict[str, Any] = {
     "hidden_size": 96,
@@ -325,7 +325,7 @@ def test_depth_alone_has_a_picture_too() -> None:
 def test_without_matplotlib_there_is_the_table_only_and_it_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("minitron.cards.kept_picture.find_spec", lambda name: None)
+    monkeypatch.setattr("minitron.records.kept_picture.find_spec", lambda name: None)
     caplog.set_level("INFO")
     minitron.card(str(folder))
     assert "pip install 'minitron[plots]'" in caplog.text

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minitron.source import open_source
-from minitron.tensors.model_digest import model_digest
+from minitron.model.digest import model_digest
+from minitron.sources.source import open_source
 from tests.tiny import pickled_folder, tiny_folder
 
 

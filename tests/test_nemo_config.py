@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from minitron import source
-from minitron.architecture import Architecture
 from minitron.conversion.nemo_config import hub_config, is_zero_centered
 from minitron.conversion.nemo_refusals import REFUSALS
 from minitron.conversion.nemo_table import ACTIVATIONS, SETTINGS
 from minitron.errors import ArchitectureError, SourceError
+from minitron.model.architecture import Architecture
+from minitron.sources import source
 
 LEAST: dict[str, Any] = {  # what NeMo has no default for
     "num_layers": 4,

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from minitron.architecture import Architecture
 from minitron.conversion.distributed_writer import DistFormat
 from minitron.conversion.megatron_names import megatron_tensors
 from minitron.conversion.nemo_writer import write_nemo
+from minitron.model.architecture import Architecture
 from modeling_nemotron import NemotronForCausalLM
 from tests.test_megatron_names import lazy
 from tests.tiny import SIZES, tiny_folder

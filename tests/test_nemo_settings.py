@@ -6,13 +6,13 @@ import pytest
 import torch
 import yaml
 
-from minitron.architecture import Architecture
 from minitron.conversion.nemo_config import hub_config, is_zero_centered
 from minitron.conversion.nemo_settings import nemo2_settings, nemo_settings
 from minitron.conversion.nemo_tokenizer import FoundTokenizer, find_tokenizer
 from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
 from minitron.conversion.vocab_padding import padded_vocab_size, vocab_multiple
 from minitron.errors import ArchitectureError, TargetError
+from minitron.model.architecture import Architecture
 from modeling_nemotron import NemotronConfig
 from tests.tiny import SIZES
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import minitron
 from minitron.cli import main
 from minitron.errors import ArchitectureError, MinitronError, SourceError, TargetError
-from minitron.source import load_model, load_tokenizer, open_source
+from minitron.sources.source import load_model, load_tokenizer, open_source
 from modeling_nemotron import CHAT_TEMPLATE
 
 from .nemo_files import megatron_tensors, nemo_settings, write_nemo_file

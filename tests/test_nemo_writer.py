@@ -23,9 +23,9 @@ from minitron.conversion.distributed_writer import DistFormat, Member
 from minitron.conversion.megatron_names import megatron_tensors
 from minitron.conversion.nemo_writer import write_nemo, write_nemo2
 from minitron.errors import SourceError, TargetError
-from minitron.tensors.lazy_tensor import LazyTensor
-from minitron.tensors.stored_tensor import StoredTensor
-from minitron.tensors.torch_file import read_torch_object
+from minitron.files.lazy_tensor import LazyTensor
+from minitron.files.stored_tensor import StoredTensor
+from minitron.files.torch_file import read_torch_object
 from tests.test_megatron_names import Held, Unreadable, architecture_of, hub_model
 from tests.tiny import SIZES
 
@@ -438,8 +438,8 @@ from pathlib import Path
 import torch
 from minitron.conversion.megatron_names import megatron_tensors
 from minitron.conversion.nemo_writer import write_nemo
-from minitron.tensors.lazy_tensor import Zeros
-from minitron.architecture import Architecture
+from minitron.files.lazy_tensor import Zeros
+from minitron.model.architecture import Architecture
 
 config = {"model_type": "nemotron", "hidden_size": 1024, "intermediate_size": 4096,
           "num_hidden_layers": 4, "num_attention_heads": 12, "num_key_value_heads": 4,

@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
-from minitron.architecture import Architecture
 from minitron.conversion.nemo_config import hub_config, is_zero_centered
 from minitron.conversion.nemo_yaml import NEMO2_DEFAULTS, read_nemo2_settings, read_settings
 from minitron.errors import ArchitectureError, SourceError
+from minitron.model.architecture import Architecture
 
 NEMO1 = """
 mcore_gpt: true

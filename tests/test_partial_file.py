@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from minitron.hub.partial_file import PartialPath, bring, stand_in
-from minitron.tensors.file_window import FileWindow
+from minitron.files.file_window import FileWindow
+from minitron.files.partial_file import PartialPath, bring, stand_in
 
 CONTENT = bytes(range(250)) * 4
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    monkeypatch.setattr("minitron.hub.partial_file.BLOCK", 100)
+    monkeypatch.setattr("minitron.files.partial_file.BLOCK", 100)
     return []
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from minitron.corpus import drawn_texts, load_corpus
+from minitron.text.corpus import drawn_texts, load_corpus
 from minitron.text.passages import cut, draw
 from minitron.text.text_row import Text
 
@@ -143,7 +143,7 @@ class TestHub:
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         caplog.set_level(logging.INFO)
-        monkeypatch.setattr("minitron.corpus.HUB_CHARACTERS", 30_000)
+        monkeypatch.setattr("minitron.text.corpus.HUB_CHARACTERS", 30_000)
         shares = []
         for seed in range(6):
             corpus = load_corpus("a/b", Letters(), seq_len=16, samples=20, seed=seed)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from minitron.errors import SourceError
-from minitron.plain_yaml import DEEPEST, LARGEST_TEXT, MOST_VALUES, read_yaml, shown
+from minitron.files.plain_yaml import DEEPEST, LARGEST_TEXT, MOST_VALUES, read_yaml, shown
 
 WHERE = "a.nemo/model_config.yaml"
 

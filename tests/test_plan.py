@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from minitron.architecture import Architecture
 from minitron.errors import ArchitectureError, ImportanceError, TargetError
-from minitron.importance_scores import Importance
-from minitron.plan import axes_to_rank, choose_plan, share_kept
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance
+from minitron.model.plan import axes_to_rank, choose_plan, share_kept
 
 SOURCE = Architecture("nemotron", 10, 14, 3, 6, 2, 4, 21)
 

@@ -7,8 +7,8 @@ import yaml
 
 import minitron
 from minitron.errors import TargetError
-from minitron.evaluations.preset import preset_names, read_preset
-from minitron.evaluations.task_harness import Tasks
+from minitron.evaluation.preset import preset_names, read_preset
+from minitron.evaluation.task_harness import Tasks
 
 
 def test_the_papers_numbers_of_examples_are_those_of_table_2() -> None:
@@ -60,8 +60,8 @@ def test_code_is_run_only_where_it_is_allowed(
         asked.update(names)
         return Tasks({"tasks": {}, "groups": {}}, None, runs_code=False)
 
-    monkeypatch.setattr("minitron.evaluation.load_tasks", load)
-    monkeypatch.setattr("minitron.evaluation.run_tasks", lambda *_, **__: {})
+    monkeypatch.setattr("minitron.verbs.evaluate.load_tasks", load)
+    monkeypatch.setattr("minitron.verbs.evaluate.run_tasks", lambda *_, **__: {})
     minitron.evaluate("tiny", preset="minitron", run_generated_code=allowed)
     preset = read_preset("minitron")
     assert asked == {**preset.tasks, **(preset.code_tasks if allowed else {})}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import minitron
-from minitron.architecture import Architecture
 from minitron.errors import SourceError
-from minitron.provenance import FILE, SCHEMA, outlines_of, read_provenance, sizes_of
-from minitron.source import open_source
+from minitron.model.architecture import Architecture
+from minitron.records.minitron_json import FILE, SCHEMA, outlines_of, read_provenance, sizes_of
+from minitron.sources.source import open_source
 from tests.tiny import SIZES, tiny_folder
 
 DOCS = (Path(__file__).parent.parent / "docs" / "minitron-json.md").read_text()

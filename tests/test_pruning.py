@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minitron
-from minitron.architecture import Architecture
 from minitron.errors import ImportanceError, TargetError
-from minitron.importance_scores import Importance
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance
 from minitron.scores.weight_scores import random_scores
-from minitron.source import open_source, zoo
+from minitron.sources.source import open_source, zoo
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_folder, tiny_model, weights_of
 
 TARGET = {
@@ -233,7 +233,7 @@ def test_a_tied_head_saved_beside_the_embedding_is_left_out(tmp_path: Path) -> N
 def test_large_targets_are_sharded_with_an_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.folder_writer.MAX_SHARD_SIZE", "30KB")
+    monkeypatch.setattr("minitron.records.folder_writer.MAX_SHARD_SIZE", "30KB")
     source = tiny_folder(tmp_path / "source")
     minitron.prune(str(source), str(tmp_path / "out"), **TARGET, scores="random")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -297,12 +297,12 @@ def test_the_result_loads_in_a_process_that_has_only_transformers(tmp_path: Path
 
 
 def test_no_whole_tensor_is_ever_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.tensors.tensor_stream.PIECE_BYTES", 1024)
-    monkeypatch.setattr("minitron.surgery.PIECE_BYTES", 1024)
+    monkeypatch.setattr("minitron.files.tensor_stream.PIECE_BYTES", 1024)
+    monkeypatch.setattr("minitron.sources.pruned.PIECE_BYTES", 1024)
     source = tiny_folder(tmp_path / "source")
     minitron.prune(str(source), str(tmp_path / "pieces"), **TARGET, scores="random")
     largest: list[int] = []
-    from minitron.tensors.stored_tensor import StoredTensor
+    from minitron.files.stored_tensor import StoredTensor
 
     read = StoredTensor.read
 

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
-from minitron.hub.destination import find_destination
-from minitron.hub.publishing import push
-from minitron.source import zoo
+from minitron.publish.destination import find_destination
+from minitron.sources.source import zoo
+from minitron.verbs.push import push
 from tests.hub_repositories import Account, Collection, Repository
 from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import environment, serving, talk_to
@@ -318,7 +318,7 @@ def test_folders_of_this_machine_stay_here(hub: Hub, folder: Path, tmp_path: Pat
 def test_weights_of_an_earlier_push_are_removed_in_the_same_commit(
     hub: Hub, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "minitron.hub.publishing")
+    caplog.set_level("INFO", "minitron.verbs.push")
     earlier = dict.fromkeys(("model.safetensors", "pytorch_model.bin", "nemo/a.nemo"), b"\x00old")
     repository = hub.add("me/half", {**earlier, "notes.md": b"kept"})
     push(str(folder), "me/half")
@@ -370,7 +370,7 @@ def test_a_tag_that_fails_is_set_by_the_same_command_again(hub: Hub, folder: Pat
 def test_a_pull_request_that_would_change_nothing_is_not_opened_and_told(
     hub: Hub, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "minitron.hub.publishing")
+    caplog.set_level("INFO", "minitron.verbs.push")
     push(str(folder), "me/half")
     push(str(folder), "me/half", create_pr=True)
     assert one(hub).pulls == {}

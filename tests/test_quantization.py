@@ -9,11 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import minitron
-from minitron import quantization
 from minitron.cli import main
 from minitron.errors import MissingExtraError, TargetError
-from minitron.quantization import greedy_agreement, quantized, weight_bytes
-from minitron.source import load_model, open_source
+from minitron.sources import quantization
+from minitron.sources.quantization import greedy_agreement, quantized, weight_bytes
+from minitron.sources.source import load_model, open_source
 from tests.tiny import tiny_model, zoo_tokenizer
 
 pytest.importorskip("optimum.quanto")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import minitron
 from minitron.cli import main
 from minitron.errors import SourceError, TargetError
-from minitron.source import zoo
+from minitron.sources.source import zoo
 from tests.hub_repositories import Account
 from tests.hub_routes import Hub
 from tests.hub_server import serving, talk_to
@@ -138,7 +138,7 @@ def test_shards_are_those_on_record_whatever_is_usual_now(
 ) -> None:
     source = tiny_folder(tmp_path / "source", max_shard_size="50KB")
     with monkeypatch.context() as earlier:
-        earlier.setattr("minitron.folder_writer.MAX_SHARD_SIZE", "30KB")
+        earlier.setattr("minitron.records.folder_writer.MAX_SHARD_SIZE", "30KB")
         minitron.prune(str(source), str(tmp_path / "out"), **WIDTHS, scores="random")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     minitron.remake(str(tmp_path / "out"), str(tmp_path / "again"))

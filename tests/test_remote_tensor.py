@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
-from minitron.hub import remote_tensor
-from minitron.hub.remote_tensor import RemoteTensor, Windows
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files import remote_tensor
+from minitron.files.remote_tensor import RemoteTensor, Windows
+from minitron.files.stored_tensor import StoredTensor
 
 VALUES = torch.arange(210, dtype=torch.float32).reshape(30, 7)
 FILE = b"some header" + VALUES.numpy().tobytes() + b"what follows"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron.errors import SourceError
-from minitron.tensors.safetensors_file import read_safetensors_header, safetensors_header
+from minitron.files.safetensors_file import read_safetensors_header, safetensors_header
 
 DTYPES = [
     torch.float64,

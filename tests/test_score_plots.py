@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from minitron import measure_importance
-from minitron.architecture import Architecture
 from minitron.errors import MissingExtraError, OutputError, TargetError
-from minitron.importance_scores import Importance
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance
 from minitron.scores import score_plots
 from minitron.scores.score_plots import draw_scores, shares_kept
 from minitron.scores.weight_scores import random_scores

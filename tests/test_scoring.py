@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from minitron import measure_importance
-from minitron.corpus import Corpus
 from minitron.errors import CorpusError, ImportanceError, OutputError, TargetError
-from minitron.importance_scores import Importance
-from minitron.layer_stream import LayerStream
+from minitron.model.importance import Importance
 from minitron.scores.activation_scores import activation_scores
 from minitron.scores.sweep_plan import SweepPlan
-from minitron.source import load_model, open_source
+from minitron.sources.layer_stream import LayerStream
+from minitron.sources.source import load_model, open_source
+from minitron.text.corpus import Corpus
 from tests.tiny import FAMILIES, SIZES, edit_config, tiny_folder, weights_of
 
 AXES = ("hidden", "ffn", "heads", "kv_heads", "layers")
@@ -35,7 +35,7 @@ def ids_file(path: Path, samples: int = 7, length: int = 9, low: int = 4) -> str
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, plan: SweepPlan) -> None:
-    monkeypatch.setattr("minitron.scores.scoring.plan_sweep", lambda *_, **__: plan)
+    monkeypatch.setattr("minitron.scores.measuring.plan_sweep", lambda *_, **__: plan)
 
 
 def assert_equal(one: Importance, other: Importance, rtol: float = 1e-6) -> None:
@@ -226,7 +226,8 @@ class TestSettings:
 INTERRUPTED = """
 import os, signal, sys
 from minitron import measure_importance
-from minitron.scores import corpus_sweep, scoring
+from minitron.scores import corpus_sweep
+from minitron.scores import measuring as scoring
 from minitron.scores.sweep_plan import SweepPlan
 write, chunks = corpus_sweep._write, []
 def dying(*arguments):
@@ -332,10 +333,10 @@ def test_two_processes_give_what_one_gives(layer_scores: Any, folder: Path, tmp_
 def test_more_processes_than_sequences_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minitron.processes import Processes
     from minitron.recipe import ImportanceRecipe
     from minitron.scores.calibration import Calibration
-    from minitron.scores.scoring import _by_activations, _Task, measurement_of
+    from minitron.scores.measuring import _by_activations, _Task, measurement_of
+    from minitron.sources.processes import Processes
 
     source = open_source(str(folder))
     recipe = ImportanceRecipe(source=str(folder), out="out", corpus="ids.npy")

@@ -4,8 +4,7 @@ from itertools import product
 
 import pytest
 
-from minitron.architecture import Architecture
-from minitron.candidates.search_space import (
+from minitron.candidates.space import (
     SPACES,
     Space,
     checked_multiple,
@@ -15,7 +14,8 @@ from minitron.candidates.search_space import (
     uniform,
 )
 from minitron.errors import TargetError
-from minitron.families import FAMILIES
+from minitron.model.architecture import Architecture
+from minitron.model.families import FAMILIES
 from tests.tiny import SIZES
 
 WHOLE = Architecture("nemotron", **SIZES)

@@ -10,18 +10,19 @@ import pytest
 import torch
 
 import minitron
-from minitron.architecture import Architecture
-from minitron.candidates import comparison, pareto_plot, searching, shortlist
+from minitron.candidates import comparison, pareto_plot, shortlist
 from minitron.candidates.budget import Use, memory_needed
 from minitron.candidates.latency import Corners, LatencyTable
-from minitron.candidates.search_report import Candidate, SearchReport
-from minitron.candidates.search_space import default_space
+from minitron.candidates.report import Candidate, SearchReport
+from minitron.candidates.space import default_space
 from minitron.cli import main
 from minitron.errors import MinitronError, OutputError
-from minitron.importance_scores import Importance
-from minitron.plan import choose_plan
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance
+from minitron.model.plan import choose_plan
 from minitron.scores.weight_scores import random_scores
-from minitron.source import loaded_bytes, open_source
+from minitron.sources.source import loaded_bytes, open_source
+from minitron.verbs import search as searching
 from tests.tiny import SIZES, tiny_folder, tiny_model
 
 WHOLE = Architecture("nemotron", **SIZES)

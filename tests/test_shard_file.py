@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from minitron.errors import SourceError
-from minitron.folder_writer import write_weights
-from minitron.tensors import shard_file
-from minitron.tensors.lazy_tensor import FileRange
-from minitron.tensors.shard_file import ShardFile, TensorSpec
+from minitron.files import shard_file
+from minitron.files.lazy_tensor import FileRange
+from minitron.files.shard_file import ShardFile, TensorSpec
+from minitron.records.folder_writer import write_weights
 
 ROW = 4 * 11  # bytes
 

@@ -17,9 +17,9 @@ import yaml
 import minitron
 from minitron import cli
 from minitron.errors import MinitronError, OutputError, TargetError
-from minitron.hub.own_wheel import own_wheel, package_files
-from minitron.hub.publishing import push
-from minitron.source import zoo
+from minitron.publish.own_wheel import own_wheel, package_files
+from minitron.sources.source import zoo
+from minitron.verbs.push import push
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Fault, Hub
 from tests.hub_server import environment, serving, talk_to
@@ -159,7 +159,7 @@ def test_the_wheel_holds_what_the_packages_hold_and_pip_installs_it(
     assert {f"{about}/METADATA", f"{about}/licenses/LICENSE", "bin/minitron"} <= found
     script = (
         "import minitron.conversion, minitron.space, modeling_nemotron, importlib.metadata as m\n"
-        "from minitron.source import zoo\n"
+        "from minitron.sources.source import zoo\n"
         "assert 'tiny' in zoo(); print(minitron.__file__, m.version('minitron'))"
     )
     ran = subprocess.run(
@@ -244,7 +244,7 @@ def test_an_interrupted_push_goes_on_and_a_second_one_changes_nothing(hub: Hub) 
 def test_a_model_that_not_everybody_may_read_is_told(
     hub: Hub, half: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "minitron.hub.space_publishing")
+    caplog.set_level("INFO", "minitron.publish.space_publishing")
     repository = hub.repository("model", half)
     assert repository is not None
     repository.private = True

@@ -8,10 +8,10 @@ import pytest
 
 from minitron.candidates import comparison
 from minitron.errors import CorpusError
-from minitron.evaluation import evaluate_model
-from minitron.evaluations.held_out import HeldOut
-from minitron.source import load_model, loaded_bytes, open_source
-from minitron.streamed_loss import streamed_loss
+from minitron.evaluation.loss import evaluate_model
+from minitron.sources.source import load_model, loaded_bytes, open_source
+from minitron.sources.streamed_loss import streamed_loss
+from minitron.text.held_out import HeldOut
 from tests.tiny import VARIANTS, tiny_folder
 
 
@@ -46,8 +46,10 @@ def test_how_much_is_held_at_once_changes_nothing(
     source = open_source(str(tiny_folder(tmp_path / "it")))
     text = held_out(101)
     nats, counted = streamed_loss(source, text.inputs, text.targets)
-    monkeypatch.setattr(f"minitron.streamed_loss.{name}", value)
-    monkeypatch.setattr("minitron.layer_stream.BLOCK_BYTES", 3000)  # the head in several blocks
+    monkeypatch.setattr(f"minitron.sources.streamed_loss.{name}", value)
+    monkeypatch.setattr(
+        "minitron.sources.layer_stream.BLOCK_BYTES", 3000
+    )  # the head in several blocks
     again, counted_again = streamed_loss(source, text.inputs, text.targets)
     assert counted_again == counted
     assert again == pytest.approx(nats, rel=1e-6)

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError
-from minitron.evaluations.preset import SummarySettings, read_preset
-from minitron.evaluations.summaries import mean_rouge, read_articles, summarize
-from minitron.source import load_model, load_tokenizer, open_source
+from minitron.evaluation.preset import SummarySettings, read_preset
+from minitron.evaluation.summaries import mean_rouge, read_articles, summarize
+from minitron.sources.source import load_model, load_tokenizer, open_source
 from tests.task_folders import write_lines
 
 pytest.importorskip("rouge_score")
@@ -156,7 +156,7 @@ def test_the_hubs_articles_are_refused_offline(
 
 
 def test_without_rouge_score_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.evaluations.summaries.find_spec", lambda _: None)
+    monkeypatch.setattr("minitron.evaluation.summaries.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match="rouge-score is not installed"):
         minitron.evaluate("tiny", preset="cnn_dailymail")
 

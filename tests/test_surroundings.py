@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from minitron import space, surroundings
-from minitron.hub.own_wheel import own_wheel
+from minitron.publish.own_wheel import own_wheel
 from minitron.space.turns import turns_of_this_machine
 
 ROOT = Path(__file__).parent.parent

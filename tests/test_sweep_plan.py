@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from minitron.architecture import Architecture
-from minitron.byte_size import parse_bytes, readable_bytes
-from minitron.device_memory import free_memory, memory_in_use
 from minitron.errors import TargetError
+from minitron.files.byte_size import parse_bytes, readable_bytes
+from minitron.files.device_memory import free_memory, memory_in_use
+from minitron.model.architecture import Architecture
 from minitron.scores.sweep_plan import BATCH_TOKENS, Needs, plan_sweep
 from tests.tiny import tiny_config
 
@@ -106,11 +106,11 @@ MEASURED = """
 import sys, numpy as np, re
 from pathlib import Path
 from minitron import measure_importance
-from minitron.device_memory import memory_in_use
-import minitron.scores.scoring
+from minitron.files.device_memory import memory_in_use
+import minitron.scores.measuring
 import logging
 told = []
-minitron.scores.scoring.logger.info = told.append
+minitron.scores.measuring.logger.info = told.append
 budget = memory_in_use("cpu") + int(sys.argv[3])
 np.save("ids.npy", np.random.default_rng(0).integers(4000, size=(24, 128)))
 scores = measure_importance(*sys.argv[1:3], corpus="ids.npy", memory_budget=str(budget))
@@ -122,7 +122,7 @@ print(budget, peak)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account")
 def test_a_budget_smaller_than_the_model_is_honoured(tmp_path: Path) -> None:
-    from minitron.source import new_model
+    from minitron.sources.source import new_model
 
     sizes = {
         "hidden_size": 640,

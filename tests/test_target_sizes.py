@@ -4,12 +4,12 @@ from math import prod
 
 import pytest
 
-from minitron.architecture import Architecture
 from minitron.errors import MinitronError
-from minitron.families import FAMILIES
-from minitron.plan import axes_to_rank
-from minitron.source import hub_config
-from minitron.target_sizes import between, check_opened, target_of
+from minitron.model.architecture import Architecture
+from minitron.model.families import FAMILIES
+from minitron.model.plan import axes_to_rank
+from minitron.model.target_sizes import between, check_opened, target_of
+from minitron.sources.source import hub_config
 from tests.tiny import SIZES
 
 SMOL = Architecture("llama", 576, 1536, 30, 9, 3, 64, 49_152)

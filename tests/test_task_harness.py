@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError
-from minitron.evaluations.task_harness import load_tasks, run_tasks
-from minitron.source import load_model, load_tokenizer, open_source
+from minitron.evaluation.task_harness import load_tasks, run_tasks
+from minitron.sources.source import load_model, load_tokenizer, open_source
 from tests.task_folders import (
     BOOKS,
     QUIZ,
@@ -251,7 +251,7 @@ def test_an_answer_longer_than_the_context_is_refused(
 
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.evaluations.task_harness.find_spec", lambda _: None)
+    monkeypatch.setattr("minitron.evaluation.task_harness.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"lm-eval is not installed: pip install 'minitron"):
         minitron.evaluate("tiny", tasks="hellaswag")
 

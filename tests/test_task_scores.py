@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import minitron
-from minitron.evaluations.task_scores import (
+from minitron.records.task_scores import (
     TaskScores,
     from_record,
     model_index,

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, SourceError
-from minitron.source import load_model, open_source
-from minitron.training import teacher_writing
+from minitron.sources.source import load_model, open_source
 from minitron.training.teacher_cache import open_teacher_cache
 from minitron.training.top_k_loss import top_k_loss
+from minitron.verbs import teacher_cache as teacher_writing
 from tests.tiny import FAMILIES, SIZES, tiny_folder, tiny_model, weights_of
 
 SEQ_LEN, ROWS, K = 13, 11, 7

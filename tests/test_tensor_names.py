@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import minitron
-from minitron.architecture import Architecture
 from minitron.errors import SourceError
-from minitron.source import complete_tensors, load_model, open_source
-from minitron.tensors.model_digest import model_digest
+from minitron.model.architecture import Architecture
+from minitron.model.digest import model_digest
+from minitron.sources.source import complete_tensors, load_model, open_source
 from tests.tiny import FAMILIES, tiny_folder, tiny_model, weights_of
 
 E, H = "model.embed_tokens.weight", "lm_head.weight"

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from minitron.errors import SourceError, TargetError
-from minitron.folder_writer import specs_of, write_weights
-from minitron.tensors import piece_writer
-from minitron.tensors.lazy_tensor import Cast, FileRange, LazyTensor, Shifted
-from minitron.tensors.safetensors_file import read_safetensors_header
-from minitron.tensors.stored_tensor import StoredTensor
-from minitron.tensors.tensor_stream import PIECE_BYTES, copied
+from minitron.files import piece_writer
+from minitron.files.lazy_tensor import Cast, FileRange, LazyTensor, Shifted
+from minitron.files.safetensors_file import read_safetensors_header
+from minitron.files.stored_tensor import StoredTensor
+from minitron.files.tensor_stream import PIECE_BYTES, copied
+from minitron.records.folder_writer import specs_of, write_weights
 
 
 def store(path: Path, tensor: torch.Tensor) -> StoredTensor:

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from minitron.corpus import load_ids, read_texts
 from minitron.errors import CorpusError
 from minitron.text import parquet_rows
+from minitron.text.corpus import load_ids, read_texts
 from minitron.text.text_file import read_lines, read_parts
 
 TEXTS = [f"Document {number}: {'some wörds 漢 ' * (number % 7 + 1)}" for number in range(40)]

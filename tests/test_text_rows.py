@@ -12,10 +12,10 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from minitron.corpus import load_corpus, read_texts
 from minitron.errors import CorpusError
-from minitron.evaluations.held_out import held_out_text
+from minitron.text.corpus import load_corpus, read_texts
 from minitron.text.file_row import FileRow
+from minitron.text.held_out import held_out_text
 from minitron.text.text_row import text_of_row
 from tests.tiny import zoo_tokenizer
 

@@ -13,9 +13,14 @@ from transformers.utils import CHAT_TEMPLATE_DIR
 
 import minitron
 from minitron.errors import TokenizerError
-from minitron.hub.publishable import check_publishable
-from minitron.source import load_tokenizer, open_source, zoo
-from minitron.tokenizer_files import TEMPLATES, for_both_generations, is_model_file, tokenizer_names
+from minitron.files.tokenizer_files import (
+    TEMPLATES,
+    for_both_generations,
+    is_model_file,
+    tokenizer_names,
+)
+from minitron.publish.publishable import check_publishable
+from minitron.sources.source import load_tokenizer, open_source, zoo
 from tests.hub_repositories import Account
 from tests.hub_server import serving, talk_to
 from tests.tiny import tiny_folder, write_text, zoo_tokenizer

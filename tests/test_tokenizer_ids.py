@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 import minitron
 from minitron.errors import TokenizerError
-from minitron.source import load_tokenizer, open_source, zoo
-from minitron.tokenizer_ids import SAMPLES
+from minitron.sources.source import load_tokenizer, open_source, zoo
+from minitron.text.tokenizer_ids import SAMPLES
 from tests.tiny import FAMILIES, tiny_config, tiny_folder
 
 TEXTS = [f"It was the best of times, it was the worst of times. {SAMPLES[0]}"] * 20
@@ -100,7 +100,7 @@ def test_text_comes_back_with_its_blanks_and_the_class_is_named_once(
 def test_a_tokenizer_that_cannot_be_opened_with_its_own_ids_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.tokenizer_ids._agree", lambda *_: False)
+    monkeypatch.setattr("minitron.text.tokenizer_ids._agree", lambda *_: False)
     folder = folder_of(tmp_path / "m", "qwen2", words(), None)
     with pytest.raises(TokenizerError, match=r"makes a Qwen2Tokenizer of its tokenizer.json that"):
         load_tokenizer(open_source(str(folder)))
@@ -109,7 +109,7 @@ def test_a_tokenizer_that_cannot_be_opened_with_its_own_ids_is_refused(
 def test_a_tokenizer_that_follows_its_file_is_opened_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.tokenizer_ids.Tokenizer", None)
+    monkeypatch.setattr("minitron.text.tokenizer_ids.Tokenizer", None)
     folder = folder_of(tmp_path / "m", "llama", byte_level(), "PreTrainedTokenizerFast")
     assert load_tokenizer(open_source(str(folder)))
 

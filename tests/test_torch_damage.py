@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
-from minitron.tensors.torch_file import read_torch_file
+from minitron.files.torch_file import read_torch_file
 from tests.torch_mutations import fault_of, faults, saved_bytes
 
 

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.torch_dist import torch_dist_tensors
 from minitron.errors import SourceError
-from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.files.lazy_tensor import LazyTensor
 from tests.nemo_files import megatron_tensors, nemo_members, nemo_settings, pack_members, saved
 
 NAME = "model.output_layer.weight"

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
-from minitron.tensors.inert_pickle import Global, Inert, read_pickle
-from minitron.tensors.stored_tensor import StoredTensor
-from minitron.tensors.torch_file import read_torch_file, read_torch_object
+from minitron.files.inert_pickle import Global, Inert, read_pickle
+from minitron.files.stored_tensor import StoredTensor
+from minitron.files.torch_file import read_torch_file, read_torch_object
 
 DTYPES = (
     "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 "

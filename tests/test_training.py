@@ -16,10 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerControl, TrainerState
 
 import minitron
-from minitron.corpus import load_ids
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError
 from minitron.recipe import TrainRecipe
-from minitron.source import load_model, open_source
+from minitron.sources.source import load_model, open_source
+from minitron.text.corpus import load_ids
 from minitron.training.fitting import Texts, fit
 from minitron.training.progress import LossCurve
 from minitron.training.text_trainer import TextTrainer
@@ -121,7 +121,7 @@ def test_every_loss_and_weight_is_that_of_trainer_with_whole_logits(
     }
     init = str(tiny_folder(tmp_path / "start", variant))
     minitron.train(str(tmp_path / "ours"), init=init, corpus=text, **settings)
-    monkeypatch.setattr("minitron.training.causal_lm.TextTrainer", WholeLogits)
+    monkeypatch.setattr("minitron.verbs.train.TextTrainer", WholeLogits)
     minitron.train(str(tmp_path / "theirs"), init=init, corpus=text, **settings)
     is_exact = settings["autocast"] != "bfloat16"
     tolerance = 1e-5 if is_exact else 1e-2

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import minitron
-from minitron.architecture import Architecture
+from minitron.model.architecture import Architecture
 from minitron.recipe import DistillRecipe
-from minitron.source import loaded_bytes, open_source
+from minitron.sources.source import loaded_bytes, open_source
 from minitron.training import training_memory
 from minitron.training.distill_trainer import DistillTrainer
 from minitron.training.training_memory import teacher_fits, training_bytes

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 import minitron
-from minitron.hub.folder import HubFolder
-from minitron.rotary import KEYS
-from minitron.tokenizer_files import for_both_generations
+from minitron.files.tokenizer_files import for_both_generations
+from minitron.model.rotary import KEYS
+from minitron.sources.hub_folder import HubFolder
 from tests.test_rotary import said
 from tests.tiny import FAMILIES, edit_config, tiny_folder, write_text, zoo_tokenizer
 

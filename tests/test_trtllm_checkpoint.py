@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minitron.architecture import Architecture
 from minitron.conversion.trtllm_checkpoint import write_trtllm
 from minitron.errors import ArchitectureError, SourceError, TargetError
-from minitron.tensors.lazy_tensor import Zeros
-from minitron.tensors.safetensors_file import read_safetensors_header
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import Zeros
+from minitron.files.safetensors_file import read_safetensors_header
+from minitron.files.stored_tensor import StoredTensor
+from minitron.model.architecture import Architecture
 from tests.tiny import FAMILIES, SIZES, edit_config, tiny_config, tiny_folder, weights_of
 
 MODELOPT = Path(__file__).parent / "fixtures" / "trtllm" / "prunedhd"

@@ -14,8 +14,8 @@ import pytest
 from safetensors import SafetensorError
 
 from minitron.errors import OutputError, SourceError
-from minitron.resumable_file import resumable_file
-from minitron.unfinished import (
+from minitron.files.resumable_file import resumable_file
+from minitron.files.unfinished import (
     check_absent,
     replace_file,
     unfinished_file,
@@ -38,7 +38,7 @@ def left_by_a_kill(out: Path, *, resumable: bool = False) -> Path:
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from minitron.unfinished import unfinished_folder\n"
+        "from minitron.files.unfinished import unfinished_folder\n"
         f"with unfinished_folder(Path(sys.argv[1]), {RECIPE!r}, resumable={resumable}) as folder:\n"
         "    (folder / 'done').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from minitron.errors import SourceError
-from minitron.hub.verified_file import verify
+from minitron.files.verified_file import verify
 
 CONTENT = bytes(range(256)) * 5
 OTHER = CONTENT[:-1] + b"\0"

@@ -10,7 +10,7 @@ import torch
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.zarr_arrays import zarr_tensors
 from minitron.errors import SourceError
-from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.files.lazy_tensor import LazyTensor
 from tests.nemo_files import pack_members, raw
 
 NAME = "model.output_layer.weight"

@@ -12,9 +12,9 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minitron
-from minitron.architecture import Architecture
-from minitron.source import complete_tensors, hub_config, new_model, open_source, zoo
-from minitron.tensors.model_digest import description_of
+from minitron.model.architecture import Architecture
+from minitron.model.digest import description_of
+from minitron.sources.source import complete_tensors, hub_config, new_model, open_source, zoo
 
 TINY = zoo()["tiny"]
 CHILDREN = {"tiny-half": 0.5, "tiny-quarter": 0.25}  # share of the teacher's parameters

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from minitron.errors import SourceError
-from minitron.tensors.torch_file import read_torch_file
+from minitron.files.torch_file import read_torch_file
 
 _OPCODES = [ord(opcode.code) for opcode in pickletools.opcodes]
 

@@ -1,4 +1,4 @@
 """Sizes to choose from: enumerated, costed, measured on this device, ranked by loss.
 
-Makes a `SearchReport`; the cutting itself is `minitron.surgery`, the scores are `minitron.scores`.
+Makes a `SearchReport`. Scores come from `minitron.scores`, smaller models from `minitron.sources`.
 """

@@ -10,9 +10,9 @@ parameters are asked for. Everything is met within 5 %, as in the paper (arXiv 2
 import re
 from dataclasses import dataclass
 
-from minitron.architecture import Architecture
-from minitron.byte_size import parse_bytes, readable_bytes
 from minitron.errors import TargetError
+from minitron.files.byte_size import parse_bytes, readable_bytes
+from minitron.model.architecture import Architecture
 from minitron.recipe import BudgetRecipe
 
 TOLERANCE = 0.05

@@ -15,20 +15,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from minitron.architecture import Architecture
 from minitron.candidates.budget import TOLERANCE, Budget, budget_of
 from minitron.candidates.comparison import Comparison, kept_importance
-from minitron.candidates.search_report import SearchReport, sizes_of
-from minitron.candidates.search_space import thinned, uniform
-from minitron.candidates.search_texts import SearchTexts, TooShortError, search_texts
+from minitron.candidates.report import SearchReport, sizes_of
 from minitron.candidates.shortlist import Shortlist, accepted, within_budget
-from minitron.engines import engines_closed_to
+from minitron.candidates.space import thinned, uniform
+from minitron.candidates.texts import SearchTexts, TooShortError, search_texts
 from minitron.errors import CorpusError, TargetError
-from minitron.importance_scores import Importance
-from minitron.plan import axes_to_rank, choose_plan, scores_kept, share_kept
+from minitron.model.architecture import Architecture
+from minitron.model.engines import engines_closed_to
+from minitron.model.importance import Importance
+from minitron.model.plan import axes_to_rank, choose_plan, scores_kept, share_kept
 from minitron.recipe import BudgetRecipe
-from minitron.scores.scoring import check_corpus_named
-from minitron.source import Source
+from minitron.scores.measuring import check_corpus_named
+from minitron.sources.source import Source
 
 _TOLERANCES = (0.01, 0.02, TOLERANCE)  # the first that leaves enough shapes to compare
 _SCORED = 128  # shapes whose kept scores are looked at

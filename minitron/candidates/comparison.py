@@ -19,37 +19,37 @@ from typing import cast
 
 import numpy as np
 
-from minitron.architecture import Architecture
 from minitron.candidates.budget import TOLERANCE, Use, memory_needed
 from minitron.candidates.latency import measured_step
-from minitron.candidates.search_report import Candidate, SearchReport, name_of
-from minitron.candidates.search_texts import SearchTexts, search_texts
+from minitron.candidates.report import Candidate, SearchReport, name_of
 from minitron.candidates.shortlist import Shortlist, config_at, shortlist
-from minitron.corpus import Corpus
-from minitron.device_memory import free_memory
+from minitron.candidates.texts import SearchTexts, search_texts
 from minitron.errors import CorpusError
-from minitron.evaluation import evaluate_model
-from minitron.evaluations.held_out import HeldOut
-from minitron.folder_writer import specs_of, write_companions, write_weights
-from minitron.held_source import held_source, stored_bytes
-from minitron.importance_scores import Importance
-from minitron.plan import PruningPlan, choose_plan, share_kept
-from minitron.recipe import BudgetRecipe, SearchRecipe
+from minitron.evaluation.loss import evaluate_model
+from minitron.files.device_memory import free_memory
+from minitron.files.tensor_stream import copied
+from minitron.files.unfinished import check_same_inputs, write_file
+from minitron.model.architecture import Architecture
+from minitron.model.digest import model_digest
+from minitron.model.importance import Importance
+from minitron.model.plan import PruningPlan, choose_plan, share_kept
+from minitron.recipe import BudgetRecipe, SearchRecipe, TrainRecipe
+from minitron.records.folder_writer import specs_of, write_companions, write_weights
 from minitron.scores.calibration import calibration
-from minitron.scores.scoring import score
-from minitron.source import (
+from minitron.scores.measuring import score
+from minitron.sources.held import held_source, stored_bytes
+from minitron.sources.pruned import PrunedSource
+from minitron.sources.source import (
     Source,
     default_device,
     load_model,
     loaded_bytes,
     open_source,
 )
-from minitron.streamed_loss import streamed_loss
-from minitron.surgery import PrunedSource
-from minitron.tensors.model_digest import model_digest
-from minitron.tensors.tensor_stream import copied
-from minitron.training.causal_lm import train
-from minitron.unfinished import check_same_inputs, write_file
+from minitron.sources.streamed_loss import streamed_loss
+from minitron.text.corpus import Corpus
+from minitron.text.held_out import HeldOut
+from minitron.training.text_run import train_to_folder
 
 IMPORTANCE = "importance.safetensors"
 CANDIDATES, RETRAINING = "candidates", "retraining"  # folders of what is found so far
@@ -248,7 +248,7 @@ def retrained_loss(
         begun.mkdir(parents=True)
         write_weights(begun, specs_of(pruned.tensors), copied(pruned.tensors, pruned.name))
         write_companions(begun, pruned, pruned.config)
-        train(
+        retraining = TrainRecipe(
             str(done),
             init=str(begun),
             corpus=str(ids),
@@ -258,6 +258,7 @@ def retrained_loss(
             dtype="float32",
             seed=recipe.seed,
         )
+        train_to_folder(open_source(str(begun)), retraining)
     loss = zero_shot_loss(open_source(str(done)), held_out)
     shutil.rmtree(folder)
     return loss

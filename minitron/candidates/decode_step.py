@@ -18,10 +18,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from minitron.architecture import Architecture
-from minitron.empty_weights import empty_weights
-from minitron.families import EMBEDDING, HEAD
-from minitron.source import hub_config, new_model
+from minitron.model.architecture import Architecture
+from minitron.model.families import EMBEDDING, HEAD
+from minitron.sources.empty_weights import empty_weights
+from minitron.sources.source import hub_config, new_model
 from modeling_nemotron import CACHE_NAME
 
 Clock = Callable[[], float]

@@ -22,7 +22,6 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from minitron.architecture import Architecture, resized_config
 from minitron.candidates.decode_step import (
     Clock,
     Conditions,
@@ -32,6 +31,7 @@ from minitron.candidates.decode_step import (
     seconds_of,
 )
 from minitron.errors import TargetError
+from minitron.model.architecture import Architecture, resized_config
 
 _CACHE_BYTES = 256 << 20  # layers that take turns hold more, so that none is found in a cache
 _VOCABULARY = 32  # of the models whose layers are timed

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from minitron.candidates.search_report import Candidate, SearchReport
+from minitron.candidates.report import Candidate, SearchReport
 from minitron.errors import MissingExtraError
 
 Points = list[tuple[float, float]]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minitron.architecture import Architecture, resized_config
 from minitron.candidates.budget import (
     TOLERANCE,
     Budget,
@@ -24,20 +23,21 @@ from minitron.candidates.budget import (
 )
 from minitron.candidates.decode_step import Conditions
 from minitron.candidates.latency import Corners, LatencyTable, checked_device, measure_table
-from minitron.candidates.search_report import sizes_of
-from minitron.candidates.search_space import SPACES, Space, counted, default_space, thinned
-from minitron.engines import engines_closed_to
+from minitron.candidates.report import sizes_of
+from minitron.candidates.space import SPACES, Space, counted, default_space, thinned
 from minitron.errors import ArchitectureError, TargetError
-from minitron.families import EMBEDDING
+from minitron.files.unfinished import write_file
+from minitron.model.architecture import Architecture, resized_config
+from minitron.model.engines import engines_closed_to
+from minitron.model.families import EMBEDDING
 from minitron.recipe import BudgetRecipe
-from minitron.source import (
+from minitron.sources.source import (
     Source,
     default_device,
     fast_dtype,
     hub_config,
     sequence_length,
 )
-from minitron.unfinished import write_file
 
 TABLE = "latency.json"
 _NEAREST = 3  # told where nothing is within the budget

@@ -31,13 +31,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from minitron.corpus import Corpus
-from minitron.importance_scores import Importance
-from minitron.layer_stream import LayerStream
+from minitron.model.importance import Importance
 from minitron.scores.aggregation import KINDS, Aggregation, batch_score
 from minitron.scores.corpus_sweep import Sums, sweep
 from minitron.scores.layer_cuts import CutScores, Measure, cuts_of
 from minitron.scores.layer_recorder import LayerRecorder, Watched
+from minitron.sources.layer_stream import LayerStream
+from minitron.text.corpus import Corpus
 
 _BATCH_TOKENS = 8192
 _CHUNK_BATCHES = 16

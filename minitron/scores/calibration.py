@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from minitron.corpus import (
+from minitron.errors import CorpusError, TargetError
+from minitron.recipe import CalibrationRecipe
+from minitron.sources.source import Source, load_model, load_tokenizer, sequence_length
+from minitron.text.corpus import (
     PAPER_SAMPLES,
     Corpus,
     load_corpus,
     load_ids,
     random_corpus,
 )
-from minitron.errors import CorpusError, TargetError
-from minitron.recipe import CalibrationRecipe
-from minitron.sampling import self_corpus
-from minitron.source import Source, load_model, load_tokenizer, sequence_length
 from minitron.text.encoding import TokenIds
+from minitron.text.sampling import self_corpus
 
 
 @dataclass(frozen=True)

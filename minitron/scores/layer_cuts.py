@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from minitron.layer_stream import LayerStream
-from minitron.streamed_loss import States, logits_of, pieces_of, summed_losses
+from minitron.sources.layer_stream import LayerStream
+from minitron.sources.streamed_loss import States, logits_of, pieces_of, summed_losses
 
 Measure = Literal["influence", "loss", "logits"]
 

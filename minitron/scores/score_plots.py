@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from minitron.architecture import Architecture
 from minitron.errors import MissingExtraError, OutputError, TargetError
-from minitron.families import AXIS_KEYS
-from minitron.importance_scores import Importance
-from minitron.unfinished import check_absent
+from minitron.files.unfinished import check_absent
+from minitron.model.architecture import Architecture
+from minitron.model.families import AXIS_KEYS
+from minitron.model.importance import Importance
 
 _FORMATS = (".png", ".svg", ".pdf")
 _SHOWN = ("hidden", "ffn", "heads", "layers")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from minitron.architecture import Architecture
-from minitron.byte_size import readable_bytes
 from minitron.errors import TargetError
-from minitron.layer_stream import BLOCK_BYTES
+from minitron.files.byte_size import readable_bytes
+from minitron.model.architecture import Architecture
+from minitron.sources.layer_stream import BLOCK_BYTES
 
 Weights = Literal["layers", "all", "loaded"]
 

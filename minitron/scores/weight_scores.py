@@ -8,10 +8,10 @@ They are what importance by activations must beat (arXiv 2407.14679, table 14).
 import torch
 from tqdm.auto import tqdm
 
-from minitron.architecture import Architecture
-from minitron.importance_scores import Importance, score_shapes
-from minitron.source import Source, complete_tensors
-from minitron.tensors.finite import check_finite
+from minitron.files.finite import check_finite
+from minitron.model.architecture import Architecture
+from minitron.model.importance import Importance, score_shapes
+from minitron.sources.source import Source, complete_tensors
 
 
 def random_scores(architecture: Architecture, seed: int) -> Importance:

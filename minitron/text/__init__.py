@@ -1,4 +1,4 @@
 """Text that people bring: files and their rows, what of a row is text, passages, token ids.
 
-Knows no model; `minitron.corpus` packs what is read here.
+Knows no model; `minitron.text.corpus` packs what is read here.
 """

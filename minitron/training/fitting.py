@@ -24,15 +24,15 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
-from minitron.corpus import Corpus
 from minitron.errors import CorpusError, TargetError
+from minitron.files.unfinished import check_same_inputs
+from minitron.model.digest import model_digest
 from minitron.recipe import FitRecipe
-from minitron.source import Source, hub_config, load_model, new_model
-from minitron.tensors.model_digest import model_digest
+from minitron.sources.source import Source, hub_config, load_model, new_model
+from minitron.text.corpus import Corpus
 from minitron.training.progress import CURVE, LossCurve, TrainingProgress, records_of
 from minitron.training.shared_run import processes_of_run
 from minitron.training.trainer_arguments import check_trainer, trainer_arguments
-from minitron.unfinished import check_same_inputs
 
 CHECKPOINTS = "checkpoints"
 _COMPILED = "_orig_mod."  # what torch.compile puts into names

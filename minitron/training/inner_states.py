@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitron.architecture import Architecture
 from minitron.errors import TargetError
+from minitron.model.architecture import Architecture
 
 # What a person may ask for, and the parts of a layer that give it.
 KINDS = {

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from minitron.corpus import Corpus, load_corpus, load_ids
-from minitron.sampling import self_corpus
-from minitron.source import Source, default_device, load_model, load_tokenizer
-from minitron.unfinished import unfinished_folder
+from minitron.files.unfinished import unfinished_folder
+from minitron.sources.source import Source, default_device, load_model, load_tokenizer
+from minitron.text.corpus import Corpus, load_corpus, load_ids
+from minitron.text.sampling import self_corpus
 
 SELF_SAMPLES = 256
 _SAMPLED = "self.npy"

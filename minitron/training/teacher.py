@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minitron.families import EMBEDDING, HEAD
-from minitron.layer_stream import LayerStream
-from minitron.source import Source
-from minitron.tensors.lazy_tensor import LazyTensor
+from minitron.files.lazy_tensor import LazyTensor
+from minitron.model.families import EMBEDDING, HEAD
+from minitron.sources.layer_stream import LayerStream
+from minitron.sources.source import Source
 from minitron.training.distillation import distillation_loss
 from minitron.training.inner_states import Place, taken
 

@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minitron.architecture import Architecture
-from minitron.checked_json import check_kind, read_object
-from minitron.corpus import Corpus, load_ids
 from minitron.errors import CorpusError, SourceError
-from minitron.hub.folder import HubFolder
-from minitron.source import Source
-from minitron.tensors.finite import FLOATS
-from minitron.tensors.model_digest import description_of
-from minitron.tensors.safetensors_file import read_safetensors_header
-from minitron.tensors.stored_tensor import StoredTensor
+from minitron.files.checked_json import check_kind, read_object
+from minitron.files.finite import FLOATS
+from minitron.files.safetensors_file import read_safetensors_header
+from minitron.files.stored_tensor import StoredTensor
+from minitron.model.architecture import Architecture
+from minitron.model.digest import description_of
+from minitron.sources.hub_folder import HubFolder
+from minitron.sources.source import Source
+from minitron.text.corpus import Corpus, load_ids
 from minitron.training.teacher import DistillLoss, FullLesson
 from minitron.training.top_k_loss import top_k_loss
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from minitron.architecture import Architecture, resized_config
-from minitron.cards.model_card import write_card
-from minitron.folder_writer import write_companions, write_weights
-from minitron.provenance import FILE, write_provenance
+from minitron.files.shard_file import TensorSpec
+from minitron.model.architecture import Architecture, resized_config
 from minitron.recipe import FitRecipe, record_of
-from minitron.source import Source
-from minitron.tensors.shard_file import TensorSpec
+from minitron.records.folder_writer import write_companions, write_weights
+from minitron.records.minitron_json import FILE, write_provenance
+from minitron.records.model_card import write_card
+from minitron.sources.source import Source
 from minitron.training.fitting import CHECKPOINTS, Fitted, Texts
 from minitron.training.loss_curve import PICTURE, draw_loss_curve
 from minitron.training.progress import CURVE, write_records

@@ -10,11 +10,11 @@ import os
 
 import torch
 
-from minitron.architecture import Architecture
-from minitron.byte_size import readable_bytes
-from minitron.device_memory import free_memory
+from minitron.files.byte_size import readable_bytes
+from minitron.files.device_memory import free_memory
+from minitron.model.architecture import Architecture
 from minitron.recipe import DistillRecipe
-from minitron.source import Source, loaded_bytes
+from minitron.sources.source import Source, loaded_bytes
 from minitron.training.shared_run import device_of_run, processes_of_run
 
 _LOGITS_BYTES = {"cpu": 2 << 27, "cuda": 2 << 29}  # of student and teacher, as `fused_loss` does

@@ -6,9 +6,9 @@ shared_rows(open_source("student"), open_source("teacher"))
 import torch
 from torch import Tensor
 
-from minitron.architecture import Architecture
 from minitron.errors import TokenizerError
-from minitron.source import Source, load_tokenizer
+from minitron.model.architecture import Architecture
+from minitron.sources.source import Source, load_tokenizer
 
 _SHOWN = 3
 

@@ -1,0 +1,119 @@
+"""Search texts: what importance is measured on, and the held-out text that candidates predict.
+
+Held-out text is named, or it is the last part of the calibration text, on which importance is then
+not measured. Knows how they are kept for a search that goes on; measures nothing.
+
+    texts = search_texts(source, recipe, folder)
+    texts.held_out
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minitron.errors import CorpusError, TargetError
+from minitron.recipe import BudgetRecipe
+from minitron.scores.calibration import calibration
+from minitron.scores.measuring import check_corpus_named
+from minitron.sources.source import Source, default_device, load_tokenizer, sequence_length
+from minitron.text.corpus import Corpus, load_ids
+from minitron.text.encoding import TokenIds
+from minitron.text.held_out import HeldOut, held_out_ids, held_out_text
+
+TEXTS = ("calibration.npy", "held-out.npy")
+_MOST_HELD_OUT = 4  # a fourth of the calibration text
+
+
+class TooShortError(CorpusError):
+    """The calibration text cannot spare a part to compare candidates on."""
+
+
+@dataclass(frozen=True)
+class SearchTexts:
+    """The texts of a search."""
+
+    held_out: HeldOut
+    told: str  # what losses are measured on
+    calibration: Path | None  # ids, where some of the calibration text is held out
+
+
+def search_texts(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTexts:
+    """Read the texts that a recipe names; parts of one are kept in `folder`.
+
+    Raises CorpusError for text that is missing, too short or not of the model's vocabulary.
+    """
+    if recipe.importance is not None and recipe.corpus is not None:
+        raise TargetError("--importance and --corpus are both given: choose one")
+    if recipe.importance is None:
+        check_corpus_named(recipe)
+    if recipe.held_out is not None:
+        return _named(source, recipe, recipe.held_out)
+    if recipe.corpus is None:
+        raise CorpusError("candidates are compared on text: name --held-out")
+    return _parted(source, recipe, folder)
+
+
+def _named(source: Source, recipe: BudgetRecipe, name: str) -> SearchTexts:
+    seq_len = sequence_length(source, recipe.seq_len)
+    if name.endswith(".npy"):
+        held_out = held_out_ids(name, seq_len)
+    else:
+        held_out = held_out_text(name, load_tokenizer(source), seq_len)
+    held_out = first_tokens(held_out, recipe.eval_tokens)
+    for ids in held_out.inputs:
+        Corpus(ids, name).check_fits(int(source.config["vocab_size"]))
+    return SearchTexts(held_out, f"{_tokens(held_out):,} tokens of {Path(name).name}", None)
+
+
+def _parted(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTexts:
+    """The calibration text in two: to measure on, and the last part to predict."""
+    measured_on, held = (folder / name for name in TEXTS)
+    seq_len = sequence_length(source, recipe.seq_len)
+    if not (measured_on.exists() and held.exists()):
+        ids = calibration(source, recipe, default_device()).corpus.sequences
+        wanted = -(-recipe.eval_tokens // max(1, ids.shape[1] - 1))
+        last = min(wanted, max(1, len(ids) // _MOST_HELD_OUT))
+        if len(ids) < 2 or ids.shape[1] < 2:
+            raise TooShortError(
+                f"{recipe.corpus} holds {len(ids)} sequences of {ids.shape[1]} tokens, too few to "
+                "hold out any: give more text, or name --held-out"
+            )
+        _save([(held, ids[-last:]), (measured_on, ids[:-last])])
+    rows = load_ids(str(held), seq_len=seq_len).sequences
+    held_out = first_tokens(held_out_ids(str(held), seq_len), recipe.eval_tokens)
+    told = (
+        f"{_tokens(held_out):,} tokens of the last {len(rows)} sequences of {recipe.corpus}, on "
+        "which importance is not measured"
+    )
+    return SearchTexts(held_out, told, measured_on)
+
+
+def first_tokens(held_out: HeldOut, tokens: int) -> HeldOut:
+    """No more than its first `tokens`, in whole windows but for the last."""
+    inputs: list[TokenIds] = []
+    targets: list[TokenIds] = []
+    left = tokens
+    for ids, wanted in zip(held_out.inputs, held_out.targets, strict=True):
+        rows = left // ids.shape[1]
+        cuts = [np.s_[:rows, :], np.s_[rows : rows + 1, : left - rows * ids.shape[1]]]
+        for cut in cuts:
+            if left > 0 and ids[cut].size:
+                inputs.append(ids[cut])
+                targets.append(wanted[cut])
+                left -= ids[cut].size
+    is_cut = sum(ids.size for ids in inputs) < sum(ids.size for ids in held_out.inputs)
+    return HeldOut(tuple(inputs), tuple(targets), None if is_cut else held_out.bytes)
+
+
+def _tokens(held_out: HeldOut) -> int:
+    return sum(int((targets >= 0).sum()) for targets in held_out.targets)
+
+
+def _save(parts: Iterable[tuple[Path, TokenIds]]) -> None:
+    """Write ids so that a file that is there is whole."""
+    for path, ids in parts:
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, ids)
+        partial.rename(path)

@@ -1,0 +1,1 @@
+"""What a model scores: its loss on held-out text, benchmarks, summaries."""

@@ -1,0 +1,99 @@
+"""The loss of a model on held-out text: nats a token, perplexity, bits per byte.
+
+Logits are made a few hundred tokens at a time: with a vocabulary of 256,000 they would be the
+largest thing in memory. How text is cut into windows is in `minitron.text.held_out`.
+
+    evaluate_model(model, held_out_text("books.txt", tokenizer, 512)).perplexity
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from minitron.errors import CorpusError, SourceError
+from minitron.records.task_scores import TaskScores
+from minitron.text.held_out import UNCOUNTED, HeldOut
+
+_BATCH_TOKENS = 8192
+_LOGITS_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores: on a text, on benchmarks, or on both."""
+
+    loss: float = math.nan  # nats a token; no number where no text was given
+    tokens: int = 0  # predicted
+    bits_per_byte: float | None = None  # None where the text was given as ids
+    tasks: Mapping[str, TaskScores] = field(default_factory=dict)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), infinity where that overflows."""
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
+
+    def to_json(self) -> dict[str, object]:
+        """The keys of `minitron evaluate --json`."""
+        return {
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "tasks": {name: scores.to_json() for name, scores in self.tasks.items()},
+        }
+
+
+def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
+    """What a loaded model scores.
+
+    Raises CorpusError for ids outside its vocabulary, SourceError for a loss that is no number.
+    """
+    vocab_size = int(model.config.vocab_size)
+    highest = max(int(ids.max()) for ids in (*held_out.inputs, *held_out.targets))
+    if highest >= vocab_size:
+        raise CorpusError(
+            f"the text holds token id {highest}, outside the model's vocabulary of {vocab_size}"
+        )
+    nats, counted = 0.0, 0
+    total = sum(inputs.size for inputs in held_out.inputs)
+    with (
+        torch.inference_mode(),
+        tqdm(total=total, unit="token", unit_scale=True, desc="evaluate", disable=None) as progress,
+    ):
+        for inputs, targets in _batches(held_out):
+            nats += _nats(model, inputs.to(model.device), targets.to(model.device))
+            counted += int((targets != UNCOUNTED).sum())
+            progress.update(inputs.numel())
+    if not math.isfinite(nats):
+        raise SourceError(
+            f"the model has a loss of {nats} in {str(model.dtype).removeprefix('torch.')}: "
+            "compute with --dtype float32, or retrain it"
+        )
+    bits = None if held_out.bytes is None else nats / math.log(2) / held_out.bytes
+    return Evaluation(loss=nats / counted, tokens=counted, bits_per_byte=bits)
+
+
+def _batches(held_out: HeldOut) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for inputs, targets in zip(held_out.inputs, held_out.targets, strict=True):
+        rows = max(1, _BATCH_TOKENS // inputs.shape[1])
+        for start in range(0, len(inputs), rows):
+            yield (
+                torch.from_numpy(inputs[start : start + rows]).long(),
+                torch.from_numpy(targets[start : start + rows]).long(),
+            )
+
+
+def _nats(model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """The summed cross-entropy of a batch; inputs and targets (windows, tokens)."""
+    hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
+    counted = targets != UNCOUNTED
+    head = model.get_output_embeddings()
+    states, wanted = hidden[counted].split(_LOGITS_TOKENS), targets[counted].split(_LOGITS_TOKENS)
+    pieces = zip(states, wanted, strict=True)
+    summed = (F.cross_entropy(head(s).float(), w, reduction="sum") for s, w in pieces)
+    return float(sum(piece.double() for piece in summed))

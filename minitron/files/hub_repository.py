@@ -1,0 +1,287 @@
+"""HubRepository: a place on the Hub, pinned to one revision and fetched file by file.
+
+Knows huggingface_hub's cache, and that a piece of a file can be read without the rest. Works
+offline on what is cached. Does not know what the files mean.
+
+    HubRepository("nvidia/Minitron-4B-Base").file("config.json")
+"""
+
+import logging
+import re
+import shlex
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import (
+    HfApi,
+    constants,
+    hf_hub_download,
+    hf_hub_url,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    hf_raise_for_status,
+    http_stream_backoff,
+)
+
+from minitron.credentials import masked_errors
+from minitron.errors import SourceError
+from minitron.files.adapter import FILE as ADAPTER
+from minitron.files.adapter import merge_advice
+from minitron.files.checked_json import read_object
+from minitron.files.hub_errors import (
+    CHECK,
+    HUB_ERRORS,
+    HubAnswerError,
+    answered_text,
+    hub_answer,
+    reason,
+)
+from minitron.files.hub_retry import LONGEST_WAIT, asked_wait, bounded_waiting
+from minitron.files.partial_file import PartialPath, stand_in
+from minitron.files.tokenizer_files import TEMPLATES, is_model_file
+from minitron.files.verified_file import verify
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONFIG = "config.json"
+_WAITS = (0, 1, 2, 4, 8)  # seconds before each attempt
+_PASSING = (429, 500, 502, 503, 504)  # HTTP; what huggingface_hub waits for, where it does
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_COMMIT = re.compile(r"\w[\w.-]*")  # a mirror's may be shorter than git's
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]+")
+_BEYOND_THE_END = 416  # HTTP, of a range; a file of no bytes has no other
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a file that is not on this machine."""
+
+    content: bytes
+    size: int  # of the whole file
+
+
+class HubRepository:
+    """A model repository; every file comes from the revision seen first.
+
+    That is the one of the file `first`, which is fetched; or, with None, the one the Hub names.
+    """
+
+    def __init__(
+        self, repo_id: str, revision: str | None = None, *, first: str | None = _CONFIG
+    ) -> None:
+        self.name = repo_id
+        self.revision: str | None = revision
+        self._offline = is_offline_mode()
+        self._snapshot: Path | None = None  # of the cache; None until the first file has come
+        if first is None:
+            with self._telling():
+                ask = partial(HfApi().model_info, repo_id, revision=revision)
+                self.revision = _commit(_insisting(ask, statuses=_PASSING).sha)
+            return
+        path = self.file(first)
+        if path is None:
+            adapter = self.file(ADAPTER) if first == _CONFIG else None
+            if adapter is not None:
+                settings = read_object(adapter, SourceError, "fetch it again")
+                raise SourceError(merge_advice(repo_id, settings))
+            why = "it is not a transformers model" if first == _CONFIG else "check its path"
+            raise SourceError(f"{repo_id} has no {first}: {why}")
+        self._snapshot = path.parents[first.count("/")]
+        with self._telling():
+            self.revision = _commit(self._snapshot.name)  # from here on
+
+    def file(self, name: str) -> Path | None:
+        """The file in the cache, downloaded where it is not; None where the repository has none.
+
+        Raises SourceError for a large one whose bytes are not those of the Hub.
+        """
+        asked = self.name if self.revision is None else f"{self.name}@{self.revision}"
+        with self._telling():
+            try:
+                with hub_answer():
+                    path = Path(
+                        hf_hub_download(
+                            self.name, name, revision=self.revision, local_files_only=self._offline
+                        )
+                    )
+                verify(path)
+                return path
+            except LocalEntryNotFoundError as error:
+                if self._snapshot is not None and name not in self.names():
+                    return None
+                raise SourceError(
+                    f"{asked} is neither a folder nor in the cache, and the Hub cannot be reached: "
+                    "check the name and the connection"
+                ) from error
+            except EntryNotFoundError:
+                return None
+
+    def is_here(self, name: str) -> bool:
+        """Whether `file` would ask the Hub for nothing that is large."""
+        found = try_to_load_from_cache(self.name, name, revision=self.revision)
+        return self._offline or isinstance(found, str)
+
+    def piece(self, name: str, start: int, stop: int) -> Piece | None:
+        """Bytes [start, stop) of a file; None where it is cached, missing, or must come whole."""
+        return None if self.is_here(name) else self._piece(name, start, stop)
+
+    def fetch(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file of which a piece has come before."""
+        piece = self._piece(name, start, stop)
+        if piece is None or len(piece.content) != stop - start:
+            raise SourceError(f"{self.name} has changed while {name} was read: try again")
+        return piece.content
+
+    def partial_file(self, name: str) -> PartialPath | None:
+        """A stand-in of which only what is read is fetched; None where `file` is to be asked."""
+        first = self.piece(name, 0, 1)
+        return None if first is None else stand_in(first.size, partial(self.fetch, name))
+
+    def _piece(self, name: str, start: int, stop: int) -> Piece | None:
+        """As `piece`, of a file that is not cached; a storage may send it in several parts."""
+        whole = Piece(b"", stop)
+        while start + len(whole.content) < min(stop, whole.size):
+            with self._telling():
+                reading = partial(self._read_piece, name, start + len(whole.content), stop)
+                part = _insisting(reading)
+            if part is None or not part.content:
+                return None
+            whole = Piece(whole.content + part.content, part.size)
+        return whole
+
+    def _read_piece(self, name: str, start: int, stop: int) -> Piece | None:
+        """Bytes from `start` on, at most to `stop`; None where the storage does not say so."""
+        url = hf_hub_url(self.name, name, revision=self.revision)
+        headers = {
+            **build_hf_headers(),
+            "Range": f"bytes={start}-{stop - 1}",
+            "Accept-Encoding": "identity",  # a range of a compressed file is another
+        }
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        try:
+            with http_stream_backoff(
+                "GET", url, headers=headers, timeout=timeout, retry_on_exceptions=()
+            ) as response:
+                hf_raise_for_status(response)
+                told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                if response.status_code != 206 or told is None or int(told[1]) != start:
+                    return None
+                return Piece(response.read()[: stop - start], int(told[3]))
+        except EntryNotFoundError:
+            return None
+        except HfHubHTTPError as error:
+            if error.response.status_code == _BEYOND_THE_END:
+                return None
+            raise
+
+    def remedy(self, name: str) -> str:
+        """The command that fetches a file which an earlier run did not need."""
+        if not self._offline:
+            return "its repository is not whole, choose another revision"
+        command = ["hf", "download", self.name, name]
+        command += ["--revision", self.revision] if self.revision is not None else []
+        return f"fetch it where there is a network: {shlex.join(command)}"
+
+    def names(self) -> list[str]:
+        """The repository's files, or, offline, those of them that are cached."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> list[str]:
+        if not self._offline:
+            with self._telling():
+                try:
+                    with hub_answer():
+                        files = HfApi().list_repo_files(self.name, revision=self.revision)
+                    return _model_files(files)
+                except httpx2.ConnectError:
+                    if self._snapshot is None:
+                        raise
+            logger.warning("%s: the Hub cannot be reached, reading what is in the cache", self.name)
+            self._offline = True
+        assert self._snapshot is not None, "without the Hub a file comes from nowhere else"
+        return model_files(self._snapshot)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turn what the Hub refuses into a SourceError of one line."""
+        with masked_errors(), self._named_errors(), bounded_waiting():
+            yield
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except GatedRepoError as error:
+            raise SourceError(
+                f"{self.name} is gated: accept its terms on the Hub and log in with `hf auth login`"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise SourceError(
+                f"{self.name} is neither a folder nor a repository you can see on the Hub: "
+                "check the name, or log in with `hf auth login`"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise SourceError(f"{self.name} has no revision {self.revision}: check it") from error
+        except HUB_ERRORS as error:
+            why = reason(error, self.name)
+            raise SourceError(f"{self.name} cannot be fetched: {why}") from error
+
+
+def model_files(folder: Path) -> list[str]:
+    """The files of a folder that are a model's, by their path in it, in alphabetical order."""
+    paths = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
+    names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    return sorted(filter(is_model_file, names))
+
+
+def _commit(told: object) -> str:
+    """A commit's id as the Hub tells it: what a file is called in the cache must name no folder."""
+    if not isinstance(told, str) or not _COMMIT.fullmatch(told):
+        raise HubAnswerError(f"its answer has {told!r:.40} as a commit, which is none; {CHECK}")
+    return told
+
+
+def _model_files(files: Sequence[object]) -> list[str]:
+    """The files that are a model's, of those whose names any system takes."""
+    names = [answered_text(name, "a file's name") for name in files]
+    safe = (name for name in names if all(map(_FILE_NAME.fullmatch, name.split("/"))))
+    return sorted(filter(is_model_file, safe))
+
+
+def _insisting(ask: Callable[[], T], *, statuses: Collection[int] = ()) -> T:
+    """What `ask` gives, asked again where it breaks off or the Hub answers one of `statuses`."""
+    asked = 0
+    for wait in _WAITS[:-1]:
+        time.sleep(max(wait, asked))
+        try:
+            with hub_answer():
+                return ask()
+        except httpx2.TransportError:
+            asked = 0
+        except HfHubHTTPError as error:
+            if error.response.status_code not in statuses:
+                raise
+            asked = min(asked_wait(error.response) or 0, LONGEST_WAIT)
+    time.sleep(max(_WAITS[-1], asked))
+    with hub_answer():
+        return ask()

@@ -1,0 +1,128 @@
+"""Tensors on their way into a file: pieces made ahead in threads, or bytes that need only copying.
+
+Knows how weights are checked while they pass: what is made is checked as it is read, what is copied
+from file to file beside the copying. Does not know what the tensors mean or where they go.
+
+    write_weights(folder, specs_of(tensors), copied(tensors, "minitron-8b-base.nemo"))
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import torch
+
+from minitron.errors import TargetError
+from minitron.files.finite import check_finite, is_finite, is_finite_in_file
+from minitron.files.lazy_tensor import Cast, FileRange, LazyTensor
+
+Piece = torch.Tensor | FileRange
+Job = Callable[[], torch.Tensor]
+
+PIECE_BYTES = 1 << 20  # read at once: what stays in a core's cache while it is checked and cut
+_THREADS = 2
+_AHEAD = 4  # pieces being made while one is written
+
+
+def copied(
+    tensors: Mapping[str, LazyTensor],
+    source: str,
+    *,
+    called: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> Iterator[tuple[str, Piece]]:
+    """Every tensor whole, in order: as file ranges where its bytes lie somewhere, else as rows.
+
+    Raises SourceError, naming the tensor, where values are not finite or cannot be read, and
+    TargetError where they are finite but overflow the dtype they are cast to: perhaps only after
+    its bytes were handed on. `check` False looks at no value. `called` says what the source calls a
+    tensor, where it differs.
+    """
+    # One thread looks while the kernel copies: more would take the processor from the copying.
+    with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(1) as looking:
+        checks: deque[Future[None]] = deque()
+
+        def jobs() -> Iterator[tuple[str, Job | FileRange]]:
+            for name, tensor in tensors.items():
+                checked = Checked(tensor, (called or {}).get(name, name), source)
+                ranges = tensor.ranges()
+                if ranges is None:
+                    made = checked if check else tensor
+                    for start, stop in pieces_of(tensor):
+                        yield name, partial(made.read, start, stop)
+                    continue
+                if check:
+                    checks.append(looking.submit(_check_in_files, checked, ranges))
+                yield from ((name, piece) for piece in ranges)
+                while checks and checks[0].done():
+                    checks.popleft().result()
+
+        try:
+            yield from made_ahead(jobs(), pool)
+            for future in checks:
+                future.result()
+        finally:
+            looking.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def made_ahead(
+    jobs: Iterable[tuple[str, Job | FileRange]], pool: ThreadPoolExecutor | None = None
+) -> Iterator[tuple[str, Piece]]:
+    """Make pieces in threads, a few ahead of the reader, and hand them on in order."""
+    if pool is None:
+        with ThreadPoolExecutor(_THREADS) as own:
+            try:
+                yield from made_ahead(jobs, own)
+            finally:
+                own.shutdown(wait=True, cancel_futures=True)
+        return
+    waiting: deque[tuple[str, Future[torch.Tensor] | FileRange]] = deque()
+    for name, job in jobs:
+        waiting.append((name, job if isinstance(job, FileRange) else pool.submit(job)))
+        if len(waiting) > _AHEAD:
+            yield _made(*waiting.popleft())
+    while waiting:
+        yield _made(*waiting.popleft())
+
+
+def pieces_of(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
+    """Runs of rows of about PIECE_BYTES that cover a tensor."""
+    rows = tensor.shape[0]
+    step = max(1, PIECE_BYTES * rows // max(1, tensor.nbytes))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _made(name: str, made: Future[torch.Tensor] | FileRange) -> tuple[str, Piece]:
+    return name, made if isinstance(made, FileRange) else made.result()
+
+
+def _check_in_files(tensor: "Checked", ranges: Iterable[FileRange]) -> None:
+    if all(is_finite_in_file(part, tensor.dtype) for part in ranges):
+        return
+    for start, stop in pieces_of(tensor):
+        tensor.read(start, stop)  # says what is wrong
+
+
+class Checked:
+    """A tensor whose rows are refused, as they are read, where they are not finite."""
+
+    def __init__(self, tensor: LazyTensor, name: str, source: str) -> None:
+        self.tensor, self.name, self.source = tensor, name, source
+        self.dtype, self.shape, self.nbytes = tensor.dtype, tensor.shape, tensor.nbytes
+
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows, once checked. Raises SourceError, or TargetError where only the cast overflows."""
+        rows = self.tensor.read(start, stop)
+        if not is_finite(rows):
+            before = self.tensor.tensor if isinstance(self.tensor, Cast) else self.tensor
+            check_finite(before.read(start, stop), self.name, self.source)
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise TargetError(
+                f"{self.source}: {self.name} holds values too large for {dtype}: choose bfloat16"
+            )
+        return rows
+
+    def ranges(self, start: int = 0, stop: int | None = None) -> None:
+        """None: to be checked, the values must be read."""

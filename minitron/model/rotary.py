@@ -1,0 +1,217 @@
+"""Rotary settings of a config.json in both forms: nested as transformers 5 writes them, and flat.
+
+transformers 4, vLLM, llama.cpp's converter and mlx-lm read `rope_theta` and `rope_scaling`, and
+some of them take a base of their own where these are absent. Knows both forms, what a silent config
+means, and what transformers 4 demands of each kind of scaling. Computes no angle.
+
+    rotary_settings(config, family, head_dim=128)["rope_scaling"]   # {"rope_type": "llama3", ...}
+
+Source: modeling_rope_utils.py of transformers 4.57.6 and 5.23.0.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from minitron.errors import ArchitectureError
+from minitron.model.families import Family
+
+# Every kind of scaling that both transformers know, with the keys that it cannot do without.
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
+_ORIGINAL = "original_max_position_embeddings"
+_NEED_ORIGINAL = ("yarn", "llama3", "longrope")
+_PARTIAL = "partial_rotary_factor"
+_LISTS = ("short_factor", "long_factor")
+# transformers 4 warns of whole numbers here.
+_FLOATS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+)
+# Everything that is read here, and written anew.
+KEYS = ("rope_parameters", "rope_scaling", "rope_theta", _PARTIAL, _ORIGINAL)
+
+
+def rotary_settings(config: Mapping[str, Any], family: Family, *, head_dim: int) -> dict[str, Any]:
+    """The rotary settings of `config`, complete and in both forms; they replace all of KEYS.
+
+    Raises ArchitectureError for two values of one setting, a kind of scaling that is not known or
+    lacks a key, values of another type, settings that the family does not read, and settings that
+    differ by kind of layer.
+    """
+    said = _one_dict(config)
+    kind = said.pop("rope_type", None)
+    if kind is None:
+        _check_unscaled(said)
+        kind = "default"
+    if not isinstance(kind, str) or kind not in REQUIRED:
+        known = ", ".join(REQUIRED)
+        raise ArchitectureError(f"config.json says rope_type {kind!r}: it must be one of {known}")
+    theta = said.pop("rope_theta", family.rotary.theta)
+    _check_positive("rope_theta", theta)
+    flat = {"rope_theta": theta, **_partial(said.pop(_PARTIAL, None), family)}
+    original = said.pop(_ORIGINAL, None)
+    scaling = _scaling(kind, said)
+    above: dict[str, Any] = {}  # settings that transformers 4 reads beside rope_scaling
+    if kind in _NEED_ORIGINAL:
+        trained = _trained_length(config, kind, original)
+        scaling[_ORIGINAL] = trained
+        if kind == "longrope":
+            _check_factors(scaling, int(head_dim * flat.get(_PARTIAL, 1)) // 2)
+            above = _lengthened(scaling, _length(config, kind), trained)
+    elif original is not None:
+        above = {_ORIGINAL: original}
+    written = {"rope_parameters": {"rope_type": kind, **flat, **scaling}, **flat, **above}
+    if kind != "default":
+        # Never with rope_theta, of which 4.57 warns.
+        old = {"type": kind} if family.rotary.old_type else {}
+        written["rope_scaling"] = {"rope_type": kind, **old, **scaling}
+    return written
+
+
+def _one_dict(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that is not null, by its name in rope_parameters, wherever it stands."""
+    found: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for place in ("rope_parameters", "rope_scaling", ""):
+        for key, value in _settings_in(config, place):
+            if key in found and found[key] != value:
+                raise ArchitectureError(
+                    f"config.json says {key} {value!r}{_in(place)}, but {found[key]!r}"
+                    f"{_in(places[key])}: keep the right one"
+                )
+            found[key], places[key] = value, place
+    return found
+
+
+def _settings_in(config: Mapping[str, Any], place: str) -> list[tuple[str, Any]]:
+    """The settings of one dict, or with "" those at the top of config.json."""
+    if not place:
+        top = ("rope_theta", _PARTIAL, _ORIGINAL)
+        return [(key, config[key]) for key in top if config.get(key) is not None]
+    settings = config.get(place)
+    if settings is None:
+        return []
+    if not isinstance(settings, Mapping):
+        raise ArchitectureError(f"config.json says {place} {settings!r}: it must be a JSON object")
+    layered = [
+        str(key)
+        for key, value in settings.items()
+        if isinstance(value, Mapping) or str(key).endswith("_attention")
+    ]
+    if layered:
+        raise ArchitectureError(
+            f"config.json has {place} for each kind of layer ({', '.join(layered)}): this family "
+            "has one for all layers, write that"
+        )
+    known = [(str(key), value) for key, value in settings.items() if value is not None]
+    return [("rope_type" if key == "type" else key, value) for key, value in known]
+
+
+def _in(place: str) -> str:
+    return f" in its {place}" if place else ""
+
+
+def _partial(value: Any, family: Family) -> dict[str, Any]:
+    """The part of a head that is rotated, for a family that reads it."""
+    meant = family.rotary.partial
+    if value is None:
+        return {} if meant is None else {_PARTIAL: meant}
+    _check_positive(_PARTIAL, value)
+    if meant is not None:
+        return {_PARTIAL: value}
+    if value != 1:
+        raise ArchitectureError(
+            f"config.json says {_PARTIAL} {value!r}, but a {family.model_type} rotates whole "
+            "heads: remove it, or name the family that these weights are of"
+        )
+    return {}
+
+
+def _check_unscaled(said: Mapping[str, Any]) -> None:
+    """Refuse settings of a scaling whose kind is not said: readers take different ones."""
+    scaling = [key for key in (*_FLOATS, *_LISTS) if key in said]
+    if scaling:
+        raise ArchitectureError(
+            f"config.json says {scaling[0]} {said[scaling[0]]!r} without rope_type: add it"
+        )
+
+
+def _scaling(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of this kind, with numbers of the type that transformers 4 wants."""
+    if kind == "default":
+        return {}  # they have no meaning, and llama.cpp's converter would take a factor for linear
+    missing = [key for key in REQUIRED[kind] if key not in said]
+    if missing:
+        raise ArchitectureError(
+            f"config.json says rope_type {kind!r} without {', '.join(missing)}: add it"
+        )
+    scaling = dict(said)
+    for key in _FLOATS:
+        if key in scaling:
+            _check_positive(key, scaling[key])
+            scaling[key] = float(scaling[key])
+    return scaling
+
+
+def _check_positive(key: str, value: Any) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise ArchitectureError(
+            f"config.json says {key} {value!r}: it must be a number above 0 and finite"
+        )
+
+
+def _length(config: Mapping[str, Any], kind: str) -> int:
+    """The longest sequence, from which some kinds are scaled."""
+    return _whole(config.get("max_position_embeddings"), "max_position_embeddings", kind)
+
+
+def _trained_length(config: Mapping[str, Any], kind: str, original: Any) -> int:
+    """The length before scaling: max_position_embeddings where it is not said."""
+    return _length(config, kind) if original is None else _whole(original, _ORIGINAL, kind)
+
+
+def _whole(value: Any, key: str, kind: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArchitectureError(
+            f"config.json says {key} {value!r}: rope_type {kind!r} needs a whole number above 0"
+        )
+    return value
+
+
+def _check_factors(scaling: Mapping[str, Any], pairs: int) -> None:
+    """Refuse lists that are not of one number for each rotated pair of dimensions."""
+    for key in _LISTS:
+        values = scaling[key]
+        if not isinstance(values, list) or len(values) != pairs:
+            raise ArchitectureError(
+                f"config.json says {key} {values!r}: it must be a list of {pairs} numbers"
+            )
+        for value in values:
+            _check_positive(key, value)
+
+
+def _lengthened(scaling: dict[str, Any], length: int, trained: int) -> dict[str, Any]:
+    """Complete longrope, so that both transformers scale attention alike.
+
+    transformers 4 reads the trained length beside rope_scaling alone, and where it stands there
+    takes the factor for length / trained; transformers 5 takes `factor` where there is one.
+    """
+    factor = scaling.setdefault("factor", max(1.0, length / trained))
+    if trained == length:
+        return {}
+    if factor != length / trained and "attention_factor" not in scaling:
+        lengthening = 1.0 if factor <= 1 else 1 + math.log(factor) / math.log(trained)
+        scaling["attention_factor"] = math.sqrt(lengthening)
+    return {_ORIGINAL: trained}

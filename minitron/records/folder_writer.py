@@ -1,0 +1,195 @@
+"""Writes what a Hub folder holds: sharded safetensors, each tensor pulled once, and its companions.
+
+Shards, index and headers are planned from shapes before the first byte is read; the tensors then
+stream through in pieces, in the planned order. Does not know what they mean.
+
+    write_weights(folder, {"w": TensorSpec(torch.bfloat16, (2, 3))}, [("w", rows) ...])
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from tqdm.auto import tqdm
+
+from minitron.errors import TokenizerError
+from minitron.files.checked_json import read_object
+from minitron.files.lazy_tensor import LazyTensor
+from minitron.files.shard_file import ShardFile, TensorSpec
+from minitron.files.tensor_stream import Piece
+from minitron.files.tokenizer_files import CONFIG as TOKENIZER_CONFIG
+from minitron.files.tokenizer_files import folder_of, for_both_generations
+from minitron.model.token_ids import PAD, has_row, with_usable_pad
+from minitron.sources.generation_settings import read_generation_config
+from minitron.sources.source import Source, check_builds, load_tokenizer
+
+MAX_SHARD_SIZE = "2GB"  # several are written at once: half the time of one large file
+_AT_ONCE = 2
+
+
+def write_weights(
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    pieces: Iterable[tuple[str, Piece]],
+    *,
+    max_shard_size: int | str | None = None,
+) -> None:
+    """Write `pieces` as the tensors of `specs`, in its order.
+
+    `pieces` gives each tensor's bytes in row-major order, as one piece or as several under the
+    same name, one after the other; those that are file ranges are copied from file to file.
+    Files: model.safetensors, or shards with their index.
+    """
+    split = split_state_dict_into_shards_factory(
+        dict(specs),
+        get_storage_size=lambda spec: spec.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size or MAX_SHARD_SIZE,
+    )
+    files = {
+        folder / name: {tensor: specs[tensor] for tensor in tensors}
+        for name, tensors in split.filename_to_tensors.items()
+    }
+    _write_shards(files, pieces)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def specs_of(tensors: Mapping[str, LazyTensor]) -> dict[str, TensorSpec]:
+    """What is known of tensors before they are read."""
+    return {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
+def write_companions(
+    folder: Path, source: Source, config: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
+    """Write config.json and generation_config.json, and copy tokenizer and license.
+
+    All of it opens alike in both generations of transformers.
+    """
+    write_json(folder / "config.json", {**config, **_dtype_in_both_forms(config, dtype)})
+    _copy_tokenizer(folder, source)
+    for path in source.license_files():
+        shutil.copyfile(path, folder / path.name)
+    generation = source.file("generation_config.json")
+    if generation is not None:
+        shutil.copyfile(generation, folder / generation.name)
+        settings = json.loads(generation.read_text(encoding="utf-8"))
+        if not has_row(settings.get(PAD), config["vocab_size"]):
+            write_json(folder / generation.name, with_usable_pad(settings, config["vocab_size"]))
+    else:
+        write_json(folder / "generation_config.json", _generation_config(config))
+
+
+def _copy_tokenizer(folder: Path, source: Source) -> None:
+    """Copy a tokenizer's files unchanged, but a config of which transformers 4 makes another."""
+    paths = list(source.tokenizer_files())
+    for path in paths:
+        copy = folder / path.relative_to(folder_of(paths))
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+    config = folder / TOKENIZER_CONFIG
+    if config.is_file():
+        said = _tokenizer_config(config, source.name)
+        both = for_both_generations(said, has_fast_file=(folder / "tokenizer.json").is_file())
+        if both != said:
+            write_json(config, both)
+
+
+def _tokenizer_config(path: Path, name: str) -> dict[str, Any]:
+    return read_object(path, TokenizerError, "fetch it again", called=f"{name}/{TOKENIZER_CONFIG}")
+
+
+def check_companions(source: Source, config: Mapping[str, Any]) -> None:
+    """Refuse, before anything is written, companions with which the result would not load.
+
+    Raises ArchitectureError for a config that makes no model, SourceError for a damaged
+    generation_config.json, TokenizerError for a tokenizer that cannot be read.
+    """
+    check_builds(config)
+    generation = source.file("generation_config.json")
+    if generation is not None:
+        read_generation_config(generation, source.name)
+    path = source.file(TOKENIZER_CONFIG)
+    settings = {} if path is None else _tokenizer_config(path, source.name)
+    # A tokenizer that is code of its repository is copied, and never run.
+    if "tokenizer.json" in source.tokenizer_names and "auto_map" not in settings:
+        load_tokenizer(source)
+
+
+def _dtype_in_both_forms(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
+    """The dtype of the weights under today's name and the one that earlier readers know.
+
+    transformers from 4.56 on reads `dtype` first, earlier ones `torch_dtype` alone.
+    """
+    said = dtype or config.get("dtype") or config.get("torch_dtype")
+    name = str(said).removeprefix("torch.")
+    return {} if said is None else {"dtype": name, "torch_dtype": name}
+
+
+def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where generation begins and ends, for a source that does not say it apart."""
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {key: config[key] for key in keys if config.get(key) is not None}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a new file of JSON."""
+    path.write_bytes(json_bytes(content))
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """JSON as the Hub's own libraries write it: two spaces, sorted keys, a last newline."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    return f"{text}\n".encode()
+
+
+def _write_shards(
+    files: Mapping[Path, Mapping[str, TensorSpec]], stream: Iterable[tuple[str, Piece]]
+) -> None:
+    """Hand the stream on to the files, some of which are written at once.
+
+    A tensor larger than a shard has a file of its own, so files do not follow one another in it.
+    """
+    total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
+    lock = Lock()
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, desc="write", disable=None) as progress,
+        ThreadPoolExecutor(_AT_ONCE) as pool,
+    ):
+
+        def tell(count: int) -> None:
+            with lock:
+                progress.update(count)
+
+        shards = {path: ShardFile(path, specs, tell) for path, specs in files.items()}
+        shard_of = {name: shards[path] for path, specs in files.items() for name in specs}
+        writing: dict[ShardFile, Future[None]] = {}
+        streamed = 0
+        try:
+            for name, piece in stream:
+                streamed += piece.nbytes
+                shard = shard_of[name]
+                if shard not in writing:  # not before: one that waits for pieces takes a thread
+                    writing[shard] = pool.submit(shard.write)
+                shard.put(name, piece)
+                _raise_failure(writing.values())
+            assert streamed == total, f"{total} bytes were planned, {streamed} came"
+            for future in writing.values():
+                future.result()
+        finally:
+            for shard in shards.values():
+                shard.give_up()
+
+
+def _raise_failure(writing: Iterable[Future[None]]) -> None:
+    for future in writing:
+        if future.done():
+            future.result()

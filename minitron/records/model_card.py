@@ -1,0 +1,195 @@
+"""The model card: README.md of a folder, from its minitron.json and config.
+
+Knows the Hub's metadata and what a reader wants first: what was removed, how it was trained, what
+it scores, how to load it, how to make it again. What somebody wrote by hand stays: a README.md that
+was changed since it was written here is never written over unasked.
+
+    write_card(Path("tiny-half"))
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minitron.errors import SourceError
+from minitron.files.checked_json import Unreadable, check_kind, parse_object
+from minitron.files.unfinished import replace_file
+from minitron.model.architecture import Architecture
+from minitron.model.engines import engine_notes
+from minitron.records.card_template import Card, Page, read_page, rendered, sizes_table
+from minitron.records.card_texts import (
+    DISTILLED,
+    PRUNED,
+    RECIPES,
+    Record,
+    commands_of,
+    escaped,
+    history_of,
+    limit_texts,
+    result_tables,
+    size_before,
+    summary_text,
+    training_texts,
+)
+from minitron.records.kept_picture import KEPT_PICTURE
+from minitron.records.minitron_json import FILE, INHERITED, read_provenance
+from minitron.records.record_kinds import check_record
+from minitron.records.task_scores import from_record, model_index
+from minitron.sources.hub_folder import HubFolder
+
+README = "README.md"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_DATASET = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(:[^/]*)?")
+_FILES = (".txt", ".jsonl", ".parquet", ".gz", ".npy")
+_LOSS_PICTURE, _CURVE = "loss.png", "training.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+def write_card(folder: Path, *, overwrite: bool = False) -> None:
+    """Write README.md for a folder that holds a minitron.json.
+
+    License and language are those of the source's own card, where it has one. A README.md that was
+    written or changed by hand is kept, and said so; metadata that somebody added stay.
+    """
+    record = checked_record(folder)
+    path = folder / README
+    metadata = _metadata(history_of(record))
+    if path.exists() and not overwrite:
+        page = read_page(path)
+        if not page.text_is_ours:
+            logger.warning("%s was changed by hand and stays: see minitron card --overwrite", path)
+            return
+        metadata = _with_found(metadata, page)
+    if "benchmarks" in record:
+        scores = from_record(record["benchmarks"])
+        metadata["model-index"] = model_index(scores, _name_of(folder))
+    page_text = rendered(_card(folder, record), metadata)
+    replace_file(path, page_text.encode())
+
+
+def usage(names_source: str, prompt: str = "It was the best of times,") -> str:
+    """Python that loads a base model and lets it go on; its first line says `source = ...`."""
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"{names_source}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(source)\n"
+        'model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")\n'
+        f'ids = tokenizer("{prompt}", return_tensors="pt").input_ids\n'
+        "print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))"
+    )
+
+
+def memory_fact(architecture: Architecture) -> str:
+    """What a model takes in bfloat16."""
+    gigabytes = 2 * architecture.parameters / 1e9
+    cache = 2 * architecture.kv_cache_elements_per_token
+    size = f"{gigabytes:.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
+    return f"In bfloat16: {size} of weights, {cache:,} bytes of KV cache a token."
+
+
+def _card(folder: Path, record: Record) -> Card:
+    name, steps = _name_of(folder), history_of(record)
+    history = history_of(escaped(record))
+    config = HubFolder.at(folder).config
+    told = {"command": record["command"], "recipe": record["recipe"]}
+    return Card(
+        name=name,
+        summary=summary_text(history),
+        facts=(memory_fact(Architecture.from_config(config)),),
+        sizes=sizes_table(name, record["target"], size_before(history)),
+        kept_picture=_if_there(folder, KEPT_PICTURE),
+        training=training_texts(history, _losses(folder)),
+        loss_picture=_if_there(folder, _LOSS_PICTURE),
+        results=result_tables(history, name),
+        code=usage('source = "."  # this folder, or its id on the Hub'),
+        limits=limit_texts(history, name),
+        engines=tuple(engine_notes(config)),
+        again=f"`minitron remake {name} again` follows `minitron.json`. Step by step, with texts "
+        "and folders under your own paths:",
+        commands=commands_of(steps, name),
+        record=json.dumps(told, indent=2),
+    )
+
+
+def _name_of(folder: Path) -> str:
+    return folder.resolve().name.removesuffix(".partial")
+
+
+def checked_record(folder: Path) -> dict[str, Any]:
+    """The folder's record, complete enough for a card; SourceError says what it lacks."""
+    record = read_provenance(folder)
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{folder} has no config.json: it is no model")
+    check_record(record, str(folder / FILE))
+    for step in history_of(record):
+        if step["command"] not in RECIPES:
+            raise SourceError(
+                f"{folder / FILE} names the command {step['command']!r}: make the folder again"
+            )
+    return record
+
+
+def sizes_of_cut(step: Record) -> tuple[Record, Record, Record]:
+    return step["kept"], step["source"], step["target"]
+
+
+def _if_there(folder: Path, name: str) -> str | None:
+    return name if (folder / name).exists() else None
+
+
+def _losses(folder: Path) -> list[dict[str, float]]:
+    path = folder / _CURVE
+    if not path.exists():
+        return []
+    try:
+        points = [parse_object(line) for line in path.read_bytes().splitlines()]
+    except (OSError, Unreadable) as error:
+        raise SourceError(f"{path} is damaged ({error}): mend or remove it") from error
+    for point in points:
+        check_kind(point, {"eval_loss?": float}, str(path), SourceError, "mend or remove it")
+    return points
+
+
+def _metadata(history: Sequence[Record]) -> dict[str, Any]:
+    last = history[-1]
+    verbs = {step["command"] for step in history}
+    found: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [
+            "minitron",
+            *(["pruning"] if verbs & set(PRUNED) else []),
+            *(["distillation"] if verbs & set(DISTILLED) else []),
+        ],
+    }
+    hubs = [step["source"] for step in reversed(history) if step["source"].get("revision")]
+    # Of a .nemo in a repository, the repository.
+    repos = [re.split("[:@]", source["name"])[0] for source in hubs]
+    bases = [repo for repo in repos if _HUB_ID.fullmatch(repo)]
+    if bases:
+        found |= {"base_model": bases[0], "base_model_relation": "finetune"}
+    corpora = [step["recipe"].get("corpus") for step in history]
+    if datasets := list(dict.fromkeys(name for c in corpora if (name := _dataset(c)) is not None)):
+        found["datasets"] = datasets
+    inherited = last["source"].get("metadata", {})
+    return {**found, **{key: inherited[key] for key in INHERITED if key in inherited}}
+
+
+def _dataset(corpus: str | None) -> str | None:
+    """A corpus's id on the Hub; None for files and other texts."""
+    if corpus is None or corpus.endswith(_FILES):
+        return None
+    matched = _DATASET.fullmatch(corpus)
+    return matched[1] if matched is not None and not os.path.exists(corpus) else None
+
+
+def _with_found(metadata: Mapping[str, Any], page: Page) -> dict[str, Any]:
+    """Ours, but where somebody changed the metadata since, theirs."""
+    if page.metadata_is_ours:
+        return dict(metadata)
+    return {**metadata, **page.metadata}

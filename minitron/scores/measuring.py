@@ -1,0 +1,254 @@
+"""Measuring: measures the importance of every axis of a source, by the method a recipe names.
+
+Knows which methods need text, how the work fits into memory, is shared by processes and taken up
+again; the formulas are in `activation_scores`, `layer_cuts` and `weight_scores`.
+
+    score(open_source("tiny"), CalibrationRecipe(corpus="books.jsonl.gz")).layers
+"""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from minitron.errors import CorpusError, ImportanceError, TargetError
+from minitron.files.byte_size import parse_bytes
+from minitron.files.device_memory import free_memory, memory_in_use
+from minitron.files.resumable_file import RESULT, partial_of, resumable_file
+from minitron.model.architecture import Architecture
+from minitron.model.digest import description_of, model_digest
+from minitron.model.families import EMBEDDING
+from minitron.model.importance import Importance
+from minitron.recipe import CalibrationRecipe, ImportanceRecipe, record_of
+from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
+from minitron.scores.aggregation import Aggregation
+from minitron.scores.calibration import Calibration, calibration, length_and_samples
+from minitron.scores.corpus_sweep import Chunk, Sums, sweep
+from minitron.scores.layer_cuts import cuts_of, passes_of
+from minitron.scores.sweep_plan import (
+    Needs,
+    SweepPlan,
+    Weights,
+    plan_sweep,
+)
+from minitron.scores.weight_scores import magnitude_scores, random_scores
+from minitron.sources.layer_stream import LayerStream
+from minitron.sources.processes import Processes, joined_processes
+from minitron.sources.source import Source, complete_tensors, default_device, fast_dtype
+from minitron.text.encoding import TokenIds
+
+BY_ACTIVATIONS = ("paper", "modelopt")
+
+logger = logging.getLogger(__name__)
+
+
+def score(source: Source, recipe: CalibrationRecipe) -> Importance:
+    """The importance of every axis of `source`, by `recipe.scores`, in this process alone."""
+    architecture = Architecture.from_config(source.config)
+    if recipe.scores in BY_ACTIVATIONS:
+        alone = Processes(device=default_device())
+        task = _Task(source, recipe, measurement_of(recipe, source), alone)
+        return _by_activations(task, _text(task))
+    complete_tensors(source, architecture)
+    by_weights = recipe.scores == "magnitude"
+    scores = magnitude_scores(source) if by_weights else random_scores(architecture, recipe.seed)
+    return replace(scores, made_by={**scores.made_by, "model": description_of(source)})
+
+
+def check_corpus_named(recipe: CalibrationRecipe) -> None:
+    """Refuse to rank by activations without text; CorpusError says what may be given."""
+    if recipe.corpus is None and recipe.scores in BY_ACTIVATIONS:
+        raise CorpusError(
+            "ranking by activations needs --corpus: a text file, a Hub dataset, self or random"
+        )
+
+
+def measurement_of(recipe: CalibrationRecipe, source: Source) -> Measurement:
+    """What a recipe asks to measure. Raises TargetError for settings that do not go together."""
+    check_corpus_named(recipe)
+    assert recipe.scores in ("paper", "modelopt")
+    measurement = Measurement(
+        aggregation=Aggregation.parse(recipe.aggregation),
+        scores=recipe.scores,
+        neurons=recipe.neurons,
+        layer_scores=recipe.layer_scores,
+        block_size=recipe.block_size,
+    )
+    theirs = Measurement(scores="modelopt", block_size=recipe.block_size)
+    if recipe.scores == "modelopt" and measurement != theirs:
+        raise TargetError(
+            "--scores modelopt has its own --aggregation, --neurons and --layer-scores: leave them"
+        )
+    layers = Architecture.from_config(source.config).num_hidden_layers
+    if recipe.block_size is not None and not 2 <= recipe.block_size < layers:
+        raise TargetError(
+            f"--block-size is {recipe.block_size}: it must be from 2 to {layers - 1}, "
+            f"fewer than the model's {layers} layers"
+        )
+    return measurement
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A source to score by activations, how, and who does it."""
+
+    source: Source
+    recipe: CalibrationRecipe
+    measurement: Measurement
+    processes: Processes
+
+    @property
+    def architecture(self) -> Architecture:
+        """The source's sizes."""
+        return Architecture.from_config(self.source.config)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """What the weights are stored in."""
+        return self.source.tensors[EMBEDDING].dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: as wished, else as stored where the device has it in hardware.
+
+        Whether the model fits into memory changes no score, and so not the dtype either.
+        """
+        if self.recipe.compute_dtype is not None:
+            wished: torch.dtype = getattr(torch, self.recipe.compute_dtype)
+            return wished
+        return fast_dtype(self.stored_dtype, self.processes.device)
+
+
+def measure_and_save(
+    source: Source, recipe: ImportanceRecipe, out: Path
+) -> tuple[Importance, bool]:
+    """Scores by activations, measured by all processes and saved by the first, resumable.
+
+    Returns whether this process is that one.
+    """
+    measurement = measurement_of(recipe, source)
+    with joined_processes() as processes:
+        task = _Task(source, recipe, measurement, processes)
+        text = _text(task)
+        record = record_of(recipe)
+        begun = {
+            **{key: record[key] for key in record if key not in ("memory_budget", "plot")},
+            "corpus_digest": text.corpus.digest,
+            "model_digest": model_digest(source),
+            "processes": processes.count,
+        }
+        claimed = resumable_file(out, begun) if processes.is_first else nullcontext()
+        with claimed as folder:
+            processes.wait()  # for the folder
+            importance = _by_activations(task, text, folder or partial_of(out))
+            if folder is not None:
+                importance.save(folder / RESULT)
+        return importance, processes.is_first
+
+
+def _text(task: _Task) -> Calibration:
+    """The calibration text, after a look at whether the work on it fits into memory."""
+    complete_tensors(task.source, task.architecture)
+    seq_len, samples = length_and_samples(task.source, task.recipe)
+    assert task.recipe.corpus is not None
+    if not task.recipe.corpus.endswith(".npy"):  # whose sequences may be shorter
+        is_self = task.recipe.corpus == "self"
+        _plan(task, [seq_len] * samples, "all" if is_self else "layers")
+    return calibration(task.source, task.recipe, task.processes.device)
+
+
+def _by_activations(task: _Task, text: Calibration, partial: Path | None = None) -> Importance:
+    """Scores from one sweep over the text, shared by all processes, resumable in `partial`."""
+    processes = task.processes
+    if len(text.sequences) < processes.count:
+        raise TargetError(
+            f"{len(text.sequences)} sequences cannot be shared by {processes.count} processes"
+        )
+    sequences = text.sequences[processes.part(len(text.sequences))]
+    lengths = [len(sequence) for sequence in sequences]
+    if task.measurement.layer_scores == "loss" and max(lengths) < 2:
+        raise TargetError("--layer-scores loss needs sequences of at least 2 tokens")
+    plan = _plan(task, lengths, "layers" if text.model is None else "loaded")
+    if processes.is_first:
+        _tell(task, plan, sum(lengths))
+    stream = (
+        LayerStream.of_source(
+            task.source, dtype=task.dtype, device=processes.device, keep=plan.keep
+        )
+        if text.model is None
+        else LayerStream.of_model(text.model)
+    )
+    kept = None if partial is None else partial / f"sums-{processes.rank}.safetensors"
+    sums = processes.add_up(_swept(task, stream, sequences, plan, kept))
+    described = {
+        **made_by(text.corpus, stream.dtype),
+        "tokens": int(sums["tokens"]),
+        "model": description_of(task.source),
+    }
+    return importance_of(sums, task.measurement, stream.config, described)
+
+
+def _swept(
+    task: _Task,
+    stream: LayerStream,
+    sequences: list[TokenIds],
+    plan: SweepPlan,
+    kept: Path | None,
+) -> Sums:
+    """The sums over this process's sequences."""
+    is_silent = None if task.processes.is_first else True
+    total = sum(map(len, sequences))
+    with tqdm(
+        total=total, unit="token", unit_scale=True, desc="score", disable=is_silent
+    ) as progress:
+
+        def measure(chunk: Chunk) -> Sums:
+            sums = sums_over(stream, chunk, task.measurement, progress)
+            if not all(tensor.isfinite().all() for tensor in sums.values()):
+                raise ImportanceError(
+                    f"activations are not finite in {str(stream.dtype).removeprefix('torch.')}: "
+                    "compute with --compute-dtype float32, or mend the model"
+                )
+            return sums
+
+        return sweep(
+            sequences,
+            measure,
+            batch_tokens=plan.batch_tokens,
+            chunk_tokens=plan.chunk_tokens,
+            kept=kept,
+        )
+
+
+def _tell(task: _Task, plan: SweepPlan, tokens: int) -> None:
+    """Log what is going to happen, and what layers that are scored by leaving them out cost."""
+    logger.info(plan.text(tokens))
+    measure, layers = task.measurement.layer_scores, task.architecture.num_hidden_layers
+    if measure != "influence":
+        passes = passes_of(cuts_of(layers, task.measurement.block_size), layers)
+        logger.info("layers by %s take the work of %.1f passes more", measure, passes)
+
+
+def _plan(task: _Task, lengths: list[int], brought: Weights) -> SweepPlan:
+    """How the sweep fits into the memory budget. Raises TargetError where it does not."""
+    device, block_size = task.processes.device, task.measurement.block_size
+    in_use = memory_in_use(device)
+    if task.recipe.memory_budget is None:
+        budget = in_use + free_memory(device)
+    else:
+        budget = parse_bytes(task.recipe.memory_budget, "--memory-budget")
+    has_logits = task.measurement.layer_scores != "influence"
+    cuts = cuts_of(task.architecture.num_hidden_layers, block_size)
+    needs = Needs(
+        itemsize=task.dtype.itemsize,
+        stored_itemsize=task.stored_dtype.itemsize,
+        states_held=1 + (len(cuts) if has_logits else block_size or 0),
+        has_logits=has_logits,
+        has_masks=bool(task.source.config.get("sliding_window")),
+        base=in_use,
+        weights=brought,
+    )
+    return plan_sweep(task.architecture, lengths, budget=budget, needs=needs)

@@ -1,0 +1,294 @@
+"""HubFolder: a model as the Hub lays it out, read lazily by tensor name.
+
+Knows config.json, safetensors (one file or shards with an index), `pytorch_model.bin` (read in
+place, never unpickled beyond tensors), tokenizer files, and that all of it may lie in a folder or
+in a Hub repository at one pinned revision. Does not know what the tensors mean.
+
+    folder = HubFolder.at(Path("minitron-4b"))
+    folder.tensors["model.norm.weight"].read()
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import cached_property, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from minitron.errors import SourceError
+from minitron.files.adapter import FILE as ADAPTER
+from minitron.files.adapter import merge_advice
+from minitron.files.checked_json import not_finite, read_object
+from minitron.files.fetched_tensor import FetchedTensor
+from minitron.files.lazy_tensor import LazyTensor
+from minitron.files.place import LocalPlace, Place
+from minitron.files.remote_tensor import RemoteTensor, Windows
+from minitron.files.safetensors_file import (
+    MAX_HEADER,
+    parse_safetensors_header,
+    read_safetensors_header,
+)
+from minitron.files.stored_tensor import StoredTensor
+from minitron.files.tokenizer_files import tokenizer_names
+from minitron.files.torch_file import read_torch_file
+from minitron.model.architecture import Architecture
+from minitron.model.families import HEAD
+from minitron.model.tensor_names import canonical_names, some_of
+
+logger = logging.getLogger(__name__)
+
+# In the order that transformers looks for them.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+_SHARD_NAME = re.compile(r"(?!\.{0,2}$)[^\x00-\x1f\x7f/\\:]+")  # a file on any system, no address
+CONFIG = "config.json"
+_ENOUGH = 1 << 17  # bytes, for the header of most safetensors files
+
+
+class HubFolder:
+    """A model's config, tensors and tokenizer files, at a place."""
+
+    format = "hub"
+    writer: str | None = None
+
+    def __init__(self, place: Place, *, low_disk: bool = False) -> None:
+        """`low_disk` True reads weights that are not on this machine where they lie, by ranges."""
+        self.name = place.name
+        self.revision = place.revision
+        self._place = place
+        self._low_disk = low_disk
+        self._windows = Windows()
+        self._lock = Lock()
+        self._shards: dict[str, Mapping[str, StoredTensor]] = {}
+        self._outlines: dict[str, Mapping[str, StoredTensor] | None] = {}
+        self.config = self._json(CONFIG)
+        if self.config is None:
+            self._refuse_adapter()
+            raise SourceError(f"{self.name} has no config.json: it is not a model folder")
+        if (key := not_finite(self.config)) is not None:
+            raise SourceError(f"{self.name}: config.json says {key}, no finite number: mend it")
+
+    @classmethod
+    def at(cls, path: Path, name: str | None = None) -> "HubFolder":
+        """The model in a folder of this machine, called by its path unless a name is given.
+
+        Raises SourceError, before anything slow, for files to be copied that lie elsewhere.
+        """
+        folder = cls(LocalPlace(path, name))
+        for _ in (*folder.tokenizer_files(), *folder.license_files()):
+            pass  # each is looked at
+        return folder
+
+    @classmethod
+    def embedded(cls, path: Path, name: str) -> "HubFolder":
+        """A model of this package, whose installer may have made links of its files."""
+        return cls(LocalPlace(path, name, is_ours=True))
+
+    @cached_property
+    def layout(self) -> str | None:
+        """How the weights lie: "safetensors" or "pytorch_model.bin", " (sharded)"; None if none."""
+        return self._located[0]
+
+    @cached_property
+    def files_of_tensors(self) -> Mapping[str, str]:
+        """Tensor name to the weight file that holds it."""
+        _, index, single = self._located
+        if index is not None:
+            return index
+        return dict.fromkeys(self._listed(single), single) if single is not None else {}
+
+    @cached_property
+    def tensors(self) -> Mapping[str, LazyTensor]:
+        """Every tensor under the family's own name, located but not read. Raises SourceError where
+        shards are missing, damaged, or without a tensor that the index names.
+
+        A file of the Hub is fetched when the first of its tensors is read; with little disk it
+        is not, but what is read of it."""
+        if not self.files_of_tensors:
+            self._refuse_adapter()
+            raise SourceError(f"{self.name} has no weights: {self._why_no_weights()}")
+        if ADAPTER in self._place.names():
+            logger.warning(
+                "%s holds an adapter beside its weights (%s), which is not read: merge it first if "
+                "it is meant",
+                self.name,
+                ADAPTER,
+            )
+        architecture = Architecture.from_config(self.config)
+        files = self._files_by_stored_name()
+        known = {*architecture.shapes(), HEAD}
+        found: dict[str, LazyTensor] = {}
+        for name, stored in canonical_names(files, architecture).items():
+            # As transformers does: what the index does not list is read where the model has it.
+            if stored in self.files_of_tensors or name in known:
+                file = files[stored]
+                found[name] = self._coming(file, stored, self._listed(file)[stored])
+        absent = [name for name in self.files_of_tensors if name not in files]
+        for name, stored in canonical_names(absent, architecture).items():
+            if name not in found:  # a tied tensor has another of its names
+                raise SourceError(
+                    f"{self.name}: the index says {self.files_of_tensors[stored]} holds "
+                    f"{some_of(absent)}, but it does not: fetch the folder again"
+                )
+        return found
+
+    def _files_by_stored_name(self) -> dict[str, str]:
+        """Every tensor that a file holds, with that file: those of the index first."""
+        holders: dict[str, str] = {}
+        for file in dict.fromkeys(self.files_of_tensors.values()):
+            for name in self._listed(file):
+                if name in holders:
+                    raise SourceError(
+                        f"{self.name}: {holders[name]} and {file} both hold {name}: "
+                        "fetch the folder again"
+                    )
+                holders[name] = file
+        listed = {name: holders[name] for name in self.files_of_tensors if name in holders}
+        return {**listed, **holders}
+
+    def file(self, name: str) -> Path | None:
+        """A file of the folder, on this machine; None where there is none."""
+        return self._place.file(name)
+
+    @property
+    def tokenizer_names(self) -> list[str]:
+        """What a tokenizer may need, by name; nothing is fetched."""
+        return tokenizer_names(self._place.names())
+
+    def tokenizer_files(self) -> Iterator[Path]:
+        """Whatever a tokenizer may need."""
+        return self._files(self.tokenizer_names)
+
+    def license_files(self) -> Iterator[Path]:
+        """The terms that a derived model must carry on."""
+        names = self._place.names()
+        terms = [name for name in names if any(fnmatch(name, each) for each in _LICENSE_FILES)]
+        return self._files(terms)
+
+    def _files(self, names: Iterable[str]) -> Iterator[Path]:
+        for name in names:
+            path = self._place.file(name)
+            if path is not None:
+                yield path
+
+    @cached_property
+    def _located(self) -> tuple[str | None, Mapping[str, str] | None, str | None]:
+        """The layout, with the index of a sharded one or the name of a single file."""
+        for weights in _WEIGHTS:
+            kind = weights.removeprefix("model.")
+            if weights in self._place.names():
+                return kind, None, weights
+            index = self._json(f"{weights}.index.json")
+            if index is not None:
+                return f"{kind} (sharded)", _weight_map(index, f"{self.name}/{weights}"), None
+        return None, None, None
+
+    def _listed(self, file: str) -> Mapping[str, StoredTensor]:
+        """The tensors of a file, which need not be here."""
+        outline = self._outline(file)
+        return self._shard(file) if outline is None else outline
+
+    def _coming(self, file: str, name: str, listed: StoredTensor) -> LazyTensor:
+        """A tensor of a file that need not be here."""
+        if self._outline(file) is None:
+            return listed
+        if self._low_disk:
+            return RemoteTensor(listed, partial(self._place.fetch, file), self._windows)
+        return FetchedTensor(listed.dtype, listed.shape, partial(self._fetched, file, name))
+
+    def _fetched(self, file: str, name: str) -> StoredTensor:
+        shard = self._shard(file)
+        if name not in shard:
+            raise SourceError(f"{self.name}: {file} has changed while it was read: try again")
+        return shard[name]
+
+    def _outline(self, file: str) -> Mapping[str, StoredTensor] | None:
+        """The tensors of a file that is not here, by those of its bytes that describe them."""
+        if file not in self._outlines:
+            is_safe = file.endswith(".safetensors")
+            outline = self._header(file) if is_safe else self._pickle(file)
+            if outline is None and self._low_disk and self._is_elsewhere(file):
+                raise SourceError(
+                    f"{self.name}: {file} can be had only whole: do it without --low-disk"
+                )
+            self._outlines[file] = outline
+        return self._outlines[file]
+
+    def _is_elsewhere(self, file: str) -> bool:
+        return file in self._place.names() and not self._place.is_here(file)
+
+    def _header(self, file: str) -> Mapping[str, StoredTensor] | None:
+        begun = self._place.piece(file, 0, _ENOUGH)
+        if begun is None:
+            return None
+        needed = 8 + int.from_bytes(begun.content[:8], "little")
+        if len(begun.content) < needed <= min(begun.size, MAX_HEADER):
+            begun = self._place.piece(file, 0, needed)
+        if begun is None:
+            return None
+        listed = parse_safetensors_header(Path(f"{self.name}/{file}"), begun.content, begun.size)
+        return {name: replace(tensor, path=Path(file)) for name, tensor in listed.items()}
+
+    def _pickle(self, file: str) -> Mapping[str, StoredTensor] | None:
+        stand_in = self._place.partial_file(file)
+        if stand_in is None:
+            return None
+        try:
+            # Only who will ask for ranges needs to know where each tensor begins.
+            listed = read_torch_file(stand_in, outline=not self._low_disk)
+        except SourceError as error:
+            told = str(error).replace(str(stand_in), f"{self.name}/{file}")
+            raise SourceError(told) from None
+        finally:
+            stand_in.unlink()
+        return {name: replace(tensor, path=Path(file)) for name, tensor in listed.items()}
+
+    def _shard(self, file: str) -> Mapping[str, StoredTensor]:
+        with self._lock:  # several threads may ask for the first of its tensors
+            if file not in self._shards:
+                path = self._place.file(file)
+                if path is None:
+                    raise SourceError(
+                        f"{self.name} has no {file}, which its index names: "
+                        f"{self._place.remedy(file)}"
+                    )
+                read = read_safetensors_header if path.suffix == ".safetensors" else read_torch_file
+                self._shards[file] = read(path)
+            return self._shards[file]
+
+    def _json(self, name: str) -> Any:
+        path = self._place.file(name)
+        return None if path is None else read_object(path, SourceError, "fetch it again")
+
+    def _why_no_weights(self) -> str:
+        # Of a repository, what is not cached counts as here only where the Hub is not to be asked.
+        if self.revision is not None and self._place.is_here(_WEIGHTS[0]):
+            return (
+                "none is in the cache, and the Hub cannot be reached; "
+                f"{self._place.remedy(_WEIGHTS[0])}"
+            )
+        return "model.safetensors or pytorch_model.bin, or an index with its shards"
+
+    def _refuse_adapter(self) -> None:
+        """Raise SourceError where the folder holds an adapter instead of a model."""
+        settings = self._json(ADAPTER)
+        if settings is not None:
+            raise SourceError(merge_advice(self.name, settings))
+
+
+def _weight_map(index: Mapping[str, Any], name: str) -> Mapping[str, str]:
+    """An index's table, refused where it points outside its folder."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{name}.index.json has no weight_map: fetch it again")
+    for file in weight_map.values():
+        if not isinstance(file, str) or not _SHARD_NAME.fullmatch(file):
+            raise SourceError(
+                f"{name}.index.json names the shard {file!r}, no file of its folder: fetch it again"
+            )
+    return weight_map

@@ -1,0 +1,248 @@
+"""Layer stream: a decoder run one layer after another, its weights read straight from the source.
+
+Knows how a family's own classes run a layer: what every layer is called with (rotary table, mask,
+positions) is taken from the decoder's own forward, run once over layers that only note it. Holds
+two layers, the one that runs and the one being read, or all where they are to be kept. Does not
+know what is measured.
+
+    stream = LayerStream.of_source(open_source("tiny"), keep=False)
+    states = stream.embed(ids)                 # (batch, length, hidden)
+    for index, layer in stream.layers():
+        states = stream.run(index, layer, states)
+"""
+
+import copy
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from minitron.files.finite import check_finite
+from minitron.files.lazy_tensor import LazyTensor
+from minitron.model.architecture import Architecture
+from minitron.model.families import EMBEDDING, HEAD
+from minitron.sources.empty_weights import empty_weights
+from minitron.sources.source import Source, complete_tensors, fast_dtype, hub_config, new_model
+
+BLOCK_BYTES = 16 << 20  # of an embedding, held at once
+_NORM = "model.norm."
+_CALLS_KEPT = 8
+
+
+class LayerStream:
+    """A decoder's layers, embedding and head, each brought to memory when it is needed."""
+
+    def __init__(
+        self,
+        skeleton: PreTrainedModel,
+        tensors: Mapping[str, LazyTensor],
+        *,
+        dtype: torch.dtype,
+        device: str,
+        keep: bool,
+        checked_for: str | None,
+    ) -> None:
+        """`skeleton` has no weights and becomes ours; `checked_for` names a source whose weights
+        are checked to be finite as they are read. `layer_modules` and `norm` are there to be
+        watched: a layer has its weights while it runs.
+        """
+        decoder: Any = skeleton.eval().model
+        self.config = skeleton.config
+        self.dtype = dtype
+        self.device = device
+        self._tensors = tensors
+        self._keep = keep
+        self._checked_for = checked_for
+        self.layer_modules: list[nn.Module] = list(decoder.layers)
+        self._present = [False] * len(self.layer_modules)
+        self.norm: nn.Module = decoder.norm
+        self._norm_is_present = False
+        self._embedding: torch.Tensor | None = None
+        decoder.layers = nn.ModuleList(_Probe() for _ in self.layer_modules)
+        decoder.norm = nn.Identity()
+        decoder.rotary_emb.to(device)
+        self._frame = decoder
+        self._calls: dict[torch.Size, list[dict[str, Any]]] = {}
+
+    @classmethod
+    def of_source(
+        cls,
+        source: Source,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        keep: bool,
+    ) -> "LayerStream":
+        """The decoder of a source. Raises SourceError for weights that are incomplete.
+
+        `dtype` None computes in the checkpoint's own where the device multiplies it in hardware,
+        else in float32. `keep` True reads every layer, and the embedding, once; else once a sweep.
+        """
+        tensors = complete_tensors(source, Architecture.from_config(source.config))
+        with empty_weights():
+            skeleton = new_model(hub_config(source.config))
+        return cls(
+            skeleton,
+            tensors,
+            dtype=dtype or compute_dtype(tensors, device),
+            device=device,
+            keep=keep,
+            checked_for=source.name,
+        )
+
+    @classmethod
+    def of_model(cls, model: PreTrainedModel) -> "LayerStream":
+        """The decoder of a loaded model, whose weights are shared and whose modules stay alone."""
+        with empty_weights():
+            skeleton = type(model)(copy.deepcopy(model.config))
+        skeleton.model.rotary_emb = model.model.rotary_emb  # its table may have been cast
+        held = {name: _Held(tensor) for name, tensor in model.state_dict().items()}
+        device = str(model.device)
+        return cls(skeleton, held, dtype=model.dtype, device=device, keep=True, checked_for=None)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """The input of the first layer, (batch, length, hidden)."""
+        [states] = self.embed_all([ids])
+        return states
+
+    def embed_all(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The input of the first layer for each batch of ids, (batch, length, hidden).
+
+        Where layers are not kept, the embedding is not either: it passes once, block by block.
+        """
+        if self._keep:
+            if self._embedding is None:
+                self._embedding = self._read(EMBEDDING)
+            return [F.embedding(ids.to(self.device), self._embedding) for ids in batches]
+        width = self._tensors[EMBEDDING].shape[1]
+        states = [
+            torch.empty(ids.numel(), width, dtype=self.dtype, device=self.device) for ids in batches
+        ]
+        ascending = [ids.flatten().cpu().sort() for ids in batches]
+        for start, stop in _row_blocks(self._tensors[EMBEDDING]):
+            bounds = torch.tensor([start, stop])
+            runs = [torch.searchsorted(ids, bounds).tolist() for ids, _ in ascending]
+            if all(low == high for low, high in runs):
+                continue
+            rows = self._read(EMBEDDING, start, stop)
+            for batch, (ids, places), (low, high) in zip(states, ascending, runs, strict=True):
+                found = rows.index_select(0, (ids[low:high] - start).to(self.device))
+                batch.index_copy_(0, places[low:high].to(self.device), found)
+        return [batch.view(*ids.shape, width) for batch, ids in zip(states, batches, strict=True)]
+
+    def layers(self) -> Iterator[tuple[int, nn.Module]]:
+        """Every layer with its weights, in order, while the next one is read in a thread."""
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._weights_of, 0)
+            for index, layer in enumerate(self.layer_modules):
+                weights = coming.result()
+                if index + 1 < len(self.layer_modules):
+                    coming = pool.submit(self._weights_of, index + 1)
+                if not weights:  # it is here
+                    yield index, layer
+                    continue
+                layer.load_state_dict(weights, strict=True, assign=True)
+                weights.clear()
+                yield index, layer
+                if self._keep:
+                    self._present[index] = True
+                else:
+                    layer.to("meta")
+                _give_back()
+
+    def run(self, index: int, layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """The layer's output, called as the model itself calls it."""
+        output = layer(states, **self._call(states)[index])
+        result: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def normed(self, states: torch.Tensor) -> torch.Tensor:
+        """What the output embedding sees."""
+        if not self._norm_is_present:
+            names = [name for name in self._tensors if name.startswith(_NORM)]
+            weights = {name.removeprefix(_NORM): self._read(name) for name in names}
+            self.norm.load_state_dict(weights, strict=True, assign=True)
+            self._norm_is_present = True
+        output: torch.Tensor = self.norm(states)
+        return output
+
+    def head_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """The output embedding in blocks of rows, each with the id of its first row."""
+        name = HEAD if HEAD in self._tensors else EMBEDDING
+        for start, stop in _row_blocks(self._tensors[name]):
+            yield start, self._read(name, start, stop)
+
+    def _call(self, states: torch.Tensor) -> list[dict[str, Any]]:
+        """What each layer is called with for states of this shape."""
+        if states.shape not in self._calls:
+            if len(self._calls) == _CALLS_KEPT:
+                self._calls.clear()
+            nothing = torch.zeros((), dtype=self.dtype, device=self.device).expand(states.shape)
+            self._frame(inputs_embeds=nothing, use_cache=False)
+            self._calls[states.shape] = [probe.seen for probe in self._frame.layers]
+        return self._calls[states.shape]
+
+    def _weights_of(self, index: int) -> dict[str, torch.Tensor]:
+        """A layer's weights by their names inside it; none where it has them already."""
+        if self._present[index]:
+            return {}
+        prefix = f"model.layers.{index}."
+        names = self.layer_modules[index].state_dict()
+        return {name: self._read(prefix + name) for name in names}
+
+    def _read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        tensor = self._tensors[name].read(start, stop)
+        if self._checked_for is not None:
+            check_finite(tensor, name, self._checked_for)
+        return tensor.to(device=self.device, dtype=self.dtype)
+
+
+def compute_dtype(tensors: Mapping[str, LazyTensor], device: str) -> torch.dtype:
+    """The dtype of the weights, or float32 where this device only emulates it."""
+    return fast_dtype(tensors[EMBEDDING].dtype, device)
+
+
+class _Probe(nn.Module):
+    """Stands where a layer stood, and notes what it is called with."""
+
+    seen: dict[str, Any]
+
+    def forward(self, states: torch.Tensor, **call: Any) -> torch.Tensor:
+        self.seen = call
+        return states
+
+
+class _Held:
+    """A tensor in memory under the protocol of those that are not."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.dtype = tensor.dtype
+        self.shape = tuple(tensor.shape)
+        self.nbytes = tensor.nbytes
+
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        return self.tensor[start:stop] if (start, stop) != (0, None) else self.tensor
+
+    def ranges(self, start: int = 0, stop: int | None = None) -> None:
+        return None
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps tensors below 32 MB, and they would add up."""
+    with suppress(OSError, AttributeError, TypeError):  # another library of C
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _row_blocks(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
+    """Runs of rows of about BLOCK_BYTES."""
+    count = tensor.shape[0]
+    rows = max(1, BLOCK_BYTES * count // tensor.nbytes)
+    for start in range(0, count, rows):
+        yield start, min(start + rows, count)

@@ -1,0 +1,86 @@
+"""Quantization: a loaded model's decoder weights as 8- or 4-bit integers, to generate with less.
+
+Knows which layers are brought to integers and what that costs: bytes, and how often the likeliest
+next token stays the same. Activations stay as they are, and so do embeddings, norms and the output
+embedding. How a weight becomes integers is optimum-quanto's (extra `quantize`).
+
+    model = quantized(load_model(open_source("tiny")), "int8")
+"""
+
+import logging
+import math
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from minitron.errors import MissingExtraError, TargetError
+from minitron.files.byte_size import readable_bytes
+from minitron.recipe import Quantization
+
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+_LOGITS = 1 << 25  # at once
+
+logger = logging.getLogger(__name__)
+
+
+def check_quantization(name: str) -> None:
+    """Refuse, before a model is read, what cannot be done. Raises TargetError for an unknown name,
+    MissingExtraError without optimum-quanto."""
+    if name not in QUANTIZATIONS:
+        raise TargetError(f"--quantize is {name!r}: choose {' or '.join(QUANTIZATIONS)}")
+    if find_spec("optimum") is None or find_spec("optimum.quanto") is None:
+        raise MissingExtraError("optimum-quanto", "quantize")
+
+
+def quantized(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The same model, its layers' linear weights now "int8" (a scale a row) or "int4" (a scale and
+    a shift for each 128 or fewer of a row). Raises as `check_quantization`."""
+    check_quantization(name)
+    quanto: Any = import_module("optimum.quanto")
+    before = weight_bytes(model)
+    layers: Any = model.model.layers
+    quanto.quantize(layers, weights=getattr(quanto, f"q{name}"))
+    quanto.freeze(layers)
+    logger.info(
+        "weights in %s: %s, before %s",
+        name,
+        readable_bytes(weight_bytes(model)),
+        readable_bytes(before),
+    )
+    return model
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes that a model's weights take in memory, quantized ones with their scales."""
+    return sum(_stored_bytes(parameter) for parameter in model.parameters())
+
+
+@torch.no_grad()  # 4-bit weights cannot be used in inference mode
+def greedy_agreement(model: PreTrainedModel, reference: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Where both would go on with the same token: (batch, length) of booleans.
+
+    Each position of `ids` (batch, length) is judged after the same tokens before it; the mean is
+    the share of tokens that greedy generation would not change.
+    """
+    return _likeliest(model, ids) == _likeliest(reference, ids)
+
+
+def _likeliest(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    decoder: Any = model.model
+    head: Any = model.get_output_embeddings()
+    states = decoder(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    rows = max(1, _LOGITS // int(model.config.vocab_size))
+    pieces = [head(piece).argmax(-1) for piece in states.flatten(0, 1).split(rows)]
+    return torch.cat(pieces).view(ids.shape).cpu()
+
+
+def _stored_bytes(weight: Tensor) -> int:
+    """What a tensor holds; one of a subclass is made of inner ones."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        return math.prod(weight.shape) * weight.itemsize
+    names, _ = weight.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(weight, name)) for name in names)

@@ -1,0 +1,42 @@
+"""`minitron card`: write the model card of a folder again, with a picture of what was kept.
+
+card("tiny-half")
+"""
+
+import logging
+from pathlib import Path
+
+from minitron.errors import OutputError, SourceError
+from minitron.recipe import CardRecipe, verb
+from minitron.records.card_template import read_page
+from minitron.records.card_texts import history_of
+from minitron.records.kept_picture import KEPT_PICTURE, draw_kept
+from minitron.records.model_card import README, checked_record, sizes_of_cut, write_card
+
+logger = logging.getLogger(__name__)
+
+
+@verb(CardRecipe)
+def card(recipe: CardRecipe) -> Path:
+    """Write the model card of a folder that Minitron made, and return its path.
+
+    It says what was removed (a table and, where matplotlib is installed, a picture), how it was
+    trained, what it scores, how to load it and how to make it again, and takes over what its
+    metadata already say. Raises SourceError for a folder without a readable minitron.json or
+    config.json, OutputError where README.md was written or changed by hand and `overwrite` is not
+    given.
+    """
+    folder = Path(recipe.folder)
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is not a folder: name one that minitron wrote")
+    record = checked_record(folder)
+    path = folder / README
+    if path.exists() and not recipe.overwrite and not read_page(path).text_is_ours:
+        raise OutputError(
+            f"{path} was written or changed by hand: --overwrite replaces it, or rename it first"
+        )
+    cut = [step for step in history_of(record) if step.get("kept")]
+    if cut and not draw_kept(folder / KEPT_PICTURE, *sizes_of_cut(cut[-1])):
+        logger.info("no picture of what was kept: pip install 'minitron[plots]'")
+    write_card(folder, overwrite=recipe.overwrite)
+    return path

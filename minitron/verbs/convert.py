@@ -1,0 +1,295 @@
+"""Converting: the steps from any readable model to any format that is written here.
+
+convert(source="minitron-8b-base.nemo", out="minitron-8b-base")
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from minitron.errors import TargetError, TokenizerError
+from minitron.files.lazy_tensor import Cast, LazyTensor
+from minitron.files.tensor_stream import Checked, Piece, copied
+from minitron.files.unfinished import check_absent, unfinished_file, unfinished_folder
+from minitron.model.architecture import Architecture, resized_config
+from minitron.model.engines import load_notes
+from minitron.recipe import ConvertRecipe, record_of, verb
+from minitron.records.folder_writer import (
+    check_companions,
+    specs_of,
+    write_companions,
+    write_weights,
+)
+from minitron.records.minitron_json import inherited_from, write_provenance
+from minitron.records.model_card import write_card
+from minitron.sources.source import Source, complete_tensors, hub_config, load_model, open_source
+
+if TYPE_CHECKING:
+    from minitron.conversion.nemo_tokenizer import FoundTokenizer
+
+logger = logging.getLogger(__name__)
+
+_NEMO = ("nemo", "nemo2")
+_SIZE = re.compile(r"\d+ ?[KMGT]B", re.IGNORECASE)
+# Options that only some targets have, with what they are where nobody chose.
+_ONLY = {
+    "tp": ("trtllm",),
+    "pp": ("trtllm",),
+    "dist_format": ("nemo",),
+    "max_shard_size": ("hub",),
+}
+
+
+@verb(ConvertRecipe)
+def convert(recipe: ConvertRecipe) -> Path:
+    """Bring a model to another format: Hub folder, `.nemo`, NeMo 2, TensorRT-LLM or ONNX.
+
+    Weights are streamed: bytes that lie as they are wanted are copied from file to file, the rest
+    is made some megabytes at a time (ONNX loads the model). Returns `out`. Raises a MinitronError,
+    with nothing written, for a source that cannot be read or that the target cannot hold.
+    """
+    out = Path(recipe.out)
+    check_absent(out)
+    _check_options(recipe)
+    source = open_source(
+        recipe.source, keep_vocab_padding=recipe.keep_vocab_padding, low_disk=recipe.low_disk
+    )
+    model = _read(source, recipe)
+    if recipe.to == "hub":
+        for note in load_notes(model.config):
+            logger.warning("%s", note)
+    _WRITERS[recipe.to](model, out)
+    return out
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is converted: everything of it that is known before a weight is read."""
+
+    recipe: ConvertRecipe
+    source: Source
+    architecture: Architecture
+    config: Mapping[str, Any]  # as config.json
+    stored: Mapping[str, LazyTensor]  # under the Hub's names
+
+    @property
+    def tensors(self) -> Mapping[str, LazyTensor]:
+        """The tensors in the dtype wished for."""
+        if self.recipe.dtype is None:
+            return self.stored
+        return {name: Cast(tensor, self.dtype) for name, tensor in self.stored.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The one wished for, else that of the largest tensor."""
+        if self.recipe.dtype is not None:
+            return _dtype(self.recipe.dtype)
+        return max(self.stored.values(), key=lambda tensor: tensor.nbytes).dtype
+
+    def checked(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+        """Tensors, each refused as it is read where it is not finite."""
+        if not self.recipe.check:
+            return tensors
+        return {name: Checked(tensor, name, self.source.name) for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """The tokenizer as NeMo wants it: a SentencePiece model, else an id on the Hub."""
+
+    found: "FoundTokenizer"
+    size: int
+    model_file: Path | None
+
+    @classmethod
+    def of(cls, model: _Model) -> "_Tokenizer":
+        """Raises TokenizerError for a model that has neither."""
+        from minitron.conversion.nemo_tokenizer import FoundTokenizer
+        from minitron.conversion.sentencepiece_model import read_model
+
+        source = model.source
+        files = {path.name: path for path in source.tokenizer_files()}
+        if "tokenizer.model" in files:
+            size = len(read_model(files["tokenizer.model"]).pieces)
+            return cls(FoundTokenizer("sentencepiece", "x"), size, files["tokenizer.model"])
+        if files and source.format == "hub" and not Path(source.name).exists():
+            found = FoundTokenizer("huggingface", hub_id=source.name)
+            return cls(found, model.architecture.vocab_size, None)
+        raise TokenizerError(
+            f"{source.name} has no tokenizer.model: a .nemo carries a SentencePiece model, add it"
+        )
+
+
+def _dtype(name: str) -> torch.dtype:
+    """torch's dtype of that name."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _check_options(recipe: ConvertRecipe) -> None:
+    """Refuse options of another target than the one chosen."""
+    for name, targets in _ONLY.items():
+        if getattr(recipe, name) != _DEFAULTS[name] and recipe.to not in targets:
+            flag = "--" + name.replace("_", "-")
+            raise TargetError(f"{flag} is for --to {' or '.join(targets)}, not {recipe.to}")
+    for name in ("tp", "pp"):
+        if getattr(recipe, name) < 1:
+            raise TargetError(f"--{name} is {getattr(recipe, name)}: it must be at least 1")
+    if not _SIZE.fullmatch(recipe.max_shard_size):
+        raise TargetError(f"--max-shard-size is {recipe.max_shard_size!r}: say a size, as 2GB")
+
+
+def _read(source: Source, recipe: ConvertRecipe) -> _Model:
+    """Config and tensors, refused where they do not belong together."""
+    architecture = Architecture.from_config(source.config)
+    if recipe.to in _NEMO and architecture.model_type != "nemotron":
+        raise TargetError(
+            f"{source.name} is a {architecture.model_type}: --to {recipe.to} takes only nemotron; "
+            f"NeMo itself imports a Hub folder of another family, as --to hub writes it"
+        )
+    tensors = complete_tensors(source, architecture)
+    layers = tuple(range(architecture.num_hidden_layers))
+    config = resized_config(source.config, architecture, layers)
+    hub_config(config)
+    return _Model(recipe, source, architecture, config, tensors)
+
+
+def _write_hub(model: _Model, out: Path) -> None:
+    recipe, source = model.recipe, model.source
+    inherited = inherited_from(source)
+    check_companions(source, model.config)
+    with unfinished_folder(out, asdict(recipe)) as folder, ThreadPoolExecutor(1) as beside:
+        # A large tokenizer takes as long to build and prove as the weights to copy.
+        companions = beside.submit(write_companions, folder, source, model.config, model.dtype)
+        pieces = copied(model.tensors, source.name, check=recipe.check)
+        write_weights(
+            folder,
+            specs_of(model.tensors),
+            _while_well(pieces, companions),
+            max_shard_size=recipe.max_shard_size,
+        )
+        companions.result()
+        write_provenance(
+            folder,
+            "convert",
+            record_of(recipe),
+            source,
+            target=model.architecture,
+            inherited=inherited,
+        )
+        write_card(folder)
+
+
+def _while_well(
+    pieces: Iterator[tuple[str, Piece]], beside: Future[None]
+) -> Iterator[tuple[str, Piece]]:
+    """The pieces, until what is done beside them fails."""
+    for piece in pieces:
+        if beside.done():
+            beside.result()
+        yield piece
+
+
+def _write_nemo(model: _Model, out: Path) -> None:
+    from minitron.conversion.megatron_names import megatron_tensors
+    from minitron.conversion.nemo_settings import nemo_settings
+    from minitron.conversion.nemo_writer import write_nemo
+
+    tokenizer = _Tokenizer.of(model)
+    settings = nemo_settings(
+        model.config,
+        tokenizer=tokenizer.found,
+        tokenizer_size=tokenizer.size,
+        dtype=model.dtype,
+        dist_ckpt_format=model.recipe.dist_format,
+    )
+    rows = model.architecture.vocab_size
+    tensors = megatron_tensors(
+        model.checked(model.tensors), model.architecture, padded_vocab_size=rows
+    )
+    with unfinished_file(out) as file, _progress(tensors) as progress:
+        write_nemo(
+            file,
+            settings,
+            tensors,
+            tokenizer_model=tokenizer.model_file,
+            dist_format=model.recipe.dist_format,
+            progress=progress,
+        )
+
+
+def _write_nemo2(model: _Model, out: Path) -> None:
+    from minitron.conversion.megatron_names import megatron_tensors
+    from minitron.conversion.nemo_settings import nemo2_settings
+    from minitron.conversion.nemo_writer import write_nemo2
+
+    tokenizer = _Tokenizer.of(model)
+    settings = nemo2_settings(
+        model.config, tokenizer=tokenizer.found, tokenizer_size=tokenizer.size, dtype=model.dtype
+    )
+    rows = model.architecture.vocab_size
+    tensors = megatron_tensors(
+        model.checked(model.tensors), model.architecture, padded_vocab_size=rows
+    )
+    with (
+        unfinished_folder(out, asdict(model.recipe)) as folder,
+        _progress(tensors) as progress,
+    ):
+        write_nemo2(
+            folder, settings, tensors, tokenizer_model=tokenizer.model_file, progress=progress
+        )
+
+
+def _write_trtllm(model: _Model, out: Path) -> None:
+    from minitron.conversion.trtllm_checkpoint import write_trtllm
+
+    recipe = model.recipe
+    with unfinished_folder(out, asdict(recipe)) as folder, _progress(model.tensors) as progress:
+        write_trtllm(
+            folder,
+            model.config,
+            model.checked(model.stored),  # norms are made from what is stored, then cast
+            tp=recipe.tp,
+            pp=recipe.pp,
+            dtype=model.dtype,
+            progress=progress,
+        )
+
+
+def _write_onnx(model: _Model, out: Path) -> None:
+    from minitron.conversion.onnx_export import export_onnx
+
+    recipe = model.recipe
+    if recipe.dtype not in (None, "float32"):
+        raise TargetError(f"--dtype {recipe.dtype} is not for --to onnx, which is float32")
+    loaded = load_model(model.source, dtype=torch.float32)
+    with unfinished_folder(out, asdict(recipe)) as folder:
+        write_companions(folder, model.source, model.config, torch.float32)
+        difference = export_onnx(loaded, folder)
+    logger.info("onnxruntime agrees with torch to %.1e of the largest logit", difference)
+
+
+@contextmanager
+def _progress(tensors: Mapping[str, LazyTensor]) -> Iterator[Callable[[int], object]]:
+    """A bar in bytes; it is told of those that were written."""
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="write", disable=None) as bar:
+        yield bar.update
+
+
+_DEFAULTS = {field.name: field.default for field in fields(ConvertRecipe)}
+_WRITERS: Mapping[str, Callable[[_Model, Path], None]] = {
+    "hub": _write_hub,
+    "nemo": _write_nemo,
+    "nemo2": _write_nemo2,
+    "trtllm": _write_trtllm,
+    "onnx": _write_onnx,
+}

@@ -1,0 +1,254 @@
+"""Distilling: trains a student to predict what its teacher predicts, and writes a Hub folder.
+
+Knows the order of the steps, and what is refused before anything is loaded. How a batch is learnt
+is in `distill_trainer`, the loss in `distillation`, where lessons come from in `teacher` and
+`teacher_cache`.
+
+    distill("tiny-half", "tiny-student", teacher="tiny", corpus="books.jsonl.gz")
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from minitron.errors import TargetError
+from minitron.files.unfinished import check_absent
+from minitron.model.architecture import Architecture
+from minitron.model.digest import description_of
+from minitron.model.families import EMBEDDING, HEAD
+from minitron.recipe import DistillRecipe, verb
+from minitron.records.minitron_json import inherited_from, sizes_of
+from minitron.sources.hub_folder import HubFolder
+from minitron.sources.layer_stream import LayerStream
+from minitron.sources.source import Source, load_model, open_source, sequence_length
+from minitron.training.distill_trainer import DistillTrainer, add_projection
+from minitron.training.distillation import distillation_loss
+from minitron.training.fitting import (
+    CHECKPOINTS,
+    Fitted,
+    Texts,
+    check_numbers,
+    digest_of,
+    fit,
+    initial_model,
+)
+from minitron.training.inner_states import InnerStates, state_pairs
+from minitron.training.shared_run import device_of_run, load_text, shared_folder
+from minitron.training.teacher import (
+    DistillLoss,
+    RunningTeacher,
+    StreamedTeacher,
+    Teacher,
+    output_embedding,
+)
+from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
+from minitron.training.trained_folder import is_written, write_trained
+from minitron.training.training_memory import teacher_fits
+from minitron.training.vocabularies import shared_rows, silenced_padding
+
+logger = logging.getLogger(__name__)
+
+
+@verb(DistillRecipe)
+def distill(recipe: DistillRecipe) -> HubFolder:
+    """Train a student on its teacher's predictions, and write a Hub-ready folder.
+
+    The teacher runs beside the student, or was written down by `cache_teacher`. The loss is
+    `distillation_loss`, plus alpha times the distance of inner states: unless others are named,
+    those that the embeddings and the third last layers give (2407.14679, section 3 and table 17).
+    An interrupted run goes on from its last checkpoint when the same call is made again; under
+    torchrun or accelerate launch all processes train together. Returns the folder, with
+    `training.jsonl` and, where matplotlib is installed, `loss.png`. Raises SourceError,
+    TokenizerError, CorpusError, OutputError, TargetError.
+    """
+    out = Path(recipe.out)
+    check_absent(out)
+    check_numbers(recipe)
+    student = open_source(recipe.student)
+    told = _instruction(recipe, student)
+    with shared_folder(out, recipe) as folder:
+        if not is_written(folder):
+            _distill(student, told, recipe, folder)
+    return HubFolder.at(out)
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    """Who teaches, and how; known before anything is loaded."""
+
+    source: Source  # of a cache: the teacher without its weights
+    cache: TeacherCache | None
+    record: dict[str, Any]
+    loss: DistillLoss
+    inner: InnerStates
+    rows: int  # of both embeddings that are their vocabulary
+
+    def teacher(self, recipe: DistillRecipe, student: Source, *, seq_len: int) -> Teacher:
+        """Load it, open it to be read layer by layer, or open what it wrote down."""
+        device = device_of_run()
+        if self.cache is not None:
+            return self.cache.teacher(device)
+        dtype = None if recipe.teacher_dtype is None else getattr(torch, recipe.teacher_dtype)
+        places = [pair.theirs for pair in self.inner.pairs]
+        streams = recipe.stream_teacher
+        if streams is None:
+            ours = Architecture.from_config(student.config)
+            streams = not teacher_fits(self.source, recipe, ours, seq_len)
+        if streams:
+            stream = LayerStream.of_source(self.source, dtype=dtype, device=device, keep=False)
+            head = output_embedding(self.source).read().to(device)
+            return StreamedTeacher(stream, head, places)
+        return RunningTeacher(load_model(self.source, dtype=dtype, device=device), places)
+
+
+def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder: Path) -> None:
+    inherited = inherited_from(student)
+    texts = _texts(recipe, student, told, folder)
+    for corpus in (texts.corpus, texts.held_out):
+        if corpus is not None:
+            corpus.check_fits(told.rows)
+    teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
+    set_seed(recipe.seed)
+    model = initial_model(student, recipe)
+    teachers_width = Architecture.from_config(told.source.config).hidden_size
+    add_projection(model, teachers_width, told.inner)
+    make_trainer = partial(
+        DistillTrainer, teacher=teacher, loss=told.loss, inner=told.inner, rows=told.rows
+    )
+    fitted = fit(
+        model,
+        texts,
+        folder / CHECKPOINTS,
+        recipe,
+        make_trainer=make_trainer,
+        models={"student": digest_of(student), "teacher": told.record["digest"]},
+        verb="distill",
+    )
+    write_trained(
+        folder,
+        student,
+        recipe,
+        _silenced(fitted, student, told.rows),
+        texts,
+        command="distill",
+        loss=f"{recipe.kind} from the teacher",
+        inherited=inherited,
+        teacher=told.record,
+    )
+
+
+def _silenced(fitted: Fitted, student: Source, rows: int) -> Fitted:
+    """What was trained, with the student's padding rows made such that none is generated."""
+    architecture = Architecture.from_config(student.config)
+    if not fitted.weights or rows == architecture.vocab_size:
+        return fitted
+    head = HEAD if HEAD in architecture.shapes() else EMBEDDING
+    silent = silenced_padding(fitted.weights[head], rows)
+    return replace(fitted, weights={**fitted.weights, head: silent})
+
+
+def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
+    """Who teaches and how, checked against the student."""
+    cache, source = _teaching(recipe)
+    loss = DistillLoss(recipe.kind, recipe.temperature, recipe.ce_weight, recipe.beta)
+    _check_loss(loss, cache)
+    rows = shared_rows(student, source)
+    ours, theirs = (Architecture.from_config(each.config) for each in (student, source))
+    if theirs.parameters < ours.parameters:
+        logger.warning(
+            "the teacher %s has %s parameters, the student %s: it has less to teach",
+            source.name,
+            f"{theirs.parameters:,}",
+            f"{ours.parameters:,}",
+        )
+    described = cache.described["teacher"] if cache is not None else description_of(source)
+    return _Instruction(
+        source=source,
+        cache=cache,
+        record={**described, **sizes_of(theirs)},
+        loss=loss,
+        inner=_inner_states(recipe, ours, theirs, cache),
+        rows=rows,
+    )
+
+
+def _teaching(recipe: DistillRecipe) -> tuple[TeacherCache | None, Source]:
+    """The cache, if there is one, and the teacher."""
+    named = None if recipe.teacher is None else open_source(recipe.teacher)
+    if recipe.teacher_cache is not None:
+        cache = open_teacher_cache(Path(recipe.teacher_cache))
+        if named is not None:
+            cache.check_teacher(named)
+        return cache, cache.source
+    if named is None:
+        raise TargetError("no teacher: give --teacher MODEL, or --teacher-cache FOLDER")
+    return None, named
+
+
+def _check_loss(loss: DistillLoss, cache: TeacherCache | None) -> None:
+    """Refuse options that the loss refuses, and those that the cache has no answer to."""
+    one = torch.zeros(1, 1)
+    distillation_loss(one, one, one, one, labels=torch.zeros(1, dtype=torch.long), **vars(loss))
+    kept_all = cache is None or cache.top_k is None
+    if not kept_all and (loss.kind, loss.temperature) != ("forward_kl", 1.0):
+        raise TargetError(
+            f"--kind {loss.kind} at --temperature {loss.temperature:g} needs all probabilities, "
+            "the cache has the likeliest only: take forward_kl at 1, or a cache without --top-k"
+        )
+
+
+def _inner_states(
+    recipe: DistillRecipe, ours: Architecture, theirs: Architecture, cache: TeacherCache | None
+) -> InnerStates:
+    """Which states between layers are compared, and their weight. Raises TargetError."""
+    alpha = recipe.alpha
+    if alpha == "auto":
+        is_cut = 2 * ours.num_hidden_layers <= theirs.num_hidden_layers
+        has_map = recipe.layer_map is not None or ours.num_hidden_layers > 2
+        alpha = "dynamic" if is_cut and has_map and cache is None else 0.0
+    if alpha == 0:
+        if recipe.layer_map is not None:
+            raise TargetError(
+                f"--layer-map {recipe.layer_map} has no effect at --alpha {recipe.alpha} here: "
+                "give --alpha dynamic"
+            )
+        return InnerStates()
+    if alpha != "dynamic" and not 0 < alpha < float("inf"):
+        raise TargetError(f"--alpha is {alpha}: it must be 0 or above, auto or dynamic")
+    if cache is not None:
+        raise TargetError(
+            f"--alpha {alpha} needs the states between the teacher's layers, which no cache has: "
+            "give --teacher instead"
+        )
+    return InnerStates(
+        pairs=state_pairs(recipe.inner_states, recipe.layer_map, ours=ours, theirs=theirs),
+        # KV groups, which pruning of query heads leaves, make the parts of both models.
+        relation_heads=gcd(ours.num_key_value_heads, theirs.num_key_value_heads),
+        alpha=None if alpha == "dynamic" else alpha,
+    )
+
+
+def _texts(recipe: DistillRecipe, student: Source, told: _Instruction, folder: Path) -> Texts:
+    """The text to train on, which must be the cache's if there is one, and the held-out text."""
+    seq_len, samples, seed = recipe.seq_len, recipe.samples, recipe.seed
+    if told.cache is not None:  # as the cache was made, where nothing else is said
+        made = told.cache.described
+        seq_len, seed = seq_len or made["seq_len"], made["recipe"]["seed"]
+        samples = samples or made["recipe"]["samples"]
+    seq_len = sequence_length(student, seq_len)
+    load = partial(load_text, seq_len=seq_len, folder=folder, seed=seed)
+    held_out = None if recipe.eval_corpus is None else load(student, recipe.eval_corpus)
+    if told.cache is None:
+        source = told.source if recipe.corpus == "self" else student
+        return Texts(load(source, recipe.corpus, samples=samples), held_out)
+    if recipe.corpus == told.cache.corpus.name == "self":
+        return Texts(told.cache.corpus, held_out)
+    corpus = load(student, recipe.corpus, samples=samples)
+    told.cache.check_corpus(corpus)
+    return Texts(corpus, held_out)

@@ -1,0 +1,207 @@
+"""`minitron evaluate`: loss, perplexity and bits per byte of a model, and its benchmarks.
+
+evaluate(source="tiny", corpus="books.jsonl.gz").bits_per_byte
+evaluate(source="tiny", tasks="hellaswag", num_fewshot=10).tasks["hellaswag"].metrics["acc"]
+"""
+
+import logging
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from minitron.errors import TargetError
+from minitron.evaluation.loss import Evaluation, evaluate_model
+from minitron.evaluation.preset import Preset, read_preset
+from minitron.evaluation.summaries import Articles, read_articles, summarize
+from minitron.evaluation.task_harness import Tasks, load_tasks, run_tasks
+from minitron.recipe import EvaluateRecipe, verb
+from minitron.records.minitron_json import FILE, add_measured, read_provenance
+from minitron.records.model_card import write_card
+from minitron.records.record_kinds import check_record
+from minitron.records.task_scores import TaskScores, record_of_scores, write_eval_results
+from minitron.sources.source import (
+    Source,
+    default_device,
+    load_model,
+    load_tokenizer,
+    open_source,
+    sequence_length,
+)
+from minitron.text.held_out import HeldOut, held_out_ids, held_out_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """All that a model is to be measured on, read before the model is."""
+
+    held_out: HeldOut | None
+    tasks: Tasks | None
+    articles: Articles | None
+    preset: Preset
+
+
+@verb(EvaluateRecipe)
+def evaluate(recipe: EvaluateRecipe) -> Evaluation:
+    """Loss (nats a token), perplexity and bits per byte of a model on text, and its benchmarks.
+
+    At least one of `corpus`, `tasks` and `preset` must be given. Raises SourceError,
+    TokenizerError, CorpusError for text or data that is missing, empty or not of the model's
+    vocabulary, TargetError for options and tasks that do not exist, MissingExtraError where
+    benchmarks are asked for without the extra `evals`.
+    """
+    evaluation = measured(recipe)
+    if recipe.record:
+        record(evaluation, recipe)
+    return evaluation
+
+
+def measured(recipe: EvaluateRecipe) -> Evaluation:
+    """The same, but nothing is written; a folder without a record to add to is refused."""
+    preset = _checked(recipe)
+    source = open_source(recipe.source)
+    seq_len = sequence_length(source, recipe.seq_len)
+    if recipe.record:
+        folder = Path(recipe.source)  # refused where it has no record to add to
+        check_record(read_provenance(folder), str(folder / FILE))
+    asked = _asked(recipe, preset, source, seq_len)
+    dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
+    model = load_model(source, dtype=dtype, device=default_device())
+    evaluation = Evaluation() if asked.held_out is None else evaluate_model(model, asked.held_out)
+    return replace(evaluation, tasks=_task_scores(recipe, asked, model, source))
+
+
+def _checked(recipe: EvaluateRecipe) -> Preset:
+    """Refuse options that mean nothing; the preset, an empty one where none is named."""
+    if recipe.corpus is None and recipe.tasks is None and recipe.preset is None:
+        raise TargetError("nothing to evaluate on: give --corpus, --tasks or --preset")
+    for name in ("limit", "batch_size"):
+        value = getattr(recipe, name)
+        if value is not None and value < 1:
+            raise TargetError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+    if recipe.num_fewshot is not None and recipe.num_fewshot < 0:
+        raise TargetError(f"--num-fewshot is {recipe.num_fewshot}: it must be 0 or more")
+    preset = Preset() if recipe.preset is None else read_preset(recipe.preset)
+    if recipe.num_fewshot is not None and preset.tasks:
+        raise TargetError(
+            f"--preset {recipe.preset} sets the examples of its tasks: leave --num-fewshot out"
+        )
+    if recipe.articles is not None and preset.summaries is None:
+        raise TargetError("--articles is for --preset cnn_dailymail: give that too")
+    if recipe.stride is not None and (recipe.corpus is None or recipe.corpus.endswith(".npy")):
+        raise TargetError("--stride is for --corpus with text: rows of ids stand alone")
+    return preset
+
+
+def _asked(recipe: EvaluateRecipe, preset: Preset, source: Source, seq_len: int) -> _Asked:
+    held_out = None
+    if recipe.corpus is not None:
+        held_out = _held_out(recipe, recipe.corpus, source, seq_len)
+    names: dict[str, int | None] = {**preset.tasks}
+    if recipe.run_generated_code:
+        names |= preset.code_tasks
+    elif preset.code_tasks:
+        logger.info(
+            "%s are left out: they run the code that the model writes, on this machine and with "
+            "your rights (--run-generated-code)",
+            " and ".join(preset.code_tasks),
+        )
+    names |= {name: recipe.num_fewshot for name in (recipe.tasks or "").split(",") if name}
+    tasks = articles = None
+    if names:
+        tasks = load_tasks(
+            names,
+            limit=recipe.limit,
+            include_path=recipe.include_path,
+            run_generated_code=recipe.run_generated_code,
+        )
+    if preset.summaries is not None:
+        articles = read_articles(recipe.articles, preset.summaries, limit=recipe.limit)
+    return _Asked(held_out, tasks, articles, preset)
+
+
+def _held_out(recipe: EvaluateRecipe, corpus: str, source: Source, seq_len: int) -> HeldOut:
+    if corpus.endswith(".npy"):
+        return held_out_ids(corpus, seq_len)
+    if recipe.stride is not None and not 1 <= recipe.stride <= seq_len:
+        raise TargetError(f"--stride is {recipe.stride}: it must be 1 to {seq_len}, the --seq-len")
+    return held_out_text(corpus, load_tokenizer(source), seq_len, recipe.stride)
+
+
+def _task_scores(
+    recipe: EvaluateRecipe, asked: _Asked, model: PreTrainedModel, source: Source
+) -> dict[str, TaskScores]:
+    scores: dict[str, TaskScores] = {}
+    if asked.tasks is not None:
+        scores |= run_tasks(
+            asked.tasks,
+            model,
+            load_tokenizer(source),
+            batch_size=recipe.batch_size,
+            max_length=recipe.seq_len,
+        )
+    settings = asked.preset.summaries
+    if asked.articles is not None and settings is not None:
+        summed = summarize(
+            asked.articles, model, load_tokenizer(source), settings, batch_size=recipe.batch_size
+        )
+        scores[summed.name] = summed
+    return scores
+
+
+def record(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
+    """Write what was measured into the folder, beside what was measured of it before.
+
+    Raises OutputError; minitron.json is then as it was, or whole.
+    """
+    folder = Path(recipe.source)
+    scores = list(evaluation.tasks.values())
+    found = {}
+    if recipe.corpus is not None:
+        seq_len = sequence_length(open_source(recipe.source), recipe.seq_len)
+        found["results"] = _results(evaluation, recipe, recipe.corpus, seq_len)
+    if scores:
+        found["benchmarks"] = record_of_scores(scores, _command(recipe))
+    add_measured(folder, **found)
+    if scores:
+        write_eval_results(folder, scores)
+    write_card(folder)
+
+
+def _command(recipe: EvaluateRecipe) -> str:
+    """The benchmarks' command, without the folders of this machine."""
+    told = ["minitron", "evaluate", Path(recipe.source).name]
+    for name in ("tasks", "include_path", "preset", "num_fewshot", "limit", "articles"):
+        value = getattr(recipe, name)
+        if value is not None:
+            text = Path(value).name if name in ("include_path", "articles") else str(value)
+            told += [f"--{name.replace('_', '-')}", text]
+    return shlex.join([*told, *(["--run-generated-code"] if recipe.run_generated_code else [])])
+
+
+def _results(
+    evaluation: Evaluation, recipe: EvaluateRecipe, corpus: str, seq_len: int
+) -> dict[str, Any]:
+    """The loss on text as minitron.json and the card hold it."""
+    corpus = Path(corpus).name
+    bits = evaluation.bits_per_byte
+    told = "" if bits is None else f"{bits:.3f} bits per byte on "
+    least = "" if recipe.stride is None else f"at least {seq_len - recipe.stride} and "
+    stride = "" if recipe.stride is None else f" --stride {recipe.stride}"
+    return {
+        "measured": f"{told}{corpus}, held out: {evaluation.tokens:,} tokens, each predicted from "
+        f"{least}at most {seq_len} before it. `minitron evaluate {Path(recipe.source).name} "
+        f"--corpus {corpus}{stride}`",
+        "columns": ["loss (nats a token)", "perplexity"],
+        "rows": [
+            {
+                "name": Path(recipe.source).name,
+                "values": [f"{evaluation.loss:.4f}", f"{evaluation.perplexity:.2f}"],
+            }
+        ],
+    }

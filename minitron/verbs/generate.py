@@ -1,0 +1,162 @@
+"""Generation: a prompt continued, with each piece of text handed on as it comes.
+
+generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.generation.streamers import BaseStreamer
+
+from minitron.errors import SourceError, TargetError, TokenizerError
+from minitron.foreign_parser import foreign_parser
+from minitron.recipe import GenerateRecipe, verb
+from minitron.sources.generation_settings import FILE
+from minitron.sources.quantization import check_quantization, quantized
+from minitron.sources.source import default_device, load_model, load_tokenizer, open_source
+from minitron.text.encoding import prompt_ids
+
+Emit = Callable[[str], None]
+
+# Of a model's own settings those that cannot fail here: checked as they are read, or numbers.
+_CHECKED = (
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("_from_model_config", "transformers_version"),
+)
+_NUMBERS = (
+    *("do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens"),
+    *("use_cache", "output_attentions", "output_hidden_states"),
+)
+_INCOMPLETE = "\ufffd"  # what bytes decode to that are no whole character yet
+
+
+@verb(GenerateRecipe)
+def generate(recipe: GenerateRecipe) -> str:
+    """The text that a model continues `prompt` with, without the prompt itself.
+
+    Raises SourceError, TokenizerError, TargetError for settings that mean nothing, or
+    MissingExtraError to quantize without optimum-quanto.
+    """
+    pieces: list[str] = []
+    stream(recipe, pieces.append)
+    return "".join(pieces)
+
+
+def stream(recipe: GenerateRecipe, emit: Emit) -> None:
+    """Give `emit` the same text piece by piece, as soon as each is certain."""
+    _check(recipe)
+    source = open_source(recipe.source)
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, device=default_device())
+    if recipe.quantize is not None:
+        model = quantized(model, recipe.quantize)
+    stream_model(model, tokenizer, recipe, emit)
+
+
+def stream_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: GenerateRecipe, emit: Emit
+) -> None:
+    """The same with a loaded model and its tokenizer."""
+    prompt = prompt_ids(tokenizer, recipe.prompt)
+    if not prompt:  # begin as at the start of a text
+        prompt = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else 0]
+    ids = torch.tensor([prompt])
+    if (highest := int(ids.max())) >= model.config.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer gives id {highest}, outside the model's vocabulary of "
+            f"{model.config.vocab_size}: it belongs to another model"
+        )
+    ids = ids.to(model.device)
+    set_seed(recipe.seed)
+    with _checked_settings(model):
+        # Without gradients; not in inference mode, in which 4-bit weights cannot be used.
+        model.generate(  # type: ignore[operator]  # mixed in without types
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=_settings(model, recipe),
+            streamer=_Streamer(tokenizer, emit),
+        )
+
+
+class _Streamer(BaseStreamer):
+    """Text to a function as soon as no later token can change it.
+
+    Tokens are decoded together with those before them, the prompt's included: many tokenizers drop
+    the space before the first token they decode, and bytes of one character may come apart.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: Emit) -> None:
+        self._tokenizer, self._emit = tokenizer, emit
+        self._ids: list[int] = []
+        self._context = 0  # where the tokens begin that were last emitted
+        self._pending = 0  # where those begin that were not
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt (1, tokens), then with each token (1,)."""
+        is_prompt = not self._ids
+        self._ids += value.flatten().tolist()
+        if is_prompt:
+            self._pending = len(self._ids)
+        else:
+            self._flush(only_certain=True)
+
+    def end(self) -> None:
+        """Called after the last token."""
+        self._flush(only_certain=False)
+
+    def _flush(self, *, only_certain: bool) -> None:
+        known = self._decoded(self._ids[self._context : self._pending])
+        text = self._decoded(self._ids[self._context :])[len(known) :]
+        if text and not (only_certain and text.endswith(_INCOMPLETE)):
+            self._emit(text)
+            self._context, self._pending = self._pending, len(self._ids)
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _checked_settings(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Around generating, one line where a model brings settings that transformers fails on.
+
+    It takes any value of generation_config.json that we do not set, and fails only here.
+    """
+    own = model.generation_config.to_diff_dict()
+    more = [
+        key
+        for key, value in own.items()
+        if key not in _CHECKED and not (key in _NUMBERS and isinstance(value, (int, float)))
+    ]
+    if not more:
+        return nullcontext()
+    remedy = f"mend or remove what it says of {', '.join(sorted(more)):.200}"
+    return foreign_parser(f"{model.name_or_path}/{FILE}".lstrip("/"), SourceError, remedy)
+
+
+def _settings(model: PreTrainedModel, recipe: GenerateRecipe) -> GenerationConfig:
+    own = model.generation_config
+    end = own.eos_token_id if own.eos_token_id is not None else model.config.eos_token_id
+    pad = own.pad_token_id
+    if pad is None:
+        pad = end[0] if isinstance(end, list) else end
+    sampling = {"temperature": recipe.temperature, "top_p": recipe.top_p, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=recipe.max_new_tokens,
+        do_sample=recipe.temperature > 0,
+        eos_token_id=end,
+        pad_token_id=pad,
+        **(sampling if recipe.temperature > 0 else {}),
+    )
+
+
+def _check(recipe: GenerateRecipe) -> None:
+    if recipe.max_new_tokens < 1:
+        raise TargetError(f"--max-new-tokens is {recipe.max_new_tokens}: it must be at least 1")
+    if not 0 <= recipe.temperature < math.inf:
+        raise TargetError(f"--temperature is {recipe.temperature}: it must be a number, 0 or more")
+    if not 0 < recipe.top_p <= 1:
+        raise TargetError(f"--top-p is {recipe.top_p}: it must be above 0 and at most 1")
+    if recipe.quantize is not None:
+        check_quantization(recipe.quantize)

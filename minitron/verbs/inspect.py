@@ -1,0 +1,99 @@
+"""Inspection: what a model is, from its config and headers, without reading weights.
+
+inspect(source="tiny").to_json()["parameters"]
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from minitron.errors import ArchitectureError
+from minitron.model.architecture import Architecture
+from minitron.recipe import InspectRecipe, verb
+from minitron.sources.source import Source, complete_tensors, open_source
+
+_TOLD = ("tokenizer", "writer")  # to a person, not in --json
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model is: the keys of `minitron inspect --json`, and its tokenizer's files."""
+
+    model_type: str
+    format: str
+    layout: str | None  # None where there are no weights
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    parameters: int
+    non_embedding_parameters: int
+    bytes: int  # of the weights
+    dtype: str
+    kv_cache_bytes_per_token: int
+    tokenizer: list[str]
+    writer: str | None = None  # what a NeMo checkpoint says of its format
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `minitron inspect --json`."""
+        return {key: value for key, value in asdict(self).items() if key not in _TOLD}
+
+
+@verb(InspectRecipe)
+def inspect(recipe: InspectRecipe) -> Inspection:
+    """Sizes, parameters, bytes and layout of a model; a config.json alone will do.
+
+    Bytes are those of the stored tensors, or parameters times the config's dtype where there are
+    none; the KV cache is counted in the same dtype. Raises SourceError, ArchitectureError.
+    """
+    return inspection_of(open_source(recipe.source, reads_weights=False))
+
+
+def inspection_of(source: Source) -> Inspection:
+    """The same of an open source."""
+    architecture = Architecture.from_config(source.config)
+    dtype, size = _stored(source, architecture)
+    return Inspection(
+        model_type=architecture.model_type,
+        format=source.format,
+        layout=source.layout,
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.intermediate_size,
+        num_hidden_layers=architecture.num_hidden_layers,
+        num_attention_heads=architecture.num_attention_heads,
+        num_key_value_heads=architecture.num_key_value_heads,
+        head_dim=architecture.head_dim,
+        vocab_size=architecture.vocab_size,
+        parameters=architecture.parameters,
+        non_embedding_parameters=architecture.non_embedding_parameters,
+        bytes=size,
+        dtype=str(dtype).removeprefix("torch."),
+        kv_cache_bytes_per_token=architecture.kv_cache_elements_per_token * dtype.itemsize,
+        tokenizer=source.tokenizer_names,
+        writer=source.writer,
+    )
+
+
+def _stored(source: Source, architecture: Architecture) -> tuple[torch.dtype, int]:
+    """The dtype of most bytes, and the bytes of all."""
+    if source.layout is None:
+        dtype = _said_dtype(source)
+        return dtype, architecture.parameters * dtype.itemsize
+    bytes_by_dtype: Counter[torch.dtype] = Counter()
+    for tensor in complete_tensors(source, architecture).values():
+        bytes_by_dtype[tensor.dtype] += tensor.nbytes
+    return bytes_by_dtype.most_common(1)[0][0], bytes_by_dtype.total()
+
+
+def _said_dtype(source: Source) -> torch.dtype:
+    """The dtype that config.json names, float32 where it names none."""
+    name = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ArchitectureError(f"config.json says dtype {name!r}: name one of torch, as bfloat16")
+    return dtype

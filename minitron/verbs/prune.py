@@ -1,0 +1,192 @@
+"""Pruning: the steps from a source to a smaller model's Hub folder, in order.
+
+prune(source="tiny", out="tiny-half", hidden_size=192, corpus="self")
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from minitron.candidates.budget import names_budget
+from minitron.candidates.choice import Choice, choose_target
+from minitron.errors import TargetError
+from minitron.files.tensor_stream import copied
+from minitron.files.unfinished import check_absent, unfinished_folder
+from minitron.model.architecture import Architecture, resized_config
+from minitron.model.engines import load_notes
+from minitron.model.families import AXIS_KEYS, PRUNABLE
+from minitron.model.importance import Importance
+from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, share_kept
+from minitron.model.target_sizes import between, check_opened, target_of
+from minitron.recipe import PruneRecipe, record_of, verb
+from minitron.records.folder_writer import (
+    check_companions,
+    specs_of,
+    write_companions,
+    write_weights,
+)
+from minitron.records.minitron_json import inherited_from, write_provenance
+from minitron.records.model_card import write_card
+from minitron.scores.measuring import check_corpus_named, score
+from minitron.sources.hub_folder import HubFolder
+from minitron.sources.pruned import PrunedSource, narrowed, source_names
+from minitron.sources.source import Source, complete_tensors, hub_config, open_source
+from minitron.verbs.push import check_push_to_hub, push_result
+
+logger = logging.getLogger(__name__)
+
+
+@verb(PruneRecipe)
+def prune(recipe: PruneRecipe) -> HubFolder:
+    """Cut a model to smaller sizes by importance and write it as a Hub-ready folder.
+
+    Width (hidden, ffn, heads) and depth in one pass; sizes not given stay. Weights are streamed:
+    some megabytes are held, never a tensor. Returns the folder. Raises a MinitronError, with
+    nothing written, for a source that cannot be read, sizes that are no cut of it or that its
+    family refuses, missing text, an `out` that exists, or a destination on the Hub that will not
+    do; where only the push fails, `out` is there and the error says so. Source: arXiv 2407.14679,
+    section 2.
+    """
+    out = Path(recipe.out)
+    check_absent(out)
+    _check_choices(recipe)
+    check_push_to_hub(recipe.push_to_hub, private=recipe.private)
+    source = open_source(recipe.source, low_disk=recipe.low_disk)
+    whole = Architecture.from_config(source.config)
+    inherited = inherited_from(source)
+    check_companions(source, source.config)
+    choice = _chosen(source, whole, recipe)
+    target = choice.target
+    config = resized_config(source.config, target, tuple(range(target.num_hidden_layers)))
+    hub_config(config)
+    for note in load_notes(config):
+        logger.warning("%s", note)
+    tensors = complete_tensors(source, whole)
+    decision = _decide(source, whole, choice, recipe)
+    plan, importance = decision.plan, decision.importance
+    if recipe.head_residual and plan.partners is None:
+        logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
+    _tell(plan, decision.shares)
+    with unfinished_folder(out, asdict(recipe)) as folder:
+        kept, names = narrowed(plan, tensors), source_names(plan)
+        write_weights(folder, specs_of(kept), copied(kept, source.name, called=names))
+        write_companions(folder, source, resized_config(source.config, target, plan.layers))
+        write_provenance(
+            folder,
+            "prune",
+            record_of(recipe),
+            source,
+            target=target,
+            inherited=inherited,
+            importance={**importance.made_by, "digest": importance.digest},
+            share_of_importance_kept=decision.shares,
+            kept=plan.to_json(),
+            **({} if choice.record is None else {"search": choice.record}),
+        )
+        write_card(folder)
+    if recipe.push_to_hub is not None:
+        push_result(out, recipe.push_to_hub, private=recipe.private)
+    return HubFolder.at(out)
+
+
+def _check_choices(recipe: PruneRecipe) -> None:
+    """Refuse options that do not go together, before anything is measured. Raises TargetError."""
+    if recipe.head_residual and recipe.scores == "modelopt":
+        raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
+    in_steps = recipe.steps != 1 and (recipe.head_residual or recipe.importance is not None)
+    if recipe.steps < 1 or in_steps:
+        raise TargetError(
+            f"--steps is {recipe.steps}: it must be at least 1, and above 1 it goes with neither "
+            "--head-residual nor --importance, which one measurement is for"
+        )
+
+
+def _chosen(source: Source, whole: Architecture, recipe: PruneRecipe) -> Choice:
+    """The sizes as they are named, or as a budget leads to them."""
+    if not names_budget(recipe):
+        target = target_architecture(whole, recipe)
+        if recipe.compatible:
+            check_opened(target, whole)
+        return Choice(target, reason="sizes as named")
+    for size in (AXIS_KEYS[axis] for axis in PRUNABLE):
+        if getattr(recipe, size) is not None:
+            flag = size.replace("_", "-")
+            raise TargetError(f"--{flag} and a budget are both given: name sizes or a budget")
+    choice = choose_target(source, recipe)
+    logger.info("%s", choice.reason)
+    return choice
+
+
+def target_architecture(source: Architecture, recipe: PruneRecipe) -> Architecture:
+    """The sizes that `recipe` asks for; those it does not name stay the source's.
+
+    Raises ArchitectureError or TargetError for sizes that are no cut of the source.
+    """
+    wished = {AXIS_KEYS[axis]: getattr(recipe, AXIS_KEYS[axis]) for axis in PRUNABLE}
+    return target_of(source, {size: value for size, value in wished.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What is kept, and the importance that it rests on: in steps, that of the last one."""
+
+    plan: PruningPlan
+    importance: Importance
+    shares: dict[str, float]  # of the importance, kept by axis
+
+
+def _decide(source: Source, whole: Architecture, choice: Choice, recipe: PruneRecipe) -> _Decision:
+    """Measure and choose, in one step or in several."""
+    target = choice.target
+    choices = {"contiguous": recipe.contiguous_layers, "head_residual": recipe.head_residual}
+    if recipe.steps == 1:
+        importance = choice.importance or _importance(source, whole, target, recipe)
+        plan = choose_plan(importance, whole, target, **choices)
+        return _Decision(plan, importance, share_kept(plan, importance))
+    return _decide_in_steps(source, whole, target, recipe)
+
+
+def _decide_in_steps(
+    source: Source, whole: Architecture, target: Architecture, recipe: PruneRecipe
+) -> _Decision:
+    """Each step measures the model that the last one left (2407.14679, table 12)."""
+    decision: _Decision | None = None
+    for step in range(1, recipe.steps + 1):
+        left = source if decision is None else PrunedSource(source, decision.plan)
+        before = whole if decision is None else decision.plan.target
+        is_last, share = step == recipe.steps, step / recipe.steps
+        after = target if is_last else between(whole, target, share, before)
+        importance = _importance(left, before, after, recipe)
+        plan = choose_plan(importance, before, after, contiguous=recipe.contiguous_layers)
+        shares = share_kept(plan, importance)
+        plan = plan if decision is None else decision.plan.then(plan)
+        decision = _Decision(plan, importance, shares)
+        logger.info("step %d of %d: %d parameters", step, recipe.steps, after.parameters)
+    assert decision is not None
+    return decision
+
+
+def _importance(
+    source: Source, whole: Architecture, target: Architecture, recipe: PruneRecipe
+) -> Importance:
+    """What ranks: read from a file, measured, or nothing where nothing is cut."""
+    if recipe.importance is not None:
+        if recipe.corpus is not None:
+            raise TargetError("--importance and --corpus are both given: choose one")
+        importance = Importance.load(Path(recipe.importance))
+        importance.check_made_for(source)
+        return importance
+    if not axes_to_rank(whole, target):
+        return Importance(made_by={"scores": "none needed"})
+    check_corpus_named(recipe)
+    return score(source, recipe)
+
+
+def _tell(plan: PruningPlan, shares: Mapping[str, float]) -> None:
+    """Log what is kept of every axis that is cut, and of the parameters."""
+    for axis, share in shares.items():
+        kept, whole = plan.target.size(axis), plan.source.size(axis)
+        logger.info("kept %d of %d %s, %.1f %% of score", kept, whole, axis, 100 * share)
+    kept, whole = plan.target.parameters, plan.source.parameters
+    logger.info("kept %d of %d parameters, %.1f %%", kept, whole, 100 * kept / whole)

@@ -1,0 +1,186 @@
+"""Remaking: a folder's weights again, byte for byte, from its minitron.json and the same source.
+
+What was measured is not measured again: the kept indices are on record, so that no text is needed.
+Refuses a source that is not the recorded one, and whatever does not come out as it is on record.
+Does not train.
+
+    remake("tiny-half", "tiny-half-again")
+"""
+
+import filecmp
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from minitron.errors import SourceError, TargetError
+from minitron.files.tensor_stream import copied
+from minitron.files.unfinished import check_absent, unfinished_folder
+from minitron.model.architecture import Architecture
+from minitron.model.digest import model_digest
+from minitron.model.plan import PruningPlan
+from minitron.recipe import DType, RemakeRecipe, verb
+from minitron.records.folder_writer import specs_of, write_companions, write_json, write_weights
+from minitron.records.making import Making, plan_of
+from minitron.records.minitron_json import FILE, outlines_of, read_provenance
+from minitron.records.model_card import write_card
+from minitron.records.record_kinds import check_record
+from minitron.sources.hub_folder import HubFolder
+from minitron.sources.pruned import PrunedSource, source_names
+from minitron.sources.source import Source, open_source, zoo
+from minitron.verbs.convert import convert
+
+_TRAINED = ("train", "distill", "quickstart")
+
+
+@verb(RemakeRecipe)
+def remake(recipe: RemakeRecipe) -> HubFolder:
+    """Build a pruned or converted folder again: the same safetensors, byte for byte.
+
+    `folder` is a folder, or a Hub id of which no weights are fetched. Its minitron.json is enough:
+    the kept indices are used, nothing is measured, and where the weights lie beside it they are
+    compared whole. Returns the folder. Raises SourceError, with nothing written, where
+    minitron.json is missing, damaged or of a newer minitron, and where the source is gone or
+    another model now; TargetError for what training made.
+    """
+    out = Path(recipe.out)
+    check_absent(out)
+    found, original = _found(recipe.folder)
+    record = _to_remake(found, recipe)
+    making = Making.of(record, f"{recipe.folder}/{FILE}")
+    name = recipe.source or making.source
+    plan = _checked_plan(making, name, recipe)
+    check_record(record, making.file)
+    with unfinished_folder(out, asdict(recipe)) as folder:
+        if plan is None:
+            _convert_again(making, name, folder, low_disk=recipe.low_disk)
+        else:
+            source = open_source(name, low_disk=recipe.low_disk)
+            _prune_again(making, source, plan, folder)
+        _check_recorded(making, name, folder)
+        if original is not None and record is found:
+            _check_beside(name, folder, original)
+        write_json(folder / FILE, record)
+        write_card(folder)
+    return HubFolder.at(out)
+
+
+def _found(folder: str) -> tuple[dict[str, Any], Path | None]:
+    """The record of a folder, and where it is one of this machine the folder itself."""
+    path = Path(folder)
+    if not path.exists():
+        path = zoo().get(folder, path)
+    if path.exists():
+        return read_provenance(path, folder), path
+    file = open_source(folder, reads_weights=False).file(FILE)
+    if file is None:
+        raise SourceError(f"{folder} has no {FILE}: it was not made here")
+    return read_provenance(file.parent, folder), None
+
+
+def _before_training(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of the model that training began with; None where it is not told."""
+    made: Any = record
+    while isinstance(made, dict) and made.get("command") in _TRAINED:
+        source = made.get("source")
+        made = source.get("made") if isinstance(source, dict) else None
+    return made if isinstance(made, dict) else None
+
+
+def _to_remake(record: dict[str, Any], recipe: RemakeRecipe) -> dict[str, Any]:
+    """The record to go by. Raises TargetError for what training made."""
+    command, begun = record.get("command"), _before_training(record)
+    if command not in _TRAINED:
+        if recipe.before_training:
+            raise TargetError(f"{recipe.folder} was not trained: do without --before-training")
+        return record
+    if recipe.before_training and begun is not None:
+        return begun
+    told = f"{recipe.folder} was made by minitron {command}: trained weights cannot be remade "
+    told += "without training"
+    if command == "quickstart":
+        options = record.get("recipe")
+        seed = options.get("seed", 0) if isinstance(options, dict) else 0
+        again = f"minitron quickstart {recipe.out} --seed {seed}"
+        raise TargetError(f"{told}; {again} trains them again")
+    if begun is None:
+        raise TargetError(f"{told}; its minitron.json has the recipe to do that again")
+    raise TargetError(f"{told}; --before-training remakes the model that it began with")
+
+
+def _opened(making: Making, name: str, recipe: RemakeRecipe) -> Source:
+    try:
+        padded = making.recipe.get("keep_vocab_padding") is True
+        return open_source(name, keep_vocab_padding=padded, low_disk=recipe.low_disk)
+    except SourceError as error:
+        if recipe.source is not None:
+            raise
+        raise SourceError(
+            f"the source of {making.file} cannot be opened: {error} (where it has moved, --source "
+            "names it)"
+        ) from error
+
+
+def _checked_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPlan | None:
+    """What is kept of the source, None for all; once it is sure that it is the same model."""
+    source = _opened(making, name, recipe)
+    if model_digest(source) != making.digest:
+        raise SourceError(
+            f"{name} is not the model that {making.file} was written for: its digest is another; "
+            "name that one with --source"
+        )
+    if making.command == "convert":
+        return None
+    return plan_of(making, Architecture.from_config(source.config))
+
+
+def _prune_again(making: Making, source: Source, plan: PruningPlan, folder: Path) -> None:
+    """Write what `prune` wrote, by the plan on record."""
+    pruned = PrunedSource(source, plan)
+    pieces = copied(pruned.tensors, source.name, called=source_names(plan))
+    sizes = specs_of(pruned.tensors)
+    write_weights(folder, sizes, pieces, max_shard_size=making.max_shard_size)
+    write_companions(folder, source, pruned.config)
+
+
+def _convert_again(making: Making, name: str, folder: Path, *, low_disk: bool) -> None:
+    """Write what `convert` wrote, by the options on record."""
+    recipe, work = making.recipe, folder / "again"
+    dtype = recipe.get("dtype")
+    if dtype not in (None, *get_args(DType)):
+        raise SourceError(f"{making.file} has recipe.dtype {dtype!r}: it is damaged")
+    convert(
+        name,
+        str(work),
+        dtype=dtype,
+        max_shard_size=making.max_shard_size,
+        keep_vocab_padding=recipe.get("keep_vocab_padding") is True,
+        check=recipe.get("check") is not False,
+        low_disk=low_disk,
+    )
+    (work / "README.md").unlink()  # its title is the folder's name
+    for path in work.iterdir():
+        path.rename(folder / path.name)
+    work.rmdir()
+
+
+def _check_recorded(making: Making, name: str, folder: Path) -> None:
+    """Refuse weights that are not those on record."""
+    made = outlines_of(folder)
+    for file in sorted({*made, *making.files}):
+        if made.get(file) != making.files.get(file):
+            raise SourceError(
+                f"{file} does not come out as {making.file} tells: {name} has changed since"
+            )
+
+
+def _check_beside(name: str, folder: Path, original: Path) -> None:
+    """Refuse weights that are not those that lie beside the record, where they do."""
+    for made in sorted(folder.glob("*.safetensors")):
+        beside = original / made.name
+        if beside.is_file() and not filecmp.cmp(made, beside, shallow=False):
+            raise SourceError(
+                f"{made.name} does not come out as {beside}: either {name} or that file has "
+                f"changed since; to go by {FILE} alone, copy it into a folder of its own and "
+                "remake that"
+            )

@@ -1,0 +1,98 @@
+"""Searching: the best sizes within a budget, among all that one importance can cut.
+
+The steps in order: the sizes within the budget, importance measured once, the loss of each
+candidate on held-out text as it is pruned (nothing of it is written), finalists timed whole and
+retrained. Source: arXiv 2407.14679, section 2.3.
+
+    search("tiny", ratio=0.5, corpus="self", samples=64).best.architecture
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from minitron.candidates.comparison import CANDIDATES, RETRAINING, Comparison
+from minitron.candidates.pareto_plot import can_draw, draw_pareto
+from minitron.candidates.report import SearchReport
+from minitron.candidates.shortlist import TABLE
+from minitron.candidates.texts import TEXTS
+from minitron.errors import CorpusError, TargetError
+from minitron.files.unfinished import INPUTS, check_absent, unfinished_folder
+from minitron.recipe import SearchRecipe, verb
+from minitron.records.folder_writer import write_json
+from minitron.sources.source import open_source
+
+_WORK = (*TEXTS, TABLE, CANDIDATES, RETRAINING, INPUTS)  # what only an interrupted search needs
+
+logger = logging.getLogger(__name__)
+
+
+@verb(SearchRecipe)
+def search(recipe: SearchRecipe) -> SearchReport:
+    """Find the sizes within a budget whose pruned model predicts held-out text best.
+
+    Enumerates depths, heads and widths within 5 % of the budget, cuts each by one importance, and
+    ranks them by loss as they are pruned, then the `top` ones by loss after `retrain_steps`.
+    Returns the report; with `out`, a folder of search.json, search.md, importance.safetensors and,
+    where matplotlib is installed, pareto.png. Interrupted, it goes on when the same call is made
+    again. Raises a MinitronError for a budget that means nothing or that nothing meets (it tells
+    what comes nearest), text that is missing, a device that is not there.
+    """
+    _check(recipe)
+    out = None if recipe.out is None else Path(recipe.out)
+    if out is not None:
+        check_absent(out)
+    source = open_source(recipe.source)
+    with _workplace(out, recipe) as folder:
+        comparison = Comparison.begun(source, recipe, folder)
+        candidates = comparison.compared()
+        candidates = comparison.timed(candidates, recipe.top)
+        if recipe.retrain_steps:
+            candidates = comparison.retrained(candidates, recipe)
+        report = comparison.report(candidates)
+        logger.info("%s", report.reason())
+        if out is not None:
+            _write(report, folder)
+    return report
+
+
+def _check(recipe: SearchRecipe) -> None:
+    """Refuse numbers that mean nothing. Raises TargetError."""
+    for key, least in (("top", 1), ("retrain_steps", 0), ("batch_size", 1)):
+        if getattr(recipe, key) < least:
+            flag = key.replace("_", "-")
+            raise TargetError(f"--{flag} is {getattr(recipe, key)}: it must be at least {least}")
+    if recipe.head_residual and recipe.scores == "modelopt":
+        raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
+    if not recipe.learning_rate > 0:
+        raise TargetError(f"--learning-rate is {recipe.learning_rate:g}: it must be above 0")
+    if recipe.retrain_steps and recipe.corpus is None and recipe.retrain_corpus is None:
+        raise CorpusError("retraining needs text: name --retrain-corpus")
+
+
+@contextmanager
+def _workplace(out: Path | None, recipe: SearchRecipe) -> Iterator[Path]:
+    """The folder that becomes `out`, or one that goes when all is shown."""
+    if out is not None:
+        with unfinished_folder(out, asdict(recipe), resumable=True) as folder:
+            yield folder
+    else:
+        with TemporaryDirectory() as name:
+            yield Path(name)
+
+
+def _write(report: SearchReport, folder: Path) -> None:
+    """The report's files; what only served an interrupted search goes."""
+    write_json(folder / "search.json", report.to_json())
+    (folder / "search.md").write_text(report.to_markdown(), encoding="utf-8")
+    if can_draw():
+        draw_pareto(report, folder / "pareto.png")
+    else:
+        logger.info("no picture: pip install 'minitron[plots]'")
+    for name in _WORK:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
