@@ -30,6 +30,7 @@ from tests.tiny import SIZES, tiny_folder
 
 TESTS = Path(__file__).parent
 FROZEN = TESTS / "frozen"
+DOCS = (TESTS.parent / "docs" / "minitron-json.md").read_text()
 Sections = dict[str, dict[str, Any]]  # name of a record, function, command or recipe -> entries
 
 TOKENIZER = TESTS / "fixtures/nemo/nemo2_mc0123_tp2_bf16/model/context/nemotron_tiny.model"
@@ -337,6 +338,64 @@ def test_the_short_form_of_records_loses_nothing(
 def test_no_internal_module_is_frozen(name: str) -> None:
     text = (FROZEN / f"{name}.json").read_text()
     assert {*re.findall(r"\bminitron\.\w+", text)} <= {"minitron.json"}
+
+
+def rows_of_page(heading: str) -> list[tuple[str, list[str]]]:
+    """(key, commands that write it) of each row of one table of docs/minitron-json.md."""
+    _, _, table = DOCS.partition(f"\n## {heading}\n")
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", table.partition("\n## ")[0], re.MULTILINE)
+    return [(key, commands.strip().split(", ")) for key, commands in rows]
+
+
+def pattern(key: str) -> str:
+    """What a documented key stands for."""
+    names = {
+        "SIZE": (*SIZES, "parameters"),
+        "AXIS": ("hidden", "ffn", "heads", "kv_heads", "layers"),
+    }
+    text = re.escape(key).replace(r"\*", r"[^.]+")
+    for word, values in names.items():
+        text = text.replace(word, f"(?:{'|'.join(values)})")
+    return text
+
+
+def faults_of_page(sections: Sections) -> list[str]:
+    """Keys of records that docs/minitron-json.md does not name, and keys that it has too many."""
+    always, sometimes = rows_of_page("Always there"), rows_of_page("Where it applies")
+    unused = [(key, command) for key, commands in [*always, *sometimes] for command in commands]
+    faults = []
+    for section, record in sections.items():
+        writers = {command_of(section), "all"}
+        rows = [key for key, commands in [*always, *sometimes] if writers.intersection(commands)]
+        for key in record:
+            names = {row for row in rows if re.fullmatch(pattern(row), key)}
+            faults += [] if names else [f"{section}: {key} is not named"]
+            unused = [row for row in unused if row[0] not in names or row[1] not in writers]
+        for row in (key for key in rows if key in dict(always)):
+            held = re.compile(rf"{pattern(row)}(?![^.\[])")  # the key, or one in its object
+            if not any(map(held.match, record)):
+                faults.append(f"{section}: {row} is missing")
+            unused = [one for one in unused if one[0] != row or one[1] not in writers]
+    return [*faults, *(f"{command}: {key} is never there" for key, command in unused)]
+
+
+def test_the_page_names_every_key_of_minitron_json_and_no_other() -> None:
+    assert faults_of_page(read_frozen(RECORDS)) == []
+
+
+def test_a_key_that_the_page_does_not_name_is_found() -> None:
+    sections = read_frozen(RECORDS)
+    convert = sections["convert a Hub folder"]
+    convert |= {"kept.hidden": "string", "weights.mass": "integer"}
+    del convert["weights.files.*.bytes"]
+    for record in sections.values():
+        record.pop("search.reason", None)
+    assert faults_of_page(sections) == [
+        "convert a Hub folder: kept.hidden is not named",
+        "convert a Hub folder: weights.mass is not named",
+        "convert a Hub folder: weights.files.*.bytes is missing",
+        "prune: search.reason is never there",
+    ]
 
 
 if __name__ == "__main__":

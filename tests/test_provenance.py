@@ -1,8 +1,7 @@
-"""minitron.json is what docs/minitron-json.md says, in every folder that is written."""
+"""minitron.json: the example of its page, its schema number, its digests and outlines."""
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +16,6 @@ from minitron.sources.source import open_source
 from tests.tiny import SIZES, tiny_folder
 
 DOCS = (Path(__file__).parent.parent / "docs" / "minitron-json.md").read_text()
-ALWAYS, SOMETIMES = DOCS.split("\n## ")[1:3]
-SIZE_KEYS = tuple(sizes_of(Architecture(model_type="nemotron", **SIZES)))
-
-
-def documented(part: str) -> dict[str, str]:
-    """Key to who writes it, of one table; SIZE stands for each size."""
-    told = {}
-    for key, commands in re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", part, re.MULTILINE):
-        names = SIZE_KEYS if key.endswith("SIZE") else ("",)
-        told |= {key.replace("SIZE", name): commands.strip() for name in names}
-    return told
-
-
-def written_by(command: str, part: str) -> list[str]:
-    return [key for key, who in documented(part).items() if {command, "all"} & {*who.split(", ")}]
-
-
-def leaves(record: Mapping[str, Any], under: str = "") -> Iterator[str]:
-    """The key of every value, those of mappings within joined by dots."""
-    for key, value in record.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{under}{key}.")
-        else:
-            yield under + key
-
-
-def covers(documented: str, key: str) -> bool:
-    inside = documented.removesuffix("*")
-    return key == documented or (inside != documented and f"{key}.".startswith(inside))
-
-
-def undocumented(record: Mapping[str, Any]) -> list[str]:
-    known = [key for part in (ALWAYS, SOMETIMES) for key in written_by(record["command"], part)]
-    return [key for key in leaves(record) if not any(covers(one, key) for one in known)]
-
-
-def missing(record: Mapping[str, Any]) -> list[str]:
-    found = list(leaves(record))
-    always = written_by(record["command"], ALWAYS)
-    return [one for one in always if not any(covers(one, key) for key in found)]
-
-
-Maker = Callable[[Path], object]
 TRAIN: dict[str, Any] = {"steps": 1, "batch_size": 2}
 
 
@@ -72,80 +28,6 @@ def ids(folder: Path) -> str:
 
 def prune(folder: Path) -> None:
     minitron.prune(str(folder / "source"), str(folder / "out"), hidden_size=30, corpus=ids(folder))
-
-
-def prune_folded_within_a_budget(folder: Path) -> None:
-    minitron.prune(
-        str(folder / "source"),
-        str(folder / "out"),
-        ratio=0.6,
-        memory="1GiB",
-        head_residual=True,
-        multiple_of=6,
-        max_candidates=2,
-        seq_len=16,
-        corpus=ids(folder),
-    )
-
-
-def convert(folder: Path) -> None:
-    minitron.convert(str(folder / "source"), str(folder / "out"), dtype="float16")
-
-
-def train(folder: Path) -> None:
-    source = str(folder / "source")
-    minitron.train(str(folder / "out"), init=source, corpus=ids(folder), **TRAIN)
-
-
-def distill_what_was_pruned(folder: Path) -> None:
-    source, half = str(folder / "source"), str(folder / "half")
-    minitron.prune(source, half, num_hidden_layers=3, scores="random")
-    minitron.distill(half, str(folder / "out"), teacher=source, corpus=ids(folder), **TRAIN)
-
-
-def evaluate_with_record(folder: Path) -> None:
-    convert(folder)
-    minitron.evaluate(str(folder / "out"), corpus=ids(folder), record=True)
-
-
-@pytest.mark.parametrize(
-    ("make", "sometimes"),
-    [
-        (prune, []),
-        (prune_folded_within_a_budget, ["search"]),
-        (convert, []),
-        (train, []),
-        (distill_what_was_pruned, ["source.made"]),
-        (evaluate_with_record, ["results"]),
-    ],
-    ids=lambda made: getattr(made, "__name__", ""),
-)
-def test_every_key_is_documented_and_every_documented_key_is_there(
-    make: Maker, sometimes: list[str], tmp_path: Path
-) -> None:
-    tiny_folder(tmp_path / "source")
-    make(tmp_path)
-    record = read_provenance(tmp_path / "out")
-    assert undocumented(record) == []
-    assert missing(record) == []
-    for key in sometimes:
-        inner: Any = record
-        for part in key.split("."):
-            inner = inner[part]
-        assert inner
-    assert record["schema"] == SCHEMA
-
-
-def test_a_key_that_nobody_documented_is_found(tmp_path: Path) -> None:
-    tiny_folder(tmp_path / "source")
-    convert(tmp_path)
-    record = read_provenance(tmp_path / "out")
-    assert undocumented({**record, "kept": {"hidden": "0-3"}}) == ["kept.hidden"]
-    assert undocumented({**record, "weights": {"mass": 3}}) == ["weights.mass"]
-    assert missing({key: value for key, value in record.items() if key != "weights"}) == [
-        "weights.files.*",
-        "weights.max_shard_size",
-    ]
 
 
 def test_the_example_is_what_its_command_writes(tmp_path: Path) -> None:
