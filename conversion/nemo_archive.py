@@ -22,7 +22,7 @@ from minitron.errors import SourceError
 from minitron.files.file_identity import FileIdentity, open_unchanged
 from minitron.files.file_window import FileWindow
 from minitron.files.inert_pickle import DAMAGE
-from minitron.files.links import leads_outside
+from minitron.files.local_folder import leads_outside
 from minitron.files.partial_file import bring
 from minitron.files.torch_file import read_torch_object
 

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.errors import TokenizerError
-from minitron.files.byte_size import readable_bytes
+from minitron.files.device_memory import readable_bytes
 from minitron.sources.source import default_device, load_model, load_tokenizer
 from minitron.space.errors import BusyError, VisitorError
 from minitron.space.family import Family, Member

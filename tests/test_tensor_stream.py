@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minitron.errors import SourceError, TargetError
-from minitron.files import piece_writer
+from minitron.files import shard_file
 from minitron.files.lazy_tensor import Cast, FileRange, LazyTensor, Shifted
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import StoredTensor
@@ -76,7 +76,7 @@ def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
         (tmp_path / "out").open("wb", buffering=0) as out,
         pytest.raises(SourceError, match="short is truncated: it ends at 8"),
     ):
-        piece_writer.write_piece(out, FileRange(path, 4, 8), torch.float32, lambda done: None)
+        shard_file.write_piece(out, FileRange(path, 4, 8), torch.float32, lambda done: None)
 
 
 @pytest.mark.parametrize("name", ["large", "norm", "last"])

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 import minitron
-from minitron.files.tokenizer_files import for_both_generations
+from minitron.files.model_files import for_both_generations
 from minitron.model.rotary import KEYS
 from minitron.sources.hub_folder import HubFolder
 from tests.test_rotary import said

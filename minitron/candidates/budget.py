@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from minitron.errors import TargetError
-from minitron.files.byte_size import parse_bytes, readable_bytes
+from minitron.files.device_memory import parse_bytes, readable_bytes
 from minitron.model.architecture import Architecture
 from minitron.recipe import BudgetRecipe
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minitron.candidates.budget import Budget, Cost
-from minitron.files.byte_size import readable_bytes
+from minitron.files.device_memory import readable_bytes
 from minitron.model.architecture import Architecture
 from minitron.model.families import AXIS_KEYS, PRUNABLE
 from minitron.model.importance import Importance

@@ -1,14 +1,26 @@
-"""Device memory: what is free, and what this process holds already, on a CPU or a GPU.
+"""Memory: what is free on a CPU or a GPU, what this process uses, and sizes as people write them.
 
-free_memory("cpu")   # 17179869184
+free_memory("cpu")    # 17179869184
+parse_bytes("6GiB", "--memory")   # 6442450944
 """
 
 import os
+import re
 from pathlib import Path
 
 import torch
 
+from minitron.errors import TargetError
+
 _SHARE_OF_FREE = 0.8  # may be used where no budget is given
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "bytes": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def free_memory(device: str) -> int:
@@ -47,3 +59,21 @@ def _left_to_container() -> int:
         return max(0, int(limit) - used)
     except (OSError, ValueError):  # "max" is no number
         return 1 << 62
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Read "6GiB", "800 MB" or a number of bytes. Raises TargetError, naming `flag`."""
+    parsed = _SIZE.fullmatch(text)
+    unit = parsed[2].lower() if parsed else None
+    if parsed is None or unit not in _UNITS:
+        raise TargetError(f"{flag} is {text!r}: write a size such as 6GiB, 800MB or 4096")
+    return int(float(parsed[1]) * _UNITS[unit])
+
+
+def readable_bytes(count: int) -> str:
+    """A size in the largest fitting binary unit, rounded up: so much memory is always enough."""
+    for unit, power in (("GiB", 3), ("MiB", 2), ("KiB", 1)):
+        if count >= 1024**power:
+            hundredths = -(-count * 100 // 1024**power)
+            return f"{hundredths / 100:.2f} {unit}"
+    return f"{count} bytes"

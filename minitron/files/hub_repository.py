@@ -42,8 +42,6 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from minitron.credentials import masked_errors
 from minitron.errors import SourceError
-from minitron.files.adapter import FILE as ADAPTER
-from minitron.files.adapter import merge_advice
 from minitron.files.checked_json import read_object
 from minitron.files.hub_errors import (
     CHECK,
@@ -54,8 +52,8 @@ from minitron.files.hub_errors import (
     reason,
 )
 from minitron.files.hub_retry import LONGEST_WAIT, asked_wait, bounded_waiting
+from minitron.files.model_files import ADAPTER, TEMPLATES, is_model_file, merge_advice
 from minitron.files.partial_file import PartialPath, stand_in
-from minitron.files.tokenizer_files import TEMPLATES, is_model_file
 from minitron.files.verified_file import verify
 
 logger = logging.getLogger(__name__)

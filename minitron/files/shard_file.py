@@ -1,15 +1,18 @@
-"""A safetensors file written in a thread of its own, while pieces of tensors are handed to it.
+"""A safetensors file written in a thread of its own from a queue of pieces of tensors.
 
-Knows the order and the sizes that its header promises. Pieces that are made wait in memory, so few
-of them may; those that are file ranges cost nothing, and any number may wait.
+Knows the order and the sizes that its header promises. At most 4 in-memory pieces are queued
+(back-pressure); file ranges hold no memory and are not limited.
 
     shard = ShardFile(path, specs, progress)
     pool.submit(shard.write)
     shard.put("w", rows)
 """
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,13 +20,24 @@ from threading import BoundedSemaphore, Event
 
 import torch
 
+from minitron.errors import SourceError
+from minitron.files.file_identity import open_unchanged
 from minitron.files.lazy_tensor import FileRange
-from minitron.files.piece_writer import write_piece
 from minitron.files.safetensors_file import safetensors_header
 from minitron.files.tensor_stream import Piece
 
-_WAITING = 4  # pieces in memory
-_PATIENCE = 0.2  # seconds between two looks at whether the writer is still there
+_QUEUED = 4  # pieces in memory
+_POLL = 0.2  # seconds between two checks whether the writer has failed
+_PROGRESS_BYTES = 1 << 26  # bytes copied between two reports of progress
+_CHUNK = 1 << 20  # bytes read at once where the kernel cannot copy between the files
+_CANNOT_COPY = {
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ETXTBSY,
+    errno.EPERM,
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +62,13 @@ class ShardFile:
         """`progress` hears of bytes as they are written, from the thread that writes."""
         self._path, self._specs, self._progress = path, specs, progress
         self._pieces: SimpleQueue[tuple[str, Piece] | None] = SimpleQueue()
-        self._room = BoundedSemaphore(_WAITING)
+        self._room = BoundedSemaphore(_QUEUED)
         self._is_over = Event()
 
     def put(self, name: str, piece: Piece) -> None:
         """Hand on the next bytes of a tensor; waits while too much is in memory."""
         if not isinstance(piece, FileRange):
-            while not self._room.acquire(timeout=_PATIENCE):
+            while not self._room.acquire(timeout=_POLL):
                 if self._is_over.is_set():
                     return  # `write` has raised, which its future tells
         self._pieces.put((name, piece))
@@ -91,3 +105,48 @@ class ShardFile:
             if not isinstance(item[1], FileRange):
                 self._room.release()
             yield item
+
+
+def write_piece(
+    file: FileIO, piece: Piece, dtype: torch.dtype, progress: Callable[[int], object]
+) -> int:
+    """Append a piece to an unbuffered file and return its bytes; `progress` is called with them.
+
+    Raises SourceError where the file that holds the piece is gone, changed or ends early.
+    """
+    if isinstance(piece, FileRange):
+        return _copy(file, piece, progress)
+    assert piece.dtype == dtype, f"{dtype} planned, not {piece.dtype}"
+    left = piece.contiguous().view(-1).view(torch.uint8).numpy().data
+    while left:
+        left = left[file.write(left) :]
+    progress(piece.nbytes)
+    return piece.nbytes
+
+
+def _copy(file: FileIO, piece: FileRange, progress: Callable[[int], object]) -> int:
+    """The kernel copies; where it cannot, we do."""
+    with open_unchanged(piece.path, piece.identity) as source:
+        done = 0
+        while done < piece.nbytes:
+            count = min(piece.nbytes - done, _PROGRESS_BYTES)
+            moved = _move(source, file.fileno(), piece.offset + done, count)
+            if moved == 0:
+                raise SourceError(f"{piece.path} is truncated: it ends at {piece.offset + done}")
+            done += moved
+            progress(moved)
+    return done
+
+
+def _move(source: int, target: int, offset: int, count: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, count, offset)
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY:
+                raise
+    data = memoryview(os.pread(source, min(count, _CHUNK), offset))
+    moved = len(data)
+    while data:
+        data = data[os.write(target, data) :]
+    return moved

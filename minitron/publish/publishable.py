@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from minitron.errors import SourceError
 from minitron.files.finite import is_finite_in_file
-from minitron.files.links import leads_outside
+from minitron.files.local_folder import leads_outside
 from minitron.foreign_parser import foreign_parser
 from minitron.model.architecture import Architecture
 from minitron.publish.destination import is_repo_id

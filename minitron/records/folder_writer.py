@@ -21,10 +21,9 @@ from tqdm.auto import tqdm
 from minitron.errors import TokenizerError
 from minitron.files.checked_json import read_object
 from minitron.files.lazy_tensor import LazyTensor
+from minitron.files.model_files import TOKENIZER_CONFIG, folder_of, for_both_generations
 from minitron.files.shard_file import ShardFile, TensorSpec
 from minitron.files.tensor_stream import Piece
-from minitron.files.tokenizer_files import CONFIG as TOKENIZER_CONFIG
-from minitron.files.tokenizer_files import folder_of, for_both_generations
 from minitron.model.token_ids import PAD, has_row, with_usable_pad
 from minitron.sources.generation_settings import read_generation_config
 from minitron.sources.source import Source, check_builds, load_tokenizer

@@ -15,8 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from minitron.errors import CorpusError, ImportanceError, TargetError
-from minitron.files.byte_size import parse_bytes
-from minitron.files.device_memory import free_memory, memory_in_use
+from minitron.files.device_memory import free_memory, memory_in_use, parse_bytes
 from minitron.files.resumable_file import RESULT, partial_of, resumable_file
 from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of, model_digest

@@ -12,7 +12,7 @@ from math import prod
 from typing import Literal
 
 from minitron.errors import TargetError
-from minitron.files.byte_size import readable_bytes
+from minitron.files.device_memory import readable_bytes
 from minitron.model.architecture import Architecture
 from minitron.sources.layer_stream import BLOCK_BYTES
 

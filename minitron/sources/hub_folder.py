@@ -19,12 +19,11 @@ from threading import Lock
 from typing import Any
 
 from minitron.errors import SourceError
-from minitron.files.adapter import FILE as ADAPTER
-from minitron.files.adapter import merge_advice
 from minitron.files.checked_json import not_finite, read_object
 from minitron.files.fetched_tensor import FetchedTensor
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.files.place import LocalPlace, Place
+from minitron.files.local_folder import LocalPlace, Place
+from minitron.files.model_files import ADAPTER, merge_advice, tokenizer_names
 from minitron.files.remote_tensor import RemoteTensor, Windows
 from minitron.files.safetensors_file import (
     MAX_HEADER,
@@ -32,7 +31,6 @@ from minitron.files.safetensors_file import (
     read_safetensors_header,
 )
 from minitron.files.stored_tensor import StoredTensor
-from minitron.files.tokenizer_files import tokenizer_names
 from minitron.files.torch_file import read_torch_file
 from minitron.model.architecture import Architecture
 from minitron.model.families import HEAD

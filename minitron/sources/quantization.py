@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minitron.errors import MissingExtraError, TargetError
-from minitron.files.byte_size import readable_bytes
+from minitron.files.device_memory import readable_bytes
 from minitron.recipe import Quantization
 
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)

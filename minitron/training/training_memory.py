@@ -10,8 +10,7 @@ import os
 
 import torch
 
-from minitron.files.byte_size import readable_bytes
-from minitron.files.device_memory import free_memory
+from minitron.files.device_memory import free_memory, readable_bytes
 from minitron.model.architecture import Architecture
 from minitron.recipe import DistillRecipe
 from minitron.sources.source import Source, loaded_bytes

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minitron.errors import OutputError, TargetError
-from minitron.files.byte_size import readable_bytes
+from minitron.files.device_memory import readable_bytes
 from minitron.files.safetensors_file import safetensors_header
 from minitron.files.unfinished import check_absent
 from minitron.model.architecture import Architecture

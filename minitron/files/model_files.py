@@ -1,7 +1,7 @@
-"""Which files belong to a tokenizer, and its config as both generations of transformers read it.
+"""Names of the files of a model folder: tokenizer, chat templates, a PEFT adapter.
 
-The names are those that transformers' tokenizers and processors read beside the weights. Knows no
-vocabulary and no class.
+The names are those that transformers' tokenizers and processors read beside the weights. Knows how
+transformers 4 and 5 read a tokenizer's config, but no vocabulary and no class.
 
     names = tokenizer_names(["config.json", "tokenizer.json"])   # ["tokenizer.json"]
 """
@@ -12,7 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-CONFIG = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+ADAPTER = "adapter_config.json"  # what PEFT writes in place of a model's config.json
 TEMPLATES = "additional_chat_templates"  # the folder of all chat templates but the default one
 _TEMPLATE = re.compile(rf"{TEMPLATES}/[^/\\\x00-\x1f\x7f]+\.jinja")
 # `vocab_files_names` of every tokenizer class, and what a processor reads beside them.
@@ -86,6 +87,16 @@ def for_both_generations(config: Mapping[str, Any], *, has_fast_file: bool) -> d
         if extra or "additional_special_tokens" not in config:
             both["additional_special_tokens"] = extra
     return both
+
+
+def merge_advice(name: str, settings: Mapping[str, Any]) -> str:
+    """The error for an adapter given as a model; `settings` is its adapter_config.json."""
+    kind, base = settings.get("peft_type", "PEFT"), settings.get("base_model_name_or_path")
+    return (
+        f"{name:.80} is a {kind!s:.20} adapter of {base!s:.80}, not a whole model: merge it with "
+        "peft, AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload()"
+        ".save_pretrained(OUT), save the base model's tokenizer to OUT too, and name OUT"
+    )
 
 
 def _belongs(name: str) -> bool:

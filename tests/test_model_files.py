@@ -13,7 +13,7 @@ from transformers.utils import CHAT_TEMPLATE_DIR
 
 import minitron
 from minitron.errors import TokenizerError
-from minitron.files.tokenizer_files import (
+from minitron.files.model_files import (
     TEMPLATES,
     for_both_generations,
     is_model_file,

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from minitron.errors import SourceError
 from minitron.files.hub_repository import Piece, model_files
-from minitron.files.links import leads_outside
 from minitron.files.partial_file import PartialPath
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -91,3 +90,16 @@ class LocalPlace:
     def remedy(self, name: str) -> str:
         """Who copied the folder can tell where the rest is."""
         return "fetch it"
+
+
+def leads_outside(path: Path, folder: Path) -> bool:
+    """Whether a path below `folder`, links followed, is neither in it nor a blob of its cache."""
+    return not any(path.resolve().is_relative_to(root) for root in _roots(folder.resolve()))
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """The folder itself, and the blobs to which a snapshot in the Hub's cache is made of links."""
+    for parent in (folder, *folder.parents):
+        if parent.parent.name == "snapshots" and (blobs := parent.parents[1] / "blobs").is_dir():
+            return folder, blobs
+    return (folder,)
