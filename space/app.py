@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minitron.space.family import Family
+from minitron.space.jobs.catalog import Family
 from minitron.space.page import serve
 
 if __name__ == "__main__":

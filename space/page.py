@@ -12,18 +12,18 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from minitron.errors import MinitronError
-from minitron.space import evidence
-from minitron.space.compare_tab import compare_tab
-from minitron.space.cuts import SIZES, Sizes, steps_of
-from minitron.space.endpoints import endpoints
-from minitron.space.family import Family
+from minitron.space.api import endpoints
 from minitron.space.guard import Guard
-from minitron.space.look import script, style, theme
-from minitron.space.markup import Html, count, tag
-from minitron.space.prune_tab import prune_tab
-from minitron.space.request import Prompt, Settings
-from minitron.space.service import Service
+from minitron.space.jobs.catalog import Family
+from minitron.space.jobs.preview import SIZES, Sizes, steps_of
+from minitron.space.jobs.request import Prompt, Settings
+from minitron.space.jobs.service import Service
+from minitron.space.tabs import evidence
+from minitron.space.tabs.compare import compare_tab
+from minitron.space.tabs.prune import prune_tab
 from minitron.space.termination import exit_on_termination
+from minitron.space.ui.html import Html, count, tag
+from minitron.space.ui.theme import script, style, theme
 
 CONCURRENT, WAITING = 8, 64  # requests at once, and in the queue
 SESSIONS = 100  # whose state is kept, some 0.1 MB each; more than can be in the queue

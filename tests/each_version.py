@@ -126,9 +126,9 @@ def test_an_engines_format_is_written(to: str, folders: Path, tmp_path: Path) ->
 
 
 def test_the_space_says_what_generate_says(folders: Path) -> None:
-    from minitron.space.decoding import continued
-    from minitron.space.request import Settings
-    from minitron.space.turns import Turns
+    from minitron.space.jobs.decoding import continued
+    from minitron.space.jobs.request import Settings
+    from minitron.space.jobs.semaphore import Turns
 
     source = open_source(str(folders / "distilled"))
     model, tokenizer = load_model(source, dtype=torch.float32), load_tokenizer(source)

@@ -14,19 +14,19 @@ import yaml
 
 import minitron
 from minitron.errors import MinitronError
-from minitron.space.comparing import Wish, compared
-from minitron.space.cuts import SIZES, Sizes, architecture_of, command, out_name, planned
-from minitron.space.decoding import Stop
-from minitron.space.errors import BusyError, VisitorError
-from minitron.space.family import Family, Member
-from minitron.space.heat_map import heat_map
-from minitron.space.markup import Html, count, percent, size, tag
-from minitron.space.measures import Measures
-from minitron.space.request import MAX_CHARACTERS, Prompt, Settings
-from minitron.space.service import Service
-from minitron.space.shelf import Key, Loaded, Shelf
-from minitron.space.turns import Turns
-from minitron.space.workshop import push_as
+from minitron.space.jobs.catalog import Family, Member
+from minitron.space.jobs.comparing import Wish, compared
+from minitron.space.jobs.decoding import Stop
+from minitron.space.jobs.errors import BusyError, VisitorError
+from minitron.space.jobs.measures import Measures
+from minitron.space.jobs.models import Key, Loaded, Shelf
+from minitron.space.jobs.preview import SIZES, Sizes, architecture_of, command, out_name, planned
+from minitron.space.jobs.pruning import push_as
+from minitron.space.jobs.request import MAX_CHARACTERS, Prompt, Settings
+from minitron.space.jobs.semaphore import Turns
+from minitron.space.jobs.service import Service
+from minitron.space.ui.heat_map import heat_map
+from minitron.space.ui.html import Html, count, percent, size, tag
 
 PROMPT = "It was the best of times,"
 
@@ -354,7 +354,7 @@ def test_the_least_recently_used_model_goes_first() -> None:
 
 
 def test_a_model_in_use_is_never_put_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.space.shelf._PATIENCE", 0.05)
+    monkeypatch.setattr("minitron.space.jobs.models._PATIENCE", 0.05)
     shelf = shelf_of({"a": 5, "b": 5}, limit=8)
     with shelf.lent(Key("a")), pytest.raises(BusyError), shelf.lent(Key("b")):
         pass
@@ -423,7 +423,7 @@ def test_importance_is_measured_once_and_kept(
     member = Family.of(["tiny"]).member("tiny")
     first = Measures(tmp_path, Turns(1)).importance(member)
     assert first.axes
-    monkeypatch.setattr("minitron.space.measures.measure_importance", None)
+    monkeypatch.setattr("minitron.space.jobs.measures.measure_importance", None)
     assert Measures(tmp_path, Turns(1)).importance(member).digest == first.digest
 
 
@@ -450,7 +450,7 @@ def test_a_visitors_token_goes_into_one_process_and_into_no_argument_or_message(
         said = "minitron: cannot push to me/half: hf_secret may only read"
         return subprocess.CompletedProcess(arguments, 2, "", said)
 
-    monkeypatch.setattr("minitron.space.workshop.subprocess.run", run)
+    monkeypatch.setattr("minitron.space.jobs.pruning.subprocess.run", run)
     with pytest.raises(MinitronError, match="may only read") as error:
         push_as("hf_secret", tmp_path, "me/half")
     ((arguments, token),) = calls
@@ -464,7 +464,7 @@ def test_a_visitors_token_goes_into_one_process_and_into_no_argument_or_message(
 def test_a_name_that_is_no_repository_is_refused_before_anything_runs(
     repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.space.workshop.subprocess.run", None)
+    monkeypatch.setattr("minitron.space.jobs.pruning.subprocess.run", None)
     with pytest.raises(VisitorError, match="write owner/name"):
         push_as("hf_secret", tmp_path, repo)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minitron.space.ablations import TABLES, ablations, tokens_to_a_loss
-from minitron.space.evidence import sections
-from minitron.space.family import Family
-from minitron.space.markup import Html
-from minitron.space.ranked import rankings
-from minitron.space.records import Records
-from minitron.space.section import Section, with_code
-from minitron.space.strip import Dot, StripRow, strip
+from minitron.space.jobs.catalog import Family
+from minitron.space.tabs.ablations import TABLES, ablations, tokens_to_a_loss
+from minitron.space.tabs.evidence import sections
+from minitron.space.tabs.ranked import rankings
+from minitron.space.tabs.records import Records
+from minitron.space.tabs.section import Section, with_code
+from minitron.space.ui.dot_plot import Dot, StripRow, strip
+from minitron.space.ui.html import Html
 
 ROWS = {row["runs"]: row for table in yaml.safe_load(TABLES.read_text()) for row in table["rows"]}
 TEACHER = {"loss": 3.9, "held_out_tokens": 73_728, "parameters": 6_724_096}

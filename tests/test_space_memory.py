@@ -20,11 +20,11 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 
 from minitron.errors import MinitronError  # noqa: E402
-from minitron.space.errors import VisitorError  # noqa: E402
-from minitron.space.family import Family  # noqa: E402
 from minitron.space.guard import MAX_BODY, NO_FILES, TOO_LONG, Guard  # noqa: E402
-from minitron.space.kept_results import KeptResults  # noqa: E402
-from minitron.space.service import Service  # noqa: E402
+from minitron.space.jobs.catalog import Family  # noqa: E402
+from minitron.space.jobs.errors import VisitorError  # noqa: E402
+from minitron.space.jobs.results import KeptResults  # noqa: E402
+from minitron.space.jobs.service import Service  # noqa: E402
 
 LAYERS = (None, None, None, 5)  # of tiny's sizes, one layer less
 
@@ -94,7 +94,7 @@ def test_closing_leaves_nothing_though_something_is_still_written(kept: KeptResu
 def test_a_process_that_is_told_to_end_leaves_no_files(number: int, tmp_path: Path) -> None:
     code = """
 import time
-from minitron.space.kept_results import KeptResults
+from minitron.space.jobs.results import KeptResults
 from minitron.space.termination import exit_on_termination
 with exit_on_termination():
     (KeptResults().new() / "model.safetensors").write_bytes(b"1")
@@ -125,7 +125,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One that measures on a few words."""
     with pytest.MonkeyPatch.context() as patch:
         for name, few in {"SAMPLES": 2, "HELD_OUT": 2, "SEQ_LEN": 16}.items():
-            patch.setattr(f"minitron.space.measures.{name}", few)
+            patch.setattr(f"minitron.space.jobs.measures.{name}", few)
         service = Service.of(Family.of(["tiny"]), tmp_path_factory.mktemp("cache"))
         yield service
         service.close()
@@ -137,7 +137,7 @@ def test_after_a_pruning_freed_memory_is_given_back_and_no_half_is_kept(
 ) -> None:
     calls: list[str] = []
     monkeypatch.setattr(
-        "minitron.space.workshop.give_back_freed_memory", lambda: calls.append("given")
+        "minitron.space.jobs.pruning.give_back_freed_memory", lambda: calls.append("given")
     )
     steps = service.prune("tiny", *LAYERS, visitor="me")
     if how == "done":
@@ -152,7 +152,7 @@ def test_after_a_pruning_freed_memory_is_given_back_and_no_half_is_kept(
         def fail(*_: Any, **__: Any) -> None:
             raise VisitorError("no")
 
-        monkeypatch.setattr("minitron.space.workshop.evaluate", fail)
+        monkeypatch.setattr("minitron.space.jobs.pruning.evaluate", fail)
         with pytest.raises(MinitronError):
             list(steps)
     assert calls == ["given"]
@@ -169,7 +169,7 @@ def test_giving_back_shrinks_what_threads_have_freed() -> None:
     """In a process of its own, whose arenas hold nothing else."""
     code = """
 import os, threading
-from minitron.space.freed_memory import give_back_freed_memory
+from minitron.space.jobs.freed_memory import give_back_freed_memory
 def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 kept = []
 def work():

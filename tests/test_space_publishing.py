@@ -122,7 +122,7 @@ def test_the_space_arrives_whole_in_one_commit_with_links_as_files(hub: Hub) -> 
 def test_the_models_are_those_that_the_space_reads(
     hub: Hub, half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minitron.space.family import SETTING, Family
+    from minitron.space.jobs.catalog import SETTING, Family
 
     monkeypatch.delenv(SETTING, raising=False)
     push("tiny", f"{half}@main", space=REPO, commit_message="Two of them")

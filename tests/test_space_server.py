@@ -15,7 +15,7 @@ import pytest
 
 gradio_client = pytest.importorskip("gradio_client")
 
-from minitron.space.kept_results import KEEP_RESULTS  # noqa: E402
+from minitron.space.jobs.results import KEEP_RESULTS  # noqa: E402
 from minitron.space.page import SESSIONS  # noqa: E402
 from tests.space_visitor import RunningSpace, running_space  # noqa: E402
 

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from minitron import space, surroundings
 from minitron.publish.own_wheel import own_wheel
-from minitron.space.turns import turns_of_this_machine
+from minitron.space.jobs.semaphore import turns_of_this_machine
 
 ROOT = Path(__file__).parent.parent
 SETUP = ConfigParser()

@@ -19,7 +19,7 @@ from huggingface_hub import SpaceCard
 
 from minitron.publish.own_wheel import OwnWheel, own_wheel, package_files
 
-MODELS = "models.yaml"  # where minitron.space.family looks
+MODELS = "models.yaml"  # where minitron.space.jobs.catalog looks
 _EXTRA = "space"
 
 

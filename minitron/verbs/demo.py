@@ -20,7 +20,7 @@ def demo(recipe: DemoRecipe) -> None:
         raise MissingExtraError("gradio", "space")
     if recipe.port is not None and not 1 <= recipe.port <= 65535:
         raise TargetError(f"--port is {recipe.port}: it must be from 1 to 65535")
-    from minitron.space.family import Family  # it and what follows import torch and gradio
+    from minitron.space.jobs.catalog import Family  # it and what follows import torch and gradio
     from minitron.space.page import serve
 
     family = Family.of(recipe.sources) if recipe.sources else Family.read()

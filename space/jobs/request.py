@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from minitron.space.errors import VisitorError
+from minitron.space.jobs.errors import VisitorError
 
 MAX_NEW_TOKENS = 256
 MAX_SECONDS = 60.0  # of one request, waiting for turns included

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from minitron.space.markup import Html, count, tag
+from minitron.space.ui.html import Html, count, tag
 
 _WIDTH, _HEIGHT = 540.0, 270.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 14.0, 26.0

@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from minitron.space.markup import count, joined, tag
-from minitron.space.records import Records
-from minitron.space.section import Section, table
-from minitron.space.strip import Dot, StripRow, strip
+from minitron.space.tabs.records import Records
+from minitron.space.tabs.section import Section, table
+from minitron.space.ui.dot_plot import Dot, StripRow, strip
+from minitron.space.ui.html import count, joined, tag
 
 _STAGES = {"pruned": "just pruned", "retrained": "retrained"}
 

@@ -19,9 +19,9 @@ from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, choose_plan, share_kept
 from minitron.model.target_sizes import target_of
 from minitron.sources.source import hub_config
-from minitron.space.family import Member
-from minitron.space.measures import SAMPLES, Measures, Timings
-from minitron.space.request import number, whole
+from minitron.space.jobs.catalog import Member
+from minitron.space.jobs.measures import SAMPLES, Measures, Timings
+from minitron.space.jobs.request import number, whole
 
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 WORDS = {

@@ -10,10 +10,10 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from minitron.space.comparing import MEASURED
-from minitron.space.request import Settings
-from minitron.space.service import Service
-from minitron.space.telling import on_gpu, told
+from minitron.space.jobs.comparing import MEASURED
+from minitron.space.jobs.request import Settings
+from minitron.space.jobs.service import Service
+from minitron.space.ui.handlers import on_gpu, told
 
 
 def endpoints(service: Service) -> None:

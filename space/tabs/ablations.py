@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from minitron.space.chart import Series, chart
-from minitron.space.markup import Html, count, joined, tag
-from minitron.space.records import Records, Run, Runs
-from minitron.space.section import Section, with_code
-from minitron.space.strip import Dot, StripRow, strip
+from minitron.space.tabs.records import Records, Run, Runs
+from minitron.space.tabs.section import Section, with_code
+from minitron.space.ui.chart import Series, chart
+from minitron.space.ui.dot_plot import Dot, StripRow, strip
+from minitron.space.ui.html import Html, count, joined, tag
 
-TABLES = Path(__file__).parent / "family_tables.yaml"
+TABLES = Path(__file__).parent.parent / "family_tables.yaml"
 PAPERS = {"M1": "arXiv 2407.14679", "M2": "arXiv 2408.11796"}
 LOSS = "held-out loss (nats a token)"
 

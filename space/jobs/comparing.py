@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import MinitronError
-from minitron.space.agreement import TeacherCheck, Verdict
-from minitron.space.decoding import Piece, Pieces, Stop, continued
-from minitron.space.errors import VisitorError
-from minitron.space.family import Family, Member
-from minitron.space.request import MAX_COLUMNS, MAX_SECONDS, Prompt, Settings
-from minitron.space.shelf import Key, Loaded, Shelf, load_member
-from minitron.space.turns import Turns
+from minitron.space.jobs.agreement import TeacherCheck, Verdict
+from minitron.space.jobs.catalog import Family, Member
+from minitron.space.jobs.decoding import Piece, Pieces, Stop, continued
+from minitron.space.jobs.errors import VisitorError
+from minitron.space.jobs.models import Key, Loaded, Shelf, load_member
+from minitron.space.jobs.request import MAX_COLUMNS, MAX_SECONDS, Prompt, Settings
+from minitron.space.jobs.semaphore import Turns
 
 _FRAME = 0.1  # seconds between two looks
 _AT_ONCE = 8  # tokens that a teacher reads together

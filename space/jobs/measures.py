@@ -26,8 +26,8 @@ from minitron.model.architecture import Architecture
 from minitron.model.digest import model_digest
 from minitron.model.importance import Importance
 from minitron.sources.source import default_device, fast_dtype, load_model
-from minitron.space.family import Member
-from minitron.space.turns import Turns
+from minitron.space.jobs.catalog import Member
+from minitron.space.jobs.semaphore import Turns
 from minitron.text.sampling import self_corpus
 from minitron.verbs.evaluate import evaluate
 from minitron.verbs.importance import measure_importance

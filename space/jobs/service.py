@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minitron.space.comparing import Column, Wish, compared, continued_text, tried
-from minitron.space.cuts import Cut, Sizes, planned
-from minitron.space.decoding import Stop
-from minitron.space.errors import VisitorError
-from minitron.space.family import Family
-from minitron.space.measures import Measures, cache_folder
-from minitron.space.request import MAX_SECONDS, Settings
-from minitron.space.shelf import Shelf
-from minitron.space.turns import Turns, turns_of_this_machine
-from minitron.space.workshop import Result, Workshop
+from minitron.space.jobs.catalog import Family
+from minitron.space.jobs.comparing import Column, Wish, compared, continued_text, tried
+from minitron.space.jobs.decoding import Stop
+from minitron.space.jobs.errors import VisitorError
+from minitron.space.jobs.measures import Measures, cache_folder
+from minitron.space.jobs.models import Shelf
+from minitron.space.jobs.preview import Cut, Sizes, planned
+from minitron.space.jobs.pruning import Result, Workshop
+from minitron.space.jobs.request import MAX_SECONDS, Settings
+from minitron.space.jobs.semaphore import Turns, turns_of_this_machine
 
 _SHARE_OF_MEMORY = 0.5  # that loaded weights may take
 TRY_PROMPT = "It was the best of times,"

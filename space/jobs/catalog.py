@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from minitron.sources.source import Source, open_source, zoo
-from minitron.space.errors import VisitorError
+from minitron.space.jobs.errors import VisitorError
 from minitron.verbs.inspect import Inspection, inspection_of
 
 SETTING = "MINITRON_SPACE_MODELS"

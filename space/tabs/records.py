@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = (
-    Path(__file__).parent / "results",  # as installed
-    Path(__file__).parent.parent / "benchmarks" / "results",  # in the repository
+    Path(__file__).parent.parent / "results",  # as installed
+    Path(__file__).parent.parent.parent / "benchmarks" / "results",  # in the repository
 )
 
 

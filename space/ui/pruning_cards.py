@@ -1,12 +1,12 @@
 """Cut cards: what a cut changes, before and after, and what came of one that was made."""
 
-from minitron.space.comparing import Column
-from minitron.space.cuts import WORDS, Cut, Sizes, command, out_name, python_lines
-from minitron.space.family import Member
-from minitron.space.heat_map import heat_map, legend
-from minitron.space.markup import Html, count, percent, size, tag
-from minitron.space.measures import SAMPLES
-from minitron.space.workshop import Result
+from minitron.space.jobs.catalog import Member
+from minitron.space.jobs.comparing import Column
+from minitron.space.jobs.measures import SAMPLES
+from minitron.space.jobs.preview import WORDS, Cut, Sizes, command, out_name, python_lines
+from minitron.space.jobs.pruning import Result
+from minitron.space.ui.heat_map import heat_map, legend
+from minitron.space.ui.html import Html, count, percent, size, tag
 
 _AXES = {
     "hidden": "hidden channels",

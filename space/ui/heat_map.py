@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from minitron.model.plan import PruningPlan
-from minitron.space.cuts import Cut
-from minitron.space.markup import Html, tag
+from minitron.space.jobs.preview import Cut
+from minitron.space.ui.html import Html, tag
 
 _WIDTH, _LABEL, _CELL = 640.0, 26.0, 15.0
 _BINS = 64

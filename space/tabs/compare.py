@@ -5,12 +5,12 @@ from typing import Any
 
 import gradio as gr
 
-from minitron.space.column_cards import cards, empty_cards, how_measured
-from minitron.space.markup import Html
-from minitron.space.request import MAX_NEW_TOKENS, MAX_TEMPERATURE, Settings
-from minitron.space.service import Service
-from minitron.space.shelf import INT8, can_quantize
-from minitron.space.telling import on_gpu, told
+from minitron.space.jobs.models import INT8, can_quantize
+from minitron.space.jobs.request import MAX_NEW_TOKENS, MAX_TEMPERATURE, Settings
+from minitron.space.jobs.service import Service
+from minitron.space.ui.column_cards import cards, empty_cards, how_measured
+from minitron.space.ui.handlers import on_gpu, told
+from minitron.space.ui.html import Html
 
 EXAMPLES = (
     "It was the best of times,",

@@ -6,8 +6,8 @@ strip([StripRow("pruned", [Dot(4.05, "seed 0: 4.0508")], "4.05", is_best=True)],
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from minitron.space.chart import padded, ticks
-from minitron.space.markup import Html, tag
+from minitron.space.ui.chart import padded, ticks
+from minitron.space.ui.html import Html, tag
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import DynamicCache
 
-from minitron.space.decoding import next_logits
-from minitron.space.shelf import Loaded
-from minitron.space.turns import Turns
+from minitron.space.jobs.decoding import next_logits
+from minitron.space.jobs.models import Loaded
+from minitron.space.jobs.semaphore import Turns
 
 
 @dataclass(frozen=True)

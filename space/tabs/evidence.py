@@ -15,13 +15,13 @@ import yaml
 
 from minitron.errors import MinitronError
 from minitron.records.minitron_json import FILE, read_provenance
-from minitron.space.ablations import ablations, tokens_to_a_loss
-from minitron.space.chart import Series, chart
-from minitron.space.family import Family, Member
-from minitron.space.markup import Html, joined, tag
-from minitron.space.ranked import rankings
-from minitron.space.records import RESULTS, Records
-from minitron.space.section import Section, table
+from minitron.space.jobs.catalog import Family, Member
+from minitron.space.tabs.ablations import ablations, tokens_to_a_loss
+from minitron.space.tabs.ranked import rankings
+from minitron.space.tabs.records import RESULTS, Records
+from minitron.space.tabs.section import Section, table
+from minitron.space.ui.chart import Series, chart
+from minitron.space.ui.html import Html, joined, tag
 
 _LOSS = "loss (nats a token)"
 
@@ -99,7 +99,7 @@ def _members(family: Family) -> Section:
 
 def _published() -> Section | None:
     """The published models' scores, each with its paper."""
-    sheet = resources.files("minitron") / "cards" / "family.yaml"
+    sheet = resources.files("minitron") / "records" / "published_cards.yaml"
     if not sheet.is_file():
         return None
     said = yaml.safe_load(sheet.read_text(encoding="utf-8"))

@@ -16,9 +16,9 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
-from minitron.space.request import Settings
-from minitron.space.shelf import Loaded
-from minitron.space.turns import Turns
+from minitron.space.jobs.models import Loaded
+from minitron.space.jobs.request import Settings
+from minitron.space.jobs.semaphore import Turns
 from modeling_nemotron import CACHE_NAME
 
 _INCOMPLETE = "\ufffd"  # what bytes decode to that are no whole character yet

@@ -7,12 +7,18 @@ from typing import Any
 import gradio as gr
 
 from minitron.errors import MinitronError
-from minitron.space.cut_cards import cut_card, progress_card, recipe_card, result_card, waiting_card
-from minitron.space.cuts import SIZES, WORDS, Sizes, steps_of
-from minitron.space.errors import VisitorError
-from minitron.space.service import Service
-from minitron.space.telling import on_gpu, told
-from minitron.space.workshop import push_as
+from minitron.space.jobs.errors import VisitorError
+from minitron.space.jobs.preview import SIZES, WORDS, Sizes, steps_of
+from minitron.space.jobs.pruning import push_as
+from minitron.space.jobs.service import Service
+from minitron.space.ui.handlers import on_gpu, told
+from minitron.space.ui.pruning_cards import (
+    cut_card,
+    progress_card,
+    recipe_card,
+    result_card,
+    waiting_card,
+)
 
 _FIRST_SHARE = 0.5
 _INFO = {

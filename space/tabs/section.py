@@ -6,7 +6,7 @@ Section("Does importance matter?", table(["kept by", "loss"], rows), "benchmarks
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minitron.space.markup import Html, joined, tag
+from minitron.space.ui.html import Html, joined, tag
 
 
 @dataclass(frozen=True)

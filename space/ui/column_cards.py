@@ -1,8 +1,8 @@
 """Column cards: the answers of a comparison as they grow, with what the teacher makes of them."""
 
-from minitron.space.agreement import Verdict
-from minitron.space.comparing import MEASURED, Column
-from minitron.space.markup import Html, count, joined, percent, size, stat, tag
+from minitron.space.jobs.agreement import Verdict
+from minitron.space.jobs.comparing import MEASURED, Column
+from minitron.space.ui.html import Html, count, joined, percent, size, stat, tag
 
 _NOT_YET = "–"
 

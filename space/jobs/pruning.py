@@ -17,12 +17,12 @@ from typing import Any
 from minitron.errors import OutputError
 from minitron.evaluation.loss import Evaluation
 from minitron.sources.source import open_source
-from minitron.space.cuts import Cut, Sizes, out_name
-from minitron.space.errors import VisitorError
-from minitron.space.freed_memory import give_back_freed_memory
-from minitron.space.kept_results import KeptResults
-from minitron.space.measures import HELD_OUT, Measures
-from minitron.space.turns import Turns
+from minitron.space.jobs.errors import VisitorError
+from minitron.space.jobs.freed_memory import give_back_freed_memory
+from minitron.space.jobs.measures import HELD_OUT, Measures
+from minitron.space.jobs.preview import Cut, Sizes, out_name
+from minitron.space.jobs.results import KeptResults
+from minitron.space.jobs.semaphore import Turns
 from minitron.verbs.evaluate import evaluate
 from minitron.verbs.inspect import inspection_of
 from minitron.verbs.prune import prune

@@ -1,0 +1,1 @@
+"""What the Space does for visitors: no page, no HTML."""

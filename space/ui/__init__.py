@@ -1,0 +1,1 @@
+"""How answers look: HTML, charts, colours, handlers of events."""
