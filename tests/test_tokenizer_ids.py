@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaTokenizer, Qwen2Tokenizer
 
 import minitron
 from minitron.errors import TokenizerError
 from minitron.sources.source import load_tokenizer, open_source, zoo
-from minitron.text.tokenizer_ids import SAMPLES
+from minitron.text.tokenizer_ids import CODE_FILE, SAMPLES
 from tests.tiny import FAMILIES, tiny_config, tiny_folder
 
 TEXTS = [f"It was the best of times, it was the worst of times. {SAMPLES[0]}"] * 20
@@ -57,9 +58,11 @@ KINDS = {"byte level": byte_level, "metaspace": metaspace, "words": words}
 CLASSES = (None, "PreTrainedTokenizerFast", "LlamaTokenizerFast", "Qwen2Tokenizer")
 
 
-def folder_of(path: Path, family: str, tokenizer: Tokenizer, named: str | None) -> Path:
+def folder_of(
+    path: Path, family: str, tokenizer: Tokenizer, named: str | None, **sizes: int
+) -> Path:
     """A config and a tokenizer, without weights."""
-    tiny_config(family).save_pretrained(path)
+    tiny_config(family, **sizes).save_pretrained(path)
     tokenizer.save(str(path / "tokenizer.json"))
     if named is not None:
         (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named}))
@@ -77,6 +80,118 @@ def test_ids_are_those_of_the_file_in_every_family_and_class(kind: str, tmp_path
                 expected = tokenizer.encode(text, add_special_tokens=False).ids
                 ids = opened(text, add_special_tokens=False)["input_ids"]
                 assert ids == expected, (family, named, text)
+
+
+def agreeing(kind: type[LlamaTokenizer] | type[Qwen2Tokenizer]) -> Tokenizer:
+    """What a class rebuilds of a vocabulary, so that file and class agree."""
+    made = metaspace() if kind is LlamaTokenizer else byte_level()
+    model = json.loads(made.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    rebuilt: Tokenizer = kind(vocab=model["vocab"], merges=merges).backend_tokenizer
+    return rebuilt
+
+
+# A tokenizer.json, and the class that tokenizer_config.json names beside it.
+WRITTEN = {
+    "bytes under Llama": (byte_level, "LlamaTokenizerFast"),
+    "sentencepiece under Llama": (metaspace, "LlamaTokenizer"),
+    "bytes under Qwen2": (byte_level, "Qwen2Tokenizer"),
+    "sentencepiece under Qwen2": (metaspace, "Qwen2TokenizerFast"),
+    "words under no class": (words, None),
+}
+
+
+def whole_folder(path: Path, family: str, tokenizer: Tokenizer, named: str | None) -> Path:
+    """The same with weights."""
+    size = tokenizer.get_vocab_size()
+    tiny_folder(path, family, vocab_size=size)
+    return folder_of(path, family, tokenizer, named, vocab_size=size)
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_tokenizer_gives_the_ids_of_the_file_for_what_is_written(
+    family: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, named = WRITTEN[kind]
+    tokenizer, once, twice = make(), tmp_path / "once", tmp_path / "twice"
+    source = whole_folder(tmp_path / "source", family, tokenizer, named)
+    minitron.convert(str(source), str(once))
+    caplog.clear()
+    minitron.prune(str(once), str(twice), hidden_size=36, scores="magnitude")
+    assert not [line for line in caplog.messages if "AutoTokenizer" in line]
+    for folder in (once, twice):
+        for trusted in (None, True):
+            opened = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+            for text in SAMPLES:
+                ids = tokenizer.encode(text).ids
+                assert opened(text)["input_ids"] == ids, (folder.name, trusted, text)
+                assert opened.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False)
+        assert (folder / CODE_FILE).exists() == (family == "qwen2")
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "named"),
+    [
+        ("llama", LlamaTokenizer, "LlamaTokenizerFast"),
+        ("mistral", LlamaTokenizer, "LlamaTokenizer"),
+        ("mistral", Qwen2Tokenizer, "LlamaTokenizer"),
+        ("nemotron", Qwen2Tokenizer, "LlamaTokenizer"),
+        ("nemotron", Qwen2Tokenizer, None),
+        ("qwen2", Qwen2Tokenizer, "LlamaTokenizerFast"),
+        ("qwen2", Qwen2Tokenizer, None),
+        ("qwen3", Qwen2Tokenizer, "Qwen2Tokenizer"),
+        ("llama", Qwen2Tokenizer, "PreTrainedTokenizerFast"),
+    ],
+)
+def test_files_with_which_auto_tokenizer_gives_these_ids_stay_byte_for_byte(
+    family: str,
+    kind: type[LlamaTokenizer] | type[Qwen2Tokenizer],
+    named: str | None,
+    tmp_path: Path,
+) -> None:
+    source = whole_folder(tmp_path / "source", family, agreeing(kind), named)
+    minitron.convert(str(source), str(tmp_path / "out"))
+    names = {path.name for path in source.glob("tokenizer*")}
+    assert {path.name for path in (tmp_path / "out").glob("tokenizer*")} == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_what_a_class_brings_beside_its_ids_is_written(family: str, tmp_path: Path) -> None:
+    source = whole_folder(tmp_path / "source", family, byte_level(), "LlamaTokenizerFast")
+    file = source / "tokenizer_config.json"
+    said = {"tokenizer_class": "LlamaTokenizerFast", "pad_token": "<unk>", "legacy": True}
+    file.write_text(json.dumps(said))
+    minitron.convert(str(source), str(tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / file.name).read_text())
+    brought = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    assert written == {
+        **said,
+        **(brought if family != "qwen2" else {}),  # transformers makes a Qwen2Tokenizer of it
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left" if family != "qwen2" else "right",
+        **(
+            {"auto_map": {"AutoTokenizer": ["tokenizer_json.TokenizerJson"] * 2}}
+            if family == "qwen2"
+            else {}
+        ),
+    }
+
+
+def test_a_folder_that_auto_tokenizer_still_opens_with_other_ids_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = whole_folder(tmp_path / "source", "qwen2", byte_level(), None)
+    monkeypatch.setattr(
+        "minitron.records.folder_writer.following_settings",
+        lambda *_: [{"tokenizer_class": "Qwen2Tokenizer"}],
+    )
+    minitron.convert(str(source), str(tmp_path / "out"))
+    (line,) = [line for line in caplog.messages if "what is written here" in line]
+    assert line.endswith("open it with PreTrainedTokenizerFast.from_pretrained")
 
 
 def test_text_comes_back_with_its_blanks_and_the_class_is_named_once(

@@ -7,6 +7,7 @@ stream through in pieces, in the planned order. Does not know what they mean.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,9 @@ from minitron.files.tensor_stream import Piece
 from minitron.model.token_ids import PAD, has_row, with_usable_pad
 from minitron.sources.generation_settings import read_generation_config
 from minitron.sources.source import Source, check_builds, load_tokenizer
+from minitron.text.tokenizer_ids import CODE, CODE_FILE, following_settings, rebuilt_tokenizer
+
+logger = logging.getLogger(__name__)
 
 MAX_SHARD_SIZE = "2GB"  # several are written at once: half the time of one large file
 _AT_ONCE = 2
@@ -88,18 +92,39 @@ def write_companions(
 
 
 def _copy_tokenizer(folder: Path, source: Source) -> None:
-    """Copy a tokenizer's files unchanged, but a config of which transformers 4 makes another."""
+    """Copy a tokenizer's files unchanged, but a config of which transformers makes another."""
     paths = list(source.tokenizer_files())
     for path in paths:
         copy = folder / path.relative_to(folder_of(paths))
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
-    config = folder / TOKENIZER_CONFIG
-    if config.is_file():
-        said = _tokenizer_config(config, source.name)
-        both = for_both_generations(said, has_fast_file=(folder / "tokenizer.json").is_file())
-        if both != said:
-            write_json(config, both)
+    file = folder / TOKENIZER_CONFIG
+    found = _tokenizer_config(file, source.name) if file.is_file() else {}
+    has_fast_file = (folder / "tokenizer.json").is_file()
+    settings = for_both_generations(found, has_fast_file=has_fast_file)
+    if settings != found:
+        write_json(file, settings)
+    # A tokenizer that is code of its repository is copied, and never run.
+    if has_fast_file and "auto_map" not in settings:
+        _keep_ids(folder, source.name, settings)
+
+
+def _keep_ids(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Have AutoTokenizer give the ids of the tokenizer.json in `folder`."""
+    rebuilt = rebuilt_tokenizer(folder, name)
+    if rebuilt is None:
+        return
+    for following in following_settings(rebuilt, folder, settings):
+        write_json(folder / TOKENIZER_CONFIG, following)
+        if "auto_map" in following:
+            (folder / CODE_FILE).write_text(CODE, encoding="utf-8")
+        if rebuilt_tokenizer(folder, name) is None:
+            return
+    logger.warning(
+        "%s: AutoTokenizer gives other ids than tokenizer.json for what is written here: open it "
+        "with PreTrainedTokenizerFast.from_pretrained",
+        name,
+    )
 
 
 def _tokenizer_config(path: Path, name: str) -> dict[str, Any]:

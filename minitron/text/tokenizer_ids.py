@@ -8,12 +8,23 @@ model was trained on those of the file, which transformers 4 and every engine fo
 """
 
 import logging
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from minitron.errors import TokenizerError
+from minitron.files.checked_json import read_object
+from minitron.files.tokenizer_files import CONFIG, tokenizer_names
 from minitron.foreign_parser import foreign_parser
 
 logger = logging.getLogger(__name__)
@@ -28,6 +39,21 @@ SAMPLES = (
     "\nnext",
     "A",
 )
+# What transformers 5 maps model types to whose tokenizer.json it reads unchanged.
+_UNCHANGED = ("TokenizersBackend", "MistralCommonBackend")
+_COMMON = PreTrainedTokenizerFast
+# Digests of the folders that follow tokenizer.json: a large one takes four seconds to compare.
+_following: set[bytes] = set()
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+CODE_FILE = "tokenizer_json.py"  # its name begins so that it is copied as a tokenizer's file
+CODE = '''"""What AutoTokenizer makes of tokenizer.json with trust_remote_code=True."""
+
+from transformers import PreTrainedTokenizerFast
+
+
+class TokenizerJson(PreTrainedTokenizerFast):
+    """Follows tokenizer.json: transformers 5 would build a Qwen2Tokenizer, with other ids."""
+'''
 
 
 def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
@@ -40,13 +66,10 @@ def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         made.decode(made(SAMPLES[0])["input_ids"])  # damage may show only here
         # A class of its own is what builds anew; the common one reads the file as it is.
-        if type(made) is PreTrainedTokenizerFast or not (folder / FILE).is_file():
+        if not (folder / FILE).is_file() or _follows(made, folder) or type(made) is _COMMON:
             return made
-        file = Tokenizer.from_file(str(folder / FILE))
-        if _agree(made, file):
-            return made
-        followed: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
-        is_right = _agree(followed, file) and made("")["input_ids"] == followed("")["input_ids"]
+        followed: PreTrainedTokenizerBase = _COMMON.from_pretrained(folder)
+        is_right = _agree(followed, folder) and made("")["input_ids"] == followed("")["input_ids"]
     kind = type(made).__name__
     if not is_right:
         raise TokenizerError(
@@ -63,8 +86,78 @@ def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     return followed
 
 
-def _agree(tokenizer: PreTrainedTokenizerBase, file: Tokenizer) -> bool:
-    """Whether ids of texts, and the texts of these ids, are those of the file."""
+def rebuilt_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase | None:
+    """What AutoTokenizer makes of a written folder, if its ids are not those of tokenizer.json.
+
+    Raises TokenizerError for files that cannot be read.
+    """
+    with foreign_parser(f"{name}: its tokenizer", TokenizerError, "fetch it again"):
+        if _digest(folder) in _following:
+            return None
+        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        if _follows(made, folder):
+            return None
+        return LlamaTokenizer.from_pretrained(folder) if type(made) is _COMMON else made
+
+
+def following_settings(
+    rebuilt: PreTrainedTokenizerBase, folder: Path, settings: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """What tokenizer_config.json may hold so that AutoTokenizer follows tokenizer.json.
+
+    The first is enough but for a qwen2: transformers 5 makes a Qwen2Tokenizer of it whatever class
+    is named, unless `auto_map` is there; it runs no code then, unless trust_remote_code is set.
+    Both keep the special tokens and inputs that the class of `rebuilt` brings by itself.
+    """
+    added = Tokenizer.from_file(str(folder / FILE)).get_added_tokens_decoder().values()
+    held = {token.content for token in added}
+    first = {
+        **{key: token for key in _SPECIAL if (token := getattr(rebuilt, key)) in held},
+        "model_input_names": rebuilt.model_input_names,
+        "padding_side": rebuilt.padding_side,
+        **settings,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    yield first
+    code = f"{Path(CODE_FILE).stem}.TokenizerJson"
+    yield {**first, "auto_map": {"AutoTokenizer": [code, code]}}
+
+
+def _follows(made: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Whether AutoTokenizer, which made this of `folder`, follows tokenizer.json in each version.
+
+    Where tokenizer_class is LlamaTokenizer and the file is byte-level, transformers 5.20 builds a
+    LlamaTokenizer; later versions read the file as it is.
+    """
+    if type(made) is _COMMON:
+        config, settings = _read(folder / "config.json"), _read(folder / CONFIG)
+        named = str(settings.get("tokenizer_class") or config.get("tokenizer_class"))
+        is_llama = named.removesuffix("Fast") == "LlamaTokenizer" and "auto_map" not in settings
+        mapped = TOKENIZER_MAPPING_NAMES.get(config.get("model_type", ""))
+        follows = mapped in _UNCHANGED or not is_llama
+    else:
+        follows = _agree(made, folder)
+    if follows:
+        _following.add(_digest(folder))
+    return follows
+
+
+def _digest(folder: Path) -> bytes:
+    """Of all that AutoTokenizer reads in a folder."""
+    config = _read(folder / "config.json")
+    digest = sha256(repr([config.get(key) for key in ("model_type", "tokenizer_class")]).encode())
+    for name in tokenizer_names(path.name for path in folder.iterdir() if path.is_file()):
+        digest.update(name.encode() + sha256((folder / name).read_bytes()).digest())
+    return digest.digest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_object(path, TokenizerError, "fetch it again") if path.is_file() else {}
+
+
+def _agree(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Whether ids of texts, and the texts of these ids, are those of tokenizer.json."""
+    file = Tokenizer.from_file(str(folder / FILE))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     for text in SAMPLES:
         ids = file.encode(text, add_special_tokens=False).ids
