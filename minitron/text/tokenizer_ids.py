@@ -24,7 +24,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from minitron.errors import TokenizerError
 from minitron.files.checked_json import read_object
-from minitron.files.tokenizer_files import CONFIG, tokenizer_names
+from minitron.files.model_files import TOKENIZER_CONFIG, tokenizer_names
 from minitron.foreign_parser import foreign_parser
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _follows(made: PreTrainedTokenizerBase, folder: Path) -> bool:
     LlamaTokenizer; later versions read the file as it is.
     """
     if type(made) is _COMMON:
-        config, settings = _read(folder / "config.json"), _read(folder / CONFIG)
+        config, settings = _read(folder / "config.json"), _read(folder / TOKENIZER_CONFIG)
         named = str(settings.get("tokenizer_class") or config.get("tokenizer_class"))
         is_llama = named.removesuffix("Fast") == "LlamaTokenizer" and "auto_map" not in settings
         mapped = TOKENIZER_MAPPING_NAMES.get(config.get("model_type", ""))
