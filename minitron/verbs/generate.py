@@ -18,6 +18,7 @@ from minitron.sources.generation_settings import FILE
 from minitron.sources.quantization import check_quantization, quantized
 from minitron.sources.source import default_device, load_model, load_tokenizer, open_source
 from minitron.text.encoding import prompt_ids
+from minitron.text.text_stream import TextStream
 
 Emit = Callable[[str], None]
 
@@ -30,7 +31,6 @@ _NUMBERS = (
     *("do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens"),
     *("use_cache", "output_attentions", "output_hidden_states"),
 )
-_INCOMPLETE = "\ufffd"  # what bytes decode to that are no whole character yet
 
 
 @verb(GenerateRecipe)
@@ -82,40 +82,23 @@ def stream_model(
 
 
 class _Streamer(BaseStreamer):
-    """Text to a function as soon as no later token can change it.
-
-    Tokens are decoded together with those before them, the prompt's included: many tokenizers drop
-    the space before the first token they decode, and bytes of one character may come apart.
-    """
+    """What `model.generate` calls with every token; each part of text goes to a function."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: Emit) -> None:
         self._tokenizer, self._emit = tokenizer, emit
-        self._ids: list[int] = []
-        self._context = 0  # where the tokens begin that were last emitted
-        self._pending = 0  # where those begin that were not
+        self._stream: TextStream | None = None
 
     def put(self, value: torch.Tensor) -> None:
         """Called with the prompt (1, tokens), then with each token (1,)."""
-        is_prompt = not self._ids
-        self._ids += value.flatten().tolist()
-        if is_prompt:
-            self._pending = len(self._ids)
-        else:
-            self._flush(only_certain=True)
+        if self._stream is None:
+            self._stream = TextStream(self._tokenizer, value.flatten().tolist())
+        elif text := self._stream.add(int(value)):
+            self._emit(text)
 
     def end(self) -> None:
         """Called after the last token."""
-        self._flush(only_certain=False)
-
-    def _flush(self, *, only_certain: bool) -> None:
-        known = self._decoded(self._ids[self._context : self._pending])
-        text = self._decoded(self._ids[self._context :])[len(known) :]
-        if text and not (only_certain and text.endswith(_INCOMPLETE)):
+        if self._stream is not None and (text := self._stream.finish()):
             self._emit(text)
-            self._context, self._pending = self._pending, len(self._ids)
-
-    def _decoded(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _checked_settings(model: PreTrainedModel) -> AbstractContextManager[None]:
