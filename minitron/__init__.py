@@ -10,7 +10,8 @@ Each verb of the command line is a function here, under the same name and with t
 they are first used, so that `import minitron` is quick.
 """
 
-from importlib import import_module
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
 from minitron.surroundings import check_system as _check_system
@@ -37,23 +38,7 @@ if TYPE_CHECKING:
 
     importance, teacher_cache = measure_importance, cache_teacher
 
-_VERBS = (
-    "card",
-    "convert",
-    "demo",
-    "distill",
-    "evaluate",
-    "generate",
-    "importance",
-    "inspect",
-    "prune",
-    "push",
-    "quickstart",
-    "remake",
-    "search",
-    "teacher_cache",
-    "train",
-)
+_VERBS = sorted(path.stem for path in (_Path(__file__).parent / "verbs").glob("[a-z]*.py"))
 # Where each public name is defined: a verb in the module of its name. Two commands are nouns; their
 # functions are verbs.
 _HOMES = {
@@ -74,7 +59,7 @@ def __getattr__(name: str) -> Any:
     if name != "MinitronError":
         _check_system()
     module, function = _HOMES[name]
-    return getattr(import_module(f"minitron.{module}"), function)
+    return getattr(_import_module(f"minitron.{module}"), function)
 
 
 def __dir__() -> list[str]:
