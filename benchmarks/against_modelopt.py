@@ -46,7 +46,8 @@ from minitron.conversion.megatron_names import megatron_tensors
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.text.sampling import self_corpus
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
@@ -151,7 +152,7 @@ def measured(
 
 def planned(scores: Importance, source: str, sizes: Sizes) -> Kept:
     """What our plan keeps, on the axes of width in every layer, also one that goes."""
-    whole = Architecture.from_config(open_source(source).config)
+    whole = open_source(source).architecture
     layers = choose_plan(scores, whole, whole.resized(**sizes)).layers
     widths = {size: value for size, value in sizes.items() if size != "num_hidden_layers"}
     width = choose_plan(scores, whole, whole.resized(**widths))
@@ -165,7 +166,7 @@ def planned(scores: Importance, source: str, sizes: Sizes) -> Kept:
 
 def of_modelopt(source: str, ids: Path, sizes: Sizes, *, is_stable: bool) -> Outcome:
     """The same in Megatron-core, pruned by `modelopt.torch.prune`."""
-    whole = Architecture.from_config(open_source(source).config)
+    whole = open_source(source).architecture
     with one_process(), stable_sort() if is_stable else nullcontext():
         import modelopt.torch.prune as mtp
         from modelopt.torch.prune.plugins.mcore_minitron import get_mcore_minitron_config
@@ -268,7 +269,7 @@ def megatron_model(source: str) -> Any:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     opened = open_source(source)
-    whole = Architecture.from_config(opened.config)
+    whole = opened.architecture
     config = TransformerConfig(
         num_layers=whole.num_hidden_layers,
         hidden_size=whole.hidden_size,
@@ -454,7 +455,7 @@ def comparison(name: str, work: Path) -> dict[str, Any]:
     theirs = of_modelopt(source, ids, sizes, is_stable=True)
     ours = of_minitron(source, ids, sizes, work)
     paper = planned(measured(source, ids, work, "paper"), source, sizes)
-    whole = Architecture.from_config(open_source(source).config)
+    whole = open_source(source).architecture
     return {
         "model": name,
         "sizes": {size: getattr(whole, size) for size in PLANTED},

@@ -76,7 +76,7 @@ def write_good_files(root: Path) -> None:
     import numpy as np
 
     import minitron
-    from minitron.sources.source import zoo
+    from minitron.sources.opening import zoo
     from tests.tiny import tiny_folder
 
     source = tiny_folder(root / "source", "llama", vocab_size=4096)

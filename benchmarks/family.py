@@ -29,7 +29,8 @@ import minitron
 from minitron.candidates.texts import first_tokens
 from minitron.evaluation.loss import evaluate_model
 from minitron.records.folder_writer import write_json
-from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.sources.loading import load_model, load_tokenizer
+from minitron.sources.opening import open_source
 from minitron.text.corpus import read_texts
 from minitron.text.encoding import tokenize
 from minitron.text.held_out import HeldOut, held_out_ids, held_out_text

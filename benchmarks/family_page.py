@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import yaml
 
 import minitron
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

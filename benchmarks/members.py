@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 import minitron
-from minitron.sources.source import load_model, open_source, zoo
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source, zoo
 
 RESULTS = Path(__file__).parent / "results" / "members.json"
 PROMPT, NEW = 512, 64  # tokens

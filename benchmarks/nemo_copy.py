@@ -75,7 +75,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
     import minitron
     from minitron.files.shard_file import TensorSpec
     from minitron.records.folder_writer import write_json, write_weights
-    from minitron.sources.source import zoo
+    from minitron.sources.opening import zoo
 
     made = architecture(gigabytes)
     specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in made.shapes().items()}

@@ -26,8 +26,9 @@ from minitron.model.plan import PruningPlan, choose_plan
 from minitron.model.target_sizes import between
 from minitron.recipe import PruneRecipe
 from minitron.scores.measuring import score
+from minitron.sources.loading import load_model, load_tokenizer
+from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource
-from minitron.sources.source import load_model, load_tokenizer, open_source
 from minitron.text.held_out import HeldOut, held_out_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,7 +67,7 @@ class Bench:
 
     def __init__(self, corpus: str, held_out: str, windows: int) -> None:
         self.source = open_source("tiny")
-        self.whole = Architecture.from_config(self.source.config)
+        self.whole = self.source.architecture
         self.corpus = corpus
         text = held_out_text(held_out, load_tokenizer(self.source), SEQ_LEN)
         self.held_out = HeldOut((text.inputs[0][:windows],), (text.targets[0][:windows],), None)

@@ -129,7 +129,7 @@ def quickstart(recipe: QuickstartRecipe) -> None:
 @_takes(InspectRecipe)
 def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
     """Tell what a model is: sizes, parameters, bytes, layout. Reads no weights."""
-    from minitron.sources.source import open_source
+    from minitron.sources.opening import open_source
     from minitron.verbs.inspect import inspection_of
 
     inspection = inspection_of(open_source(recipe.source, reads_weights=False))

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 import minitron
 from minitron.candidates.decode_step import Conditions, DecodeStep, random_model
-from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.sources.loading import load_model, load_tokenizer
+from minitron.sources.opening import open_source
 from minitron.verbs import quickstart as first_run
 from modeling_nemotron import NemotronForCausalLM
 from tests.tiny import FAMILIES, tiny_config, tiny_folder, tiny_model, weights_of

@@ -9,7 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.errors import ArchitectureError
 from minitron.model.architecture import Architecture, resized_config
-from minitron.sources.source import hub_config
+from minitron.sources.loading import hub_config
 from modeling_nemotron import NemotronConfig
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_config, tiny_model
 

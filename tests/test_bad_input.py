@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import minitron
 from minitron import cli
 from minitron.cli import main
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 from tests.tiny import edit_config, tiny_folder, weights_of
 
 VOCABULARY = 4099

@@ -9,7 +9,7 @@ from minitron.errors import SourceError
 from minitron.files.checked_json import Each, Number, check_kind, read_object
 from minitron.records.minitron_json import read_provenance
 from minitron.records.record_kinds import check_record
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 
 KIND = {
     "name": str,

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minitron
 from minitron.errors import OutputError, SourceError, TargetError
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 
 from .tiny import FAMILIES, edit_config, tiny_folder, tiny_model
 

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerState
 import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError, TokenizerError
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.training.distill_trainer import DistillTrainer
 from tests.tiny import SIZES, tiny_folder, weights_of
 
@@ -618,7 +619,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from minitron.training.distill_trainer import loss_in_head
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.training.teacher import DistillLoss, RunningTeacher
 
 def learn(model, ids):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-import minitron.sources.source
-from minitron.sources.source import load_model, open_source
+import minitron.sources.loading
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from tests.tiny import tiny_folder
 
 
@@ -18,7 +19,7 @@ def test_a_model_is_loaded_while_another_thread_builds_one(
     folder = str(tiny_folder(tmp_path / "m"))
     alone = load_model(open_source(folder)).state_dict()
     build, begun, others_done = (
-        minitron.sources.source.new_model,
+        minitron.sources.loading.new_model,
         threading.Event(),
         threading.Event(),
     )
@@ -29,7 +30,7 @@ def test_a_model_is_loaded_while_another_thread_builds_one(
             others_done.wait(30)
         return build(config)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("minitron.sources.source.new_model", slowly)
+    monkeypatch.setattr("minitron.sources.loading.new_model", slowly)
     loaded: list[object] = []
     other = threading.Thread(target=lambda: loaded.append(load_model(open_source(folder))))
     other.start()

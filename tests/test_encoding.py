@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 import minitron
 from minitron.errors import TokenizerError
-from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.sources.loading import load_model, load_tokenizer
+from minitron.sources.opening import open_source
 from minitron.text.corpus import load_corpus
 from minitron.text.encoding import prompt_ids, tokenize
 from minitron.text.held_out import held_out_text

@@ -16,7 +16,7 @@ import minitron
 from minitron import cli
 from minitron.errors import CorpusError, SourceError, TargetError, TokenizerError
 from minitron.evaluation.loss import Evaluation, evaluate_model
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 from minitron.text.held_out import UNCOUNTED, held_out_ids, held_out_text
 from tests.tiny import tiny_folder, tiny_model, write_text, zoo_tokenizer
 

@@ -30,7 +30,8 @@ from minitron.records.published_cards import (
     members,
     write_cards,
 )
-from minitron.sources.source import hub_config, zoo
+from minitron.sources.loading import hub_config
+from minitron.sources.opening import zoo
 from minitron.verbs.prune import target_architecture
 from modeling_nemotron import CHAT_TEMPLATE
 

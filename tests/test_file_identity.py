@@ -11,7 +11,7 @@ import minitron
 from minitron.errors import SourceError
 from minitron.files.file_identity import FileIdentity, open_unchanged
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 from tests.nemo_files import megatron_tensors, nemo_settings, write_nemo_file
 from tests.tiny import pickled_folder, tiny_folder
 

@@ -10,7 +10,8 @@ import pytest
 import minitron
 from minitron.errors import SourceError
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.source import load_tokenizer, open_source, zoo
+from minitron.sources.loading import load_tokenizer
+from minitron.sources.opening import open_source, zoo
 from tests.tiny import tiny_folder
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from minitron.errors import MAX_LENGTH, ArchitectureError, CorpusError, SourceError
 from minitron.foreign_parser import foreign_parser
-from minitron.sources.source import hub_config
+from minitron.sources.loading import hub_config
 from tests.tiny import tiny_config
 
 

@@ -9,7 +9,7 @@ from minitron import cli
 from minitron.errors import SourceError
 from minitron.records.front_matter import read_front_matter
 from minitron.records.minitron_json import inherited_from
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 from tests.tiny import tiny_folder
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(

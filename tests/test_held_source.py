@@ -8,8 +8,9 @@ from minitron.model.architecture import Architecture
 from minitron.model.plan import choose_plan
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.held import held_source, stored_bytes
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource
-from minitron.sources.source import load_model, open_source
 from tests.tiny import SIZES, tiny_folder
 
 WHOLE = Architecture("nemotron", **SIZES)

@@ -245,10 +245,10 @@ def test_tokenizer_and_license_files_are_found_by_name(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     (tmp_path / "tokenizer").mkdir()
     folder = HubFolder.at(tmp_path)
-    assert {path.name for path in folder.tokenizer_files()} == tokenizer
-    assert {path.name for path in folder.license_files()} == licenses
-    assert folder.file("README.md") == tmp_path / "README.md"
-    assert folder.file("absent") is None
+    assert {path.name for path in folder.companions.tokenizer_files()} == tokenizer
+    assert {path.name for path in folder.companions.license_files()} == licenses
+    assert folder.companions.file("README.md") == tmp_path / "README.md"
+    assert folder.companions.file("absent") is None
 
 
 def test_a_folder_goes_by_the_name_it_is_given(folders: dict[str, Path]) -> None:

@@ -19,7 +19,8 @@ from huggingface_hub import constants, snapshot_download
 import minitron
 from minitron.cli import main
 from minitron.errors import ArchitectureError, MinitronError, SourceError
-from minitron.sources.source import hub_config, load_model, load_tokenizer, open_source, zoo
+from minitron.sources.loading import hub_config, load_model, load_tokenizer
+from minitron.sources.opening import open_source, zoo
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import serving, talk_to

@@ -27,7 +27,7 @@ NAMES = [
 SCRIPT = """
 import json, sys
 from minitron.errors import MinitronError
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 
 def told(name):
     try:
@@ -36,9 +36,9 @@ def told(name):
             "name": source.name,
             "revision": source.revision,
             "layout": source.layout,
-            "tokenizer": [path.name for path in source.tokenizer_files()],
-            "licenses": [path.name for path in source.license_files()],
-            "absent": source.file("generation_config.json"),
+            "tokenizer": [path.name for path in source.companions.tokenizer_files()],
+            "licenses": [path.name for path in source.companions.license_files()],
+            "absent": source.companions.file("generation_config.json"),
             "norm": source.tensors["model.norm.weight"].read().tolist(),
             "paths": sorted({str(stored.path) for stored in source.tensors.values()}),
         }

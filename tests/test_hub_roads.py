@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import minitron
 import modeling_nemotron
 from minitron.cli import main
-from minitron.sources.source import open_source, zoo
+from minitron.sources.opening import open_source, zoo
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Fault, Hub
 from tests.hub_server import environment, serving, talk_to
@@ -259,7 +259,7 @@ def test_a_repository_that_changes_meanwhile_is_read_at_the_revision_seen_first(
     norm = source.tensors["model.norm.weight"].read()
     assert torch.equal(norm, tiny_model(vocab_size=VOCABULARY).model.norm.weight)
     assert source.revision == before
-    assert {path.parent.name for path in source.tokenizer_files()} == {before}
+    assert {path.parent.name for path in source.companions.tokenizer_files()} == {before}
 
 
 def test_a_pruned_model_goes_up_and_comes_down_by_branch_and_tag(

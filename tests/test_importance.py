@@ -17,7 +17,7 @@ from minitron.model.importance import Importance
 from minitron.scores.activation_scores import Measurement, activation_scores, aggregated_scores
 from minitron.scores.aggregation import KINDS, Aggregation
 from minitron.scores.weight_scores import magnitude_scores, random_scores
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 from minitron.text.corpus import Corpus
 from tests.tiny import FAMILIES, SIZES, tiny_folder, tiny_model
 

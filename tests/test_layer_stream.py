@@ -10,7 +10,8 @@ import torch
 
 from minitron.errors import SourceError
 from minitron.sources.layer_stream import LayerStream
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from tests.tiny import SIZES, VARIANTS, tiny_folder, tiny_model, weights_of
 
 IDS = torch.randint(SIZES["vocab_size"], (3, 11), generator=torch.Generator().manual_seed(0))

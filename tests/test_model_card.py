@@ -21,7 +21,7 @@ from minitron.records.kept_picture import draw_kept, kept_maps
 from minitron.records.making import indices_of
 from minitron.records.model_card import write_card
 from minitron.records.task_scores import TaskScores, record_of_scores
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 
 TARGET: dict[str, Any] = {
     "hidden_size": 96,

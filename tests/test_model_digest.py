@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minitron.model.digest import model_digest
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 from tests.tiny import pickled_folder, tiny_folder
 
 

@@ -20,7 +20,8 @@ from minitron.files.model_files import (
     tokenizer_names,
 )
 from minitron.publish.publishable import check_publishable
-from minitron.sources.source import load_tokenizer, open_source, zoo
+from minitron.sources.loading import load_tokenizer
+from minitron.sources.opening import open_source, zoo
 from tests.hub_repositories import Account
 from tests.hub_server import serving, talk_to
 from tests.tiny import tiny_folder, write_text, zoo_tokenizer
@@ -189,7 +190,7 @@ def test_templates_come_from_the_hub(
         files = (path for path in source.rglob("*") if path.is_file())
         hub.add("a/b", {p.relative_to(source).as_posix(): p.read_bytes() for p in files})
         opened = open_source("a/b")
-        assert f"{TEMPLATES}/rag.jinja" in opened.tokenizer_names
+        assert f"{TEMPLATES}/rag.jinja" in opened.companions.tokenizer_names
         assert load_tokenizer(opened).chat_template == CHAT
         minitron.convert("a/b", str(tmp_path / "out"))
     assert (tmp_path / "out" / TEMPLATES / "tool use.jinja").read_text() == "TOOLS"

@@ -117,7 +117,7 @@ def convert(path: Path, tmp_path: Path) -> Path:
     """The Hub folder; these have no tokenizer, so it is written by hand from the source."""
     from minitron.files.tensor_stream import copied
     from minitron.records.folder_writer import specs_of, write_json, write_weights
-    from minitron.sources.source import open_source
+    from minitron.sources.opening import open_source
 
     source, out = open_source(str(path)), tmp_path / "out"
     out.mkdir()

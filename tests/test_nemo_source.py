@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import minitron
 from minitron.cli import main
 from minitron.errors import ArchitectureError, MinitronError, SourceError, TargetError
-from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.sources.loading import load_model, load_tokenizer
+from minitron.sources.opening import open_source
 from modeling_nemotron import CHAT_TEMPLATE
 
 from .nemo_files import megatron_tensors, nemo_settings, write_nemo_file
@@ -266,7 +267,7 @@ def test_the_tokenizer_is_taken_from_inside_only(tmp_path: Path) -> None:
     tensors = megatron_tensors(described, vocab_size=ROWS)
     path = write_nemo_file(tmp_path / "m.nemo", tensors, described)
     source = open_source(str(path))
-    assert source.tokenizer_names == []
+    assert source.companions.tokenizer_names == []
     with pytest.raises(MinitronError, match="no tokenizer"):
         load_tokenizer(source)
 

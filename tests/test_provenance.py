@@ -12,7 +12,7 @@ import minitron
 from minitron.errors import SourceError
 from minitron.model.architecture import Architecture
 from minitron.records.minitron_json import FILE, SCHEMA, outlines_of, read_provenance, sizes_of
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 from tests.tiny import SIZES, tiny_folder
 
 DOCS = (Path(__file__).parent.parent / "docs" / "minitron-json.md").read_text()

@@ -18,7 +18,7 @@ from minitron.errors import ImportanceError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.scores.weight_scores import random_scores
-from minitron.sources.source import open_source, zoo
+from minitron.sources.opening import open_source, zoo
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_folder, tiny_model, weights_of
 
 TARGET = {

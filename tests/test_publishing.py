@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
 from minitron.publish.destination import find_destination
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 from minitron.verbs.push import push
 from tests.hub_repositories import Account, Collection, Repository
 from tests.hub_routes import Answer, Fault, Hub, Request

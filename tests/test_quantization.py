@@ -12,8 +12,9 @@ import minitron
 from minitron.cli import main
 from minitron.errors import MissingExtraError, TargetError
 from minitron.sources import quantization
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.sources.quantization import greedy_agreement, quantized, weight_bytes
-from minitron.sources.source import load_model, open_source
 from tests.tiny import tiny_model, zoo_tokenizer
 
 pytest.importorskip("optimum.quanto")

@@ -13,7 +13,7 @@ import minitron
 from minitron import cli
 from minitron.errors import TargetError
 from minitron.recipe import ConvertRecipe, TrainRecipe
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 from tests.tiny import FAMILIES, tiny_folder
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minitron.cli import main
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Hub
 from tests.hub_server import environment, serving, talk_to

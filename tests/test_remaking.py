@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import minitron
 from minitron.cli import main
 from minitron.errors import SourceError, TargetError
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 from tests.hub_repositories import Account
 from tests.hub_routes import Hub
 from tests.hub_server import serving, talk_to

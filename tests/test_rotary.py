@@ -12,7 +12,7 @@ from minitron.errors import ArchitectureError
 from minitron.model.architecture import Architecture, resized_config
 from minitron.model.families import FAMILIES as TABLE
 from minitron.model.rotary import KEYS, REQUIRED
-from minitron.sources.source import hub_config
+from minitron.sources.loading import hub_config
 from tests.tiny import FAMILIES, tiny_config
 
 # Of each kind, with whole numbers where people write them; head_dim is 8, half of it in Nemotron.

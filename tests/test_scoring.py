@@ -21,7 +21,8 @@ from minitron.model.importance import Importance
 from minitron.scores.activation_scores import activation_scores
 from minitron.scores.sweep_plan import SweepPlan
 from minitron.sources.layer_stream import LayerStream
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.text.corpus import Corpus
 from tests.tiny import FAMILIES, SIZES, edit_config, tiny_folder, weights_of
 

@@ -21,7 +21,8 @@ from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan
 from minitron.scores.weight_scores import random_scores
-from minitron.sources.source import loaded_bytes, open_source
+from minitron.sources.loading import loaded_bytes
+from minitron.sources.opening import open_source
 from minitron.verbs import search as searching
 from tests.tiny import SIZES, tiny_folder, tiny_model
 

@@ -18,7 +18,7 @@ import minitron
 from minitron import cli
 from minitron.errors import MinitronError, OutputError, TargetError
 from minitron.publish.own_wheel import own_wheel, package_files
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 from minitron.verbs.push import push
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Fault, Hub
@@ -159,7 +159,7 @@ def test_the_wheel_holds_what_the_packages_hold_and_pip_installs_it(
     assert {f"{about}/METADATA", f"{about}/licenses/LICENSE", "bin/minitron"} <= found
     script = (
         "import minitron.conversion, minitron.space, modeling_nemotron, importlib.metadata as m\n"
-        "from minitron.sources.source import zoo\n"
+        "from minitron.sources.opening import zoo\n"
         "assert 'tiny' in zoo(); print(minitron.__file__, m.version('minitron'))"
     )
     ran = subprocess.run(

@@ -9,7 +9,8 @@ import pytest
 from minitron.candidates import comparison
 from minitron.errors import CorpusError
 from minitron.evaluation.loss import evaluate_model
-from minitron.sources.source import load_model, loaded_bytes, open_source
+from minitron.sources.loading import load_model, loaded_bytes
+from minitron.sources.opening import open_source
 from minitron.sources.streamed_loss import streamed_loss
 from minitron.text.held_out import HeldOut
 from tests.tiny import VARIANTS, tiny_folder

@@ -15,7 +15,8 @@ from minitron.cli import main
 from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError
 from minitron.evaluation.preset import SummarySettings, read_preset
 from minitron.evaluation.summaries import mean_rouge, read_articles, summarize
-from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.sources.loading import load_model, load_tokenizer
+from minitron.sources.opening import open_source
 from tests.task_folders import write_lines
 
 pytest.importorskip("rouge_score")

@@ -121,7 +121,7 @@ print(budget, peak)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account")
 def test_a_budget_smaller_than_the_model_is_honoured(tmp_path: Path) -> None:
-    from minitron.sources.source import new_model
+    from minitron.sources.loading import new_model
 
     sizes = {
         "hidden_size": 640,

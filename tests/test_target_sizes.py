@@ -9,7 +9,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.families import FAMILIES
 from minitron.model.plan import axes_to_rank
 from minitron.model.target_sizes import between, check_opened, target_of
-from minitron.sources.source import hub_config
+from minitron.sources.loading import hub_config
 from tests.tiny import SIZES
 
 SMOL = Architecture("llama", 576, 1536, 30, 9, 3, 64, 49_152)

@@ -15,7 +15,8 @@ import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError
 from minitron.evaluation.task_harness import load_tasks, run_tasks
-from minitron.sources.source import load_model, load_tokenizer, open_source
+from minitron.sources.loading import load_model, load_tokenizer
+from minitron.sources.opening import open_source
 from tests.task_folders import (
     BOOKS,
     QUIZ,

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, SourceError
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.training.teacher_cache import open_teacher_cache
 from minitron.training.top_k_loss import top_k_loss
 from minitron.verbs import teacher_cache as teacher_writing

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import minitron
-from minitron.sources.source import load_model, open_source, zoo
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source, zoo
 from tests.tiny import FAMILIES, edit_config, tiny_folder, weights_of
 
 VOCABULARY = 4099

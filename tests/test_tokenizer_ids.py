@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, LlamaTokenizer, Qwen2Tokenizer
 
 import minitron
 from minitron.errors import TokenizerError
-from minitron.sources.source import load_tokenizer, open_source, zoo
+from minitron.sources.loading import load_tokenizer
+from minitron.sources.opening import open_source, zoo
 from minitron.text.tokenizer_ids import CODE_FILE, SAMPLES
 from tests.tiny import FAMILIES, tiny_config, tiny_folder
 

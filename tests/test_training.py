@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerControl, TrainerS
 import minitron
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError
 from minitron.recipe import TrainRecipe
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.text.corpus import load_ids
 from minitron.training.fitting import Texts, fit
 from minitron.training.progress import LossCurve

@@ -11,7 +11,8 @@ import torch
 import minitron
 from minitron.model.architecture import Architecture
 from minitron.recipe import DistillRecipe
-from minitron.sources.source import loaded_bytes, open_source
+from minitron.sources.loading import loaded_bytes
+from minitron.sources.opening import open_source
 from minitron.training import training_memory
 from minitron.training.distill_trainer import DistillTrainer
 from minitron.training.training_memory import teacher_fits, training_bytes

@@ -12,9 +12,9 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minitron
-from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of
-from minitron.sources.source import complete_tensors, hub_config, new_model, open_source, zoo
+from minitron.sources.loading import hub_config, new_model
+from minitron.sources.opening import open_source, zoo
 
 TINY = zoo()["tiny"]
 CHILDREN = {"tiny-half": 0.5, "tiny-quarter": 0.25}  # share of the teacher's parameters
@@ -106,8 +106,7 @@ def test_a_childs_recipes_made_it(name: str) -> None:
 @pytest.mark.parametrize("name", ["tiny", *CHILDREN])
 def test_its_weights_are_complete_and_nothing_is_left_at_its_start(name: str) -> None:
     source = open_source(name)
-    architecture = Architecture.from_config(source.config)
-    for name, stored in complete_tensors(source, architecture).items():
+    for name, stored in source.weights.items():
         assert stored.read().float().std() > 0, name
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 
 SIZES = {
     "hidden_size": 42,

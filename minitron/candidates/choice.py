@@ -18,7 +18,7 @@ from typing import Any
 from minitron.candidates.budget import TOLERANCE, Budget, budget_of
 from minitron.candidates.comparison import Comparison, kept_importance
 from minitron.candidates.report import SearchReport, sizes_of
-from minitron.candidates.shortlist import Shortlist, accepted, within_budget
+from minitron.candidates.shortlist import Shortlist, within_budget
 from minitron.candidates.space import thinned, uniform
 from minitron.candidates.texts import SearchTexts, TooShortError, search_texts
 from minitron.errors import CorpusError, TargetError
@@ -26,9 +26,10 @@ from minitron.model.architecture import Architecture
 from minitron.model.engines import engines_closed_to
 from minitron.model.importance import Importance
 from minitron.model.plan import axes_to_rank, choose_plan, scores_kept, share_kept
+from minitron.model.source import Source
 from minitron.recipe import BudgetRecipe
 from minitron.scores.measuring import check_corpus_named
-from minitron.sources.source import Source
+from minitron.sources.loading import takes_sizes
 
 _TOLERANCES = (0.01, 0.02, TOLERANCE)  # the first that leaves enough shapes to compare
 _SCORED = 128  # shapes whose kept scores are looked at
@@ -53,7 +54,7 @@ def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
     Compares `recipe.max_candidates` shapes on `recipe.eval_tokens` tokens of text, if any is named:
     so many passes over so much text. Raises as `search` does.
     """
-    whole = Architecture.from_config(source.config)
+    whole = source.architecture
     budget = budget_of(recipe, whole)
     has_text = recipe.corpus is not None or recipe.held_out is not None
     if recipe.importance is None and not has_text:
@@ -176,7 +177,7 @@ def _by_one_factor(
         whole,
         budget.parameters / whole.parameters,
         recipe.multiple_of,
-        accepts=lambda one: accepted(source, one),
+        accepts=lambda one: takes_sizes(source, one),
     )
     reason = (
         f"chose {sizes_of(target)}: {_share(target, whole)}, hidden_size and intermediate_size by "

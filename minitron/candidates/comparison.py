@@ -15,14 +15,13 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from minitron.candidates.budget import TOLERANCE, Use, memory_needed
 from minitron.candidates.latency import measured_step
 from minitron.candidates.report import Candidate, SearchReport, name_of
-from minitron.candidates.shortlist import Shortlist, config_at, shortlist
+from minitron.candidates.shortlist import Shortlist, shortlist
 from minitron.candidates.texts import SearchTexts, search_texts
 from minitron.errors import CorpusError
 from minitron.evaluation.loss import evaluate_model
@@ -32,20 +31,16 @@ from minitron.files.unfinished import check_same_inputs, write_file
 from minitron.model.architecture import Architecture
 from minitron.model.digest import model_digest
 from minitron.model.importance import Importance
-from minitron.model.plan import PruningPlan, choose_plan, share_kept
+from minitron.model.plan import choose_plan, share_kept
+from minitron.model.source import Source
 from minitron.recipe import BudgetRecipe, SearchRecipe, TrainRecipe
 from minitron.records.folder_writer import specs_of, write_companions, write_weights
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import score
 from minitron.sources.held import held_source, stored_bytes
+from minitron.sources.loading import default_device, load_model, loaded_bytes
+from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource
-from minitron.sources.source import (
-    Source,
-    default_device,
-    load_model,
-    loaded_bytes,
-    open_source,
-)
 from minitron.sources.streamed_loss import streamed_loss
 from minitron.text.corpus import Corpus
 from minitron.text.held_out import HeldOut
@@ -91,7 +86,7 @@ class Comparison:
         for number, (target, cost) in enumerate(self.chosen.costs.items(), 1):
             plan = choose_plan(
                 self.importance,
-                Architecture.from_config(self.source.config),
+                self.source.architecture,
                 target,
                 contiguous=self.recipe.contiguous_layers,
                 head_residual=self.recipe.head_residual,
@@ -99,7 +94,7 @@ class Comparison:
             loss = self._found(target, "loss")
             if loss is None:
                 shared = shared or self._shared()
-                loss = zero_shot_loss(_pruned(shared, plan), self.texts.held_out)
+                loss = zero_shot_loss(PrunedSource(shared, plan), self.texts.held_out)
                 self._keep(target, loss=loss)
                 measured += 1
             left = (len(self.chosen.costs) - number) * (time.monotonic() - begun) / max(1, measured)
@@ -142,7 +137,7 @@ class Comparison:
             if loss is None:
                 logger.info("retrain %d of %d: %s", number, count, candidate.name)
                 place = self.folder / RETRAINING / candidate.name
-                pruned = _pruned(self.source, candidate.plan)
+                pruned = PrunedSource(self.source, candidate.plan)
                 loss = retrained_loss(pruned, ids, self.texts.held_out, place, recipe)
                 self._keep(candidate.architecture, loss=candidate.loss, retrained_loss=loss)
             finalists.append(replace(candidate, retrained_loss=loss))
@@ -174,7 +169,7 @@ class Comparison:
         if needed > free_memory(at.device):
             logger.info("%s is not timed whole: the memory does not suffice", candidate.name)
             return candidate
-        config = config_at(self.source, candidate.architecture)
+        config = self.source.config_at(candidate.architecture)
         return replace(candidate, measured_latency=measured_step(config, at))
 
     def _shared(self) -> Source:
@@ -262,10 +257,6 @@ def retrained_loss(
     loss = zero_shot_loss(open_source(str(done)), held_out)
     shutil.rmtree(folder)
     return loss
-
-
-def _pruned(source: Source, plan: PruningPlan) -> Source:
-    return cast(Source, PrunedSource(source, plan))
 
 
 def kept_importance(

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache
 from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.sources.empty_weights import empty_weights
-from minitron.sources.source import hub_config, new_model
+from minitron.sources.loading import hub_config, new_model
 from modeling_nemotron import CACHE_NAME
 
 Clock = Callable[[], float]

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from minitron.candidates.budget import (
     TOLERANCE,
@@ -25,19 +24,14 @@ from minitron.candidates.decode_step import Conditions
 from minitron.candidates.latency import Corners, LatencyTable, checked_device, measure_table
 from minitron.candidates.report import sizes_of
 from minitron.candidates.space import SPACES, Space, counted, default_space, thinned
-from minitron.errors import ArchitectureError, TargetError
+from minitron.errors import TargetError
 from minitron.files.unfinished import write_file
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
 from minitron.model.engines import engines_closed_to
 from minitron.model.families import EMBEDDING
+from minitron.model.source import Source
 from minitron.recipe import BudgetRecipe
-from minitron.sources.source import (
-    Source,
-    default_device,
-    fast_dtype,
-    hub_config,
-    sequence_length,
-)
+from minitron.sources.loading import default_device, fast_dtype, sequence_length, takes_sizes
 
 TABLE = "latency.json"
 _NEAREST = 3  # told where nothing is within the budget
@@ -101,7 +95,7 @@ def within_budget(
     `is_fine` looks among more MLP sizes, so that a budget is met closely. Raises TargetError where
     nothing is within the last, and tells what comes nearest.
     """
-    whole = Architecture.from_config(source.config)
+    whole = source.architecture
     budget, use = budget_of(recipe, whole), use_of(source, recipe)
     conditions = conditions_of(source, recipe, use)
     costs = {
@@ -113,7 +107,7 @@ def within_budget(
         costs = _timed(source, budget, costs, conditions, folder)
     for tolerance in tolerances:
         within = [one for one, cost in costs.items() if budget.is_met_by(cost, tolerance)]
-        taken = [one for one in within if accepted(source, one)]
+        taken = [one for one in within if takes_sizes(source, one)]
         kept, closed_to = _opened(taken, whole, recipe)
         if len(kept) >= at_least:
             break
@@ -178,20 +172,6 @@ def conditions_of(source: Source, recipe: BudgetRecipe, use: Use) -> Conditions 
     return Conditions(device, dtype, use.batch, use.context)
 
 
-def config_at(source: Source, architecture: Architecture) -> dict[str, Any]:
-    """The source's config at other sizes, its first layers kept."""
-    return resized_config(source.config, architecture, tuple(range(architecture.num_hidden_layers)))
-
-
-def accepted(source: Source, architecture: Architecture) -> bool:
-    """Whether the family's own config takes these sizes."""
-    try:
-        hub_config(config_at(source, architecture))
-    except ArchitectureError:
-        return False
-    return True
-
-
 def _space(recipe: BudgetRecipe, whole: Architecture, *, is_fine: bool) -> Space:
     if recipe.space == "default":
         return default_space(
@@ -241,7 +221,7 @@ def _nothing(
             f"{', '.join(closed_to)}: give another budget, or --no-compatible"
         )
     by_miss = sorted(costs, key=lambda one: budget.miss(costs[one]))
-    nearest = (one for one in by_miss if accepted(source, one))
+    nearest = (one for one in by_miss if takes_sizes(source, one))
     told = [
         f"{sizes_of(one)} ({costs[one].text()})"
         for one, _ in zip(nearest, range(_NEAREST), strict=False)

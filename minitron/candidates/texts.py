@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from minitron.errors import CorpusError, TargetError
+from minitron.model.source import Source
 from minitron.recipe import BudgetRecipe
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import check_corpus_named
-from minitron.sources.source import Source, default_device, load_tokenizer, sequence_length
+from minitron.sources.loading import default_device, load_tokenizer, sequence_length
 from minitron.text.corpus import Corpus, load_ids
 from minitron.text.encoding import TokenIds
 from minitron.text.held_out import HeldOut, held_out_ids, held_out_text

@@ -8,31 +8,18 @@ wider dtype have the same digest.
 """
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from minitron.files.lazy_tensor import LazyTensor
-from minitron.model.architecture import Architecture
+from minitron.model.source import Source
 
 _VALUES = 4096  # of each tensor
 
 
-class Model(Protocol):
-    """What a digest is made of, and what a model is called by."""
-
-    name: str
-    revision: str | None
-    config: Mapping[str, Any]
-
-    @property
-    def tensors(self) -> Mapping[str, LazyTensor]: ...
-
-
-def model_digest(model: Model) -> str:
+def model_digest(model: Source) -> str:
     """sha256 of the sizes, names, shapes and some numbers of each tensor."""
-    architecture = Architecture.from_config(model.config)
+    architecture = model.architecture
     flags = sorted(architecture.flags)
     digest = hashlib.sha256(f"{architecture.model_type} {flags}".encode())
     for name, shape in architecture.shapes().items():
@@ -45,6 +32,6 @@ def model_digest(model: Model) -> str:
     return digest.hexdigest()
 
 
-def description_of(model: Model) -> dict[str, Any]:
+def description_of(model: Source) -> dict[str, Any]:
     """A model's name, revision and digest, as an importance file holds them."""
     return {"name": model.name, "revision": model.revision, "digest": model_digest(model)}

@@ -23,7 +23,8 @@ from minitron.files.checked_json import Unreadable, check_kind, parse_object
 from minitron.files.unfinished import write_file
 from minitron.foreign_parser import foreign_parser
 from minitron.model.architecture import Architecture
-from minitron.model.digest import Model, model_digest
+from minitron.model.digest import model_digest
+from minitron.model.source import Source
 
 _REMEDY = "measure it again with `minitron importance`"
 _FLOATS = (torch.float64, torch.float32, torch.float16)
@@ -120,12 +121,12 @@ class Importance:
             if not torch.isfinite(scores).all():
                 raise ImportanceError(f"the importance holds {name} scores that are not finite")
 
-    def check_made_for(self, model: Model) -> None:
+    def check_made_for(self, model: Source) -> None:
         """Refuse scores of another model, by its sizes and its weights; ImportanceError names both.
 
         Scores that do not say what they were measured on are taken for those of any model.
         """
-        self.check_fits(Architecture.from_config(model.config))
+        self.check_fits(model.architecture)
         measured = self.made_by.get("model")
         if measured is not None and measured["digest"] != model_digest(model):
             at = f" at {measured['revision']}" if measured["revision"] else ""

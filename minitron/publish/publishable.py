@@ -16,12 +16,11 @@ from minitron.errors import SourceError
 from minitron.files.finite import is_finite_in_file
 from minitron.files.local_folder import leads_outside
 from minitron.foreign_parser import foreign_parser
-from minitron.model.architecture import Architecture
 from minitron.publish.destination import is_repo_id
 from minitron.records.folder_writer import check_companions
 from minitron.records.front_matter import read_front_matter
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.source import complete_tensors, hub_config, load_tokenizer
+from minitron.sources.loading import hub_config, load_tokenizer
 
 _PICKLED = (".bin", ".ckpt", ".joblib", ".nemo", ".pickle", ".pkl", ".pt", ".pth")
 _PICKLE_STARTS = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
@@ -80,9 +79,8 @@ def _is_pickled(path: Path) -> bool:
 def _check_loads(folder: Path) -> None:
     """Refuse what from_pretrained would: headers and tokenizer are read, weights are not."""
     source = HubFolder.at(folder)
-    architecture = Architecture.from_config(source.config)
     hub_config(source.config)
-    complete_tensors(source, architecture)
+    source.check_weights()
     load_tokenizer(source)
     check_companions(source, source.config)
 

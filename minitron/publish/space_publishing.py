@@ -32,7 +32,7 @@ from minitron.publish.destination import (
 from minitron.publish.space_folder import ShownModel, write_space_folder
 from minitron.publish.upload import commit_once
 from minitron.recipe import PushRecipe
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _shown(sources: list[str | None]) -> Iterator[ShownModel]:
         seen[name] = source
         opened = open_source(source, reads_weights=False)
         Architecture.from_config(opened.config)
-        if not opened.tokenizer_names:
+        if not opened.companions.tokenizer_names:
             raise SourceError(f"{source} has no tokenizer files: a Space needs them")
         yield ShownModel(name, source)
 

@@ -25,9 +25,10 @@ from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.model_files import TOKENIZER_CONFIG, folder_of, for_both_generations
 from minitron.files.shard_file import ShardFile, TensorSpec
 from minitron.files.tensor_stream import Piece
+from minitron.model.source import Source
 from minitron.model.token_ids import PAD, has_row, with_usable_pad
 from minitron.sources.generation_settings import read_generation_config
-from minitron.sources.source import Source, check_builds, load_tokenizer
+from minitron.sources.loading import check_builds, load_tokenizer
 from minitron.text.tokenizer_ids import CODE, CODE_FILE, following_settings, rebuilt_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -79,9 +80,9 @@ def write_companions(
     """
     write_json(folder / "config.json", {**config, **_dtype_in_both_forms(config, dtype)})
     _copy_tokenizer(folder, source)
-    for path in source.license_files():
+    for path in source.companions.license_files():
         shutil.copyfile(path, folder / path.name)
-    generation = source.file("generation_config.json")
+    generation = source.companions.file("generation_config.json")
     if generation is not None:
         shutil.copyfile(generation, folder / generation.name)
         settings = json.loads(generation.read_text(encoding="utf-8"))
@@ -93,7 +94,7 @@ def write_companions(
 
 def _copy_tokenizer(folder: Path, source: Source) -> None:
     """Copy a tokenizer's files unchanged, but a config of which transformers makes another."""
-    paths = list(source.tokenizer_files())
+    paths = list(source.companions.tokenizer_files())
     for path in paths:
         copy = folder / path.relative_to(folder_of(paths))
         copy.parent.mkdir(exist_ok=True)
@@ -138,13 +139,13 @@ def check_companions(source: Source, config: Mapping[str, Any]) -> None:
     generation_config.json, TokenizerError for a tokenizer that cannot be read.
     """
     check_builds(config)
-    generation = source.file("generation_config.json")
+    generation = source.companions.file("generation_config.json")
     if generation is not None:
         read_generation_config(generation, source.name)
-    path = source.file(TOKENIZER_CONFIG)
+    path = source.companions.file(TOKENIZER_CONFIG)
     settings = {} if path is None else _tokenizer_config(path, source.name)
     # A tokenizer that is code of its repository is copied, and never run.
-    if "tokenizer.json" in source.tokenizer_names and "auto_map" not in settings:
+    if "tokenizer.json" in source.companions.tokenizer_names and "auto_map" not in settings:
         load_tokenizer(source)
 
 

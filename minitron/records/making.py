@@ -5,7 +5,7 @@ that they are of. A record may come from anybody: nothing of it is taken for gra
 cannot be is a SourceError. Opens no source.
 
     making = Making.of(read_provenance(Path("tiny-half")), "tiny-half/minitron.json")
-    plan = plan_of(making, Architecture.from_config(source.config))
+    plan = plan_of(making, source.architecture)
 """
 
 import re

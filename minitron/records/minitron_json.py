@@ -22,11 +22,12 @@ from minitron.files.unfinished import replace_file
 from minitron.model.architecture import Architecture
 from minitron.model.digest import model_digest
 from minitron.model.families import AXIS_KEYS
+from minitron.model.source import Source
 from minitron.records.folder_writer import json_bytes, write_json
 from minitron.records.front_matter import read_front_matter
 from minitron.records.record_kinds import check_record
 from minitron.records.recorded_paths import named_texts
-from minitron.sources.source import Source, zoo
+from minitron.sources.opening import zoo
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def write_provenance(
                 "name": source.name,
                 "revision": source.revision,
                 "digest": None if source.layout is None else model_digest(source),
-                **sizes_of(Architecture.from_config(source.config)),
+                **sizes_of(source.architecture),
                 **inherited,
             },
             "target": sizes_of(target),
@@ -104,7 +105,7 @@ def add_measured(folder: Path, **measured: Mapping[str, Any]) -> None:
 
 def _metadata(source: Source) -> dict[str, Any]:
     """License and language, from the source's own card. Raises SourceError."""
-    path = source.file("README.md")
+    path = source.companions.file("README.md")
     metadata = {} if path is None else read_front_matter(path)
     return {
         key: _plain(metadata[key], key, path) for key in INHERITED if metadata.get(key) is not None

@@ -95,12 +95,12 @@ def memory_fact(architecture: Architecture) -> str:
 def _card(folder: Path, record: Record) -> Card:
     name, steps = _name_of(folder), history_of(record)
     history = history_of(escaped(record))
-    config = HubFolder.at(folder).config
+    model = HubFolder.at(folder)
     told = {"command": record["command"], "recipe": record["recipe"]}
     return Card(
         name=name,
         summary=summary_text(history),
-        facts=(memory_fact(Architecture.from_config(config)),),
+        facts=(memory_fact(model.architecture),),
         sizes=sizes_table(name, record["target"], size_before(history)),
         kept_picture=_if_there(folder, KEPT_PICTURE),
         training=training_texts(history, _losses(folder)),
@@ -108,7 +108,7 @@ def _card(folder: Path, record: Record) -> Card:
         results=result_tables(history, name),
         code=usage('source = "."  # this folder, or its id on the Hub'),
         limits=limit_texts(history, name),
-        engines=tuple(engine_notes(config)),
+        engines=tuple(engine_notes(model.config)),
         again=f"`minitron remake {name} again` follows `minitron.json`. Step by step, with texts "
         "and folders under your own paths:",
         commands=commands_of(steps, name),

@@ -24,7 +24,7 @@ from minitron.model.engines import engine_notes
 from minitron.records.card_template import Card, Result, Table, rendered, sizes_table
 from minitron.records.minitron_json import sizes_of
 from minitron.records.model_card import memory_fact, usage, write_card
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 
 INDEX = "README.md"
 _CHAT = """\

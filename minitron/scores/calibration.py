@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from minitron.errors import CorpusError, TargetError
+from minitron.model.source import Source
 from minitron.recipe import CalibrationRecipe
-from minitron.sources.source import Source, load_model, load_tokenizer, sequence_length
+from minitron.sources.loading import load_model, load_tokenizer, sequence_length
 from minitron.text.corpus import (
     PAPER_SAMPLES,
     Corpus,

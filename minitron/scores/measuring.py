@@ -21,6 +21,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of, model_digest
 from minitron.model.families import EMBEDDING
 from minitron.model.importance import Importance
+from minitron.model.source import Source
 from minitron.recipe import CalibrationRecipe, ImportanceRecipe, record_of
 from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
 from minitron.scores.aggregation import Aggregation
@@ -35,8 +36,8 @@ from minitron.scores.sweep_plan import (
 )
 from minitron.scores.weight_scores import magnitude_scores, random_scores
 from minitron.sources.layer_stream import LayerStream
+from minitron.sources.loading import default_device, fast_dtype
 from minitron.sources.processes import Processes, joined_processes
-from minitron.sources.source import Source, complete_tensors, default_device, fast_dtype
 from minitron.text.encoding import TokenIds
 
 BY_ACTIVATIONS = ("paper", "modelopt")
@@ -46,12 +47,12 @@ logger = logging.getLogger(__name__)
 
 def score(source: Source, recipe: CalibrationRecipe) -> Importance:
     """The importance of every axis of `source`, by `recipe.scores`, in this process alone."""
-    architecture = Architecture.from_config(source.config)
+    architecture = source.architecture
     if recipe.scores in BY_ACTIVATIONS:
         alone = Processes(device=default_device())
         task = _Task(source, recipe, measurement_of(recipe, source), alone)
         return _by_activations(task, _text(task))
-    complete_tensors(source, architecture)
+    source.check_weights()
     by_weights = recipe.scores == "magnitude"
     scores = magnitude_scores(source) if by_weights else random_scores(architecture, recipe.seed)
     return replace(scores, made_by={**scores.made_by, "model": description_of(source)})
@@ -81,7 +82,7 @@ def measurement_of(recipe: CalibrationRecipe, source: Source) -> Measurement:
         raise TargetError(
             "--scores modelopt has its own --aggregation, --neurons and --layer-scores: leave them"
         )
-    layers = Architecture.from_config(source.config).num_hidden_layers
+    layers = source.architecture.num_hidden_layers
     if recipe.block_size is not None and not 2 <= recipe.block_size < layers:
         raise TargetError(
             f"--block-size is {recipe.block_size}: it must be from 2 to {layers - 1}, "
@@ -102,7 +103,7 @@ class _Task:
     @property
     def architecture(self) -> Architecture:
         """The source's sizes."""
-        return Architecture.from_config(self.source.config)
+        return self.source.architecture
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -150,7 +151,7 @@ def measure_and_save(
 
 def _text(task: _Task) -> Calibration:
     """The calibration text, after a look at whether the work on it fits into memory."""
-    complete_tensors(task.source, task.architecture)
+    task.source.check_weights()
     seq_len, samples = length_and_samples(task.source, task.recipe)
     assert task.recipe.corpus is not None
     if not task.recipe.corpus.endswith(".npy"):  # whose sequences may be shorter

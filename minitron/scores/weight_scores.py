@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from minitron.files.finite import check_finite
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance, score_shapes
-from minitron.sources.source import Source, complete_tensors
+from minitron.model.source import Source
 
 
 def random_scores(architecture: Architecture, seed: int) -> Importance:
@@ -29,8 +29,8 @@ def magnitude_scores(source: Source) -> Importance:
 
     One tensor is held at a time. Raises SourceError for weights that are incomplete or not finite.
     """
-    architecture = Architecture.from_config(source.config)
-    tensors = complete_tensors(source, architecture)
+    architecture = source.architecture
+    tensors = source.weights
     squares = {
         axis: torch.zeros(shape, dtype=torch.float64)
         for axis, shape in score_shapes(architecture).items()

@@ -4,16 +4,13 @@ held = held_source(open_source("tiny"))
 PrunedSource(held, plan)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.model.architecture import Architecture
-from minitron.sources.source import Source, complete_tensors
+from minitron.model.source import Source
 
 
 @dataclass(frozen=True)
@@ -45,55 +42,24 @@ class HeldTensor:
         """None: it lies in no file."""
 
 
-class HeldSource:
+class HeldSource(Source):
     """A source as another one is, but for where its tensors are."""
 
+    layout: str | None
+    tensors: Mapping[str, LazyTensor]
+
     def __init__(self, source: Source, tensors: Mapping[str, LazyTensor]) -> None:
-        self.name = source.name
-        self.format = source.format
-        self.revision = source.revision
-        self.config = source.config
-        self.tensors = tensors
-        self._source = source
-
-    @property
-    def layout(self) -> str | None:
-        """The source's own."""
-        return self._source.layout
-
-    @property
-    def writer(self) -> str | None:
-        """The source's own."""
-        return self._source.writer
-
-    @property
-    def tokenizer_names(self) -> list[str]:
-        """The source's own."""
-        return self._source.tokenizer_names
-
-    def file(self, name: str) -> Path | None:
-        """The source's own."""
-        return self._source.file(name)
-
-    def tokenizer_files(self) -> Iterator[Path]:
-        """The source's own."""
-        return self._source.tokenizer_files()
-
-    def license_files(self) -> Iterator[Path]:
-        """The source's own."""
-        return self._source.license_files()
+        self.name, self.format, self.revision = source.name, source.format, source.revision
+        self.config, self.writer = source.config, source.writer
+        self.tensors, self.layout, self.companions = tensors, source.layout, source.companions
 
 
 def stored_bytes(source: Source) -> int:
     """What all tensors take as they are stored."""
-    return sum(tensor.nbytes for tensor in _complete(source).values())
+    return sum(tensor.nbytes for tensor in source.weights.values())
 
 
 def held_source(source: Source) -> Source:
     """`source` with every tensor read. Raises SourceError for weights that are incomplete."""
-    held = {name: HeldTensor(tensor.read()) for name, tensor in _complete(source).items()}
+    held = {name: HeldTensor(tensor.read()) for name, tensor in source.weights.items()}
     return HeldSource(source, held)
-
-
-def _complete(source: Source) -> dict[str, Any]:
-    return dict(complete_tensors(source, Architecture.from_config(source.config)))

@@ -32,8 +32,8 @@ from minitron.files.safetensors_file import (
 )
 from minitron.files.stored_tensor import StoredTensor
 from minitron.files.torch_file import read_torch_file
-from minitron.model.architecture import Architecture
 from minitron.model.families import HEAD
+from minitron.model.source import Source
 from minitron.model.tensor_names import canonical_names, some_of
 
 logger = logging.getLogger(__name__)
@@ -48,16 +48,47 @@ CONFIG = "config.json"
 _ENOUGH = 1 << 17  # bytes, for the header of most safetensors files
 
 
-class HubFolder:
+class FolderCompanions:
+    """The files beside the weights of a folder or a repository."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def file(self, name: str) -> Path | None:
+        """A file of the folder, on this machine; None where there is none."""
+        return self._place.file(name)
+
+    @property
+    def tokenizer_names(self) -> list[str]:
+        """The names of the tokenizer's files; nothing is downloaded."""
+        return tokenizer_names(self._place.names())
+
+    def tokenizer_files(self) -> Iterator[Path]:
+        """The tokenizer's files."""
+        return self._files(self.tokenizer_names)
+
+    def license_files(self) -> Iterator[Path]:
+        """The license terms, which a derived model must carry."""
+        names = self._place.names()
+        return self._files(n for n in names if any(fnmatch(n, each) for each in _LICENSE_FILES))
+
+    def _files(self, names: Iterable[str]) -> Iterator[Path]:
+        for name in names:
+            path = self._place.file(name)
+            if path is not None:
+                yield path
+
+
+class HubFolder(Source):
     """A model's config, tensors and tokenizer files, at a place."""
 
     format = "hub"
-    writer: str | None = None
 
     def __init__(self, place: Place, *, low_disk: bool = False) -> None:
         """`low_disk` True reads weights that are not on this machine where they lie, by ranges."""
         self.name = place.name
         self.revision = place.revision
+        self.companions = FolderCompanions(place)
         self._place = place
         self._low_disk = low_disk
         self._windows = Windows()
@@ -78,7 +109,7 @@ class HubFolder:
         Raises SourceError, before anything slow, for files to be copied that lie elsewhere.
         """
         folder = cls(LocalPlace(path, name))
-        for _ in (*folder.tokenizer_files(), *folder.license_files()):
+        for _ in (*folder.companions.tokenizer_files(), *folder.companions.license_files()):
             pass  # each is looked at
         return folder
 
@@ -117,17 +148,16 @@ class HubFolder:
                 self.name,
                 ADAPTER,
             )
-        architecture = Architecture.from_config(self.config)
         files = self._files_by_stored_name()
-        known = {*architecture.shapes(), HEAD}
+        known = {*self.architecture.shapes(), HEAD}
         found: dict[str, LazyTensor] = {}
-        for name, stored in canonical_names(files, architecture).items():
+        for name, stored in canonical_names(files, self.architecture).items():
             # As transformers does: what the index does not list is read where the model has it.
             if stored in self.files_of_tensors or name in known:
                 file = files[stored]
                 found[name] = self._coming(file, stored, self._listed(file)[stored])
         absent = [name for name in self.files_of_tensors if name not in files]
-        for name, stored in canonical_names(absent, architecture).items():
+        for name, stored in canonical_names(absent, self.architecture).items():
             if name not in found:  # a tied tensor has another of its names
                 raise SourceError(
                     f"{self.name}: the index says {self.files_of_tensors[stored]} holds "
@@ -148,31 +178,6 @@ class HubFolder:
                 holders[name] = file
         listed = {name: holders[name] for name in self.files_of_tensors if name in holders}
         return {**listed, **holders}
-
-    def file(self, name: str) -> Path | None:
-        """A file of the folder, on this machine; None where there is none."""
-        return self._place.file(name)
-
-    @property
-    def tokenizer_names(self) -> list[str]:
-        """What a tokenizer may need, by name; nothing is fetched."""
-        return tokenizer_names(self._place.names())
-
-    def tokenizer_files(self) -> Iterator[Path]:
-        """Whatever a tokenizer may need."""
-        return self._files(self.tokenizer_names)
-
-    def license_files(self) -> Iterator[Path]:
-        """The terms that a derived model must carry on."""
-        names = self._place.names()
-        terms = [name for name in names if any(fnmatch(name, each) for each in _LICENSE_FILES)]
-        return self._files(terms)
-
-    def _files(self, names: Iterable[str]) -> Iterator[Path]:
-        for name in names:
-            path = self._place.file(name)
-            if path is not None:
-                yield path
 
     @cached_property
     def _located(self) -> tuple[str | None, Mapping[str, str] | None, str | None]:

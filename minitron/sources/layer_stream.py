@@ -25,10 +25,10 @@ from transformers import PreTrainedModel
 
 from minitron.files.finite import check_finite
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.source import Source
 from minitron.sources.empty_weights import empty_weights
-from minitron.sources.source import Source, complete_tensors, fast_dtype, hub_config, new_model
+from minitron.sources.loading import fast_dtype, hub_config, new_model
 
 BLOCK_BYTES = 16 << 20  # of an embedding, held at once
 _NORM = "model.norm."
@@ -84,7 +84,7 @@ class LayerStream:
         `dtype` None computes in the checkpoint's own where the device multiplies it in hardware,
         else in float32. `keep` True reads every layer, and the embedding, once; else once a sweep.
         """
-        tensors = complete_tensors(source, Architecture.from_config(source.config))
+        tensors = source.weights
         with empty_weights():
             skeleton = new_model(hub_config(source.config))
         return cls(

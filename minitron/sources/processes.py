@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 
-from minitron.sources.source import default_device
+from minitron.sources.loading import default_device
 
 
 @dataclass(frozen=True)

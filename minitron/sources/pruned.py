@@ -8,10 +8,8 @@ tensor is read some rows at a time, like any other.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +17,9 @@ import torch
 
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.tensor_stream import PIECE_BYTES
-from minitron.model.architecture import Slot, resized_config
+from minitron.model.architecture import Slot
 from minitron.model.plan import PruningPlan
-from minitron.sources.source import Source, complete_tensors
+from minitron.model.source import Source
 
 Index = npt.NDArray[np.int64]
 
@@ -152,40 +150,18 @@ def _cut(plan: PruningPlan, slot: Slot, tensor: LazyTensor) -> LazyTensor:
     return Doubled(narrowed, Narrowed(tensor, partners[0], partners[1] if len(kept) > 1 else None))
 
 
-class PrunedSource:
-    """A source as a plan leaves it: read, scored and evaluated before anything is written.
-
-    What is not weights or config (tokenizer, terms, generation settings) stays the source's.
-    """
+class PrunedSource(Source):
+    """A source as a plan leaves it: read, scored and evaluated before anything is written."""
 
     layout = "pruned"
-    writer: str | None = None
 
     def __init__(self, source: Source, plan: PruningPlan) -> None:
-        self.name = source.name
-        self.format = source.format
-        self.revision = source.revision
-        self.config: Mapping[str, Any] = resized_config(source.config, plan.target, plan.layers)
+        self.name, self.format, self.revision = source.name, source.format, source.revision
+        self.config = source.config_at(plan.target, plan.layers)
+        self.companions = source.companions
         self._source, self._plan = source, plan
 
     @cached_property
     def tensors(self) -> Mapping[str, LazyTensor]:
         """The tensors of the pruned model, located but not read."""
-        return narrowed(self._plan, complete_tensors(self._source, self._plan.source))
-
-    def file(self, name: str) -> Path | None:
-        """The source's own."""
-        return self._source.file(name)
-
-    @property
-    def tokenizer_names(self) -> list[str]:
-        """The source's own."""
-        return self._source.tokenizer_names
-
-    def tokenizer_files(self) -> Iterator[Path]:
-        """The source's own."""
-        return self._source.tokenizer_files()
-
-    def license_files(self) -> Iterator[Path]:
-        """The source's own."""
-        return self._source.license_files()
+        return narrowed(self._plan, self._source.weights)

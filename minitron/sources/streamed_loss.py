@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
+from minitron.model.source import Source
 from minitron.sources.layer_stream import LayerStream
-from minitron.sources.source import Source
 from minitron.text.encoding import TokenIds
 
 States = list[torch.Tensor]  # one a batch, (sequences, tokens, hidden)

@@ -27,8 +27,9 @@ from transformers.utils import logging as transformers_logging
 from minitron.errors import CorpusError, TargetError
 from minitron.files.unfinished import check_same_inputs
 from minitron.model.digest import model_digest
+from minitron.model.source import Source
 from minitron.recipe import FitRecipe
-from minitron.sources.source import Source, hub_config, load_model, new_model
+from minitron.sources.loading import hub_config, load_model, new_model
 from minitron.text.corpus import Corpus
 from minitron.training.progress import CURVE, LossCurve, TrainingProgress, records_of
 from minitron.training.shared_run import processes_of_run

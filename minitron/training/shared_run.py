@@ -16,7 +16,8 @@ import numpy as np
 from accelerate import PartialState
 
 from minitron.files.unfinished import unfinished_folder
-from minitron.sources.source import Source, default_device, load_model, load_tokenizer
+from minitron.model.source import Source
+from minitron.sources.loading import default_device, load_model, load_tokenizer
 from minitron.text.corpus import Corpus, load_corpus, load_ids
 from minitron.text.sampling import self_corpus
 

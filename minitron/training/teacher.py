@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.source import Source
 from minitron.sources.layer_stream import LayerStream
-from minitron.sources.source import Source
 from minitron.training.distillation import distillation_loss
 from minitron.training.inner_states import Place, taken
 

@@ -28,10 +28,9 @@ from minitron.files.checked_json import check_kind, read_object
 from minitron.files.finite import FLOATS
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import StoredTensor
-from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of
+from minitron.model.source import Source
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.source import Source
 from minitron.text.corpus import Corpus, load_ids
 from minitron.training.teacher import DistillLoss, FullLesson
 from minitron.training.top_k_loss import top_k_loss
@@ -109,7 +108,7 @@ class CachedTeacher:
         self._rows_a_shard: int = cache.described["rows_a_shard"]
         count = -(-cache.described["samples"] // self._rows_a_shard)
         self._shards = [_read_shard(cache, number) for number in range(count)]
-        architecture = Architecture.from_config(cache.source.config)
+        architecture = cache.source.architecture
         self._path, self._vocab_size = cache.path, architecture.vocab_size
         self._head: Tensor | None = None
         if cache.top_k is None:
@@ -182,7 +181,7 @@ def _read_shard(cache: TeacherCache, number: int) -> Mapping[str, StoredTensor]:
     rows, length = cache.described["rows_a_shard"], cache.described["seq_len"] - 1
     rows = min(rows, cache.described["samples"] - number * rows)
     if cache.top_k is None:
-        width = Architecture.from_config(cache.source.config).hidden_size
+        width = cache.source.architecture.hidden_size
         shapes = {"hidden": (rows, length, width)}
     else:
         shapes = {

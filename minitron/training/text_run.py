@@ -11,9 +11,10 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from minitron.model.source import Source
 from minitron.recipe import TrainRecipe
 from minitron.records.minitron_json import inherited_from
-from minitron.sources.source import Source, sequence_length
+from minitron.sources.loading import sequence_length
 from minitron.training.fitting import CHECKPOINTS, Texts, digest_of, fit, initial_model
 from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.text_trainer import TextTrainer

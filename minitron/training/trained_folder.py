@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from minitron.files.shard_file import TensorSpec
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.source import Source
 from minitron.recipe import FitRecipe, record_of
 from minitron.records.folder_writer import write_companions, write_weights
 from minitron.records.minitron_json import FILE, write_provenance
 from minitron.records.model_card import write_card
-from minitron.sources.source import Source
 from minitron.training.fitting import CHECKPOINTS, Fitted, Texts
 from minitron.training.loss_curve import PICTURE, draw_loss_curve
 from minitron.training.progress import CURVE, write_records
@@ -45,15 +44,13 @@ def write_trained(
     """
     if not processes_of_run().is_main_process:
         return
-    architecture = Architecture.from_config(source.config)
+    architecture = source.architecture
     dtype = getattr(torch, recipe.dtype)
     # A projection that only the loss needed stays behind.
     weights = {name: fitted.weights[name].to("cpu", dtype) for name in architecture.shapes()}
     specs = {name: TensorSpec(dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
     write_weights(folder, specs, weights.items())
-    every_layer = tuple(range(architecture.num_hidden_layers))
-    config = resized_config(source.config, architecture, every_layer)
-    write_companions(folder, source, config, dtype)
+    write_companions(folder, source, source.config_at(architecture), dtype)
     write_records(folder / CURVE, fitted.records)
     draw_loss_curve(folder / PICTURE, fitted.records, loss)
     write_provenance(

@@ -25,7 +25,7 @@ from transformers.integrations.integration_utils import (
 
 from minitron.errors import TargetError
 from minitron.recipe import FitRecipe
-from minitron.sources.source import default_device, fast_dtype
+from minitron.sources.loading import default_device, fast_dtype
 
 _FIELDS = {field.name for field in fields(TrainingArguments)}
 _CHECKPOINTING = next(  # renamed between the versions we take

@@ -12,8 +12,9 @@ import torch
 
 from minitron.files.device_memory import free_memory, readable_bytes
 from minitron.model.architecture import Architecture
+from minitron.model.source import Source
 from minitron.recipe import DistillRecipe
-from minitron.sources.source import Source, loaded_bytes
+from minitron.sources.loading import loaded_bytes
 from minitron.training.shared_run import device_of_run, processes_of_run
 
 _LOGITS_BYTES = {"cpu": 2 << 27, "cuda": 2 << 29}  # of student and teacher, as `fused_loss` does

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from minitron.errors import TokenizerError
-from minitron.model.architecture import Architecture
-from minitron.sources.source import Source, load_tokenizer
+from minitron.model.source import Source
+from minitron.sources.loading import load_tokenizer
 
 _SHOWN = 3
 
@@ -21,8 +21,8 @@ def shared_rows(student: Source, teacher: Source) -> int:
     for different tokens, telling the first that differ; for different numbers of rows where a
     tokenizer is missing that could tell which are used, or reaches beyond the smaller number.
     """
-    counts = [Architecture.from_config(source.config).vocab_size for source in (student, teacher)]
-    have_tokens = any(student.tokenizer_files()) and any(teacher.tokenizer_files())
+    counts = [source.architecture.vocab_size for source in (student, teacher)]
+    have_tokens = all(any(s.companions.tokenizer_files()) for s in (student, teacher))
     tokens = _same_tokens(student, teacher) if have_tokens else {}
     rows, last = min(counts), max(tokens, default=-1)
     if counts[0] == counts[1] or (tokens and last < rows):

@@ -19,8 +19,9 @@ from minitron.errors import TargetError, TokenizerError
 from minitron.files.lazy_tensor import Cast, LazyTensor
 from minitron.files.tensor_stream import Checked, Piece, copied
 from minitron.files.unfinished import check_absent, unfinished_file, unfinished_folder
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
 from minitron.model.engines import load_notes
+from minitron.model.source import Source
 from minitron.recipe import ConvertRecipe, record_of, verb
 from minitron.records.folder_writer import (
     check_companions,
@@ -30,7 +31,8 @@ from minitron.records.folder_writer import (
 )
 from minitron.records.minitron_json import inherited_from, write_provenance
 from minitron.records.model_card import write_card
-from minitron.sources.source import Source, complete_tensors, hub_config, load_model, open_source
+from minitron.sources.loading import hub_config, load_model
+from minitron.sources.opening import open_source
 
 if TYPE_CHECKING:
     from minitron.conversion.nemo_tokenizer import FoundTokenizer
@@ -116,7 +118,7 @@ class _Tokenizer:
         from minitron.conversion.sentencepiece_model import read_model
 
         source = model.source
-        files = {path.name: path for path in source.tokenizer_files()}
+        files = {path.name: path for path in source.companions.tokenizer_files()}
         if "tokenizer.model" in files:
             size = len(read_model(files["tokenizer.model"]).pieces)
             return cls(FoundTokenizer("sentencepiece", "x"), size, files["tokenizer.model"])
@@ -149,15 +151,14 @@ def _check_options(recipe: ConvertRecipe) -> None:
 
 def _read(source: Source, recipe: ConvertRecipe) -> _Model:
     """Config and tensors, refused where they do not belong together."""
-    architecture = Architecture.from_config(source.config)
+    architecture = source.architecture
     if recipe.to in _NEMO and architecture.model_type != "nemotron":
         raise TargetError(
             f"{source.name} is a {architecture.model_type}: --to {recipe.to} takes only nemotron; "
             f"NeMo itself imports a Hub folder of another family, as --to hub writes it"
         )
-    tensors = complete_tensors(source, architecture)
-    layers = tuple(range(architecture.num_hidden_layers))
-    config = resized_config(source.config, architecture, layers)
+    tensors = source.weights
+    config = source.config_at(architecture)
     hub_config(config)
     return _Model(recipe, source, architecture, config, tensors)
 

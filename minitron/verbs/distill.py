@@ -22,11 +22,13 @@ from minitron.files.unfinished import check_absent
 from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of
 from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.source import Source
 from minitron.recipe import DistillRecipe, verb
 from minitron.records.minitron_json import inherited_from, sizes_of
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.layer_stream import LayerStream
-from minitron.sources.source import Source, load_model, open_source, sequence_length
+from minitron.sources.loading import load_model, sequence_length
+from minitron.sources.opening import open_source
 from minitron.training.distill_trainer import DistillTrainer, add_projection
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import (
@@ -98,7 +100,7 @@ class _Instruction:
         places = [pair.theirs for pair in self.inner.pairs]
         streams = recipe.stream_teacher
         if streams is None:
-            ours = Architecture.from_config(student.config)
+            ours = student.architecture
             streams = not teacher_fits(self.source, recipe, ours, seq_len)
         if streams:
             stream = LayerStream.of_source(self.source, dtype=dtype, device=device, keep=False)
@@ -116,7 +118,7 @@ def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder:
     teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
     set_seed(recipe.seed)
     model = initial_model(student, recipe)
-    teachers_width = Architecture.from_config(told.source.config).hidden_size
+    teachers_width = told.source.architecture.hidden_size
     add_projection(model, teachers_width, told.inner)
     make_trainer = partial(
         DistillTrainer, teacher=teacher, loss=told.loss, inner=told.inner, rows=told.rows
@@ -145,7 +147,7 @@ def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder:
 
 def _silenced(fitted: Fitted, student: Source, rows: int) -> Fitted:
     """What was trained, with the student's padding rows made such that none is generated."""
-    architecture = Architecture.from_config(student.config)
+    architecture = student.architecture
     if not fitted.weights or rows == architecture.vocab_size:
         return fitted
     head = HEAD if HEAD in architecture.shapes() else EMBEDDING
@@ -159,7 +161,7 @@ def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
     loss = DistillLoss(recipe.kind, recipe.temperature, recipe.ce_weight, recipe.beta)
     _check_loss(loss, cache)
     rows = shared_rows(student, source)
-    ours, theirs = (Architecture.from_config(each.config) for each in (student, source))
+    ours, theirs = student.architecture, source.architecture
     if theirs.parameters < ours.parameters:
         logger.warning(
             "the teacher %s has %s parameters, the student %s: it has less to teach",

@@ -18,19 +18,14 @@ from minitron.evaluation.loss import Evaluation, evaluate_model
 from minitron.evaluation.preset import Preset, read_preset
 from minitron.evaluation.summaries import Articles, read_articles, summarize
 from minitron.evaluation.task_harness import Tasks, load_tasks, run_tasks
+from minitron.model.source import Source
 from minitron.recipe import EvaluateRecipe, verb
 from minitron.records.minitron_json import FILE, add_measured, read_provenance
 from minitron.records.model_card import write_card
 from minitron.records.record_kinds import check_record
 from minitron.records.task_scores import TaskScores, record_of_scores, write_eval_results
-from minitron.sources.source import (
-    Source,
-    default_device,
-    load_model,
-    load_tokenizer,
-    open_source,
-    sequence_length,
-)
+from minitron.sources.loading import default_device, load_model, load_tokenizer, sequence_length
+from minitron.sources.opening import open_source
 from minitron.text.held_out import HeldOut, held_out_ids, held_out_text
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from minitron.errors import SourceError, TargetError, TokenizerError
 from minitron.foreign_parser import foreign_parser
 from minitron.recipe import GenerateRecipe, verb
 from minitron.sources.generation_settings import FILE
+from minitron.sources.loading import default_device, load_model, load_tokenizer
+from minitron.sources.opening import open_source
 from minitron.sources.quantization import check_quantization, quantized
-from minitron.sources.source import default_device, load_model, load_tokenizer, open_source
 from minitron.text.encoding import prompt_ids
 from minitron.text.text_stream import TextStream
 

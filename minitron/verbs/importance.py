@@ -6,12 +6,11 @@ measure_importance(source="tiny", out="tiny.safetensors", corpus="books.jsonl.gz
 from pathlib import Path
 
 from minitron.files.unfinished import check_absent
-from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.recipe import ImportanceRecipe, verb
 from minitron.scores.measuring import BY_ACTIVATIONS, measure_and_save, score
 from minitron.scores.score_plots import check_drawable, draw_scores
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 
 
 @verb(ImportanceRecipe)
@@ -35,5 +34,5 @@ def measure_importance(recipe: ImportanceRecipe) -> Importance:
         importance, writes = score(source, recipe), True
         importance.save(out)
     if recipe.plot is not None and writes:
-        draw_scores(importance, Architecture.from_config(source.config), Path(recipe.plot))
+        draw_scores(importance, source.architecture, Path(recipe.plot))
     return importance

@@ -11,8 +11,9 @@ import torch
 
 from minitron.errors import ArchitectureError
 from minitron.model.architecture import Architecture
+from minitron.model.source import Source
 from minitron.recipe import InspectRecipe, verb
-from minitron.sources.source import Source, complete_tensors, open_source
+from minitron.sources.opening import open_source
 
 _TOLD = ("tokenizer", "writer")  # to a person, not in --json
 
@@ -56,7 +57,7 @@ def inspect(recipe: InspectRecipe) -> Inspection:
 
 def inspection_of(source: Source) -> Inspection:
     """The same of an open source."""
-    architecture = Architecture.from_config(source.config)
+    architecture = source.architecture
     dtype, size = _stored(source, architecture)
     return Inspection(
         model_type=architecture.model_type,
@@ -74,7 +75,7 @@ def inspection_of(source: Source) -> Inspection:
         bytes=size,
         dtype=str(dtype).removeprefix("torch."),
         kv_cache_bytes_per_token=architecture.kv_cache_elements_per_token * dtype.itemsize,
-        tokenizer=source.tokenizer_names,
+        tokenizer=source.companions.tokenizer_names,
         writer=source.writer,
     )
 
@@ -85,7 +86,7 @@ def _stored(source: Source, architecture: Architecture) -> tuple[torch.dtype, in
         dtype = _said_dtype(source)
         return dtype, architecture.parameters * dtype.itemsize
     bytes_by_dtype: Counter[torch.dtype] = Counter()
-    for tensor in complete_tensors(source, architecture).values():
+    for tensor in source.weights.values():
         bytes_by_dtype[tensor.dtype] += tensor.nbytes
     return bytes_by_dtype.most_common(1)[0][0], bytes_by_dtype.total()
 

@@ -13,11 +13,12 @@ from minitron.candidates.choice import Choice, choose_target
 from minitron.errors import TargetError
 from minitron.files.tensor_stream import copied
 from minitron.files.unfinished import check_absent, unfinished_folder
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
 from minitron.model.engines import load_notes
 from minitron.model.families import AXIS_KEYS, PRUNABLE
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, share_kept
+from minitron.model.source import Source
 from minitron.model.target_sizes import between, check_opened, target_of
 from minitron.recipe import PruneRecipe, record_of, verb
 from minitron.records.folder_writer import (
@@ -30,8 +31,9 @@ from minitron.records.minitron_json import inherited_from, write_provenance
 from minitron.records.model_card import write_card
 from minitron.scores.measuring import check_corpus_named, score
 from minitron.sources.hub_folder import HubFolder
+from minitron.sources.loading import hub_config
+from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource, narrowed, source_names
-from minitron.sources.source import Source, complete_tensors, hub_config, open_source
 from minitron.verbs.push import check_push_to_hub, push_result
 
 logger = logging.getLogger(__name__)
@@ -53,16 +55,16 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     _check_choices(recipe)
     check_push_to_hub(recipe.push_to_hub, private=recipe.private)
     source = open_source(recipe.source, low_disk=recipe.low_disk)
-    whole = Architecture.from_config(source.config)
+    whole = source.architecture
     inherited = inherited_from(source)
     check_companions(source, source.config)
     choice = _chosen(source, whole, recipe)
     target = choice.target
-    config = resized_config(source.config, target, tuple(range(target.num_hidden_layers)))
+    config = source.config_at(target)
     hub_config(config)
     for note in load_notes(config):
         logger.warning("%s", note)
-    tensors = complete_tensors(source, whole)
+    tensors = source.weights
     decision = _decide(source, whole, choice, recipe)
     plan, importance = decision.plan, decision.importance
     if recipe.head_residual and plan.partners is None:
@@ -71,7 +73,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     with unfinished_folder(out, asdict(recipe)) as folder:
         kept, names = narrowed(plan, tensors), source_names(plan)
         write_weights(folder, specs_of(kept), copied(kept, source.name, called=names))
-        write_companions(folder, source, resized_config(source.config, target, plan.layers))
+        write_companions(folder, source, source.config_at(target, plan.layers))
         write_provenance(
             folder,
             "prune",

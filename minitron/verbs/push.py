@@ -40,7 +40,7 @@ from minitron.records.folder_writer import json_bytes
 from minitron.records.minitron_json import FILE, read_provenance
 from minitron.records.record_kinds import SIZES
 from minitron.records.recorded_paths import public_record
-from minitron.sources.source import zoo
+from minitron.sources.opening import zoo
 
 logger = logging.getLogger(__name__)
 

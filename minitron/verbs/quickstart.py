@@ -17,12 +17,12 @@ import numpy as np
 
 from minitron.evaluation.loss import Evaluation
 from minitron.files.unfinished import check_absent, unfinished_folder
-from minitron.model.architecture import Architecture
 from minitron.recipe import QuickstartRecipe, Scores, record_of, verb
 from minitron.records.minitron_json import inherited_from, read_provenance, write_provenance
 from minitron.records.model_card import write_card
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.source import default_device, load_model, open_source
+from minitron.sources.loading import default_device, load_model
+from minitron.sources.opening import open_source
 from minitron.text.sampling import self_corpus
 from minitron.verbs.distill import distill
 from minitron.verbs.evaluate import evaluate
@@ -112,7 +112,7 @@ def _sampled_texts(work: Path, seed: int) -> dict[str, str]:
 
 
 def _teacher_row(texts: dict[str, str]) -> Row:
-    architecture = Architecture.from_config(open_source(TEACHER).config)
+    architecture = open_source(TEACHER).architecture
     evaluation = evaluate(TEACHER, corpus=texts["held_out"])
     return Row("teacher", architecture.parameters, evaluation, None)
 
@@ -141,7 +141,7 @@ def _student_row(work: Path, name: str, scores: Scores, texts: dict[str, str], s
     )
     return Row(
         f"half, by {name}",
-        Architecture.from_config(open_source(pruned).config).parameters,
+        open_source(pruned).architecture.parameters,
         evaluate(pruned, corpus=texts["held_out"]),
         evaluate(distilled, corpus=texts["held_out"]),
     )
@@ -161,7 +161,7 @@ def _keep_student(
         "quickstart",
         record_of(recipe),
         teacher,
-        target=Architecture.from_config(open_source(str(folder)).config),
+        target=open_source(str(folder)).architecture,
         inherited=inherited_from(teacher),
         results=report.to_json(),
         **{key: pruned[key] for key in ("importance", "share_of_importance_kept", "kept")},

@@ -16,9 +16,9 @@ from typing import Any, get_args
 from minitron.errors import SourceError, TargetError
 from minitron.files.tensor_stream import copied
 from minitron.files.unfinished import check_absent, unfinished_folder
-from minitron.model.architecture import Architecture
 from minitron.model.digest import model_digest
 from minitron.model.plan import PruningPlan
+from minitron.model.source import Source
 from minitron.recipe import DType, RemakeRecipe, verb
 from minitron.records.folder_writer import specs_of, write_companions, write_json, write_weights
 from minitron.records.making import Making, plan_of
@@ -26,8 +26,8 @@ from minitron.records.minitron_json import FILE, outlines_of, read_provenance
 from minitron.records.model_card import write_card
 from minitron.records.record_kinds import check_record
 from minitron.sources.hub_folder import HubFolder
+from minitron.sources.opening import open_source, zoo
 from minitron.sources.pruned import PrunedSource, source_names
-from minitron.sources.source import Source, open_source, zoo
 from minitron.verbs.convert import convert
 
 _TRAINED = ("train", "distill", "quickstart")
@@ -72,7 +72,7 @@ def _found(folder: str) -> tuple[dict[str, Any], Path | None]:
         path = zoo().get(folder, path)
     if path.exists():
         return read_provenance(path, folder), path
-    file = open_source(folder, reads_weights=False).file(FILE)
+    file = open_source(folder, reads_weights=False).companions.file(FILE)
     if file is None:
         raise SourceError(f"{folder} has no {FILE}: it was not made here")
     return read_provenance(file.parent, folder), None
@@ -131,7 +131,7 @@ def _checked_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPla
         )
     if making.command == "convert":
         return None
-    return plan_of(making, Architecture.from_config(source.config))
+    return plan_of(making, source.architecture)
 
 
 def _prune_again(making: Making, source: Source, plan: PruningPlan, folder: Path) -> None:

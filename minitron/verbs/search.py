@@ -24,7 +24,7 @@ from minitron.errors import CorpusError, TargetError
 from minitron.files.unfinished import INPUTS, check_absent, unfinished_folder
 from minitron.recipe import SearchRecipe, verb
 from minitron.records.folder_writer import write_json
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 
 _WORK = (*TEXTS, TABLE, CANDIDATES, RETRAINING, INPUTS)  # what only an interrupted search needs
 

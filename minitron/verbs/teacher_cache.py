@@ -22,12 +22,13 @@ from minitron.errors import OutputError, TargetError
 from minitron.files.device_memory import readable_bytes
 from minitron.files.safetensors_file import safetensors_header
 from minitron.files.unfinished import check_absent
-from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of
+from minitron.model.source import Source
 from minitron.recipe import TeacherCacheRecipe, record_of, verb
 from minitron.records.folder_writer import write_companions, write_json
 from minitron.sources.layer_stream import LayerStream
-from minitron.sources.source import Source, complete_tensors, open_source, sequence_length
+from minitron.sources.loading import sequence_length
+from minitron.sources.opening import open_source
 from minitron.text.corpus import Corpus
 from minitron.training.shared_run import (
     device_of_run,
@@ -76,7 +77,7 @@ def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
             samples=recipe.samples,
             seed=recipe.seed,
         )
-        corpus.check_fits(Architecture.from_config(source.config).vocab_size)
+        corpus.check_fits(source.architecture.vocab_size)
         described = _described(recipe, source, corpus)
         _begin(folder, out, source, corpus, described)
         _write_shards(folder, source, recipe, corpus, described["rows_a_shard"])
@@ -93,13 +94,13 @@ def _check(recipe: TeacherCacheRecipe, source: Source) -> None:
         raise TargetError(f"seed is {recipe.seed}: it must be 0 or above")
     if recipe.seq_len == 1:
         raise TargetError("seq_len is 1: there is nothing to predict")
-    architecture = Architecture.from_config(source.config)
+    architecture = source.architecture
     if recipe.top_k is not None and recipe.top_k >= architecture.vocab_size:
         raise TargetError(
             f"top_k is {recipe.top_k}, the vocabulary has {architecture.vocab_size} tokens: keep "
             "fewer, or leave it out to keep all exactly"
         )
-    complete_tensors(source, architecture)
+    source.check_weights()
 
 
 def _described(recipe: TeacherCacheRecipe, source: Source, corpus: Corpus) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _described(recipe: TeacherCacheRecipe, source: Source, corpus: Corpus) -> di
 
 def _bytes_a_token(recipe: TeacherCacheRecipe, source: Source) -> int:
     if recipe.top_k is None:
-        return 2 * Architecture.from_config(source.config).hidden_size
+        return 2 * source.architecture.hidden_size
     return 4 * recipe.top_k + 2 * (recipe.top_k + 1)
 
 

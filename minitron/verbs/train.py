@@ -8,7 +8,7 @@ from pathlib import Path
 from minitron.files.unfinished import check_absent
 from minitron.recipe import TrainRecipe, verb
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 from minitron.training.fitting import check_numbers
 from minitron.training.text_run import train_to_folder
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from minitron.sources.source import Source, open_source, zoo
+from minitron.model.source import Source
+from minitron.sources.opening import open_source, zoo
 from minitron.space.jobs.errors import VisitorError
 from minitron.verbs.inspect import Inspection, inspection_of
 

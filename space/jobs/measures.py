@@ -25,7 +25,7 @@ from minitron.evaluation.loss import Evaluation
 from minitron.model.architecture import Architecture
 from minitron.model.digest import model_digest
 from minitron.model.importance import Importance
-from minitron.sources.source import default_device, fast_dtype, load_model
+from minitron.sources.loading import default_device, fast_dtype, load_model
 from minitron.space.jobs.catalog import Member
 from minitron.space.jobs.semaphore import Turns
 from minitron.text.sampling import self_corpus
@@ -147,7 +147,7 @@ class Measures:
 
 def _timed(member: Member, context: int) -> Timings:
     source = member.open()
-    whole = Architecture.from_config(source.config)
+    whole = source.architecture
     device = default_device()
     dtype = fast_dtype(getattr(torch, member.inspection.dtype), device)
     conditions = Conditions(device, dtype, batch=1, context=context)

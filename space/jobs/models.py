@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.errors import TokenizerError
 from minitron.files.device_memory import readable_bytes
-from minitron.sources.source import default_device, load_model, load_tokenizer
+from minitron.sources.loading import default_device, load_model, load_tokenizer
 from minitron.space.jobs.catalog import Family, Member
 from minitron.space.jobs.errors import BusyError, VisitorError
 from minitron.text.encoding import prompt_ids

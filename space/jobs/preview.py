@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from minitron.candidates.space import checked_multiple, uniform
-from minitron.errors import ArchitectureError
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, choose_plan, share_kept
 from minitron.model.target_sizes import target_of
-from minitron.sources.source import hub_config
+from minitron.sources.loading import hub_config, takes_sizes
 from minitron.space.jobs.catalog import Member
 from minitron.space.jobs.measures import SAMPLES, Measures, Timings
 from minitron.space.jobs.request import number, whole
@@ -128,7 +127,7 @@ class Cut:
 
 def architecture_of(member: Member) -> Architecture:
     """Its sizes as the rest of minitron speaks of them."""
-    return Architecture.from_config(member.open().config)
+    return member.open().architecture
 
 
 def steps_of(member: Member) -> dict[str, Step]:
@@ -148,7 +147,7 @@ def planned(member: Member, sizes: Sizes, measures: Measures) -> Cut:
     """The cut that `minitron prune` would make. Raises MinitronError for sizes that do not go."""
     source = architecture_of(member)
     target = target_of(source, asdict(sizes))
-    hub_config(resized_config(member.open().config, target, tuple(range(target.num_hidden_layers))))
+    hub_config(member.open().config_at(target))
     importance = measures.importance(member)
     plan = choose_plan(importance, source, target)
     return Cut(member, plan, importance, share_kept(plan, importance), measures.timings(member))
@@ -156,12 +155,7 @@ def planned(member: Member, sizes: Sizes, measures: Measures) -> Cut:
 
 def is_accepted(member: Member, target: Architecture) -> bool:
     """Whether the family has models of these sizes."""
-    try:
-        layers = tuple(range(target.num_hidden_layers))
-        hub_config(resized_config(member.open().config, target, layers))
-    except ArchitectureError:
-        return False
-    return True
+    return takes_sizes(member.open(), target)
 
 
 def command(member: Member, sizes: Sizes, out: str, seq_len: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from minitron.errors import OutputError
 from minitron.evaluation.loss import Evaluation
-from minitron.sources.source import open_source
+from minitron.sources.opening import open_source
 from minitron.space.jobs.errors import VisitorError
 from minitron.space.jobs.freed_memory import give_back_freed_memory
 from minitron.space.jobs.measures import HELD_OUT, Measures

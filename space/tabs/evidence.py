@@ -144,7 +144,7 @@ def page(family: Family) -> Html:
 
 
 def _record(member: Member) -> dict[str, Any]:
-    path = member.open().file(FILE)
+    path = member.open().companions.file(FILE)
     if path is None:
         return {}
     try:

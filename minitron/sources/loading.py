@@ -1,0 +1,214 @@
+"""Loading: the config object, model and tokenizer of a source, as transformers has them.
+
+Knows how a model is made without running code of its repository, and which dtype a device computes
+in. Does not know what is done with the model.
+
+    model = load_model(open_source("tiny"))
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.activations import ACT2FN
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from minitron.errors import ArchitectureError, TargetError, TokenizerError
+from minitron.files.finite import check_finite
+from minitron.foreign_parser import foreign_parser
+from minitron.model.architecture import Architecture, check_rotary
+from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.source import Source
+from minitron.model.token_ids import has_row, with_usable_pad
+from minitron.sources.empty_weights import empty_weights
+from minitron.sources.generation_settings import read_generation_config
+from minitron.text.tokenizer_ids import open_tokenizer
+from modeling_nemotron import NemotronConfig, NemotronForCausalLM
+
+MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family
+_KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+# What transformers raises for a config that it refuses.
+_REFUSALS = (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError)
+
+
+def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    """The family's own config object: ours for Nemotron, transformers' for the others.
+
+    How attention is computed is not the config's to say: it could name a kernel on the Hub, which
+    is code. Raises ArchitectureError for what no family has, and with the family's own words for
+    what it refuses.
+    """
+    model_type = Architecture.from_config(config).model_type
+    config_class = NemotronConfig if model_type == "nemotron" else CONFIG_MAPPING[model_type]
+    # A deep copy: transformers writes into rope_scaling.
+    settings = {key: deepcopy(value) for key, value in config.items() if key not in _KERNELS}
+    if type(rows := settings.get("vocab_size")) is int:
+        settings = with_usable_pad(settings, rows)
+    with foreign_parser("config.json", ArchitectureError, "mend it, or fetch it again"):
+        try:
+            made: PreTrainedConfig = config_class.from_dict(settings)
+        except _REFUSALS as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            where = _refused_setting(config_class, settings)
+            raise ArchitectureError(f"{model_type} refuses this config: {where}{reason}") from error
+    activation = getattr(made, "hidden_act", None)
+    if isinstance(activation, str) and activation not in ACT2FN:
+        raise ArchitectureError(
+            f"{model_type} refuses this config: hidden_act {activation!r:.40}: it is not an "
+            "activation that transformers knows"
+        )
+    check_rotary(config)
+    return made
+
+
+def takes_sizes(source: Source, target: Architecture) -> bool:
+    """Whether the family's own config class takes these sizes."""
+    try:
+        hub_config(source.config_at(target))
+    except ArchitectureError:
+        return False
+    return True
+
+
+def _refused_setting(config_class: type[PreTrainedConfig], settings: Mapping[str, Any]) -> str:
+    """The setting without which the family takes the others; nothing where none is alone at fault.
+
+    Some of transformers' complaints name neither a setting nor its value.
+    """
+    for name, value in settings.items():
+        with suppress(*_REFUSALS):
+            others = {key: deepcopy(settings[key]) for key in settings if key != name}
+            config_class.from_dict(others)
+            return f"{name} {value!r}: "
+    return ""
+
+
+def new_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A causal language model with random weights, by torch's global seed, in float32.
+
+    Raises ArchitectureError for what the config cannot be built with, as an unknown activation.
+    """
+    with foreign_parser("config.json", ArchitectureError, "mend it, or fetch it again"):
+        if isinstance(config, NemotronConfig):
+            return NemotronForCausalLM(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return model
+
+
+def check_builds(config: Mapping[str, Any]) -> None:
+    """Refuse a config.json of which the family's class makes no model; nothing is allocated.
+
+    Layers are built alike, so one is enough. Raises ArchitectureError.
+    """
+    smallest = {**config, "num_hidden_layers": 1}
+    if isinstance(kinds := config.get("layer_types"), list):
+        smallest["layer_types"] = kinds[-1:]
+    with empty_weights():
+        new_model(hub_config(smallest))
+
+
+def load_model(
+    source: Source, *, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> PreTrainedModel:
+    """The model with its weights, strictly, in evaluation mode.
+
+    `dtype` None computes in the checkpoint's own where the device multiplies it in hardware, else
+    in float32. Raises SourceError for weights that are incomplete or not finite.
+    """
+    tensors = source.weights  # refused before a module is built
+    config = hub_config(source.config)
+    with empty_weights():
+        model = new_model(config)
+    weights = {}
+    for name, stored in tensors.items():
+        tensor = stored.read()
+        check_finite(tensor, name, source.name)
+        weights[name] = tensor.to(device=device, dtype=dtype or fast_dtype(tensor.dtype, device))
+    if source.architecture.tie_word_embeddings:
+        weights[HEAD] = weights[EMBEDDING]
+    with foreign_parser(f"{source.name}/config.json", ArchitectureError, "fetch it again"):
+        model.load_state_dict(weights, strict=True, assign=True)
+        model.tie_weights()
+    generation = source.companions.file("generation_config.json")
+    if generation is not None:
+        model.generation_config = read_generation_config(generation, source.name)
+        if not has_row(model.generation_config.pad_token_id, source.architecture.vocab_size):
+            model.generation_config.pad_token_id = None
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it without types
+    model.eval()
+    return model
+
+
+def loaded_bytes(source: Source, dtype: torch.dtype | None, device: str) -> int:
+    """What a model's weights take on the device; `dtype` as for `load_model`."""
+    return sum(
+        tensor.nbytes
+        // tensor.dtype.itemsize
+        * (dtype or fast_dtype(tensor.dtype, device)).itemsize
+        for tensor in source.weights.values()
+    )
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside the weights, with the ids of its tokenizer.json.
+
+    Raises TokenizerError where there is none, ArchitectureError for a config that is damaged: the
+    tokenizer's class may depend on it.
+    """
+    hub_config(source.config)
+    files = list(source.companions.tokenizer_files())
+    if not files:
+        raise TokenizerError(f"{source.name} has no tokenizer files: add tokenizer.json")
+    tokenizer = open_tokenizer(files[0].parent, source.name)
+    with foreign_parser(f"{source.name}: its tokenizer", TokenizerError, "fetch it again"):
+        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if not all(end is None or type(end) is int for end in ends):
+        raise TokenizerError(
+            f"{source.name}: its tokenizer begins, ends or pads with {ends!r:.80}, no token ids: "
+            "fetch tokenizer_config.json again"
+        )
+    return tokenizer
+
+
+def sequence_length(source: Source, wished: int | None) -> int:
+    """Tokens in a sequence: as wished, else the model's context, at most 4096.
+
+    Raises TargetError for fewer than one.
+    """
+    if wished is not None:
+        if wished < 1:
+            raise TargetError(f"--seq-len is {wished}: it must be at least 1")
+        return wished
+    context = source.config.get("max_position_embeddings") or MAX_SEQ_LEN
+    if type(context) is not int or context < 1:
+        raise ArchitectureError(
+            f"config.json says max_position_embeddings: {context!r:.40}; it must be a whole number "
+            "above 0"
+        )
+    return min(context, MAX_SEQ_LEN)
+
+
+def default_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fast_dtype(stored: torch.dtype, device: str) -> torch.dtype:
+    """`stored`, or float32 where this device only emulates it and is several times slower."""
+    if stored == torch.float32 or device != "cpu":
+        return stored
+    capabilities = torch.cpu.get_capabilities()
+    in_hardware = {
+        torch.bfloat16: ("avx512_bf16", "amx_bf16"),
+        torch.float16: ("avx512_fp16", "amx_fp16"),
+    }
+    return stored if any(map(capabilities.get, in_hardware.get(stored, ()))) else torch.float32

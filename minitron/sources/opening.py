@@ -1,0 +1,125 @@
+"""Opening: the source that a user names, as a folder, on the Hub, in a .nemo or in the zoo.
+
+A name is a folder, a Hub id (`owner/name`, `owner/name@revision`), a `.nemo` file or folder, one in
+a repository (`owner/name:path/file.nemo`), or a model of the embedded zoo (`tiny`). Opening reads
+the config, and no weight.
+
+    source = open_source("tiny")
+"""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import is_offline_mode
+
+from minitron.errors import ArchitectureError, SourceError
+from minitron.files.hub_repository import HubRepository
+from minitron.files.partial_file import bring
+from minitron.model.source import Source
+from minitron.sources.hub_folder import HubFolder
+
+_HUB_ID = re.compile(
+    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<nemo>[^:]+\.nemo))?"
+)
+_GZIP = b"\x1f\x8b"
+
+
+def zoo() -> dict[str, Path]:
+    """The embedded models: name to folder."""
+    root = Path(str(resources.files("minitron") / "zoo"))
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+
+
+def open_source(
+    name: str,
+    *,
+    keep_vocab_padding: bool = False,
+    reads_weights: bool = True,
+    low_disk: bool = False,
+) -> Source:
+    """Open what the user named; no weight is read. Raises SourceError.
+
+    A NeMo checkpoint's vocabulary is cut to its tokenizer's size unless its padding is kept. One in
+    a repository is downloaded, but where no weight will be read only the parts that describe it.
+    With `low_disk` weights on the Hub are read there by ranges, again each time, and never stored.
+    A model folder of this machine goes before one of the zoo with the same name.
+    """
+    models, path = zoo(), Path(name)
+    if name in models:
+        is_here = (path / "config.json").is_file()
+        return (
+            HubFolder.at(path, f"./{name}") if is_here else HubFolder.embedded(models[name], name)
+        )
+    if _exists(path):
+        if path.is_file() or _is_nemo_folder(path):
+            return _open_nemo(path, keep_vocab_padding=keep_vocab_padding)
+        return HubFolder.at(path)
+    parsed = _HUB_ID.fullmatch(name)
+    if parsed is None:
+        raise SourceError(
+            f"{name} does not exist; name a folder, a .nemo, a Hub id (owner/name) or one of the "
+            "zoo: " + ", ".join(models)
+        )
+    repo, revision, nemo = parsed["repo"], parsed["revision"], parsed["nemo"]
+    if nemo is None:
+        return HubFolder(HubRepository(repo, revision), low_disk=low_disk)
+    if any(part in ("", ".", "..") for part in nemo.split("/")):
+        raise SourceError(f"{name} leads outside its repository: name a path within")
+    if low_disk and reads_weights:
+        raise SourceError(f"{name} can be had only whole: do it without --low-disk")
+    path, commit = _nemo_on_hub(repo, revision, nemo, whole=reads_weights)
+    return _open_nemo(
+        path, name=f"{repo}:{nemo}", revision=commit, keep_vocab_padding=keep_vocab_padding
+    )
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file or folder is there. Raises SourceError for a name that no file can have."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise SourceError(f"cannot look at {str(path)[:80]!r}: {reason}") from error
+    return path.is_file() or path.is_dir()
+
+
+def _is_nemo_folder(path: Path) -> bool:
+    """Whether it is an unpacked `.nemo`, or a NeMo 2 checkpoint."""
+    if (path / "config.json").exists():
+        return False
+    return (path / "model_config.yaml").exists() or (path / "context").is_dir()
+
+
+def _nemo_on_hub(
+    repo: str, revision: str | None, nemo: str, *, whole: bool
+) -> tuple[Path, str | None]:
+    """A `.nemo` of a repository, or a stand-in that brings what is read of it, and the commit."""
+    if not whole and not is_offline_mode():
+        pinned = HubRepository(repo, revision, first=None)
+        partial = pinned.partial_file(nemo)
+        if partial is not None:
+            bring(partial, 0, 2)
+            with partial.open("rb") as file:
+                if file.read(2) != _GZIP:  # that would have to be unpacked
+                    return partial, pinned.revision
+    repository = HubRepository(repo, revision, first=nemo)
+    path = repository.file(nemo)
+    assert path is not None, "it was there when the repository was opened"
+    return path, repository.revision
+
+
+def _open_nemo(
+    path: Path, *, name: str | None = None, revision: str | None = None, keep_vocab_padding: bool
+) -> Source:
+    """A NeMo checkpoint, with the name and the revision that it has on the Hub."""
+    from minitron.conversion.nemo_source import NemoSource  # slow to import, and rarely needed
+
+    try:
+        return NemoSource(path, name=name, revision=revision, keep_vocab_padding=keep_vocab_padding)
+    except (SourceError, ArchitectureError) as error:
+        if name is None:
+            raise
+        raise type(error)(str(error).replace(str(path), name)) from error
