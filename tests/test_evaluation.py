@@ -204,8 +204,8 @@ def test_how_much_is_computed_at_once_changes_nothing(
     model = tiny_model("nemotron-tied", vocab_size=VOCABULARY)
     held_out = held_out_text(text, zoo_tokenizer(), 7)
     whole = evaluate_model(model, held_out)
-    monkeypatch.setattr("minitron.verbs.evaluate._BATCH_TOKENS", batch)
-    monkeypatch.setattr("minitron.verbs.evaluate._LOGITS_TOKENS", logits)
+    monkeypatch.setattr("minitron.evaluation.loss._BATCH_TOKENS", batch)
+    monkeypatch.setattr("minitron.evaluation.loss._LOGITS_TOKENS", logits)
     parts = evaluate_model(model, held_out)
     assert parts.tokens == whole.tokens
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)

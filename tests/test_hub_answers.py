@@ -268,7 +268,7 @@ def test_what_the_command_line_logs_and_traces_is_masked(
         logging.getLogger("some.library").warning("sent %s", TOKEN)
         raise RuntimeError(f"no {TOKEN}") from ValueError(TOKEN)
 
-    monkeypatch.setattr("minitron.records.model_card.card", fail)
+    monkeypatch.setattr("minitron.verbs.card.card", fail)
     shown: list[str] = []
     hook = masked_traceback(lambda kind, error, trace: shown.append(f"{error}{error.__cause__}"))
     with pytest.raises(RuntimeError) as raised:
