@@ -21,7 +21,7 @@ from cyclopts.config import Dict
 from docstring_parser import parse_from_object
 
 from minitron.credentials import masked_logs, masked_traceback
-from minitron.errors import MinitronError, TargetError, one_line, visible
+from minitron.errors import MinitronError, TargetError, one_line, readable_system_errors, visible
 from minitron.recipe import (
     CardRecipe,
     ConvertRecipe,
@@ -40,7 +40,6 @@ from minitron.recipe import (
     TrainRecipe,
 )
 from minitron.surroundings import check_system
-from minitron.system_errors import readable_system_errors
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 RecipeFile = Annotated[

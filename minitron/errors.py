@@ -1,4 +1,4 @@
-"""What can go wrong by a user's hand, as one tree.
+"""Errors that the user can correct, as one tree.
 
 ```
 MinitronError                 one line: what was wrong, the value seen, what to do
@@ -12,13 +12,32 @@ MinitronError                 one line: what was wrong, the value seen, what to 
 └── MissingExtraError         an optional dependency, named with the extra that brings it
 ```
 
-The command line prints `str(error)` on one line and exits with 2. Nothing here knows how.
+The command line prints `str(error)` on one line and exits with 2. Two blocks turn what others
+raise into these: `foreign_parser` around a parser of another library that reads a user's file, and
+`readable_system_errors` around a verb.
+
+    with foreign_parser("m/tokenizer.json", TokenizerError, "fetch it again"):
+        tokenizer = Tokenizer.from_file("m/tokenizer.json")
 """
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from minitron.credentials import masked
 
 MAX_LENGTH = 500  # characters of a message: a foreign parser's may quote the whole file
 _READ = 20_000  # characters of each end of a longer text, to mask and to cut
+# What to do about an error of the system, by its number.
+_REMEDIES = {
+    errno.ENAMETOOLONG: "give or write a shorter name",
+    errno.EACCES: "choose another place, or change who may use it",
+    errno.EPERM: "choose another place, or change who may use it",
+    errno.EROFS: "choose another place",
+    errno.ENOSPC: "free some and run again",
+    errno.EDQUOT: "free some and run again",
+    errno.EMFILE: "raise the limit (ulimit -n) and run again",
+}
 
 
 def one_line(text: str) -> str:
@@ -88,3 +107,50 @@ class MissingExtraError(MinitronError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'minitron[{extra}]'")
+
+
+@contextmanager
+def foreign_parser(file: str, error: type[MinitronError], remedy: str) -> Iterator[None]:
+    """Raise `error` for anything that the block raises: "`file` cannot be read: why: `remedy`".
+
+    A damaged file makes a library raise errors of any type. A MinitronError passes as it is, and
+    so does what stops the program.
+    """
+    try:
+        yield
+    except (MinitronError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as cause:  # PanicException of a library in Rust is no Exception
+        raise error(f"{file} cannot be read: {_reason(cause)}: {remedy}") from cause
+
+
+def _reason(cause: BaseException) -> str:
+    """The first line of a parser's message, or the name of its exception."""
+    if isinstance(cause, MemoryError):
+        return "it asks for more memory than there is"
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return lines[0] if lines else type(cause).__name__
+
+
+@contextmanager
+def readable_system_errors() -> Iterator[None]:
+    """Raise OutputError for an OSError that the system gave a number, and for a NUL in a name.
+
+    Around every verb: a file may name other files (an index its shards), so that a check of the
+    arguments alone would not do. Other errors pass as they are, and so does a pipe that the reader
+    closed: nobody is there to read a message.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        name = "" if error.filename is None else f"{str(error.filename):.200}: "
+        remedy = _REMEDIES.get(error.errno, "see to it and run again")
+        raise OutputError(f"{name}{error.strerror}: {remedy}") from error
+    except ValueError as error:
+        if "embedded null" not in str(error):
+            raise
+        raise OutputError("a file's name holds NUL: give or write it without") from error

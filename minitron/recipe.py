@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from minitron.system_errors import readable_system_errors
+from minitron.errors import readable_system_errors
 
 Options = ParamSpec("Options")
 RecipeT = TypeVar("RecipeT")

@@ -19,9 +19,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from minitron.errors import CorpusError, MissingExtraError, SourceError, TokenizerError
+from minitron.errors import (
+    CorpusError,
+    MissingExtraError,
+    SourceError,
+    TokenizerError,
+    foreign_parser,
+)
 from minitron.evaluation.preset import SummarySettings
-from minitron.foreign_parser import foreign_parser
 from minitron.records.task_scores import TaskScores
 from minitron.text.rows import file_rows
 

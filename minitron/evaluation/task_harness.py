@@ -24,8 +24,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError, foreign_parser
 from minitron.records.task_scores import TaskScores
 
 _SEED = 1234  # lm-eval's own, which draws the examples of a prompt

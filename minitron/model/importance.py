@@ -18,10 +18,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from minitron.errors import ImportanceError
+from minitron.errors import ImportanceError, foreign_parser
 from minitron.files.checked_json import Unreadable, check_kind, parse_object
 from minitron.files.unfinished import write_file
-from minitron.foreign_parser import foreign_parser
 from minitron.model.architecture import Architecture
 from minitron.model.digest import model_digest
 from minitron.model.source import Source

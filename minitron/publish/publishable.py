@@ -12,10 +12,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from minitron.errors import SourceError
+from minitron.errors import SourceError, foreign_parser
 from minitron.files.finite import is_finite_in_file
 from minitron.files.local_folder import leads_outside
-from minitron.foreign_parser import foreign_parser
 from minitron.publish.destination import is_repo_id
 from minitron.records.folder_writer import check_companions
 from minitron.records.front_matter import read_front_matter

@@ -19,8 +19,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined, Template
 
-from minitron.errors import SourceError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import SourceError, foreign_parser
 from minitron.records.front_matter import parse_front_matter
 
 SIZES = (

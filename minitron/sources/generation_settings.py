@@ -9,9 +9,8 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from minitron.errors import SourceError
+from minitron.errors import SourceError, foreign_parser
 from minitron.files.checked_json import check_kind, read_object
-from minitron.foreign_parser import foreign_parser
 
 FILE = "generation_config.json"
 _REMEDY = "mend or remove it"

@@ -22,9 +22,8 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from minitron.errors import ArchitectureError, TargetError, TokenizerError
+from minitron.errors import ArchitectureError, TargetError, TokenizerError, foreign_parser
 from minitron.files.finite import check_finite
-from minitron.foreign_parser import foreign_parser
 from minitron.model.architecture import Architecture, check_rotary
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minitron.errors import TokenizerError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import TokenizerError, foreign_parser
 from minitron.text.text_row import Text, Tokenizer
 
 TokenIds = npt.NDArray[np.int32]

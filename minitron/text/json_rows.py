@@ -11,8 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from minitron.errors import CorpusError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import CorpusError, foreign_parser
 from minitron.text.file_row import FileRow
 from minitron.text.text_file import read_lines, read_parts
 

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from minitron.errors import CorpusError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import CorpusError, foreign_parser
 from minitron.text.text_file import check_regular_file
 
 MAX_HEADER_BYTES = 10_000  # as numpy itself

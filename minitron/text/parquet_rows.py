@@ -25,8 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from minitron.errors import CorpusError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import CorpusError, foreign_parser
 from minitron.text.file_row import FileRow
 from minitron.text.text_file import check_regular_file
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minitron.errors import CorpusError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import CorpusError, foreign_parser
 from minitron.text.file_row import FileRow
 from minitron.text.json_rows import json_rows
 from minitron.text.parquet_rows import parquet_rows

@@ -18,8 +18,7 @@ from typing import Any, BinaryIO, cast
 
 from tqdm.auto import tqdm
 
-from minitron.errors import CorpusError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import CorpusError, foreign_parser
 
 MAX_LINE_BYTES = 2**30  # a line is held whole
 _BUFFER_BYTES = 2**16

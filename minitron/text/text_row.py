@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal
 
-from minitron.errors import CorpusError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import CorpusError, foreign_parser
 from minitron.text.file_row import FileRow
 
 Tokenizer = Callable[..., Any]  # a transformers tokenizer: texts in, {"input_ids": [[...]]} out

@@ -22,10 +22,9 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from minitron.errors import TokenizerError
+from minitron.errors import TokenizerError, foreign_parser
 from minitron.files.checked_json import read_object
 from minitron.files.model_files import TOKENIZER_CONFIG, tokenizer_names
-from minitron.foreign_parser import foreign_parser
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from minitron.errors import SourceError, TargetError, TokenizerError
-from minitron.foreign_parser import foreign_parser
+from minitron.errors import SourceError, TargetError, TokenizerError, foreign_parser
 from minitron.recipe import GenerateRecipe, verb
 from minitron.sources.generation_settings import FILE
 from minitron.sources.loading import default_device, load_model, load_tokenizer

@@ -18,10 +18,9 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import BadRequestError
 
-from minitron.errors import MinitronError, OutputError, SourceError, TargetError
+from minitron.errors import MinitronError, OutputError, SourceError, TargetError, foreign_parser
 from minitron.files.checked_json import check_kind
 from minitron.files.hub_errors import answered_text
-from minitron.foreign_parser import foreign_parser
 from minitron.publish.destination import (
     HubDestination,
     Publication,
