@@ -107,7 +107,7 @@ def write_state_dict(folder: Path) -> None:
     with tarfile.open(folder / "zarr.nemo") as archive:
         beside = [entry for entry in archive if "model_weights" not in entry.name]
         archive.extractall(root, beside, filter="data")
-    tensors = read_checkpoint(open_archive(folder / "zarr.nemo")).tensors
+    tensors = read_checkpoint(open_archive(folder / "zarr.nemo"), is_gated=False).tensors
     whole = {f"model.{name}": tensor.read() for name, tensor in tensors.items()}
     saved = root / "model_weights.ckpt"
     torch.save(whole, saved)

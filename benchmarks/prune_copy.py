@@ -89,8 +89,8 @@ def run_load_everything(source: Path, out: Path) -> None:
     cut = {}
     for slot in plan.target.slots():
         tensor = tensors[slot.name]
-        for dimension, axes in enumerate(slot.row.axes):
-            index = kept_index(plan, axes, slot.layer)
+        for dimension, runs in enumerate(slot.row.dimensions):
+            index = kept_index(plan, runs, slot.layer)
             if index is not None:
                 tensor = tensor.index_select(dimension, torch.from_numpy(index))
         cut[slot.name] = tensor.contiguous()

@@ -3,7 +3,7 @@
 It decides by what exists which reader is asked, and brings all layouts to one form: a tensor a
 layer, under the names of `megatron_names`. Nothing but indexes and headers is read.
 
-    checkpoint = read_checkpoint(open_archive(Path("minitron-8b-base.nemo")))
+    checkpoint = read_checkpoint(open_archive(Path("minitron-8b-base.nemo")), is_gated=False)
     checkpoint.tensors["decoder.layers.31.mlp.linear_fc1.weight"].read(0, 10)
 """
 
@@ -40,7 +40,7 @@ class MegatronCheckpoint:
     writer: str | None = None  # what the checkpoint says of its format
 
 
-def read_checkpoint(archive: Archive, *, is_gated: bool = False) -> MegatronCheckpoint:
+def read_checkpoint(archive: Archive, *, is_gated: bool) -> MegatronCheckpoint:
     """The model in the archive. `is_gated` says that fc1 holds a gate's half and an up half.
 
     Raises SourceError for what is no Megatron GPT checkpoint, is not complete or is damaged.

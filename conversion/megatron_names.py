@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from minitron.errors import SourceError, TargetError
 from minitron.files.lazy_tensor import LazyTensor, Rows, Shifted, Stacked, Zeros
 from minitron.model.architecture import Architecture, Slot
+from minitron.model.families import STREAM_NORMS
 
 EMBEDDING = "embedding.word_embeddings"
 HEAD = "output_layer"
@@ -28,20 +29,20 @@ FUSED_NORMS: Mapping[str, str] = {
 }
 
 _QKV, _FC1 = "self_attention.linear_qkv", "mlp.linear_fc1"
-# Module of the Hub's model to module of Megatron's; both spell .weight and .bias alike.
+# Part of a model to the module of Megatron's; it spells .weight and .bias as the Hub does.
 _MODULES: Mapping[str, str] = {
-    "model.embed_tokens": EMBEDDING,
-    "input_layernorm": "input_layernorm",
-    "self_attn.q_proj": _QKV,
-    "self_attn.k_proj": _QKV,
-    "self_attn.v_proj": _QKV,
-    "self_attn.o_proj": "self_attention.linear_proj",
-    "post_attention_layernorm": "pre_mlp_layernorm",
-    "mlp.gate_proj": _FC1,
-    "mlp.up_proj": _FC1,
-    "mlp.down_proj": "mlp.linear_fc2",
-    "model.norm": FINAL_NORM,
-    "lm_head": HEAD,
+    "embedding": EMBEDDING,
+    "attention_norm": "input_layernorm",
+    "q": _QKV,
+    "k": _QKV,
+    "v": _QKV,
+    "o": "self_attention.linear_proj",
+    "mlp_norm": "pre_mlp_layernorm",
+    "gate": _FC1,
+    "up": _FC1,
+    "down": "mlp.linear_fc2",
+    "final_norm": FINAL_NORM,
+    "head": HEAD,
 }
 
 
@@ -84,7 +85,7 @@ def megatron_tensors(
     The vocabulary is padded with zeros. Raises TargetError for another family, or q, k and v of
     different dtypes; SourceError for a tensor that is missing or of another shape.
     """
-    if architecture.model_type != "nemotron":
+    if "nemo" not in architecture.family.formats:
         raise TargetError(
             f"a {architecture.model_type} cannot be written as a Megatron checkpoint: only "
             "nemotron can"
@@ -100,10 +101,8 @@ def megatron_tensors(
 
 def megatron_name(slot: Slot) -> str:
     """The Megatron tensor that holds a tensor of the Hub's Nemotron."""
-    layer = "" if slot.layer is None else f"model.layers.{slot.layer}."
-    module, _, kind = slot.name.removeprefix(layer).rpartition(".")
-    place = "" if slot.layer is None else f"{LAYERS}{slot.layer}."
-    return f"{place}{_MODULES[module]}.{kind}"
+    layer = "" if slot.layer is None else f"{LAYERS}{slot.layer}."
+    return f"{layer}{_MODULES[_part(slot)]}.{slot.row.kind}"
 
 
 def megatron_shapes(
@@ -113,7 +112,7 @@ def megatron_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
     for slot in architecture.slots():
         name = megatron_name(slot)
-        rows = padded_vocab_size if slot.row.axes[0] == ("vocab",) else slot.shape[0]
+        rows = padded_vocab_size if slot.row.has_vocabulary else slot.shape[0]
         fused = shapes[name][0] if name in shapes else 0
         shapes[name] = (fused + rows, *slot.shape[1:])
     return shapes
@@ -139,10 +138,11 @@ def _hub_tensor(
         return Rows(stored, list(_fused_runs(slot, architecture)))
     if (half := _gated_half(slot, architecture)) is not None:
         return Rows(stored, [(half * slot.shape[0], (half + 1) * slot.shape[0])])
-    if slot.row.axes[0] == ("vocab",) and stored.shape[0] > slot.shape[0]:
+    if slot.row.has_vocabulary and stored.shape[0] > slot.shape[0]:
         return Rows(stored, [(0, slot.shape[0])])
-    ours = architecture.family.norms_are_zero_centered
-    if slot.row.template.endswith("norm.weight") and is_zero_centered != ours:
+    ours = architecture.family.norm.is_zero_centered
+    is_gain = _part(slot) in STREAM_NORMS and slot.row.kind == "weight"
+    if is_gain and is_zero_centered != ours:
         return Shifted(stored, -1.0 if ours else 1.0)
     return stored
 
@@ -154,18 +154,19 @@ def _megatron_tensor(
     if _is_fused(slot):
         return _fused(slot, hub, architecture)
     padding = padded_vocab_size - slot.shape[0]
-    if slot.row.axes[0] == ("vocab",) and padding:
+    if slot.row.has_vocabulary and padding:
         return Stacked([stored, Zeros(stored.dtype, (padding, *slot.shape[1:]))])
     return stored
 
 
 def _fused(slot: Slot, hub: Mapping[str, LazyTensor], architecture: Architecture) -> LazyTensor:
     """q, k and v behind each other, group after group."""
-    names = [slot.name.replace("q_proj", f"{part}_proj") for part in "qkv"]
+    family, kind = architecture.family, slot.row.kind
+    names = [family.tensor(part, kind, slot.layer) for part in "qkv"]
     dtypes = {hub[name].dtype for name in names}
     if len(dtypes) > 1:
         seen = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        raise TargetError(f"{names[0]} and its k_proj, v_proj have dtypes {seen}: choose one")
+        raise TargetError(f"{', '.join(names)} have dtypes {seen}: choose one")
     groups = architecture.num_key_value_heads
     return Stacked(
         [
@@ -184,7 +185,7 @@ def _fused_runs(slot: Slot, architecture: Architecture) -> Iterator[tuple[int, i
         "q": (0, heads_per_group),
         "k": (heads_per_group, 1),
         "v": (heads_per_group + 1, 1),
-    }[_fused_part(slot)]
+    }[_part(slot)]
     for group in range(architecture.num_key_value_heads):
         start = (group * (heads_per_group + 2) + first) * architecture.head_dim
         yield start, start + count * architecture.head_dim
@@ -194,13 +195,14 @@ def _gated_half(slot: Slot, architecture: Architecture) -> int | None:
     """Which half of fc1 the tensor is: 0 the gate, 1 the up projection; None where it is none."""
     if f".{_FC1}." not in megatron_name(slot) or not architecture.family.is_gated:
         return None
-    return 0 if ".gate_proj." in slot.name else 1
+    return 0 if _part(slot) == "gate" else 1
 
 
 def _is_fused(slot: Slot) -> bool:
     return f".{_QKV}." in megatron_name(slot)
 
 
-def _fused_part(slot: Slot) -> str:
-    """q, k or v."""
-    return slot.name.split(".")[-2].removesuffix("_proj")
+def _part(slot: Slot) -> str:
+    """The part it is: the Hub's side of a Megatron model fuses none."""
+    [part] = slot.row.parts
+    return part

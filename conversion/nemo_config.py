@@ -24,7 +24,7 @@ from minitron.conversion.nemo_table import (
 )
 from minitron.errors import ArchitectureError
 from minitron.files.plain_yaml import shown
-from minitron.model.families import Family
+from minitron.model.families import MISTRAL, NEMOTRON, QWEN2, Family
 
 _SWIGLU = ("swiglu", "fast-swiglu")
 SPECIAL: Mapping[str, int] = {"bos": 2, "eos": 3, "pad": 0}  # of all the family's tokenizers
@@ -52,10 +52,10 @@ def hub_config(
     rope: dict[str, Any] = {"rope_type": "default"}
     if (factor := _interpolation(said)) > 1:
         rope = {"rope_type": "linear", "factor": factor}
-    hub[family.norm_epsilon] = hub.pop("norm_eps")
+    hub[family.norm.epsilon] = hub.pop("norm_eps")
     flat = {"rope_theta": hub["rope_theta"], **_partial_rotation(hub, family)}
     bias = _bias(said, family)
-    ids = special or (SPECIAL if family.model_type == "nemotron" else {})
+    ids = special or (SPECIAL if family is NEMOTRON else {})
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -72,11 +72,9 @@ def hub_config(
 
 def _switches(said: Said, family: Family, bias: bool) -> dict[str, Any]:
     """What one family has a key for, and another not."""
-    if family.model_type == "qwen2":
-        return {}
-    if family.model_type == "mistral":
+    if family is MISTRAL:
         return {"sliding_window": window_of(said.get("window_size"))}
-    return {"attention_bias": bias, "mlp_bias": bias}
+    return dict.fromkeys(family.bias_flags, bias)
 
 
 def is_zero_centered(settings: Said) -> bool:
@@ -132,7 +130,7 @@ def _hidden_act(said: Said, bias: bool) -> str:
 def _gate(said: Said, family: Family) -> str:
     """The activation of a gated MLP; only SwiGLU is computed alike on both sides."""
     activation = said.get("activation")
-    if family.norms_are_zero_centered:
+    if family.norm.kind == "layer":
         raise ArchitectureError(
             f"the NeMo config says activation: {shown(activation)}, a gated MLP, but Nemotron's "
             f"has one up projection and no gate, and Llama's norm is RMSNorm, not "
@@ -169,7 +167,7 @@ def _partial_rotation(hub: dict[str, Any], family: Family) -> dict[str, Any]:
 def _bias(said: Said, family: Family) -> bool:
     """Whether every linear layer has a bias; the Hub's one flag of attention covers q, k, v, o."""
     bias = _flag(said, "bias", absent=True)
-    if not bias and _flag(said, "qkv_bias") and family.model_type != "qwen2":
+    if not bias and _flag(said, "qkv_bias") and family is not QWEN2:
         raise ArchitectureError(
             "the NeMo config says qkv_bias: True and bias: False, but attention_bias of Hugging "
             "Face Nemotron gives a bias to q, k, v and o or to none"

@@ -15,7 +15,7 @@ from typing import Any
 
 from minitron.errors import ArchitectureError, SourceError
 from minitron.files.plain_yaml import shown
-from minitron.model.families import FAMILIES, Family
+from minitron.model.families import LLAMA, MISTRAL, NEMOTRON, QWEN2, Family
 
 # Language models among the classes with GPT in their name; these others have no output layer, a
 # memory beside the text, or weights that lie in adapters.
@@ -120,11 +120,11 @@ def family_of_gpt(settings: Mapping[str, Any]) -> Family:
         raise SourceError(
             f"the NeMo config is of {shown(target)}: only GPT language models can be converted"
         )
-    family = FAMILIES[_model_type(settings)]
+    family = _family(settings)
     for refusal in REFUSALS:
-        if refusal.is_of_nemotron and family.model_type != "nemotron":
+        if refusal.is_of_nemotron and family is not NEMOTRON:
             continue
-        if refusal.but_mistral and family.model_type == "mistral":
+        if refusal.but_mistral and family is MISTRAL:
             continue
         said = settings.get(refusal.key)
         value = refusal.absent if said is None else said
@@ -145,15 +145,15 @@ def is_gated(settings: Mapping[str, Any]) -> bool:
     return named or settings.get("gated_linear_unit") is True
 
 
-def _model_type(settings: Mapping[str, Any]) -> str:
+def _family(settings: Mapping[str, Any]) -> Family:
     if not is_gated(settings) or str(settings.get("normalization")).lower() != "rmsnorm":
-        return "nemotron"
+        return NEMOTRON
     if settings.get("bias") is not False:  # NeMo's default is a bias
-        return "llama"
+        return LLAMA
     if settings.get("qkv_bias") is True:
-        return "qwen2"
+        return QWEN2
     is_windowed = window_of(settings.get("window_size")) is not None
-    return "mistral" if is_windowed or _is_no_llama(settings) else "llama"
+    return MISTRAL if is_windowed or _is_no_llama(settings) else LLAMA
 
 
 def window_of(value: Any) -> int | None:
@@ -182,7 +182,7 @@ def _is_no_llama(settings: Mapping[str, Any]) -> bool:
     hidden, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
     if not (type(hidden) is int and type(heads) is int and heads > 0):
         return False
-    return FAMILIES["llama"].hidden_divides_by_heads and hidden % heads != 0
+    return LLAMA.hidden_divides_by_heads and hidden % heads != 0
 
 
 def _is_language_model(target: Any) -> bool:

@@ -121,7 +121,7 @@ class _Facts:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "_Facts":
         architecture = Architecture.from_config(config)
-        if architecture.model_type != "nemotron":
+        if "nemo" not in architecture.family.formats:
             raise TargetError(
                 f"model_type is {architecture.model_type!r}: only Nemotron can be written for NeMo"
             )

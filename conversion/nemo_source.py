@@ -15,11 +15,12 @@ from minitron.conversion.megatron_names import EMBEDDING, HEAD, hub_tensors
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.nemo_companions import ArchiveTokenizer, NemoCompanions
 from minitron.conversion.nemo_config import hub_config, is_zero_centered
-from minitron.conversion.nemo_refusals import is_gated
+from minitron.conversion.nemo_refusals import family_of_gpt
 from minitron.conversion.nemo_tokenizer import is_instruct
 from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
 from minitron.errors import SourceError
 from minitron.files.lazy_tensor import LazyTensor
+from minitron.model.families import NEMOTRON
 from minitron.model.source import Source
 
 _NEMO_1, _NEMO_2 = "model_config.yaml", "context/model.yaml"
@@ -46,12 +47,14 @@ class NemoSource(Source):
         self._settings = self._read_settings()
         hub_config(self._settings, vocab_size=1)  # what no family holds is refused before tensors
         tokenizer = ArchiveTokenizer(self._archive, self._settings, self.name)
-        self._checkpoint = read_checkpoint(self._archive, is_gated=is_gated(self._settings))
+        self._checkpoint = read_checkpoint(
+            self._archive, is_gated=family_of_gpt(self._settings).is_gated
+        )
         self.layout = f"{self._checkpoint.layout} in a {self._archive.kind}"
         self.writer = self._checkpoint.writer
         self.config = self._config(tokenizer, keep_vocab_padding=keep_vocab_padding)
-        is_ours = self.config["model_type"] == "nemotron"
-        chats = is_ours and is_instruct(self._settings, self.name)
+        is_nemotron = self.architecture.family is NEMOTRON
+        chats = is_nemotron and is_instruct(self._settings, self.name)
         self.companions = NemoCompanions(tokenizer, self.config, chats=chats)
 
     @cached_property

@@ -3,7 +3,8 @@
 It knows which member belongs to which rank, how a state dict may be wrapped, how the shards of each
 kind of tensor are joined, and which layer of the model a stage's layer is. No tensor is read.
 
-    read_state_dicts(archive).tensors["decoder.layers.3.mlp.linear_fc1.weight"].read(0, 10)
+    state_dicts = read_state_dicts(archive, is_gated=False)
+    state_dicts.tensors["decoder.layers.3.mlp.linear_fc1.weight"].read(0, 10)
 """
 
 import re
@@ -102,7 +103,7 @@ def has_state_dicts(archive: Archive) -> bool:
     return bool(_rank_members(archive))
 
 
-def read_state_dicts(archive: Archive, *, is_gated: bool = False) -> StateDicts:
+def read_state_dicts(archive: Archive, *, is_gated: bool) -> StateDicts:
     """The model's tensors by canonical name. `is_gated` says that fc1 holds gate and up halves.
 
     Raises SourceError for ranks that are missing or do not fit, and for another kind of model.

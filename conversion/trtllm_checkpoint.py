@@ -33,7 +33,6 @@ from minitron.model.architecture import Architecture, resized_config
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _PIECE_BYTES = 1 << 21  # written at once
-_CONVERTERS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen", "qwen3": "qwen"}
 
 
 def _silent(nbytes: int) -> None:
@@ -124,18 +123,21 @@ class _Weights:
         has_bias = {"attention_bias", "mlp_bias"} & self.architecture.flags
         return ("weight", "bias") if has_bias else ("weight",)
 
-    def linear(self, name: str, kind: str) -> LazyTensor:
+    def linear(self, part: str, kind: str, layer: int | None = None) -> LazyTensor:
         """Weight or bias; a bias the source does without is zero."""
-        if f"{name}.{kind}" not in self.tensors:
-            return Zeros(self.dtype, self.tensors[f"{name}.weight"].shape[:1])
-        return self._cast(f"{name}.{kind}")
+        family = self.architecture.family
+        name = family.tensor(part, kind, layer)
+        if name not in self.tensors:
+            return Zeros(self.dtype, self.tensors[family.tensor(part, layer=layer)].shape[:1])
+        return self._cast(name)
 
-    def norm(self, name: str) -> Iterator[tuple[str, LazyTensor]]:
+    def norm(self, part: str, layer: int | None = None) -> Iterator[tuple[str, LazyTensor]]:
         """LayerNorm1P as a plain LayerNorm, which does not add 1 to its weight."""
-        weight = f"{name}.weight"
+        family = self.architecture.family
+        weight = family.tensor(part, layer=layer)
         gain = Shifted(self.tensors[weight], 1.0, self.dtype)
         yield "weight", _Fitting(gain, self.dtype, weight)
-        yield "bias", self._cast(f"{name}.bias")
+        yield "bias", self._cast(family.tensor(part, "bias", layer))
 
     def _cast(self, name: str) -> LazyTensor:
         tensor = self.tensors[name]
@@ -144,50 +146,46 @@ class _Weights:
 
 def _rank_tensors(weights: _Weights, rank: _Rank) -> Iterator[tuple[str, LazyTensor]]:
     """Everything in one rank's file; layers count from 0 on every stage."""
-    embedding = "model.embed_tokens"
-    head = embedding if weights.architecture.tie_word_embeddings else "lm_head"
+    head = "embedding" if weights.architecture.tie_word_embeddings else "head"
     layers = weights.architecture.num_hidden_layers // rank.pp
     if rank.stage == 0:
-        yield "transformer.vocab_embedding.weight", _vocabulary(weights, embedding, rank)
+        yield "transformer.vocab_embedding.weight", _vocabulary(weights, "embedding", rank)
     for local in range(layers):
         for name, tensor in _layer_tensors(weights, rank.stage * layers + local, rank):
             yield f"transformer.layers.{local}.{name}", tensor
     if rank.stage == rank.pp - 1:
-        for kind, tensor in weights.norm("model.norm"):
+        for kind, tensor in weights.norm("final_norm"):
             yield f"transformer.ln_f.{kind}", tensor
         yield "lm_head.weight", _vocabulary(weights, head, rank)
 
 
 def _layer_tensors(weights: _Weights, layer: int, rank: _Rank) -> Iterator[tuple[str, LazyTensor]]:
     """One layer's share of a rank, under the names that follow the layer's number."""
-    source, sizes = f"model.layers.{layer}", weights.architecture
+    sizes = weights.architecture
     inner = rank.run(sizes.num_attention_heads * sizes.head_dim)
     kv = rank.kv_run(sizes.num_key_value_heads, sizes.head_dim)
     ffn = rank.run(sizes.intermediate_size)
     for kind in weights.kinds:
         qkv = [
-            Rows(weights.linear(f"{source}.self_attn.{name}_proj", kind), [run])
-            for name, run in (("q", inner), ("k", kv), ("v", kv))
+            Rows(weights.linear(part, kind, layer), [run])
+            for part, run in (("q", inner), ("k", kv), ("v", kv))
         ]
         yield f"attention.qkv.{kind}", Stacked(qkv)
-        output = weights.linear(f"{source}.self_attn.o_proj", kind)
-        down = weights.linear(f"{source}.mlp.down_proj", kind)
+        output = weights.linear("o", kind, layer)
+        down = weights.linear("down", kind, layer)
         # Their outputs are summed over the ranks and the bias is added after, by each alike.
         split = kind == "weight"
         yield f"attention.dense.{kind}", Columns(output, *inner) if split else output
-        yield f"mlp.fc.{kind}", Rows(weights.linear(f"{source}.mlp.up_proj", kind), [ffn])
+        yield f"mlp.fc.{kind}", Rows(weights.linear("up", kind, layer), [ffn])
         yield f"mlp.proj.{kind}", Columns(down, *ffn) if split else down
-    for name, norm in (
-        ("input_layernorm", "input_layernorm"),
-        ("post_layernorm", "post_attention_layernorm"),
-    ):
-        for kind, tensor in weights.norm(f"{source}.{norm}"):
+    for name, norm in (("input_layernorm", "attention_norm"), ("post_layernorm", "mlp_norm")):
+        for kind, tensor in weights.norm(norm, layer):
             yield f"{name}.{kind}", tensor
 
 
-def _vocabulary(weights: _Weights, name: str, rank: _Rank) -> LazyTensor:
+def _vocabulary(weights: _Weights, part: str, rank: _Rank) -> LazyTensor:
     """This rank's rows of an embedding, which is padded with zeros to divide evenly."""
-    rows = weights.linear(name, "weight")
+    rows = weights.linear(part, "weight")
     missing = -rows.shape[0] % rank.tp
     padded = Stacked([rows, Zeros(rows.dtype, (missing, *rows.shape[1:]))])
     return Rows(padded, [rank.run(padded.shape[0])])
@@ -209,8 +207,8 @@ def _write(
 
 def _check_target(architecture: Architecture, tp: int, pp: int, dtype: torch.dtype) -> None:
     """Refuse what the format cannot hold, or this model cannot be split into."""
-    if architecture.model_type != "nemotron":
-        example = _CONVERTERS.get(architecture.model_type, architecture.model_type)
+    if "trtllm" not in architecture.family.formats:
+        example = architecture.family.trtllm_example
         raise TargetError(
             f"model_type is {architecture.model_type}: only nemotron is written for TensorRT-LLM; "
             f"convert others with convert_checkpoint.py of TensorRT-LLM's {example} example"
@@ -264,7 +262,7 @@ def _trtllm_config(
         "num_attention_heads": architecture.num_attention_heads,
         "num_key_value_heads": architecture.num_key_value_heads,
         "hidden_size": architecture.hidden_size,
-        "norm_epsilon": config.get("norm_eps", 1e-5),
+        "norm_epsilon": config.get(architecture.family.norm.epsilon, 1e-5),
         "vocab_size": architecture.vocab_size,  # without the padding
         "max_position_embeddings": config.get("max_position_embeddings", 4096),
         "hidden_act": "squared-relu",
@@ -279,7 +277,7 @@ def _trtllm_config(
         "rotary_pct": rotary["partial_rotary_factor"],
         "rank": 0,
         "decoder": "gpt",
-        "rmsnorm": False,
+        "rmsnorm": architecture.family.norm.kind == "rms",
         "lm_head_bias": False,
         "rotary_base": float(rotary["rope_theta"]),
         **({"rotary_scaling": scaling} if scaling else {}),

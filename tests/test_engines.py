@@ -142,8 +142,7 @@ def test_modules_named_for_lora_are_linear_layers_of_the_family(variant: str) ->
     """PEFT has default names for every family but Nemotron."""
     remark = FAMILIES[VARIANTS[variant][0]].engine_remarks.get("PEFT", "")
     assert bool(remark) == variant.startswith("nemotron")
-    linear = {
-        row.template.split(".")[-2] for row in FAMILIES["nemotron"].rows if len(row.axes) == 2
-    }
+    rows = FAMILIES["nemotron"].rows
+    linear = {row.template.split(".")[-2] for row in rows if len(row.dimensions) == 2}
     for name in linear - {"embed_tokens", "lm_head"} if remark else ():
         assert f'"{name}"' in remark

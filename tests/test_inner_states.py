@@ -7,7 +7,8 @@ import torch
 
 from minitron.errors import TargetError
 from minitron.model.architecture import Architecture
-from minitron.training.inner_states import Place, state_pairs, taken
+from minitron.model.decoder import Decoder
+from minitron.training.inner_states import InnerState, captured_states, state_pairs
 from tests.tiny import tiny_model
 
 IDS = torch.tensor([[5, 9, 11, 7, 3]])
@@ -15,11 +16,12 @@ IDS = torch.tensor([[5, 9, 11, 7, 3]])
 
 @pytest.mark.parametrize("variant", ["nemotron", "llama", "qwen3"])
 def test_states_are_what_the_model_computes(variant: str) -> None:
-    decoder: Any = tiny_model(variant).model.eval()
+    model = tiny_model(variant)
+    decoder: Any = model.model.eval()
     last = len(decoder.layers) - 1
-    parts = ["embedding", "hidden", "mlp_input", "mlp_output", "q_proj", "k_proj", "v_proj"]
-    places = [Place(part, 0 if part == "embedding" else 1) for part in parts]
-    with taken(decoder.layers, decoder.norm, [*places, Place("hidden", last)]) as states:
+    parts = ["embedding", "hidden", "mlp_input", "mlp_output", "q", "k", "v"]
+    places = [InnerState(part, 0 if part == "embedding" else 1) for part in parts]
+    with captured_states(Decoder.of(model), [*places, InnerState("hidden", last)]) as states:
         output = decoder(IDS, use_cache=False, output_hidden_states=True)
     seen = dict(zip(parts, states, strict=False))
     entering, leaving = output.hidden_states[1:3]
@@ -29,9 +31,9 @@ def test_states_are_what_the_model_computes(variant: str) -> None:
         "embedding": decoder.layers[0].input_layernorm(output.hidden_states[0]),
         "hidden": decoder.layers[2].input_layernorm(leaving),
         "mlp_output": layer.mlp(seen["mlp_input"]),
-        "q_proj": layer.self_attn.q_proj(own),
-        "k_proj": layer.self_attn.k_proj(own),
-        "v_proj": layer.self_attn.v_proj(own),
+        "q": layer.self_attn.q_proj(own),
+        "k": layer.self_attn.k_proj(own),
+        "v": layer.self_attn.v_proj(own),
     }
     for part, value in expected.items():
         torch.testing.assert_close(seen[part], value)
@@ -41,8 +43,9 @@ def test_states_are_what_the_model_computes(variant: str) -> None:
 
 
 def test_nothing_watches_a_model_afterwards() -> None:
-    decoder: Any = tiny_model("nemotron").model.eval()
-    with taken(decoder.layers, decoder.norm, [Place("mlp_output", 0)]) as states:
+    model = tiny_model("nemotron")
+    decoder: Any = model.model.eval()
+    with captured_states(Decoder.of(model), [InnerState("mlp_output", 0)]) as states:
         decoder(IDS)
     before = states[0]
     decoder(IDS + 1)
@@ -58,14 +61,14 @@ def test_the_third_last_layers_are_compared_unless_others_are_named() -> None:
     ours, theirs = architecture(4), architecture(7)
     pairs = state_pairs("embedding,hidden", None, ours=ours, theirs=theirs)
     assert [(pair.ours, pair.theirs) for pair in pairs] == [
-        (Place("embedding", 0), Place("embedding", 0)),
-        (Place("hidden", 1), Place("hidden", 4)),
+        (InnerState("embedding", 0), InnerState("embedding", 0)),
+        (InnerState("hidden", 1), InnerState("hidden", 4)),
     ]
     pairs = state_pairs("attention", "6:3,2:0", ours=ours, theirs=theirs)
     assert all(pair.is_related for pair in pairs)
     assert [(pair.theirs.part, pair.theirs.layer, pair.ours.layer) for pair in pairs] == [
-        *(("q_proj", 6, 3), ("q_proj", 2, 0), ("k_proj", 6, 3)),
-        *(("k_proj", 2, 0), ("v_proj", 6, 3), ("v_proj", 2, 0)),
+        *(("q", 6, 3), ("q", 2, 0), ("k", 6, 3)),
+        *(("k", 2, 0), ("v", 6, 3), ("v", 2, 0)),
     ]
 
 

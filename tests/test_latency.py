@@ -188,14 +188,14 @@ def test_a_step_adds_its_token_to_a_full_cache(
 ) -> None:
     monkeypatch.setattr(step, "_restore", lambda: None)
     step.whole()
-    seen = {step._cache.get_seq_length(layer) for layer in range(len(step._layers))}
+    seen = {step._cache.get_seq_length(layer) for layer in range(len(step._decoder.layers))}
     assert seen == {AT.context + 1}
 
 
 def test_the_layers_of_a_step_are_run_as_the_model_runs_them(step: DecodeStep) -> None:
     states, call = step._calls[1]
     wanted = step._calls[2][0]
-    assert torch.equal(step._layers[1](states, **call), wanted)
+    assert torch.equal(step._decoder.layers[1](states, **call), wanted)
     step._restore()
     assert call[CACHE_NAME] is step._cache
 

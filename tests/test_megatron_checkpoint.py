@@ -32,7 +32,7 @@ DISTRIBUTED = ("zarr", "torch_dist", "torch_dist per layer")
 
 
 def read(path: Path, **options: Any) -> MegatronCheckpoint:
-    return read_checkpoint(open_archive(path), **options)
+    return read_checkpoint(open_archive(path), **{"is_gated": False, **options})
 
 
 def assert_same(found: Mapping[str, LazyTensor], written: Mapping[str, torch.Tensor]) -> None:

@@ -20,7 +20,7 @@ TENSORS = megatron_tensors(SETTINGS)
 
 def read(tmp_path: Path, members: dict[str, bytes], **options: Any) -> StateDicts:
     archive = open_archive(pack_members(tmp_path / "m.nemo", members, "tar"))
-    return read_state_dicts(archive, **options)
+    return read_state_dicts(archive, **{"is_gated": False, **options})
 
 
 def ranks(**options: Any) -> dict[str, bytes]:
@@ -218,7 +218,7 @@ def test_a_damaged_file_is_named_within_its_archive(tmp_path: Path) -> None:
     path = pack_members(tmp_path / "m.nemo", members, "tar.gz")
 
     with pytest.raises(SourceError) as error:
-        read_state_dicts(open_archive(path))
+        read_state_dicts(open_archive(path), is_gated=False)
     assert str(error.value).startswith(f"{path}: mp_rank_01/model_weights.ckpt is truncated")
 
 

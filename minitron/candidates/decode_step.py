@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from minitron.model.architecture import Architecture
+from minitron.model.decoder import Decoder
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.sources.empty_weights import empty_weights
 from minitron.sources.loading import hub_config, new_model
@@ -69,12 +69,15 @@ class DecodeStep:
 
     def __init__(self, model: PreTrainedModel, conditions: Conditions) -> None:
         self._model: Any = model
-        self._layers: list[Any] = list(self._model.model.layers)
-        config = model.config
-        sizes = Architecture.from_config(config.to_dict())  # transformers' Qwen2 has no head_dim
+        self._decoder = Decoder.of(model)
+        self._mlps = [
+            (self._decoder.part(layer, "mlp_norm"), self._decoder.part(layer, "mlp"))
+            for layer in range(len(self._decoder.layers))
+        ]
+        config, sizes = model.config, self._decoder.architecture
         self._ids = torch.zeros(conditions.batch, 1, dtype=torch.long, device=conditions.device)
         self._cache = DynamicCache(config=config)
-        for index in range(len(self._layers)):
+        for index in range(sizes.num_hidden_layers):
             keys, values = (
                 noise(
                     (
@@ -98,14 +101,14 @@ class DecodeStep:
 
     def layers(self) -> None:
         """Every layer, one after the other."""
-        for layer, (states, call) in zip(self._layers, self._calls, strict=True):
+        for layer, (states, call) in zip(self._decoder.layers, self._calls, strict=True):
             layer(states, **call)
         self._restore()
 
     def mlps(self) -> None:
         """The MLP of every layer, with its norm."""
-        for layer, (states, _) in zip(self._layers, self._calls, strict=True):
-            states + layer.mlp(layer.post_attention_layernorm(states))
+        for (norm, mlp), (states, _) in zip(self._mlps, self._calls, strict=True):
+            states + mlp(norm(states))
 
     def _seen_calls(self) -> list[tuple[torch.Tensor, dict[str, Any]]]:
         """What the model itself calls each layer with."""
@@ -114,7 +117,7 @@ class DecodeStep:
         def note(_: nn.Module, args: tuple[torch.Tensor, ...], call: dict[str, Any]) -> None:
             calls.append((args[0], call))
 
-        hooks = [x.register_forward_pre_hook(note, with_kwargs=True) for x in self._layers]
+        hooks = [x.register_forward_pre_hook(note, with_kwargs=True) for x in self._decoder.layers]
         self.whole()
         for hook in hooks:
             hook.remove()

@@ -9,11 +9,12 @@ estimates) asks here.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 from typing import Any
 
 from minitron.errors import ArchitectureError
-from minitron.model.families import AXIS_KEYS, FAMILIES, Family, Row
+from minitron.model.families import AXIS_KEYS, FAMILIES, Family, Row, Run
 from minitron.model.rotary import KEYS as ROTARY_KEYS
 from minitron.model.rotary import rotary_settings
 from minitron.model.token_ids import with_usable_pad
@@ -169,12 +170,17 @@ class Architecture:
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters without the input and the output embedding (2407.14679, table 2)."""
-        return sum(prod(slot.shape) for slot in self.slots() if ("vocab",) not in slot.row.axes)
+        return sum(prod(slot.shape) for slot in self.slots() if not slot.row.has_vocabulary)
 
     @property
     def kv_cache_elements_per_token(self) -> int:
         """Keys and values a token leaves in the cache, over all layers."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
+    def run_slices(self, row: Row) -> dict[str, slice]:
+        """Each part of a tensor and its rows."""
+        ends = list(accumulate(map(self._length, row.dimensions[0]), initial=0))
+        return {part: slice(*ends[i : i + 2]) for i, part in enumerate(row.parts)}
 
     def _has(self, row: Row) -> bool:
         if row.when is None:
@@ -183,8 +189,11 @@ class Architecture:
         return (flag in self.flags) != row.when.startswith("not ")
 
     def _slot(self, row: Row, layer: int | None) -> Slot:
-        shape = tuple(prod(self.size(axis) for axis in axes) for axes in row.axes)
+        shape = tuple(sum(map(self._length, dimension)) for dimension in row.dimensions)
         return Slot(row.name(layer), row, layer, shape)
+
+    def _length(self, run: Run) -> int:
+        return prod(self.size(axis) for axis in run)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

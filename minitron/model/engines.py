@@ -20,12 +20,12 @@ _SIZES: Mapping[str, Callable[[Architecture], bool]] = {
     "derived": lambda model: model.hidden_size // model.num_attention_heads != model.head_dim,
 }
 _WORDS = {
-    "square": "fixes q_proj and o_proj at {hidden} x {hidden}, but num_attention_heads x head_dim "
+    "square": "fixes {q} and {o} at {hidden} x {hidden}, but num_attention_heads x head_dim "
     "is {heads} x {head_dim}",
     "derived": "takes head_dim for hidden_size / num_attention_heads, {derived}, but it is "
     "{head_dim}",
     "tie_word_embeddings": "has no tied output embedding",
-    "attention_bias": "has no bias of o_proj",
+    "attention_bias": "has no bias of {o}",
     "rope_type": "knows the rotary scaling {known} alone, but it is {rope_type}",
 }
 
@@ -103,5 +103,7 @@ def _reason(model: Architecture, limit: EngineLimit, rope_type: Any) -> str:
         derived=model.hidden_size // model.num_attention_heads,
         known=" and ".join(limit.rope_types),
         rope_type=rope_type,
+        q=model.family.module_name("q"),
+        o=model.family.module_name("o"),
     )
     return f"its code for {model.model_type} {words}"

@@ -1,13 +1,16 @@
-"""The model families, as tables: which tensors a model has and which named axes they lie on.
+"""The model families as tables: a family's modules, tensors, norms, defaults and limits.
 
-A new family is a new entry in `FAMILIES`, not new code. Sources: each family's modeling file in
-transformers 5 (state-dict names and shapes) and its configuration file (defaults of absent keys).
+What is true of one family and not of another stands here and nowhere else; a new dense family is a
+new entry in `FAMILIES`. Sources: each family's modeling file in transformers 5 (state-dict names
+and shapes) and its configuration file (defaults of absent keys).
 
-    FAMILIES["llama"].rows[0]   # Row("model.embed_tokens.weight", (("vocab",), ("hidden",)))
+    FAMILIES["llama"].tensor("down", layer=3)   # "model.layers.3.mlp.down_proj.weight"
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 # Every axis, with the config key that holds its size.
 AXIS_KEYS: Mapping[str, str] = {
@@ -19,20 +22,50 @@ AXIS_KEYS: Mapping[str, str] = {
     "layers": "num_hidden_layers",
     "vocab": "vocab_size",
 }
-# As state dicts of every family name them. Tied, the output embedding is the input embedding.
-BASE_PREFIX = "model."
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 PRUNABLE = ("hidden", "ffn", "heads", "kv_heads", "layers")
 PER_LAYER = ("ffn", "heads", "kv_heads")  # ranked in every layer by itself
+
+# The parts of a model, each with the axes of its weight's rows and columns; a bias has those of the
+# rows. "*" flattens two axes into one dimension, the first of them slowest.
+PART_AXES: Mapping[str, tuple[str, ...]] = {
+    "embedding": ("vocab", "hidden"),
+    "attention_norm": ("hidden",),  # whose output attention reads
+    "q": ("heads*head_dim", "hidden"),
+    "k": ("kv_heads*head_dim", "hidden"),
+    "v": ("kv_heads*head_dim", "hidden"),
+    "o": ("hidden", "heads*head_dim"),
+    "q_norm": ("head_dim",),
+    "k_norm": ("head_dim",),
+    "mlp_norm": ("hidden",),  # whose output the MLP reads
+    "gate": ("ffn", "hidden"),
+    "up": ("ffn", "hidden"),
+    "down": ("hidden", "ffn"),
+    "final_norm": ("hidden",),
+    "head": ("vocab", "hidden"),
+}
+STREAM_NORMS = ("attention_norm", "mlp_norm", "final_norm")
+
+# Modules that are called the same in every family. A causal language model is a decoder and a head.
+DECODER = "model"
+LAYERS = f"{DECODER}.layers"
+FINAL_NORM = f"{DECODER}.norm"
+EMBEDDING = f"{DECODER}.embed_tokens.weight"
+HEAD = "lm_head.weight"  # absent from a tied model, whose output embedding is the input embedding
+
+Run = tuple[str, ...]  # axes flattened into one, the first slowest
+Dimension = tuple[Run, ...]  # runs behind each other; more than one where projections are fused
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of tensor: its name, the axes of each dimension, and the flag that brings it."""
+    """One kind of tensor: the parts it holds, its name, its dimensions, the flag that brings it.
 
+    A tensor that fuses several parts has a run of rows for each of `parts`.
+    """
+
+    parts: tuple[str, ...]
     template: str
-    axes: tuple[tuple[str, ...], ...]  # a dimension of several axes is flattened, first one slowest
+    dimensions: tuple[Dimension, ...]
     when: str | None = None  # config flag; "not x" reads as its negation
 
     @property
@@ -40,14 +73,34 @@ class Row:
         """Whether every layer has one."""
         return "{layer}" in self.template
 
+    @property
+    def kind(self) -> str:
+        """`weight` or `bias`."""
+        return self.template.rpartition(".")[2]
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether it has a row for each token of the vocabulary."""
+        return self.dimensions[0] == (("vocab",),)
+
     def name(self, layer: int | None = None) -> str:
         """The tensor's name, of `layer` where it is per layer."""
         return self.template.format(layer=layer)
 
 
 @dataclass(frozen=True)
+class Norm:
+    """How a family norms a token's hidden state, and how the norm's weights are stored."""
+
+    kind: Literal["rms", "layer"] = "rms"  # LayerNorm subtracts the mean, RMSNorm does not
+    has_bias: bool = False
+    is_zero_centered: bool = False  # the gain is 1 + weight
+    epsilon: str = "rms_norm_eps"  # the config key
+
+
+@dataclass(frozen=True)
 class Rotary:
-    """The rotary settings that a family reads, and what a silent config means."""
+    """The rotary settings that a family reads, and their values where the config has none."""
 
     theta: float = 10000.0
     partial: float | None = None  # the part of a head that is rotated; None: all, and no key for it
@@ -66,91 +119,122 @@ class EngineLimit:
     loads: bool = False  # loads a model that is beyond the limit, and computes another
 
 
+def _layer_modules(*, has_gate: bool = True, has_head_norms: bool = False) -> Mapping[str, str]:
+    """The modules of a layer whose attention and MLP each read the output of a norm."""
+    head_norms = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+    return {
+        "attention_norm": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        **(head_norms if has_head_norms else {}),
+        "mlp_norm": "post_attention_layernorm",
+        **({"gate": "mlp.gate_proj"} if has_gate else {}),
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    }
+
+
 @dataclass(frozen=True)
 class Family:
-    """A `model_type`: its rows, and what an absent config key means there."""
+    """A `model_type`: its modules and tensors, and the values of absent config keys.
+
+    A bias is None for never, "always", or the config flag that brings it.
+    """
 
     model_type: str
     architecture: str  # the class name that config.json carries in `architectures`
-    rows: tuple[Row, ...]
-    absent: Mapping[str, int] = field(default_factory=dict)  # sizes that do not follow others
-    old_keys: Mapping[str, str] = field(default_factory=dict)  # earlier name -> today's name
-    has_layer_types: bool = False  # writes one attention kind a layer
+    # Part to module, from the layer on, in the order of the tensors. Parts that are fused name the
+    # same module, and lie in its rows in this order.
+    layer_modules: Mapping[str, str] = field(default_factory=_layer_modules)
+    qkv_bias: str | None = None
+    o_bias: str | None = None
+    mlp_bias: str | None = None
+    norm: Norm = Norm()
     rotary: Rotary = Rotary()
-    engine_limits: tuple[EngineLimit, ...] = ()
-    # Tool to what its user has to know about this family, where it loads the model at all.
-    engine_remarks: Mapping[str, str] = field(default_factory=dict)
+    has_own_class: bool = False  # in modeling_nemotron; the others run as transformers' own
+    has_layer_types: bool = False  # writes one attention kind a layer
     # Whether hidden_size must be a multiple of num_attention_heads, even with head_dim given, as
     # transformers 5's LlamaConfig.validate_architecture asks; the other families take any.
     hidden_divides_by_heads: bool = False
-    # How a norm's weights are stored, less one or as they are, and the config key of its epsilon.
-    norms_are_zero_centered: bool = False
-    norm_epsilon: str = "rms_norm_eps"
-
-    @property
-    def is_gated(self) -> bool:
-        """Whether the MLP has a gate beside its up projection."""
-        return any(".gate_proj." in row.template for row in self.rows)
+    absent: Mapping[str, int] = field(default_factory=dict)  # sizes that do not follow others
+    old_keys: Mapping[str, str] = field(default_factory=dict)  # earlier name -> today's name
+    formats: tuple[str, ...] = ()  # of `convert --to`, those that not every family has
+    trtllm_example: str | None = None  # the folder of TensorRT-LLM's examples that converts it
+    engine_limits: tuple[EngineLimit, ...] = ()
+    # Tool to what its user has to know about this family, where it loads the model at all.
+    engine_remarks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """As people write it."""
         return self.architecture.removesuffix("ForCausalLM")
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLP has a gate beside its up projection."""
+        return "gate" in self.layer_modules
 
-def _row(name: str, *dimensions: str, when: str | None = None) -> Row:
-    return Row(name, tuple(tuple(dimension.split("*")) for dimension in dimensions), when)
+    @property
+    def mlp(self) -> str:
+        """The module of the whole MLP, from the layer on."""
+        return self.layer_modules["up"].rpartition(".")[0]
+
+    def module_name(self, part: str) -> str:
+        """A part's module as it is named inside its parent."""
+        return self.layer_modules[part].rpartition(".")[2]
+
+    @property
+    def bias_flags(self) -> tuple[str, ...]:
+        """The config flags that bring a bias."""
+        flags = dict.fromkeys((self.qkv_bias, self.o_bias, self.mlp_bias))
+        return tuple(flag for flag in flags if flag is not None and flag != "always")
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Every kind of tensor: embedding, those of a layer, norm, head."""
+        parts_of: dict[str, list[str]] = {}
+        for part, module in self.layer_modules.items():
+            parts_of.setdefault(f"{LAYERS}.{{layer}}.{module}", []).append(part)
+        layer = [row for name, parts in parts_of.items() for row in self._rows(name, *parts)]
+        embedding, head = (name.removesuffix(".weight") for name in (EMBEDDING, HEAD))
+        return (
+            *self._rows(embedding, "embedding"),
+            *layer,
+            *self._rows(FINAL_NORM, "final_norm"),
+            *self._rows(head, "head", when="not tie_word_embeddings"),
+        )
+
+    def tensor(self, part: str, kind: str = "weight", layer: int | None = None) -> str:
+        """The name of the weight or bias that holds a part, of `layer` where every layer has it."""
+        return self.row(part, kind).name(layer)
+
+    def row(self, part: str, kind: str = "weight") -> Row:
+        """The kind of tensor that holds the weight or bias of a part."""
+        [row] = [row for row in self.rows if part in row.parts and row.kind == kind]
+        return row
+
+    def _rows(self, module: str, *parts: str, when: str | None = None) -> list[Row]:
+        """The weight of a module, and its bias where it may have one."""
+        rows = tuple(_run(PART_AXES[part][0]) for part in parts)
+        columns = tuple((_run(column),) for column in PART_AXES[parts[0]][1:])
+        tensors = [Row(parts, f"{module}.weight", (rows, *columns), when)]
+        bias = self._bias(parts[0])
+        if bias is not None:
+            flag = None if bias == "always" else bias
+            tensors.append(Row(parts, f"{module}.bias", (rows,), flag))
+        return tensors
+
+    def _bias(self, part: str) -> str | None:
+        if part in STREAM_NORMS:
+            return "always" if self.norm.has_bias else None
+        qkv, mlp = dict.fromkeys("qkv", self.qkv_bias), ("gate", "up", "down")
+        return {**qkv, "o": self.o_bias, **dict.fromkeys(mlp, self.mlp_bias)}.get(part)
 
 
-def _linear(name: str, rows: str, columns: str, bias: str | None) -> tuple[Row, ...]:
-    """A weight and its bias: `bias` is a config flag, "always", or None for never."""
-    weight = _row(f"{name}.weight", rows, columns)
-    if bias is None:
-        return (weight,)
-    return (weight, _row(f"{name}.bias", rows, when=None if bias == "always" else bias))
-
-
-def _decoder(
-    *,
-    qkv_bias: str | None,
-    o_bias: str | None,
-    mlp_bias: str | None,
-    norm_bias: bool = False,
-    gated: bool = True,
-    head_norms: bool = False,
-) -> tuple[Row, ...]:
-    """The rows of a pre-norm decoder: five families differ only in these switches."""
-    layer = "model.layers.{layer}"
-
-    def norm(name: str) -> tuple[Row, ...]:
-        weight = _row(f"{name}.weight", "hidden")
-        return (weight, _row(f"{name}.bias", "hidden")) if norm_bias else (weight,)
-
-    attention = (
-        *_linear(f"{layer}.self_attn.q_proj", "heads*head_dim", "hidden", qkv_bias),
-        *_linear(f"{layer}.self_attn.k_proj", "kv_heads*head_dim", "hidden", qkv_bias),
-        *_linear(f"{layer}.self_attn.v_proj", "kv_heads*head_dim", "hidden", qkv_bias),
-        *_linear(f"{layer}.self_attn.o_proj", "hidden", "heads*head_dim", o_bias),
-    )
-    per_head = (
-        _row(f"{layer}.self_attn.q_norm.weight", "head_dim"),
-        _row(f"{layer}.self_attn.k_norm.weight", "head_dim"),
-    )
-    mlp = (
-        *(_linear(f"{layer}.mlp.gate_proj", "ffn", "hidden", mlp_bias) if gated else ()),
-        *_linear(f"{layer}.mlp.up_proj", "ffn", "hidden", mlp_bias),
-        *_linear(f"{layer}.mlp.down_proj", "hidden", "ffn", mlp_bias),
-    )
-    return (
-        _row("model.embed_tokens.weight", "vocab", "hidden"),
-        *norm(f"{layer}.input_layernorm"),
-        *attention,
-        *(per_head if head_norms else ()),
-        *norm(f"{layer}.post_attention_layernorm"),
-        *mlp,
-        *norm("model.norm"),
-        _row("lm_head.weight", "vocab", "hidden", when="not tie_word_embeddings"),
-    )
+def _run(axes: str) -> Run:
+    return tuple(axes.split("*"))
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -159,21 +243,19 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "nemotron",
             "NemotronForCausalLM",
-            _decoder(
-                qkv_bias="attention_bias",
-                o_bias="attention_bias",
-                mlp_bias="mlp_bias",
-                norm_bias=True,
-                gated=False,
-            ),
+            _layer_modules(has_gate=False),
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            mlp_bias="mlp_bias",
+            norm=Norm("layer", has_bias=True, is_zero_centered=True, epsilon="norm_eps"),
+            rotary=Rotary(partial=0.5, old_type=True),
+            has_own_class=True,
             old_keys={
                 "kv_channels": "head_dim",
                 "rope_percent": "partial_rotary_factor",
                 "rope_percentage": "partial_rotary_factor",
             },
-            norms_are_zero_centered=True,
-            norm_epsilon="norm_eps",
-            rotary=Rotary(partial=0.5, old_type=True),
+            formats=("nemo", "nemo2", "trtllm"),
             engine_limits=(
                 EngineLimit("llama.cpp", "square"),
                 EngineLimit("llama.cpp", "tie_word_embeddings"),
@@ -195,21 +277,25 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "llama",
             "LlamaForCausalLM",
-            _decoder(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            mlp_bias="mlp_bias",
             hidden_divides_by_heads=True,
+            trtllm_example="llama",
         ),
         Family(
             "mistral",
             "MistralForCausalLM",
-            _decoder(qkv_bias=None, o_bias=None, mlp_bias=None),
             absent={"num_key_value_heads": 8},
+            trtllm_example="llama",
         ),
         Family(
             "qwen2",
             "Qwen2ForCausalLM",
-            _decoder(qkv_bias="always", o_bias=None, mlp_bias=None),
-            absent={"num_key_value_heads": 32},
+            qkv_bias="always",
             has_layer_types=True,
+            absent={"num_key_value_heads": 32},
+            trtllm_example="qwen",
             engine_limits=(
                 EngineLimit("llama.cpp", "square"),
                 EngineLimit("mlx-lm", "derived"),
@@ -219,14 +305,12 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "qwen3",
             "Qwen3ForCausalLM",
-            _decoder(
-                qkv_bias="attention_bias",
-                o_bias="attention_bias",
-                mlp_bias=None,
-                head_norms=True,
-            ),
-            absent={"num_key_value_heads": 32, "head_dim": 128},
+            _layer_modules(has_head_norms=True),
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
             has_layer_types=True,
+            absent={"num_key_value_heads": 32, "head_dim": 128},
+            trtllm_example="qwen",
             engine_limits=(
                 EngineLimit("llama.cpp", "attention_bias"),
                 EngineLimit("mlx-lm", "attention_bias"),
@@ -235,3 +319,6 @@ FAMILIES: Mapping[str, Family] = {
         ),
     )
 }
+# The families that a GPT of NeMo may be, which its settings tell apart.
+NEMOTRON, LLAMA = FAMILIES["nemotron"], FAMILIES["llama"]
+MISTRAL, QWEN2 = FAMILIES["mistral"], FAMILIES["qwen2"]

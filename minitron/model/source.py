@@ -105,7 +105,7 @@ class Source:
             )
         if tied in stored and not _equal(stored[tied], stored[EMBEDDING]):
             raise SourceError(
-                f"{self.name}: lm_head.weight is not the embedding although tie_word_embeddings is "
+                f"{self.name}: {tied} is not the embedding although tie_word_embeddings is "
                 "set: set it to false in config.json"
             )
         return {name: stored[name] for name in shapes}

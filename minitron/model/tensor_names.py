@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from minitron.errors import SourceError
 from minitron.model.architecture import Architecture
-from minitron.model.families import BASE_PREFIX, EMBEDDING, HEAD
+from minitron.model.families import DECODER, EMBEDDING, HEAD
 
 _NAMED = 3  # names in a message; the rest are counted
 
@@ -39,9 +39,10 @@ def canonical_names(stored: Iterable[str], architecture: Architecture) -> dict[s
 
 
 def _canonical(name: str, known: set[str]) -> str:
-    if name.startswith(BASE_PREFIX) and name.removeprefix(BASE_PREFIX) in known:
-        return name.removeprefix(BASE_PREFIX)
-    return BASE_PREFIX + name if BASE_PREFIX + name in known else name
+    prefix = f"{DECODER}."
+    if name.startswith(prefix) and name.removeprefix(prefix) in known:
+        return name.removeprefix(prefix)
+    return prefix + name if prefix + name in known else name
 
 
 def some_of(names: Iterable[str]) -> str:

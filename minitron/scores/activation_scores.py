@@ -125,13 +125,13 @@ def sums_over(
 ) -> Sums:
     """Sums over one chunk: batches that pass each layer together."""
     layers = int(stream.config.num_hidden_layers)
-    recorder = LayerRecorder(stream.config, measurement.watched)
+    recorder = LayerRecorder(stream.decoder, stream.config.hidden_act, measurement.watched)
     cuts = cuts_of(layers, measurement.block_size)
     left_out = CutScores(cuts, measurement.layer_scores, stream.device)
     with torch.inference_mode():
         states = stream.embed_all(batches)
         for index, layer in stream.layers():
-            with recorder.watching(index, layer):
+            with recorder.watching(index):
                 for batch, before in enumerate(states):
                     states[batch] = stream.run(index, layer, before)
                     left_out.step(index, before, states[batch])

@@ -3,19 +3,21 @@
 Knows which activations of a layer belong to which axis; how their values become scores is
 `aggregation`. Over sequences only sums are kept, in float64.
 
-    with recorder.watching(index, layer):
-        layer(states)
+    with recorder.watching(3):
+        decoder.layers[3](states)
     recorder.sums["ffn mean"]   # (layers, 2, ffn): sum and sum of squares over sequences
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from minitron.model.decoder import Decoder
 from minitron.scores.aggregation import Transform, sequence_scores, sums_of
 from minitron.scores.corpus_sweep import Sums
 
@@ -32,50 +34,61 @@ class Watched:
 class LayerRecorder:
     """Sums over sequences of every unit's scores, filled by hooks on the layer that runs."""
 
-    def __init__(self, config: Any, watched: Watched) -> None:
+    def __init__(self, decoder: Decoder, activation: str, watched: Watched) -> None:
+        """`activation` is the config's hidden_act."""
+        self._decoder = decoder
         self._watched = watched
-        self._layers = int(config.num_hidden_layers)
-        self._heads = int(config.num_attention_heads)
-        self._kv_heads = int(config.num_key_value_heads)
-        is_gated = config.model_type != "nemotron"
-        self._has_positive_neurons = not is_gated and config.hidden_act in ("relu", "relu2")
+        sizes = decoder.architecture
+        self._layers = sizes.num_hidden_layers
+        self._heads = sizes.num_attention_heads
+        self._kv_heads = sizes.num_key_value_heads
+        # A gate multiplies the activation by numbers of either sign.
+        is_positive = activation in ("relu", "relu2") and not sizes.family.is_gated
+        self._has_positive_neurons = is_positive
         self.sums: Sums = {}
 
     @contextmanager
-    def watching(self, index: int, layer: nn.Module) -> Iterator[None]:
-        """Record what passes `layer` meanwhile."""
-        handles = list(self._hooks(index, layer))
+    def watching(self, layer: int) -> Iterator[None]:
+        """Record what passes a layer meanwhile."""
+        handles = list(self._hooks(layer))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hooks(self, index: int, layer: Any) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        for place, norm in enumerate((layer.input_layernorm, layer.post_attention_layernorm)):
-            yield norm.register_forward_hook(self._on_output("hidden", 2 * index + place))
+    def _hooks(self, layer: int) -> Iterator[RemovableHandle]:
+        # What attention and the MLP read, in every family: the outputs of the layer's norms.
+        for place, reader in enumerate(("q", "up")):
+            yield self._on_input(layer, reader, "hidden", 2 * layer + place)
         if self._watched.neurons == "before":
-            yield layer.mlp.up_proj.register_forward_hook(self._on_output("ffn", index))
+            yield self._on_output(layer, "up", "ffn", layer)
         else:
-            neurons = self._on_input("ffn", index, is_positive=self._has_positive_neurons)
-            yield layer.mlp.down_proj.register_forward_pre_hook(neurons)
+            is_positive = self._has_positive_neurons
+            yield self._on_input(layer, "down", "ffn", layer, is_positive=is_positive)
         norms = self._head_norms if self._watched.head_norms else None
-        heads = self._on_input("heads", index, norms, is_positive=norms is not None)
-        yield layer.self_attn.o_proj.register_forward_pre_hook(heads)
+        yield self._on_input(layer, "o", "heads", layer, norms, is_positive=norms is not None)
 
-    def _on_output(self, axis: str, row: int) -> Callable[..., None]:
+    def _on_output(self, layer: int, part: str, axis: str, row: int) -> RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            self._add(axis, row, output)
+            self._add(axis, row, self._decoder.output_of(part, output))
 
-        return hook
+        return self._decoder.part(layer, part).register_forward_hook(hook)
 
     def _on_input(
-        self, axis: str, row: int, transform: Transform | None = None, *, is_positive: bool = False
-    ) -> Callable[..., None]:
+        self,
+        layer: int,
+        part: str,
+        axis: str,
+        row: int,
+        transform: Transform | None = None,
+        *,
+        is_positive: bool = False,
+    ) -> RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             self._add(axis, row, inputs[0], transform, is_positive)
 
-        return hook
+        return self._decoder.part(layer, part).register_forward_pre_hook(hook)
 
     def _head_norms(self, outputs: torch.Tensor) -> torch.Tensor:
         """Of each head and, behind them, of each KV group: (..., heads + kv_heads)."""

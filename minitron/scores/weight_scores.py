@@ -5,11 +5,13 @@ They are what importance by activations must beat (arXiv 2407.14679, table 14).
     magnitude_scores(open_source("tiny"))
 """
 
+from collections.abc import Iterator
+
 import torch
 from tqdm.auto import tqdm
 
 from minitron.files.finite import check_finite
-from minitron.model.architecture import Architecture
+from minitron.model.architecture import Architecture, Slot
 from minitron.model.importance import Importance, score_shapes
 from minitron.model.source import Source
 
@@ -38,19 +40,29 @@ def magnitude_scores(source: Source) -> Importance:
     for slot in tqdm(list(architecture.slots()), unit="tensor", desc="score", disable=None):
         weight = tensors[slot.name].read()
         check_finite(weight, slot.name, source.name)
-        # One dimension an axis: (heads * head_dim, hidden) becomes (heads, head_dim, hidden).
-        axes = [axis for dimension in slot.row.axes for axis in dimension]
-        spread = weight.view([architecture.size(axis) for axis in axes])
-        for dimension, axis in enumerate(axes):
-            if axis in squares:
-                summed = squares[axis] if axis == "hidden" else squares[axis][slot.layer]
-                summed += _squares_along(spread, dimension)
+        for axes, spread in _by_axes(weight, slot, architecture):
+            for dimension, axis in enumerate(axes):
+                if axis in squares:
+                    summed = squares[axis] if axis == "hidden" else squares[axis][slot.layer]
+                    summed += _squares_along(spread, dimension)
         if slot.layer is not None:
-            squares["layers"][slot.layer] += _squares_along(spread.view(1, -1), 0).squeeze()
+            squares["layers"][slot.layer] += _squares_along(weight.view(1, -1), 0).squeeze()
     heads = squares["heads"].unflatten(-1, (architecture.num_key_value_heads, -1))
     squares["kv_heads"] += heads.sum(-1)  # a group goes with its query heads
     norms = {axis: total.sqrt() for axis, total in squares.items()}
     return Importance(made_by={"scores": "magnitude"}, **norms)
+
+
+def _by_axes(
+    weight: torch.Tensor, slot: Slot, architecture: Architecture
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Each part of a tensor with a dimension for every axis, (heads, head_dim, hidden) for one of
+    (heads * head_dim, hidden)."""
+    rows, *columns = slot.row.dimensions
+    slices = architecture.run_slices(slot.row).values()
+    for run, where in zip(rows, slices, strict=True):
+        axes = [*run, *(axis for [run_of_columns] in columns for axis in run_of_columns)]
+        yield axes, weight[where].view([architecture.size(axis) for axis in axes])
 
 
 def _squares_along(tensor: torch.Tensor, dimension: int) -> torch.Tensor:

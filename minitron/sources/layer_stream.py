@@ -25,13 +25,13 @@ from transformers import PreTrainedModel
 
 from minitron.files.finite import check_finite
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.decoder import Decoder, decoder_module
+from minitron.model.families import EMBEDDING, FINAL_NORM, HEAD, LAYERS
 from minitron.model.source import Source
 from minitron.sources.empty_weights import empty_weights
 from minitron.sources.loading import fast_dtype, hub_config, new_model
 
 BLOCK_BYTES = 16 << 20  # of an embedding, held at once
-_NORM = "model.norm."
 _CALLS_KEPT = 8
 
 
@@ -49,25 +49,25 @@ class LayerStream:
         checked_for: str | None,
     ) -> None:
         """`skeleton` has no weights and becomes ours; `checked_for` names a source whose weights
-        are checked to be finite as they are read. `layer_modules` and `norm` are there to be
-        watched: a layer has its weights while it runs.
+        are checked to be finite as they are read. `decoder` is there to be hooked: a layer has its
+        weights while it runs.
         """
-        decoder: Any = skeleton.eval().model
+        self.decoder = Decoder.of(skeleton.eval())
         self.config = skeleton.config
         self.dtype = dtype
         self.device = device
         self._tensors = tensors
         self._keep = keep
         self._checked_for = checked_for
-        self.layer_modules: list[nn.Module] = list(decoder.layers)
-        self._present = [False] * len(self.layer_modules)
-        self.norm: nn.Module = decoder.norm
+        self._present = [False] * len(self.decoder.layers)
         self._norm_is_present = False
         self._embedding: torch.Tensor | None = None
-        decoder.layers = nn.ModuleList(_Probe() for _ in self.layer_modules)
-        decoder.norm = nn.Identity()
-        decoder.rotary_emb.to(device)
-        self._frame = decoder
+        self._probes = [_Probe() for _ in self.decoder.layers]
+        skeleton.set_submodule(LAYERS, nn.ModuleList(self._probes))
+        skeleton.set_submodule(FINAL_NORM, nn.Identity())
+        self._frame = decoder_module(skeleton)
+        for _, module in _without_weights(self._frame):
+            module.to(device)
         self._calls: dict[torch.Size, list[dict[str, Any]]] = {}
 
     @classmethod
@@ -101,7 +101,8 @@ class LayerStream:
         """The decoder of a loaded model, whose weights are shared and whose modules stay alone."""
         with empty_weights():
             skeleton = type(model)(copy.deepcopy(model.config))
-        skeleton.model.rotary_emb = model.model.rotary_emb  # its table may have been cast
+        for name, module in _without_weights(decoder_module(model)):
+            setattr(decoder_module(skeleton), name, module)  # the rotary table may have been cast
         held = {name: _Held(tensor) for name, tensor in model.state_dict().items()}
         device = str(model.device)
         return cls(skeleton, held, dtype=model.dtype, device=device, keep=True, checked_for=None)
@@ -140,9 +141,9 @@ class LayerStream:
         """Every layer with its weights, in order, while the next one is read in a thread."""
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self._weights_of, 0)
-            for index, layer in enumerate(self.layer_modules):
+            for index, layer in enumerate(self.decoder.layers):
                 weights = coming.result()
-                if index + 1 < len(self.layer_modules):
+                if index + 1 < len(self.decoder.layers):
                     coming = pool.submit(self._weights_of, index + 1)
                 if not weights:  # it is here
                     yield index, layer
@@ -165,11 +166,11 @@ class LayerStream:
     def normed(self, states: torch.Tensor) -> torch.Tensor:
         """What the output embedding sees."""
         if not self._norm_is_present:
-            names = [name for name in self._tensors if name.startswith(_NORM)]
-            weights = {name.removeprefix(_NORM): self._read(name) for name in names}
-            self.norm.load_state_dict(weights, strict=True, assign=True)
+            names = self.decoder.norm.state_dict()
+            weights = {name: self._read(f"{FINAL_NORM}.{name}") for name in names}
+            self.decoder.norm.load_state_dict(weights, strict=True, assign=True)
             self._norm_is_present = True
-        output: torch.Tensor = self.norm(states)
+        output: torch.Tensor = self.decoder.norm(states)
         return output
 
     def head_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -185,15 +186,15 @@ class LayerStream:
                 self._calls.clear()
             nothing = torch.zeros((), dtype=self.dtype, device=self.device).expand(states.shape)
             self._frame(inputs_embeds=nothing, use_cache=False)
-            self._calls[states.shape] = [probe.seen for probe in self._frame.layers]
+            self._calls[states.shape] = [probe.seen for probe in self._probes]
         return self._calls[states.shape]
 
     def _weights_of(self, index: int) -> dict[str, torch.Tensor]:
         """A layer's weights by their names inside it; none where it has them already."""
         if self._present[index]:
             return {}
-        prefix = f"model.layers.{index}."
-        names = self.layer_modules[index].state_dict()
+        prefix = f"{LAYERS}.{index}."
+        names = self.decoder.layers[index].state_dict()
         return {name: self._read(prefix + name) for name in names}
 
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -232,6 +233,11 @@ class _Held:
 
     def ranges(self, start: int = 0, stop: int | None = None) -> None:
         return None
+
+
+def _without_weights(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Its children that hold tables alone, such as the rotary one."""
+    return [(name, child) for name, child in module.named_children() if not [*child.parameters()]]
 
 
 def _give_back() -> None:

@@ -46,8 +46,9 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     is code. Raises ArchitectureError for what no family has, and with the family's own words for
     what it refuses.
     """
-    model_type = Architecture.from_config(config).model_type
-    config_class = NemotronConfig if model_type == "nemotron" else CONFIG_MAPPING[model_type]
+    family = Architecture.from_config(config).family
+    model_type = family.model_type
+    config_class = NemotronConfig if family.has_own_class else CONFIG_MAPPING[model_type]
     # A deep copy: transformers writes into rope_scaling.
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _KERNELS}
     if type(rows := settings.get("vocab_size")) is int:

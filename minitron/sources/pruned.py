@@ -8,7 +8,7 @@ tensor is read some rows at a time, like any other.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -18,13 +18,11 @@ import torch
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.tensor_stream import PIECE_BYTES
 from minitron.model.architecture import Slot
+from minitron.model.families import Dimension
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 
 Index = npt.NDArray[np.int64]
-
-# The tensors to which the head residual is added, by a part of their names.
-_RESIDUAL = ("q_proj",)
 
 # Any type of the same width will do to move elements; numpy has no bfloat16.
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,31 +41,35 @@ def source_names(plan: PruningPlan) -> dict[str, str]:
     return {slot.name: source_name(plan, slot) for slot in plan.target.slots()}
 
 
-def kept_index(plan: PruningPlan, axes: tuple[str, ...], layer: int | None) -> Index | None:
-    """The kept positions along a dimension of these flattened axes; None where all are kept."""
-    return _index(plan, axes, [plan.kept(axis, layer) for axis in axes])
+def kept_index(plan: PruningPlan, dimension: Dimension, layer: int | None) -> Index | None:
+    """The kept positions along a dimension; None where all are kept."""
+    return _index(plan, dimension, lambda axis: plan.kept(axis, layer))
 
 
-def partner_index(plan: PruningPlan, axes: tuple[str, ...], layer: int | None) -> Index | None:
+def partner_index(plan: PruningPlan, dimension: Dimension, layer: int) -> Index | None:
     """The same positions with each kept head's partner in its place."""
     assert plan.partners is not None
-    kept = [plan.kept(axis, layer) for axis in axes]
-    if layer is not None and "heads" in axes:
-        kept[axes.index("heads")] = plan.partners[layer]
-    return _index(plan, axes, kept)
+    partners = plan.partners[layer]
+    return _index(
+        plan, dimension, lambda axis: partners if axis == "heads" else plan.kept(axis, layer)
+    )
 
 
 def _index(
-    plan: PruningPlan, axes: tuple[str, ...], kept: Sequence[Sequence[int] | None]
+    plan: PruningPlan, dimension: Dimension, kept_of: Callable[[str], Sequence[int] | None]
 ) -> Index | None:
-    if all(indices is None for indices in kept):
+    if all(kept_of(axis) is None for run in dimension for axis in run):
         return None
-    index = np.zeros(1, np.int64)
-    for axis, indices in zip(axes, kept, strict=True):
-        size = plan.source.size(axis)
-        along = np.arange(size) if indices is None else np.array(indices, np.int64)
-        index = (index[:, None] * size + along).reshape(-1)
-    return index
+    runs, first = [], 0
+    for run in dimension:
+        index = np.zeros(1, np.int64)
+        for axis in run:
+            size, kept = plan.source.size(axis), kept_of(axis)
+            along = np.arange(size) if kept is None else np.array(kept, np.int64)
+            index = (index[:, None] * size + along).reshape(-1)
+        runs.append(first + index)
+        first += math.prod(map(plan.source.size, run))
+    return np.concatenate(runs)
 
 
 def narrow(tensor: torch.Tensor, index: Index, dimension: int) -> torch.Tensor:
@@ -140,13 +142,13 @@ class Doubled:
 
 def _cut(plan: PruningPlan, slot: Slot, tensor: LazyTensor) -> LazyTensor:
     """The source's tensor at what the plan keeps of its axes."""
-    kept = [kept_index(plan, axes, slot.layer) for axes in slot.row.axes]
+    kept = [kept_index(plan, dimension, slot.layer) for dimension in slot.row.dimensions]
     if all(index is None for index in kept):
         return tensor
     narrowed = Narrowed(tensor, kept[0], kept[1] if len(kept) > 1 else None)
-    if plan.partners is None or not any(name in slot.row.template for name in _RESIDUAL):
-        return narrowed
-    partners = [partner_index(plan, axes, slot.layer) for axes in slot.row.axes]
+    if plan.partners is None or slot.layer is None or "q" not in slot.row.parts:
+        return narrowed  # the head residual is added to queries alone
+    partners = [partner_index(plan, dimension, slot.layer) for dimension in slot.row.dimensions]
     return Doubled(narrowed, Narrowed(tensor, partners[0], partners[1] if len(kept) > 1 else None))
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from minitron.errors import MissingExtraError, TargetError
 from minitron.files.device_memory import readable_bytes
+from minitron.model.families import LAYERS
 from minitron.recipe import Quantization
 
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
@@ -42,7 +43,7 @@ def quantized(model: PreTrainedModel, name: str) -> PreTrainedModel:
     check_quantization(name)
     quanto: Any = import_module("optimum.quanto")
     before = weight_bytes(model)
-    layers: Any = model.model.layers
+    layers = model.get_submodule(LAYERS)
     quanto.quantize(layers, weights=getattr(quanto, f"q{name}"))
     quanto.freeze(layers)
     logger.info(

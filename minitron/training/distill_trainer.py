@@ -7,14 +7,15 @@ The student's output embedding gives the loss instead of the logits, as in `text
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minitron.training.inner_states import InnerStates, taken
+from minitron.model.decoder import Decoder
+from minitron.training.inner_states import InnerStates, captured_states
 from minitron.training.intermediate_loss import (
     IntermediateLoss,
     attention_relation_loss,
@@ -62,9 +63,8 @@ class DistillTrainer(TextTrainer):
         input_ids = inputs["input_ids"]
         labels = inputs["labels"][:, 1:].flatten()
         lesson = self._teacher.lesson(input_ids, inputs["row"])
-        decoder = self._unwrapped.model
-        places = [pair.ours for pair in self._inner.pairs]
-        with taken(decoder.layers, decoder.norm, places) as inner:
+        wanted = [pair.ours for pair in self._inner.pairs]
+        with captured_states(self._decoder, wanted) as inner:
 
             def loss_of(hidden: Tensor, head: Tensor) -> Tensor:
                 states = hidden[:, :-1].flatten(0, 1)  # the last one predicts nothing we know
@@ -78,6 +78,10 @@ class DistillTrainer(TextTrainer):
             with loss_in_head(self._unwrapped, loss_of):
                 outputs = model(input_ids=input_ids, use_cache=False)
         return (outputs.logits, outputs) if return_outputs else outputs.logits
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder.of(self._unwrapped)
 
     def _distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
         """Of the inner states: the sum over pairs."""

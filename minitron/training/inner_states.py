@@ -1,23 +1,24 @@
 """Inner states: where inside two models a student is compared with its teacher.
 
-Knows the states that the paper compares (arXiv 2407.14679, section 3), in which layers, and how
-they are taken from a decoder that runs. Does not know their distance: that is `intermediate_loss`.
+Knows the states that the paper compares (arXiv 2407.14679, section 3), in which layers, and which
+modules of a running decoder they pass. Their distance is computed in `intermediate_loss`.
 
     pairs = state_pairs("embedding,hidden", None, ours=student, theirs=teacher)
-    with taken(decoder.layers, decoder.norm, [pair.theirs for pair in pairs]) as states:
-        decoder(input_ids)
+    with captured_states(Decoder.of(model), [pair.theirs for pair in pairs]) as states:
+        model(input_ids)
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from minitron.errors import TargetError
 from minitron.model.architecture import Architecture
+from minitron.model.decoder import Decoder
 
 # What a person may ask for, and the parts of a layer that give it.
 KINDS = {
@@ -25,14 +26,14 @@ KINDS = {
     "hidden": ("hidden",),
     "mlp_input": ("mlp_input",),
     "mlp_output": ("mlp_output",),
-    "attention": ("q_proj", "k_proj", "v_proj"),
+    "attention": ("q", "k", "v"),
 }
 _RELATED = KINDS["attention"]  # compared by how their tokens relate, the others as they are
 
 
 @dataclass(frozen=True)
-class Place:
-    """What one part of one layer gives, [rows, seq_len, width]; layers count from 0."""
+class InnerState:
+    """One part's states in one layer, [rows, seq_len, width]; layers count from 0."""
 
     part: str
     layer: int
@@ -42,8 +43,8 @@ class Place:
 class StatePair:
     """One state in both models."""
 
-    ours: Place
-    theirs: Place
+    ours: InnerState
+    theirs: InnerState
 
     @property
     def is_related(self) -> bool:
@@ -76,8 +77,8 @@ def state_pairs(
                 f"--inner-states has {kind!r}: choose among {', '.join(KINDS)}, with commas between"
             )
         for part in KINDS[kind]:
-            places = [(0, 0)] if part == "embedding" else layers
-            pairs += [StatePair(Place(part, a), Place(part, b)) for a, b in places]
+            compared = [(0, 0)] if part == "embedding" else layers
+            pairs += [StatePair(InnerState(part, a), InnerState(part, b)) for a, b in compared]
     return tuple(dict.fromkeys(pairs))
 
 
@@ -109,24 +110,14 @@ def _layer_pairs(layer_map: str | None, ours: int, theirs: int) -> list[tuple[in
 
 
 @contextmanager
-def taken(layers: Sequence[Any], norm: Any, places: Sequence[Place]) -> Iterator[list[Tensor]]:
-    """Collect the states at these places, in their order, while the block lasts.
+def captured_states(decoder: Decoder, wanted: Sequence[InnerState]) -> Iterator[list[Tensor]]:
+    """Collect these states, in their order, from what the decoder runs inside the block.
 
-    `layers` and the last `norm` are a decoder's. Residual states are taken after the norm that
-    reads them, as the paper compares them.
+    States of the residual stream are captured where a norm's output is read, as the paper compares
+    them.
     """
-    states = [torch.empty(0) for _ in places]
-
-    def noting(index: int) -> Any:
-        def hook(module: Any, inputs: Any, output: Tensor) -> None:
-            states[index] = output
-
-        return hook
-
-    handles = [
-        _module(layers, norm, place).register_forward_hook(noting(index))
-        for index, place in enumerate(places)
-    ]
+    states = [torch.empty(0) for _ in wanted]
+    handles = [_hook(decoder, state, states, index) for index, state in enumerate(wanted)]
     try:
         yield states
     finally:
@@ -134,17 +125,29 @@ def taken(layers: Sequence[Any], norm: Any, places: Sequence[Place]) -> Iterator
             handle.remove()
 
 
-def _module(layers: Sequence[Any], norm: Any, place: Place) -> Any:
-    """The part of a decoder whose output the state is."""
-    layer = layers[place.layer]
-    match place.part:
+def _hook(
+    decoder: Decoder, wanted: InnerState, states: list[Tensor], index: int
+) -> RemovableHandle:
+    """Let the module that a state passes put it at `index` of `states`."""
+
+    def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        states[index] = inputs[0]
+
+    def keep_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if wanted.part in _RELATED:
+            output = decoder.output_of(wanted.part, output)
+        states[index] = output
+
+    layer, last = wanted.layer, len(decoder.layers) - 1
+    match wanted.part:
         case "embedding":
-            return layer.input_layernorm
+            return decoder.part(layer, "q").register_forward_pre_hook(keep_input)
+        case "hidden" if layer == last:
+            return decoder.norm.register_forward_hook(keep_output)
         case "hidden":
-            is_last = place.layer + 1 == len(layers)
-            return norm if is_last else layers[place.layer + 1].input_layernorm
+            return decoder.part(layer + 1, "q").register_forward_pre_hook(keep_input)
         case "mlp_input":
-            return layer.post_attention_layernorm
+            return decoder.part(layer, "up").register_forward_pre_hook(keep_input)
         case "mlp_output":
-            return layer.mlp
-    return getattr(layer.self_attn, place.part)
+            return decoder.part(layer, "mlp").register_forward_hook(keep_output)
+    return decoder.part(layer, wanted.part).register_forward_hook(keep_output)

@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minitron.files.lazy_tensor import LazyTensor
+from minitron.model.decoder import Decoder, decoder_module
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
 from minitron.sources.layer_stream import LayerStream
 from minitron.training.distillation import distillation_loss
-from minitron.training.inner_states import Place, taken
+from minitron.training.inner_states import InnerState, captured_states
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,22 @@ class FullLesson:
 class RunningTeacher:
     """A model in memory, run on each batch in its own precision, without gradients."""
 
-    def __init__(self, model: PreTrainedModel, places: Sequence[Place] = ()) -> None:
-        """`places` are those of the inner states that its lessons hold."""
+    def __init__(self, model: PreTrainedModel, inner: Sequence[InnerState] = ()) -> None:
+        """`inner` are the inner states that its lessons hold."""
         self._model: Any = model.eval().requires_grad_(False)
-        self._places = tuple(places)
+        self._decoder = Decoder.of(model)
+        self._inner = tuple(inner)
 
     def lesson(self, input_ids: Tensor, rows: Tensor) -> FullLesson:
         """One forward pass without the output embedding."""
         without_autocast = torch.autocast(input_ids.device.type, enabled=False)
-        decoder = self._model.model
         with (
             torch.no_grad(),
             without_autocast,
-            taken(decoder.layers, decoder.norm, self._places) as inner,
+            captured_states(self._decoder, self._inner) as inner,
         ):
-            states = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+            outputs = decoder_module(self._model)(input_ids=input_ids, use_cache=False)
+        states = outputs.last_hidden_state
         head = self._model.get_output_embeddings().weight
         return FullLesson(states[:, :-1].flatten(0, 1), head, tuple(inner))
 
@@ -102,11 +104,11 @@ class RunningTeacher:
 class StreamedTeacher:
     """A model that is read layer by layer on each batch: two layers and the head are in memory."""
 
-    def __init__(self, stream: LayerStream, head: Tensor, places: Sequence[Place] = ()) -> None:
-        """`head` is the output embedding; `places` as for RunningTeacher."""
+    def __init__(self, stream: LayerStream, head: Tensor, inner: Sequence[InnerState] = ()) -> None:
+        """`head` is the output embedding; `inner` as for RunningTeacher."""
         self._stream = stream
         self._head = head
-        self._places = tuple(places)
+        self._inner = tuple(inner)
 
     def lesson(self, input_ids: Tensor, rows: Tensor) -> FullLesson:
         """One pass through the layers."""
@@ -114,7 +116,7 @@ class StreamedTeacher:
         with (
             torch.no_grad(),
             torch.autocast(input_ids.device.type, enabled=False),
-            taken(stream.layer_modules, stream.norm, self._places) as inner,
+            captured_states(stream.decoder, self._inner) as inner,
         ):
             states = stream.embed(input_ids)
             for index, layer in stream.layers():

@@ -66,9 +66,8 @@ def _numbers_inside(student: Architecture) -> int:
     """Numbers that a layer keeps of each token for its backward pass."""
     queries = student.num_attention_heads * student.head_dim
     keys = student.num_key_value_heads * student.head_dim
-    is_gated = any(".gate_proj." in name for name in student.shapes())
     return (
         6 * student.hidden_size  # the stream, norms and their outputs, twice
         + 4 * (queries + keys)  # before and after rotation, values, attention's output
-        + (4 if is_gated else 2) * student.intermediate_size
+        + (4 if student.family.is_gated else 2) * student.intermediate_size
     )

@@ -152,7 +152,7 @@ def _check_options(recipe: ConvertRecipe) -> None:
 def _read(source: Source, recipe: ConvertRecipe) -> _Model:
     """Config and tensors, refused where they do not belong together."""
     architecture = source.architecture
-    if recipe.to in _NEMO and architecture.model_type != "nemotron":
+    if recipe.to in _NEMO and recipe.to not in architecture.family.formats:
         raise TargetError(
             f"{source.name} is a {architecture.model_type}: --to {recipe.to} takes only nemotron; "
             f"NeMo itself imports a Hub folder of another family, as --to hub writes it"
