@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from minitron.evaluation.loss import Evaluation
 from minitron.files.unfinished import check_absent, unfinished_folder
@@ -33,7 +34,8 @@ TEACHER = "tiny"
 # Narrower, as deep, all heads kept: the papers' best way to half (arXiv 2408.11796, section 4).
 HIDDEN_SIZE, INTERMEDIATE_SIZE = 160, 608
 SEQ_LEN = 256
-CALIBRATION, TRAINING, HELD_OUT = 64, 320, 64  # sequences the teacher samples
+HELD_OUT, CALIBRATION, TRAINING = 64, 64, 320  # sequences the teacher samples
+TEXT_SEED = 0
 LESSONS = "lessons"
 MEASURED = (
     f"Loss in nats a token and perplexity, on {HELD_OUT} sequences of {SEQ_LEN} tokens that the "
@@ -99,11 +101,12 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
 
 def _sampled_texts(work: Path, seed: int) -> dict[str, str]:
     """Files of token ids that the teacher samples: what for -> path."""
-    teacher = load_model(open_source(TEACHER), device=default_device())
-    samples = CALIBRATION + TRAINING + HELD_OUT
-    drawn = self_corpus(teacher, seq_len=SEQ_LEN, samples=samples, seed=seed).sequences
-    bounds = (CALIBRATION, CALIBRATION + TRAINING)
-    parts = zip(("calibration", "training", "held_out"), np.split(drawn, bounds), strict=True)
+    # In float32 the text, and so the teacher's loss on it, is the same on every processor.
+    teacher = load_model(open_source(TEACHER), dtype=torch.float32, device=default_device())
+    samples = HELD_OUT + CALIBRATION + TRAINING
+    drawn = self_corpus(teacher, seq_len=SEQ_LEN, samples=samples, seed=TEXT_SEED + seed).sequences
+    bounds = (HELD_OUT, HELD_OUT + CALIBRATION)
+    parts = zip(("held_out", "calibration", "training"), np.split(drawn, bounds), strict=True)
     texts = {}
     for name, rows in parts:
         texts[name] = str(work / f"{name}.npy")
