@@ -31,9 +31,9 @@ from minitron.evaluation.loss import evaluate_model
 from minitron.records.folder_writer import write_json
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source
-from minitron.text.corpus import read_texts
 from minitron.text.encoding import tokenize
 from minitron.text.held_out import HeldOut, held_out_ids, held_out_text
+from minitron.text.texts import read_texts
 
 RESULTS = Path(__file__).parent / "results" / "family"
 SEEDS = (0, 1, 2)

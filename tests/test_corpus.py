@@ -15,9 +15,10 @@ import pytest
 from datasets import Dataset
 
 from minitron.errors import CorpusError
-from minitron.text.corpus import Corpus, load_corpus, load_ids, random_corpus, read_texts
+from minitron.text.corpus import Corpus, load_corpus, load_ids, random_corpus
 from minitron.text.encoding import tokenize
 from minitron.text.text_row import Text
+from minitron.text.texts import read_texts
 from tests.tiny import write_text
 
 DOCUMENTS = ["It was the best of times.\n", "Ünïcode, too: 漢字\nand a second line", "a b"]
@@ -277,7 +278,7 @@ TEXT = gzip.compress(b'{"text": "It was the best of times"}\n' * 300, mtime=0)
             b'{"body": "x"}\n',
             "line 1 has no text: its columns are body: name the one",
         ),
-        ("a.jsonl", b'{"text": 7}\n', "line 1 has 7 as text: it must hold text: mend or remove"),
+        ("a.jsonl", b'{"text": 7}\n', "line 1 has 7 as text: it must hold text: correct or"),
         ("a.jsonl", b'{"text": null}\n', "line 1 has None as text"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', "line 2 has 5 as text: it must hold"),
         (

@@ -18,8 +18,9 @@ import pytest
 
 from minitron.errors import CorpusError
 from minitron.text import parquet_rows
-from minitron.text.corpus import load_ids, read_texts
+from minitron.text.corpus import load_ids
 from minitron.text.text_file import read_lines, read_parts
+from minitron.text.texts import read_texts
 
 TEXTS = [f"Document {number}: {'some wörds 漢 ' * (number % 7 + 1)}" for number in range(40)]
 MUTATIONS = 40  # of each kind; parquet fewer, since each has a process of its own

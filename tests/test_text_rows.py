@@ -13,10 +13,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from minitron.errors import CorpusError
-from minitron.text.corpus import load_corpus, read_texts
-from minitron.text.file_row import FileRow
+from minitron.text.corpus import load_corpus
 from minitron.text.held_out import held_out_text
-from minitron.text.text_row import text_of_row
+from minitron.text.text_row import TableRow, text_of_row
+from minitron.text.texts import read_texts
 from tests.tiny import zoo_tokenizer
 
 TEMPLATE = (
@@ -127,7 +127,7 @@ def test_messages_that_a_table_fills_up_with_none_are_as_they_were_written() -> 
     template = "{% for m in messages %}{{ m | tojson }}\n{% endfor %}{{ tools | tojson }}"
     tools = [{"type": "function", "function": {"name": "look", "strict": None}}]
     for given in (tools, json.dumps(tools)):
-        row = FileRow("row 1", {"messages": chat, "tools": given})
+        row = TableRow("row 1", {"messages": chat, "tools": given})
         lines = text_of_row(row, tokenizer(template)).text.splitlines()
         assert json.loads(lines[0]) == {"role": "user", "content": "Look."}
         answer = json.loads(lines[1])
@@ -142,7 +142,7 @@ def test_messages_that_a_table_fills_up_with_none_are_as_they_were_written() -> 
         ({"prompt": "x"}, "a has no text: its columns are prompt: .* prompt and completion"),
         ({"text": None, "messages": CHAT}, "a has None as text: it must hold text"),
         ({"content": ["x"]}, r"a has \['x'\] as content"),
-        ({"text": "x\ud83d"}, r"a has half a character \(\\ud83d\) in text: mend or remove it"),
+        ({"text": "x\ud83d"}, r"a has half a character \(\\ud83d\) in text: correct or remove it"),
         ({"messages": []}, r"a has \[\] as messages: it must be a list of messages"),
         ({"messages": "hello"}, "a has 'hello' as messages: it must be a list"),
         ({"messages": ["hello"]}, "a, message 1 is 'hello', no role and content"),
@@ -156,20 +156,20 @@ def test_messages_that_a_table_fills_up_with_none_are_as_they_were_written() -> 
             "a, message 1 has a part of type 'image': only text can be read",
         ),
         ({"prompt": "x", "completion": CHAT}, r"a has \[.* as completion: it must hold text"),
-        ({"messages": CHAT, "tools": "{"}, "a, tools cannot be read: .*: mend or remove it"),
+        ({"messages": CHAT, "tools": "{"}, "a, tools cannot be read: .*: correct or remove it"),
         ({"messages": CHAT, "tools": 5}, "a has 5 as tools: it must be a list"),
     ],
     ids=str,
 )
 def test_a_row_without_text_is_named_in_one_line(columns: dict[str, Any], message: str) -> None:
     with pytest.raises(CorpusError, match=f"^{message}"):
-        text_of_row(FileRow("a", columns), tokenizer())
+        text_of_row(TableRow("a", columns), tokenizer())
 
 
 def test_a_chat_that_its_template_refuses_is_named() -> None:
     alternating = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(CorpusError, match="line 7: its chat cannot be read: roles must alternate"):
-        text_of_row(FileRow("a.jsonl, line 7", {"messages": CHAT}), tokenizer(alternating))
+        text_of_row(TableRow("a.jsonl, line 7", {"messages": CHAT}), tokenizer(alternating))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_chat_that_its_template_refuses_is_named() -> None:
     ],
 )
 def test_tools_without_a_chat_template_are_refused(columns: dict[str, Any]) -> None:
-    row = FileRow("a", columns)
+    row = TableRow("a", columns)
     with pytest.raises(CorpusError, match="a calls tools, which only a chat template can write"):
         text_of_row(row, tokenizer(None))
 

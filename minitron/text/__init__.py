@@ -1,4 +1,1 @@
-"""Text that people bring: files and their rows, what of a row is text, passages, token ids.
-
-Knows no model; `minitron.text.corpus` packs what is read here.
-"""
+"""Text that people bring: its files, rows, passages and token ids. Knows no model."""

@@ -1,7 +1,7 @@
-"""Corpus: text as packed token ids, with a digest that tells one corpus from another.
+"""Corpus: text as packed token ids, with a digest that identifies it.
 
-Packs the texts of files and Hub datasets, read by `minitron.text`, and ids made elsewhere from
-`.npy`. Knows no model: ids a model sampled itself come from `sampling`.
+Packs texts read by `minitron.text.texts`, and loads token ids from `.npy`. Knows no model: token
+ids that a model samples itself come from `minitron.text.sampling`.
 
     corpus = load_corpus("books.jsonl.gz", tokenizer, seq_len=512, samples=1024)
     corpus.sequences.shape   # (1024, 512)
@@ -9,27 +9,26 @@ Packs the texts of files and Hub datasets, read by `minitron.text`, and ids made
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
 
-from minitron.errors import CorpusError
+from minitron.errors import CorpusError, foreign_parser
 from minitron.text.encoding import TokenIds, tokenize
-from minitron.text.npy_file import open_npy
-from minitron.text.passages import cut, draw
-from minitron.text.rows import file_rows, hub_rows, kind_of_file
-from minitron.text.text_file import read_parts
-from minitron.text.text_row import CHOICES, Text, Tokenizer, text_of_row
+from minitron.text.text_file import check_regular_file
+from minitron.text.text_row import Text, Tokenizer
+from minitron.text.texts import draw_texts, read_texts
 
 PAPER_SAMPLES = 1024  # calibration sequences, 2407.14679 section 4
-HUB_CHARACTERS = 100_000_000  # of a Hub dataset that are looked at to draw samples, at least
-_HUB_POOL = 16  # and at least so many times what they need
-_CHARACTERS_PER_TOKEN = 4
-_DRAWN = 2  # times the characters that samples need, for tokens of more characters
-_PASSAGE_SEQUENCES = 2  # sequences that a drawn passage fills, about
+_MAX_NPY_HEADER = 10_000  # bytes; numpy's own limit
+_NPY_REMEDY = "save an array of whole numbers with numpy.save"
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class Corpus:
         return hashlib.sha256(str(ids.shape).encode() + ids.tobytes()).hexdigest()
 
     def check_fits(self, vocab_size: int) -> None:
-        """Refuse ids that a model has no embedding for; CorpusError tells the one seen."""
+        """Raise CorpusError for a token id that the model has no embedding for."""
         low, high = int(self.sequences.min()), int(self.sequences.max())
         if low < 0 or high >= vocab_size:
             raise CorpusError(
@@ -73,15 +72,14 @@ def load_corpus(
     """Sequences of `seq_len` tokens from the text of a file or a Hub dataset.
 
     Documents are packed one after the other, each followed by the tokenizer's end-of-sequence id;
-    a rest shorter than a sequence is dropped. `samples` are packed from passages drawn at random
-    by `seed` from the whole text (of a Hub dataset: see `drawn_texts`); None takes all documents,
-    in order. Raises CorpusError for text that is missing, unreadable, empty or shorter than one
-    sequence.
+    a remainder shorter than a sequence is dropped. With `samples`, so many sequences are packed
+    from random passages of the whole text (see `draw_texts`); without, all documents in order.
+    Raises CorpusError for text that is missing, unreadable, empty or shorter than one sequence.
     """
     if samples is None:
         texts: Iterable[Text] = read_texts(name, tokenizer)
     else:
-        texts = drawn_texts(name, tokenizer, seq_len=seq_len, samples=samples, seed=seed)
+        texts = draw_texts(name, tokenizer, seq_len=seq_len, samples=samples, seed=seed)
     ids: list[TokenIds] = []
     tokens = 0
     for document in tokenize(texts, tokenizer):
@@ -101,26 +99,12 @@ def load_corpus(
     return Corpus(stream[: rows * seq_len].reshape(rows, seq_len), name)
 
 
-def drawn_texts(
-    name: str, tokenizer: Tokenizer, *, seq_len: int, samples: int, seed: int
-) -> list[Text]:
-    """Passages that fill `samples` sequences, each as likely drawn as any other.
-
-    They are drawn from the whole of a file; of a Hub dataset from its first 100 million characters
-    (more where samples need more), its files in random order. Passages are documents, cut where
-    they are longer than two sequences or so.
-    """
-    characters = seq_len * _CHARACTERS_PER_TOKEN
-    texts = read_texts(name, tokenizer, longest=_PASSAGE_SEQUENCES * characters, shuffle_seed=seed)
-    if kind_of_file(name) is None:
-        texts = _first(texts, max(HUB_CHARACTERS, _HUB_POOL * samples * characters), name)
-    return draw(texts, _DRAWN * samples * characters, seed)
-
-
 def load_ids(name: str, *, seq_len: int, samples: int | None = None) -> Corpus:
-    """The ids of a `.npy` [samples, length]: its first `samples` rows (all for None), each cut to
-    at most `seq_len`. Raises CorpusError for a file that holds anything else."""
-    ids = open_npy(name)
+    """Token ids from a `.npy` of shape [samples, length]: its first `samples` rows (None: all).
+
+    Each row is cut to at most `seq_len`. Raises CorpusError for a file that holds anything else.
+    """
+    ids = _open_npy(name)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
         raise CorpusError(
             f"{name} holds {ids.dtype} of shape {ids.shape}: "
@@ -137,66 +121,38 @@ def random_corpus(vocab_size: int, *, seq_len: int, samples: int, seed: int) -> 
     return Corpus(drawn.astype(np.int32), "random")
 
 
-def read_texts(
-    name: str,
-    tokenizer: Tokenizer,
-    *,
-    longest: int | None = None,
-    shuffle_seed: int | None = None,
-) -> Iterator[Text]:
-    """The texts of a file (.txt is one text; else one a row) or of a Hub dataset, in order.
-
-    A Hub dataset is written `owner/name`, `owner/name:config` or `owner/name:config:split`
-    (`train` unless given) and is streamed, its files in random order by `shuffle_seed`. Texts that
-    are longer than twice `longest` characters come in passages. Raises CorpusError.
-    """
-    kind = kind_of_file(name)
-    if kind == ".txt":
-        parts = read_parts(name)
-        return _cut_parts(parts, longest) if longest else iter([Text("".join(parts))])
-    if kind is None:
-        rows = hub_rows(name, CHOICES, shuffle_seed=shuffle_seed)
-    else:
-        rows = file_rows(name, CHOICES)
-    texts = _told_once((text_of_row(row, tokenizer) for row in rows), name)
-    return chain.from_iterable(cut(text, longest) for text in texts) if longest else texts
+def _open_npy(name: str) -> npt.NDArray[Any]:
+    """The array of a `.npy`, memory-mapped. Pickles are never run. Raises CorpusError."""
+    check_regular_file(name)
+    size = Path(name).stat().st_size
+    with foreign_parser(name, CorpusError, _NPY_REMEDY):
+        with Path(name).open("rb") as file:
+            _check_npy_header(file, name, size)
+        array: npt.NDArray[Any] = np.load(name, allow_pickle=False, mmap_mode="r")
+    return array
 
 
-def _cut_parts(parts: Iterable[str], characters: int) -> Iterator[Text]:
-    """The passages of one text that comes in parts."""
-    rest = ""
-    for part in parts:
-        *passages, last = cut(Text(rest + part), characters)
-        yield from passages
-        rest = last.text
-    yield Text(rest)
-
-
-def _told_once(texts: Iterable[Text], name: str) -> Iterator[Text]:
-    """The same texts; of chats without a chat template, a line is logged."""
-    is_told = False
-    for text in texts:
-        if text.origin == "joined messages" and not is_told:
-            logger.info(
-                "%s holds chats and the tokenizer has no chat template: their messages are joined "
-                "by line ends, without roles",
-                name,
-            )
-            is_told = True
-        yield text
-
-
-def _first(texts: Iterable[Text], characters: int, name: str) -> Iterator[Text]:
-    """The first texts until they hold `characters`, which a line says where others follow."""
-    held = 0
-    for text in texts:
-        if held >= characters:
-            logger.info(
-                "%s is longer than %s characters: samples are drawn from as many, its files in "
-                "random order",
-                name,
-                f"{characters:,}",
-            )
-            return
-        held += len(text.text)
-        yield text
+def _check_npy_header(file: BinaryIO, name: str, size: int) -> None:
+    """Refuse a header that claims more than the file holds, before numpy allocates for it."""
+    head = file.read(12)
+    if head.startswith(b"PK"):
+        raise CorpusError(f"{name} is an .npz of several arrays: save one with numpy.save")
+    if not head.startswith(npy.MAGIC_PREFIX):
+        raise CorpusError(f"{name} is no .npy: {_NPY_REMEDY}")
+    file.seek(0)
+    version = npy.read_magic(file)
+    length = int.from_bytes(head[8:10] if version == (1, 0) else head[8:12], "little")
+    if length > min(_MAX_NPY_HEADER, size):
+        raise CorpusError(f"{name} is damaged: its header claims {length:,} bytes: {_NPY_REMEDY}")
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise CorpusError(f"{name} holds Python objects, which are not read: {_NPY_REMEDY}")
+    if any(count < 0 for count in shape):
+        raise CorpusError(f"{name} is damaged: its shape is {shape}: {_NPY_REMEDY}")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed != size - file.tell():
+        raise CorpusError(
+            f"{name} is damaged: its header claims {claimed:,} bytes of shape {str(shape):.60}, "
+            f"and {size - file.tell():,} follow: {_NPY_REMEDY}"
+        )

@@ -1,7 +1,7 @@
-"""Texts and prompts as token ids: a document ends once, a prompt never.
+"""Texts and prompts as token ids: one end of text after a document, none after a prompt.
 
-Tokenizers differ in what they add by themselves: nothing, a begin, an end, or both. Whatever they
-add, a document has one end of text behind it, and a prompt none, or a model would go on behind it.
+Tokenizers differ in what they add by themselves: nothing, a begin, an end, or both. A document
+always gets one end of text; a prompt gets none, or the model would begin a new text.
 
     next(tokenize([Text("It was")], tokenizer)).ids     # [..., end]
 """
@@ -19,7 +19,7 @@ from minitron.text.text_row import Text, Tokenizer
 
 TokenIds = npt.NDArray[np.int32]
 
-_BATCH_CHARACTERS = 4_000_000  # tokenized at once: bounds memory, keeps all cores busy
+_BATCH_CHARACTERS = 4_000_000  # tokenized at once: bounds memory, and is enough for all cores
 _REMEDY = "it does not fit this text; give the model's own tokenizer"
 
 
@@ -28,22 +28,22 @@ class Document:
     """One text as token ids, with its length in bytes of UTF-8."""
 
     ids: TokenIds  # (tokens,)
-    bytes: int | None  # None for a chat, whose template wrote a part of it
+    bytes: int | None  # None for a chat, part of which is its template's
 
 
 def tokenize(texts: Iterable[Text], tokenizer: Tokenizer) -> Iterator[Document]:
-    """Each text's ids as the tokenizer gives them, and one end of text behind them.
+    """Each text's ids and one end of text.
 
-    An end is added where neither the tokenizer did nor the chat template that wrote the text. Blank
+    The end is added where neither the tokenizer nor the text's chat template has added one. Blank
     texts are left out. Raises TokenizerError.
     """
     end: int | None = tokenizer.eos_token_id  # type: ignore[attr-defined]
     texts = iter(texts)
-    while batch := _up_to(texts, _BATCH_CHARACTERS):
+    while batch := _next_batch(texts, _BATCH_CHARACTERS):
         for is_complete, group in groupby(batch, key=lambda text: text.has_special_tokens):
-            alike = list(group)
-            encoded = _encode(tokenizer, [text.text for text in alike], not is_complete)
-            for text, ids in zip(alike, encoded, strict=True):
+            members = list(group)
+            encoded = _encode(tokenizer, [text.text for text in members], not is_complete)
+            for text, ids in zip(members, encoded, strict=True):
                 is_ended = end in (ids if is_complete else ids[-1:])
                 ending = [] if end is None or is_ended else [end]
                 size = None if is_complete else len(text.text.encode())
@@ -51,7 +51,7 @@ def tokenize(texts: Iterable[Text], tokenizer: Tokenizer) -> Iterator[Document]:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's ids, with what the tokenizer puts before a text and without what it puts behind.
+    """A prompt's ids, with what the tokenizer adds before a text and without what it adds after.
 
     Raises TokenizerError.
     """
@@ -67,22 +67,22 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-    named = f"the tokenizer {getattr(tokenizer, 'name_or_path', '')}".strip()
+    where = f"the tokenizer {getattr(tokenizer, 'name_or_path', '')}".strip()
     options: dict[str, Any] = {} if add_special_tokens else {"add_special_tokens": False}
-    with foreign_parser(named, TokenizerError, _REMEDY):
+    with foreign_parser(where, TokenizerError, _REMEDY):
         encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
         ids: list[list[int]] = encoded["input_ids"]
     return ids
 
 
-def _up_to(texts: Iterator[Text], characters: int) -> list[Text]:
-    """The first texts, until they hold `characters`; blank ones are left out."""
-    taken: list[Text] = []
+def _next_batch(texts: Iterator[Text], characters: int) -> list[Text]:
+    """The next texts, until they hold `characters`; blank ones are left out."""
+    batch: list[Text] = []
     length = 0
     for text in texts:
         if text.text.strip():
-            taken.append(text)
+            batch.append(text)
             length += len(text.text)
         if length >= characters:
             break
-    return taken
+    return batch

@@ -1,8 +1,8 @@
-"""Held-out text: tokens to predict, in windows, and what they are predicted from.
+"""Held-out text: windows of tokens to predict and of the tokens before them.
 
 Texts are packed with a separator before each. Every token of a text is predicted once, from at most
 `seq_len` tokens before it, in windows that overlap by `seq_len - stride`. Separators are context
-and are not counted, so bits per byte compare across tokenizers.
+and are not counted, so bits per byte are comparable between tokenizers.
 
     held_out_text("books.jsonl.gz", tokenizer, seq_len=512, stride=256)
 """
@@ -15,19 +15,20 @@ from numpy.lib.stride_tricks import sliding_window_view
 from transformers import PreTrainedTokenizerBase
 
 from minitron.errors import CorpusError
-from minitron.text.corpus import load_ids, read_texts
-from minitron.text.encoding import Document, TokenIds, tokenize
+from minitron.text.corpus import load_ids
+from minitron.text.encoding import TokenIds, tokenize
+from minitron.text.texts import read_texts
 
 UNCOUNTED = -100  # a target that is not scored
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Tokens to predict and what they are predicted from, to be used for several models."""
+    """Inputs and targets of a loss, the same for every model that is compared."""
 
     inputs: tuple[TokenIds, ...]  # each (windows, tokens)
     targets: tuple[TokenIds, ...]  # the same shapes; -100 where nothing is counted
-    bytes: int | None  # of the text; None where only ids are known, or some of it are chats
+    bytes: int | None  # of the text; None for ids, and where some texts are chats
 
     @property
     def digest(self) -> str:
@@ -53,8 +54,13 @@ def held_out_text(
     targets[np.isin(targets, separators)] = UNCOUNTED
     if not (targets != UNCOUNTED).any():
         raise CorpusError(f"{name} holds no text: there is nothing to predict")
-    shaped = _windows(inputs, targets, seq_len, stride or seq_len)
-    return HeldOut(tuple(i for i, _ in shaped), tuple(t for _, t in shaped), _bytes_of(documents))
+    windows = _windows(inputs, targets, seq_len, stride or seq_len)
+    sizes = [document.bytes for document in documents if document.bytes is not None]
+    return HeldOut(
+        tuple(inputs for inputs, _ in windows),
+        tuple(targets for _, targets in windows),
+        sum(sizes) if len(sizes) == len(documents) else None,
+    )
 
 
 def held_out_ids(name: str, seq_len: int) -> HeldOut:
@@ -70,7 +76,7 @@ def _windows(
 ) -> list[tuple[TokenIds, TokenIds]]:
     """Windows of `seq_len`, one every `stride`, and a shorter last one; each (windows, tokens).
 
-    A window counts only the targets that no window before it has.
+    Targets that an earlier window has counted are UNCOUNTED in later ones.
     """
     found, begin, counted = [], 0, 0
     if len(inputs) >= seq_len:
@@ -84,8 +90,3 @@ def _windows(
         rest[: counted - begin] = UNCOUNTED
         found.append((inputs[None, begin:], rest[None]))
     return found
-
-
-def _bytes_of(documents: list[Document]) -> int | None:
-    sizes = [document.bytes for document in documents if document.bytes is not None]
-    return sum(sizes) if len(sizes) == len(documents) else None

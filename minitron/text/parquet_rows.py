@@ -1,13 +1,13 @@
-"""Rows of a .parquet file, read by another process: a damaged file can crash or hang its reader.
+"""Rows of a .parquet file, read by a child process: a damaged file can crash or hang its reader.
 
-The other process reads only the columns that are wanted, and writes a line for each row; this one
-turns its end, however it ended, into rows or one line. Every line begins with its kind:
+The child reads only the columns that are asked for and writes one line a row; a crash or a hang
+of the child is raised here as an error. The first character of a line is its kind:
 
-| line          | holds                                                    |
+| line          | content                                                  |
 |---------------|----------------------------------------------------------|
 | `R{columns}`  | a row, as JSON                                           |
 | `E"reason"`   | why the file cannot be read; the last line               |
-| `.number`     | how many rows there were; the last line                  |
+| `.number`     | how many rows the file has; the last line                |
 
     for row in parquet_rows("books.parquet", [["text"], ["prompt", "completion"]]):
         row.where, row.columns      # "books.parquet, row 1", {"text": "..."}
@@ -26,24 +26,24 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from minitron.errors import CorpusError, foreign_parser
-from minitron.text.file_row import FileRow
 from minitron.text.text_file import check_regular_file
+from minitron.text.text_row import TableRow
 
 SECONDS_A_BATCH = 300  # after which a reader counts as hung
 _BATCH_ROWS = 128
 _REMEDY = "fetch or write the file again"
-# The path of this process and no other: the working directory may hold a pyarrow.py.
+# sys.path is this process's: with -c the working directory is on it, and may hold a pyarrow.py.
 _CHILD = (
     "import sys; sys.path[:] = sys.argv[4:]; "
     "from minitron.text.parquet_rows import write_rows; write_rows(*sys.argv[1:4])"
 )
 
 
-def parquet_rows(name: str, choices: Sequence[Sequence[str]]) -> Iterator[FileRow]:
+def parquet_rows(name: str, choices: Sequence[Sequence[str]]) -> Iterator[TableRow]:
     """Every row of a file, with the columns of the first of `choices` that the file has.
 
-    Where it has none of them, one row names its columns, each None. Raises CorpusError for a file
-    that cannot be read, or that its reader crashes or hangs on.
+    Where it has none of them, one row has every column of the file as None, so that an error can
+    name them. Raises CorpusError for a file that cannot be read, or crashes or hangs its reader.
     """
     check_regular_file(name)
     with _reader(name, choices) as reader:
@@ -53,18 +53,18 @@ def parquet_rows(name: str, choices: Sequence[Sequence[str]]) -> Iterator[FileRo
             kind, content = line[:1], line[1:]
             if kind == b"R":
                 count += 1
-                yield FileRow(f"{name}, row {count}", json.loads(content))
+                yield TableRow(f"{name}, row {count}", json.loads(content))
             elif kind == b"E":
                 raise CorpusError(f"{name} cannot be read: {json.loads(content)}: {_REMEDY}")
             elif kind == b"." and int(content) == count:
                 return
-        raise CorpusError(f"{name} cannot be read: {_ended(reader.wait())}: {_REMEDY}")
+        raise CorpusError(f"{name} cannot be read: {_exit_reason(reader.wait())}: {_REMEDY}")
 
 
 def write_rows(name: str, choices: str, seconds: str) -> None:
-    """The other process: write the rows of a file to what was its output."""
+    """What the child runs: write the rows of a file to its standard output."""
     with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # what a library prints is no row
+        os.dup2(2, 1)  # what a library prints must not stand between rows
         try:
             with foreign_parser(name, CorpusError, _REMEDY), _seekable(name) as file:
                 _write(file, json.loads(choices), int(seconds), out)
@@ -85,9 +85,9 @@ def _write(file: IO[bytes], choices: list[list[str]], seconds: int, out: IO[byte
         return
     count = 0
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
-        _raise_alarm(0)  # the other side may take its time
+        _raise_alarm(0)  # the parent may be slow to read
         for row in batch.to_pylist():
-            out.write(b"R" + json.dumps(row, default=_plain).encode() + b"\n")
+            out.write(b"R" + json.dumps(row, default=_as_text).encode() + b"\n")
         count += batch.num_rows
         _raise_alarm(seconds)
     _raise_alarm(0)
@@ -114,7 +114,7 @@ def _reader(name: str, choices: Sequence[Sequence[str]]) -> Iterator["subprocess
 
 @contextmanager
 def _seekable(name: str) -> Iterator[IO[bytes]]:
-    """The file, decompressed where it is .gz: a reader begins at the end."""
+    """The file, decompressed where it is .gz: parquet is read from its end."""
     if not name.endswith(".gz"):
         from pyarrow import OSFile
 
@@ -128,20 +128,20 @@ def _seekable(name: str) -> Iterator[IO[bytes]]:
 
 
 def _raise_alarm(seconds: int) -> None:
-    """End this process after so many seconds, even inside of a library; 0 takes it back."""
+    """End this process after so many seconds, even in native code; 0 cancels."""
     if hasattr(signal, "alarm"):  # not on Windows
         signal.alarm(seconds)
 
 
-def _ended(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if hasattr(signal, "SIGALRM") and code == -signal.SIGALRM:
         return f"its reader got no further for {SECONDS_A_BATCH} seconds"
-    named = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-    return f"its reader crashed ({named}): the file is damaged"
+    status = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+    return f"its reader crashed ({status}): the file is damaged"
 
 
-def _plain(value: Any) -> Any:
-    """Text that a column holds as bytes; nothing else becomes text."""
+def _as_text(value: Any) -> Any:
+    """Bytes as text, for JSON; no other type is converted."""
     if isinstance(value, bytes):
         return value.decode()
     raise TypeError(f"a {type(value).__name__} is no text: {value!r:.40}")

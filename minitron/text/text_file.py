@@ -1,7 +1,7 @@
 """A text file as lines or parts of UTF-8, read in order at bounded memory.
 
-Opens only regular files, plain or `.gz`, and shows progress where reading takes long. Refuses what
-is no UTF-8 text with the byte offset. Knows no rows and no JSON.
+Opens only regular files, plain or `.gz`, and shows progress where reading takes long. Errors about
+text that is not UTF-8 name the byte offset. Knows no rows and no JSON.
 
     for number, line in read_lines("books.jsonl.gz"):
         ...
@@ -26,7 +26,10 @@ _PART_BYTES = 2**20
 _SLOW_SECONDS = 10.0  # before progress is shown
 _REMEDY = "fetch or write the file again"
 _BYTE_ORDER_MARKS = {
-    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # before UTF-16, which begins alike
+    "UTF-32": (
+        codecs.BOM_UTF32_LE,
+        codecs.BOM_UTF32_BE,
+    ),  # begins with UTF-16's: first
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 
@@ -49,7 +52,7 @@ def check_regular_file(name: str) -> None:
 
 def read_lines(name: str) -> Iterator[tuple[int, str]]:
     """Each line with its number, counted from 1; blank lines too. Raises CorpusError."""
-    with foreign_parser(name, CorpusError, _REMEDY), _opened(name) as (file, start):
+    with foreign_parser(name, CorpusError, _REMEDY), _open_text(name) as (file, start):
         offset, number = start, 0
         while line := file.readline(MAX_LINE_BYTES):
             number += 1
@@ -61,18 +64,18 @@ def read_lines(name: str) -> Iterator[tuple[int, str]]:
             try:
                 yield number, line.decode()
             except UnicodeDecodeError as error:
-                raise _no_utf8(name, offset + error.start, error) from error
+                raise _utf8_error(name, offset + error.start, error) from error
             offset += len(line)
 
 
 def read_parts(name: str) -> Iterator[str]:
     """The text of a file in parts of about a million characters, with `\\n` at line ends.
 
-    Raises CorpusError, also for a NUL, which no text holds but damaged and binary files do.
+    Raises CorpusError, also for a NUL: text has none, damaged and binary files do.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    with foreign_parser(name, CorpusError, _REMEDY), _opened(name) as (file, offset):
+    with foreign_parser(name, CorpusError, _REMEDY), _open_text(name) as (file, offset):
         is_last = False
         while not is_last:
             content = file.read(_PART_BYTES)
@@ -81,17 +84,17 @@ def read_parts(name: str) -> Iterator[str]:
             try:
                 text = decoder.decode(content, final=is_last)
             except UnicodeDecodeError as error:
-                raise _no_utf8(name, offset - pending + error.start, error) from error
+                raise _utf8_error(name, offset - pending + error.start, error) from error
             if "\0" in text:
                 before = len(text[: text.index("\0")].encode())
-                raise _not_text(name, offset - pending + before)
+                raise _nul_error(name, offset - pending + before)
             offset += len(content)
             yield newlines.decode(text, final=is_last)
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
-    """The decompressed file behind its byte order mark, and how long that is."""
+def _open_text(name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """The decompressed file, placed after its byte order mark, and the length of the mark."""
     check_regular_file(name)
     size = Path(name).stat().st_size
     with (
@@ -102,7 +105,7 @@ def _opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
             desc=f"read {Path(name).name}",
             delay=_SLOW_SECONDS,
             leave=False,
-            disable=None,  # where no person watches
+            disable=None,  # where the output is no terminal
         ) as progress,
         Path(name).open("rb", buffering=0) as raw,
         io.BufferedReader(cast(io.FileIO, _CountedFile(raw, progress)), _BUFFER_BYTES) as stored,
@@ -146,16 +149,16 @@ def _check_head(name: str, head: bytes) -> None:
             f"{name} is compressed by gzip{again}: decompress it, or add .gz to its name"
         )
     if b"\0" in head:
-        raise _not_text(name, head.index(b"\0"))
+        raise _nul_error(name, head.index(b"\0"))
 
 
-def _not_text(name: str, offset: int) -> CorpusError:
+def _nul_error(name: str, offset: int) -> CorpusError:
     return CorpusError(
         f"{name} holds NUL at byte {offset:,}: it is no UTF-8 text, or damaged: {_REMEDY}"
     )
 
 
-def _no_utf8(name: str, offset: int, error: UnicodeDecodeError) -> CorpusError:
+def _utf8_error(name: str, offset: int, error: UnicodeDecodeError) -> CorpusError:
     seen = error.object[error.start : error.start + 4].hex(" ")
     return CorpusError(
         f"{name} is no UTF-8 text: at byte {offset:,} it holds {seen} ({error.reason}): save it as "

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from minitron.text.corpus import drawn_texts, load_corpus
-from minitron.text.passages import cut, draw
+from minitron.text.corpus import load_corpus
 from minitron.text.text_row import Text
+from minitron.text.texts import draw_passages, draw_texts, split_text
 
 SHARE = 0.9  # of the second source
 
@@ -83,7 +83,8 @@ def test_every_character_is_drawn_equally_often() -> None:
     times = np.zeros(len(lengths))
     draws = 3000
     for seed in range(draws):
-        drawn = draw((passage for text in texts for passage in cut(text, 20)), 150, seed)
+        passages = (passage for text in texts for passage in split_text(text, 20))
+        drawn = draw_passages(passages, 150, seed)
         assert 150 <= sum(len(passage.text) + 4 for passage in drawn) < 150 + 44
         for passage in drawn:
             times[ord(passage.text[0]) - ord("A")] += len(passage.text)
@@ -93,7 +94,7 @@ def test_every_character_is_drawn_equally_often() -> None:
 
 def test_a_draw_of_more_than_there_is_takes_all() -> None:
     texts = [Text(letter) for letter in "abc "]
-    assert sorted(text.text for text in draw(texts, 1000, 0)) == ["a", "b", "c"]
+    assert sorted(text.text for text in draw_passages(texts, 1000, 0)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_a_draw_of_more_than_there_is_takes_all() -> None:
     ["word " * 100, "word\n" * 100, "x" * 500, "漢字\n" * 3 + "漢" * 300, "", "short", " " * 300],
 )
 def test_passages_are_the_text_in_pieces_of_bounded_length(text: str) -> None:
-    pieces = [piece.text for piece in cut(Text(text), 40)]
+    pieces = [piece.text for piece in split_text(Text(text), 40)]
     assert "".join(pieces) == text
     assert all(40 <= len(piece) <= 80 for piece in pieces[:-1])
     assert len(pieces[-1]) <= 80
@@ -109,15 +110,15 @@ def test_passages_are_the_text_in_pieces_of_bounded_length(text: str) -> None:
 
 def test_cuts_are_at_line_ends_else_before_blanks() -> None:
     lines, words = Text("line of\n" * 40), Text("words and " * 40)
-    assert {piece.text[-1] for piece in cut(lines, 30)} == {"\n"}
-    assert {piece.text[0] for piece in [*cut(words, 30)][1:]} == {" "}
+    assert {piece.text[-1] for piece in split_text(lines, 30)} == {"\n"}
+    assert {piece.text[0] for piece in [*split_text(words, 30)][1:]} == {" "}
 
 
 def test_a_draw_holds_no_more_than_it_needs(tmp_path: Path) -> None:
     # 12.8 MB in one line of which 65 kB are drawn.
     (tmp_path / "a.txt").write_text("some words here " * 800_000)
     tracemalloc.start()
-    drawn = drawn_texts(str(tmp_path / "a.txt"), Letters(), seq_len=64, samples=128, seed=0)
+    drawn = draw_texts(str(tmp_path / "a.txt"), Letters(), seq_len=64, samples=128, seed=0)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(len(text.text) for text in drawn) >= 65_000
@@ -139,11 +140,11 @@ class TestHub:
         assert abs(second / (first + second) - SHARE) < 0.1
         assert caplog.text == ""
 
-    def test_of_a_large_one_so_much_as_a_line_says_its_files_in_random_order(
+    def test_a_large_dataset_is_drawn_from_in_part_its_files_in_random_order(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         caplog.set_level(logging.INFO)
-        monkeypatch.setattr("minitron.text.corpus.HUB_CHARACTERS", 30_000)
+        monkeypatch.setattr("minitron.text.texts.HUB_CHARACTERS", 30_000)
         shares = []
         for seed in range(6):
             corpus = load_corpus("a/b", Letters(), seq_len=16, samples=20, seed=seed)
@@ -151,6 +152,6 @@ class TestHub:
             shares.append(second / (first + second))
         assert abs(np.mean(shares) - SHARE) < 0.1
         assert caplog.messages[0] == (
-            "a/b is longer than 30,000 characters: samples are drawn from as many, its files in "
-            "random order"
+            "a/b is longer than 30,000 characters: samples are drawn from so many of "
+            "them, with its files in random order"
         )
