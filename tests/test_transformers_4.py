@@ -20,6 +20,7 @@ from minitron.files.model_files import for_both_generations
 from minitron.model.rotary import KEYS
 from minitron.sources.hub_folder import HubFolder
 from tests.test_rotary import said
+from tests.test_tokenizer_ids import WRITTEN, whole_folder
 from tests.tiny import FAMILIES, edit_config, tiny_folder, write_text, zoo_tokenizer
 
 PYTHON = os.environ.get("MINITRON_TEST_TRANSFORMERS4", "")
@@ -36,6 +37,9 @@ KINDS = {
 SMALLER = {"hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 3}
 COMMANDS = ("prune", "convert", "distill")
 GENERATIONS = {4: "flat", 5: "nested"}  # the form of the rotary settings in the source's config
+# A tokenizer_config.json that minitron writes anew: transformers 5 would not follow the file.
+FOLLOWING = [(family, kind) for family in ("qwen2", "qwen3") for kind in WRITTEN]
+FOLLOWING += [("llama", kind) for kind in WRITTEN if "no class" not in kind]
 CASES = [(f, command, g) for f in FAMILIES for command in COMMANDS for g in GENERATIONS]
 
 
@@ -100,7 +104,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Everything that is written here, by its name."""
     paths = {f"{f} {c} {g}": (f, c, g) for f, c, g in CASES}
     root = tmp_path_factory.mktemp("transformers_4")
-    return {name: made(root / name, *case) for name, case in paths.items()}
+    others = {}
+    for family, kind in FOLLOWING:
+        tokenizer, named = WRITTEN[kind]
+        folder = root / f"{family} {kind}"
+        whole_folder(folder / "source", family, tokenizer(), named)
+        minitron.convert(str(folder / "source"), str(folder / "out"))
+        others[folder.name] = folder / "out"
+    return {name: made(root / name, *case) for name, case in paths.items()} | others
 
 
 def ids_for(folder: Path) -> list[int]:
@@ -141,4 +152,14 @@ def test_transformers_4_opens_it_alike(
     # `generate(**tokenizer(text))` refuses inputs that the model does not take.
     assert theirs["inputs"] == list(tokenizer(TEXT))
     assert theirs["templates"] == tokenizer.chat_template
+    assert theirs["said"] == []
+
+
+@pytest.mark.parametrize(("family", "kind"), FOLLOWING)
+def test_transformers_4_gives_the_ids_of_a_file_that_is_of_another_kind_than_its_class(
+    folders: dict[str, Path], found: dict[str, Any], family: str, kind: str
+) -> None:
+    folder, theirs = folders[f"{family} {kind}"], found[f"{family} {kind}"]
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids
+    assert theirs["ids"] == ids
     assert theirs["said"] == []
