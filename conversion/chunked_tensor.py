@@ -7,49 +7,19 @@ its file ranges.
     ChunkedTensor("model.nemo: decoder.layers.mlp.linear_fc1.weight", dtype, shape, chunks).layers()
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 from math import prod
 
 import torch
 
 from minitron.errors import SourceError
-from minitron.files.lazy_tensor import FileRange, LazyTensor, SideBySide, Stacked
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import LazyTensor, SideBySide, Stacked
+from minitron.files.stored_tensor import DeferredTensor, StoredTensor
 
 MOST_LAYERS = 1 << 14
 LARGEST_SIZE = 1 << 48  # of an axis and of a whole tensor, in elements
-
-
-class LocatedLater:
-    """A tensor of known dtype and shape whose place in its file is looked up when it is read."""
-
-    def __init__(
-        self, dtype: torch.dtype, shape: tuple[int, ...], locate: Callable[[], StoredTensor]
-    ) -> None:
-        self.dtype = dtype
-        self.shape = shape
-        self._locate = locate
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
-
-    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        return self._located.read(start, stop)
-
-    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[FileRange, ...] | None:
-        return self._located.ranges(start, stop)
-
-    def select(self, index: int) -> "LocatedLater":
-        """One entry of the first axis, which is dropped."""
-        return LocatedLater(self.dtype, self.shape[1:], lambda: self._located.select(index))
-
-    @cached_property
-    def _located(self) -> StoredTensor:
-        return self._locate()
 
 
 @dataclass(frozen=True)
@@ -57,7 +27,7 @@ class Chunk:
     """A box of a tensor."""
 
     offsets: tuple[int, ...]
-    tensor: StoredTensor | LocatedLater
+    tensor: StoredTensor | DeferredTensor
 
     @property
     def sizes(self) -> tuple[int, ...]:

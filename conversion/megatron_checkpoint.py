@@ -53,7 +53,7 @@ def read_checkpoint(archive: Archive, *, is_gated: bool) -> MegatronCheckpoint:
         return MegatronCheckpoint(archive, found.layout, found.tensors)
     seen = ", ".join(archive.names()[:4]) or "nothing"
     raise SourceError(
-        f"{archive.path} holds {seen}: a Megatron GPT checkpoint was expected, which has "
+        f"{archive.name} holds {seen}: a Megatron GPT checkpoint was expected, which has "
         f"model_weights/{_DISTRIBUTED}, weights/{_DISTRIBUTED}, model_weights.ckpt or one a rank"
     )
 
@@ -63,23 +63,23 @@ def _distributed(archive: Archive, folder: str, family: str) -> MegatronCheckpoi
     try:
         metadata = json.loads(archive.read(name, _LARGEST_JSON))
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{archive.path}: {name} is damaged: {error}") from None
+        raise SourceError(f"{archive.name}: {name} is damaged: {error}") from None
     backend = metadata.get("sharded_backend") if isinstance(metadata, dict) else None
     if not isinstance(backend, str) or backend not in _BACKENDS:
         raise SourceError(
-            f"{archive.path}: {name} names the sharded_backend {backend!r:.80}; "
+            f"{archive.name}: {name} names the sharded_backend {backend!r:.80}; "
             f"{' and '.join(_BACKENDS)} can be read"
         )
     chunked = _BACKENDS[backend](archive, folder)
     tensors: dict[str, LazyTensor] = {}
     for canonical, tensor in _single_layers(chunked):
         if canonical in tensors:
-            raise SourceError(f"{archive.path} holds {canonical} twice")
+            raise SourceError(f"{archive.name} holds {canonical} twice")
         tensors[canonical] = tensor
     if f"{EMBEDDING}.weight" not in tensors:
         seen = ", ".join(list(chunked)[:3]) or "no tensors"
         raise SourceError(
-            f"{archive.path} holds {seen}, but no {EMBEDDING}.weight: it is no Megatron GPT "
+            f"{archive.name} holds {seen}, but no {EMBEDDING}.weight: it is no Megatron GPT "
             "checkpoint, or not complete"
         )
     writer = f"{backend} version {metadata.get('sharded_backend_version')!r:.20}"

@@ -19,6 +19,7 @@ from minitron.conversion.nemo_refusals import family_of_gpt
 from minitron.conversion.nemo_tokenizer import is_instruct
 from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
 from minitron.errors import SourceError
+from minitron.files.file import File
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.families import NEMOTRON
 from minitron.model.source import Source
@@ -34,16 +35,11 @@ class NemoSource(Source):
     layout: str | None
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        name: str | None = None,
-        revision: str | None = None,
-        keep_vocab_padding: bool = False,
+        self, place: Path | File, *, revision: str | None = None, keep_vocab_padding: bool = False
     ) -> None:
-        """`name` and `revision` are those of the repository that it is in."""
-        self.name, self.revision = name or str(path), revision
-        self._archive = open_archive(path)
+        """`revision` is that of the repository that a file on the Hub is in."""
+        self._archive = open_archive(place)
+        self.name, self.revision = self._archive.name, revision
         self._settings = self._read_settings()
         hub_config(self._settings, vocab_size=1)  # what no family holds is refused before tensors
         tokenizer = ArchiveTokenizer(self._archive, self._settings, self.name)

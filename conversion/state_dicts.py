@@ -18,8 +18,10 @@ from minitron.conversion.megatron_keys import canonical_name, layer_of
 from minitron.conversion.megatron_names import EMBEDDING, HEAD, LAYERS
 from minitron.conversion.nemo_archive import Archive
 from minitron.errors import SourceError
-from minitron.files.lazy_tensor import FileRange, LazyTensor, Rows
+from minitron.files.file import LocalFile
+from minitron.files.lazy_tensor import LazyTensor, Rows
 from minitron.files.stored_tensor import StoredTensor
+from minitron.files.torch_file import read_torch_object
 
 WEIGHTS = "model_weights.ckpt"
 MEGATRON_WEIGHTS = "model_optim_rng.pt"
@@ -94,7 +96,7 @@ class _Replicas:
                 )
         return first
 
-    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[FileRange, ...] | None:
+    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[LocalFile, ...] | None:
         return None
 
 
@@ -144,7 +146,7 @@ def _rank_members(archive: Archive) -> dict[tuple[int, int], str]:
                 int(match["pp"] or match["pipeline"] or 0),
             )
             if rank in members:
-                raise SourceError(f"{archive.path} holds two state dicts of rank {rank}: {folder}")
+                raise SourceError(f"{archive.name} holds two state dicts of rank {rank}: {folder}")
             members[rank] = f"{folder}/{file}"
     return members
 
@@ -157,11 +159,11 @@ def _weights_file(files: Sequence[str]) -> str | None:
 
 def _parallel_sizes(archive: Archive, members: Mapping[tuple[int, int], str]) -> tuple[int, int]:
     if not members:
-        raise SourceError(f"{archive.path} holds no {WEIGHTS}")
+        raise SourceError(f"{archive.name} holds no {WEIGHTS}")
     sizes = max(tp for tp, _ in members) + 1, max(pp for _, pp in members) + 1
     if len(members) != sizes[0] * sizes[1]:
         raise SourceError(
-            f"{archive.path} has state dicts of {len(members)} ranks, TP {sizes[0]} x PP "
+            f"{archive.name} has state dicts of {len(members)} ranks, TP {sizes[0]} x PP "
             f"{sizes[1]} needs {sizes[0] * sizes[1]}: the checkpoint is not complete"
         )
     return sizes
@@ -169,8 +171,8 @@ def _parallel_sizes(archive: Archive, members: Mapping[tuple[int, int], str]) ->
 
 def _shards(archive: Archive, name: str) -> list[Shard]:
     """The state dicts of one rank: one, or one for each of its turns in an interleaved pipeline."""
-    where = f"{archive.path}: {name}"
-    return [_shard(turn, where) for turn in _turns(archive.torch_object(name), where)]
+    where = f"{archive.name}: {name}"
+    return [_shard(turn, where) for turn in _turns(read_torch_object(archive.member(name)), where)]
 
 
 def _shard(state: Mapping[object, object], where: str) -> Shard:
@@ -220,7 +222,7 @@ def _virtual_pipeline(archive: Archive, stages: Sequence[Sequence[Sequence[Shard
     """How many turns each stage has."""
     counts = {len(turns) for stage in stages for turns in stage}
     if len(counts) != 1:
-        raise SourceError(f"{archive.path}: its ranks hold {sorted(counts)} parts of the model")
+        raise SourceError(f"{archive.name}: its ranks hold {sorted(counts)} parts of the model")
     return counts.pop()
 
 
@@ -228,7 +230,7 @@ def _check_is_gpt(archive: Archive, first: Shard) -> None:
     if f"{EMBEDDING}.weight" not in first:
         seen = ", ".join(list(first)[:3])
         raise SourceError(
-            f"{archive.path} holds tensors such as {seen}, but no {EMBEDDING}.weight: it is no "
+            f"{archive.name} holds tensors such as {seen}, but no {EMBEDDING}.weight: it is no "
             "Megatron GPT checkpoint"
         )
 
@@ -238,11 +240,11 @@ def _merged(archive: Archive, ranks: Sequence[Shard], *, is_gated: bool) -> dict
     for rank, shard in enumerate(ranks):
         if differing := sorted(shard.keys() ^ ranks[0].keys()):
             raise SourceError(
-                f"{archive.path}: {differing[0]} is on one of tensor-parallel ranks 0 and {rank}, "
+                f"{archive.name}: {differing[0]} is on one of tensor-parallel ranks 0 and {rank}, "
                 "not on both"
             )
     return {
-        name: _merge(f"{archive.path}: {name}", name, [shard[name] for shard in ranks], is_gated)
+        name: _merge(f"{archive.name}: {name}", name, [shard[name] for shard in ranks], is_gated)
         for name in ranks[0]
     }
 
@@ -290,6 +292,6 @@ def _add_stage(
             tensors[f"{LAYERS}{first_layer + layer[0]}.{layer[1]}"] = tensor
     if numbers != set(range(len(numbers))):
         raise SourceError(
-            f"{archive.path}: a stage has layers {sorted(numbers)[:8]}, not all from 0 on"
+            f"{archive.name}: a stage has layers {sorted(numbers)[:8]}, not all from 0 on"
         )
     return len(numbers)

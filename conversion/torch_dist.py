@@ -9,16 +9,18 @@ The index, `.metadata`, is a pickle and is read as data. Each item is a file of 
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import torch
 
-from minitron.conversion.chunked_tensor import LARGEST_SIZE, Chunk, ChunkedTensor, LocatedLater
+from minitron.conversion.chunked_tensor import LARGEST_SIZE, Chunk, ChunkedTensor
 from minitron.conversion.megatron_keys import canonical_name
 from minitron.conversion.nemo_archive import Archive
 from minitron.errors import SourceError
 from minitron.files.inert_pickle import Global, Inert, read_pickle
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.stored_tensor import DeferredTensor, StoredTensor
+from minitron.files.torch_file import read_torch_object
 from minitron.files.torch_tensors import DTYPES
 
 METADATA = ".metadata"
@@ -41,7 +43,7 @@ def torch_dist_tensors(archive: Archive, folder: str) -> dict[str, ChunkedTensor
 
     Raises SourceError for an index that is damaged or names what is not in the folder.
     """
-    where = f"{archive.path}: {folder}/{METADATA}"
+    where = f"{archive.name}: {folder}/{METADATA}"
     pickled = archive.read(f"{folder}/{METADATA}", LARGEST_METADATA)
     index = _fields(read_pickle(io.BytesIO(pickled), {}, where), where)
     items = dict(_items(archive, folder, index.get("storage_data"), where))
@@ -69,7 +71,7 @@ def _tensor(
     described: Mapping[str, object],
     items: Mapping[tuple[str, Sizes], Item],
 ) -> ChunkedTensor:
-    where = f"{archive.path}: {key}"
+    where = f"{archive.name}: {key}"
     shape = _sizes(described.get("size"), where, least=1)
     dtype = _dtype(described.get("properties"), where)
     listed = described.get("chunks")
@@ -83,22 +85,23 @@ def _tensor(
             raise SourceError(f"{where} of shape {list(shape)} has a chunk at {list(offsets)}")
         if (key, offsets) not in items:
             raise SourceError(f"{where}: the chunk at {list(offsets)} is stored nowhere")
-        later = _later(
+        tensor = _deferred(
             archive, f"{where}, chunk {list(offsets)}", dtype, sizes, items[key, offsets]
         )
-        chunks[offsets] = Chunk(offsets, later)
+        chunks[offsets] = Chunk(offsets, tensor)
     return ChunkedTensor(where, dtype, shape, tuple(chunks.values()))
 
 
-def _later(
+def _deferred(
     archive: Archive, where: str, dtype: torch.dtype, sizes: Sizes, item: Item
-) -> LocatedLater:
+) -> DeferredTensor:
     if item.length < prod(sizes) * dtype.itemsize:
         raise SourceError(f"{where} of sizes {list(sizes)} cannot be in {item.length} bytes")
 
+    @cache
     def locate() -> StoredTensor:
         try:
-            found = archive.torch_object(item.member, item.offset, item.length)
+            found = read_torch_object(archive.member(item.member).window(item.offset, item.length))
         except SourceError as error:
             raise SourceError(f"{where} cannot be read: {error}") from None
         if not isinstance(found, StoredTensor):
@@ -110,7 +113,7 @@ def _later(
             )
         return found
 
-    return LocatedLater(dtype, sizes, locate)
+    return DeferredTensor(dtype, sizes, locate)
 
 
 def _items(
@@ -137,7 +140,7 @@ def _item(archive: Archive, folder: str, place: Mapping[str, object], where: str
     begin, count = _sizes((offset, length), where)
     if member not in archive:
         raise SourceError(f"{where} is stored in {path}, which is missing")
-    if begin + count > archive.member(member).length:
+    if begin + count > archive.member(member).size:
         raise SourceError(f"{where}: {path} is truncated, {begin + count} bytes are needed")
     return Item(member, begin, count)
 

@@ -38,7 +38,7 @@ def zarr_tensors(archive: Archive, folder: str) -> dict[str, ChunkedTensor]:
     for name in archive.names():
         key = name.removeprefix(f"{folder}/").removesuffix(f"/{ARRAY}")
         if name == f"{folder}/{key}/{ARRAY}" and "/" not in key and canonical_name(key) is not None:
-            found[key] = _tensor(archive, f"{folder}/{key}", f"{archive.path}: {key}")
+            found[key] = _tensor(archive, f"{folder}/{key}", f"{archive.name}: {key}")
     return found
 
 
@@ -69,9 +69,9 @@ def _chunk(
         raise SourceError(f"{where} is missing")
     member = archive.member(name)
     expected = prod(shape) * dtype.itemsize
-    if member.length != expected:
-        raise SourceError(f"{where} has {member.length} bytes, {expected} are expected")
-    return StoredTensor(member.path, dtype, shape, member.start, identity=member.identity)
+    if member.size != expected:
+        raise SourceError(f"{where} has {member.size} bytes, {expected} are expected")
+    return StoredTensor(member, dtype, shape, offset=0)
 
 
 def _settings(archive: Archive, place: str, where: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import torch
 
 from minitron.errors import SourceError
 from minitron.files import finite
+from minitron.files.file import LocalFile
 from minitron.files.finite import check_finite, is_finite, is_finite_in_file
-from minitron.files.lazy_tensor import FileRange
 
 FLOATS = [
     torch.float64,
@@ -117,7 +117,7 @@ def test_in_a_file_too_whatever_its_windows_and_where_it_begins(
     def is_finite_there(values: torch.Tensor) -> bool:
         data = values.contiguous().view(torch.uint8).numpy().tobytes()
         path.write_bytes(b"\xff" * offset + data + b"\xff" * 8)  # as integers, all are NaN
-        return is_finite_in_file(FileRange(path, offset, len(data)), dtype)
+        return is_finite_in_file(LocalFile.at(path).window(offset, len(data)), dtype)
 
     assert is_finite_there(tensor)
     for position in (0, 4096 // dtype.itemsize - 1, 4096 // dtype.itemsize, tensor.numel() - 1):
@@ -127,6 +127,8 @@ def test_in_a_file_too_whatever_its_windows_and_where_it_begins(
 
 
 def test_a_file_that_ends_before_its_tensor_is_told(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(bytes(104))
+    part = LocalFile.at(tmp_path / "weights").window(60, 44)
     (tmp_path / "weights").write_bytes(bytes(100))
     with pytest.raises(SourceError, match="weights is truncated: it ends at 100"):
-        is_finite_in_file(FileRange(tmp_path / "weights", 60, 44), torch.float32)
+        is_finite_in_file(part, torch.float32)

@@ -78,11 +78,11 @@ class TestEveryLayout:
     ) -> None:
         folder = HubFolder.at(copied(layout))
         stored = folder.tensors["model.layers.2.mlp.up_proj.weight"]
-        content = bytearray(stored.path.read_bytes())
+        content = bytearray(stored.file.path.read_bytes())
         content[stored.offset : stored.offset + stored.nbytes] = bytes(stored.nbytes)
-        status = stored.path.stat()
-        stored.path.write_bytes(content)
-        os.utime(stored.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        status = stored.file.path.stat()
+        stored.file.path.write_bytes(content)
+        os.utime(stored.file.path, ns=(status.st_atime_ns, status.st_mtime_ns))
         assert not stored.read().any()
 
     def test_the_folder_knows_which_file_holds_a_tensor(
@@ -92,7 +92,7 @@ class TestEveryLayout:
         files = {path.name for path in shards_of(folders[layout])}
         assert set(folder.files_of_tensors.values()) == files
         for name, file in folder.files_of_tensors.items():
-            assert folder.tensors[name].path.name == file
+            assert folder.tensors[name].file.path.name == file
 
     def test_a_truncated_shard_is_named(self, layout: str, copied: Callable[[str], Path]) -> None:
         path = copied(layout)

@@ -41,10 +41,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         (tmp_path / "scratch").mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
         # So small a model would come with its header, or in one window.
-        monkeypatch.setattr("minitron.sources.hub_folder._ENOUGH", 64)
-        monkeypatch.setattr("minitron.files.partial_file.BLOCK", 512)
-        monkeypatch.setattr("minitron.files.remote_tensor.WINDOW", 12_000)
-        monkeypatch.setattr("minitron.files.remote_tensor._SMALL", 200)
+        monkeypatch.setattr("minitron.files.hub_repository._BEGINNING", 64)
+        monkeypatch.setattr("minitron.files.cached_file.BLOCK", 512)
+        monkeypatch.setattr("minitron.files.cached_file.WINDOW", 12_000)
+        monkeypatch.setattr("minitron.files.cached_file.SMALL", 200)
         monkeypatch.chdir(tmp_path)
         yield hub
 
@@ -225,7 +225,7 @@ def test_with_little_disk_the_same_is_written_and_no_shard_is_ever_here(
 def test_with_little_disk_each_byte_of_a_weight_comes_once(
     hub: Hub, sharded: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.files.remote_tensor._SMALL", 1)
+    monkeypatch.setattr("minitron.files.cached_file.SMALL", 1)
     # The rows by which the model is known come again.
     monkeypatch.setattr("minitron.records.minitron_json.model_digest", lambda source: "")
     monkeypatch.setattr("minitron.files.tensor_stream.PIECE_BYTES", 1000)
@@ -258,7 +258,7 @@ def test_with_little_disk_a_dropped_layer_does_not_come(
     index = json.loads(sharded["model.safetensors.index.json"])["weight_map"]
     stored = open_source(NAME, low_disk=True).tensors[name]
     asked = [one for one in ranges_of(hub, sharded) if one[0] == index[name]]
-    begin = stored.stored.offset  # type: ignore[attr-defined]
+    begin = stored.file.file.start  # type: ignore[attr-defined]
     came = sum(
         max(0, min(stop, begin + stored.nbytes) - max(start, begin)) for _, start, stop in asked
     )
@@ -538,7 +538,7 @@ def test_a_shard_that_was_damaged_in_the_cache_is_refused(hub: Hub, sharded: Fil
     tensor = open_source(NAME).tensors["model.layers.2.mlp.up_proj.weight"]
     [where] = tensor.ranges() or ()
     with where.path.open("r+b") as file:
-        file.seek(where.offset)
+        file.seek(where.start)
         file.write(b"\x01\x02")
     with pytest.raises(SourceError, match=rf"{where.path.name} is damaged: its sha256 is "):
         minitron.convert(NAME, "two")

@@ -40,7 +40,7 @@ def told(name):
             "licenses": [path.name for path in source.companions.license_files()],
             "absent": source.companions.file("generation_config.json"),
             "norm": source.tensors["model.norm.weight"].read().tolist(),
-            "paths": sorted({str(stored.path) for stored in source.tensors.values()}),
+            "paths": sorted({str(stored.file.path) for stored in source.tensors.values()}),
         }
     except MinitronError as error:
         return {"error": type(error).__name__, "message": str(error)}

@@ -209,7 +209,7 @@ def test_a_sharded_model_comes_down_once_and_converts_to_equal_bytes(
 def test_inspecting_a_model_fetches_no_weights(
     hub: Hub, sharded: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, enough: int
 ) -> None:
-    monkeypatch.setattr("minitron.sources.hub_folder._ENOUGH", enough)
+    monkeypatch.setattr("minitron.files.hub_repository._BEGINNING", enough)
     hub.add("Some/Model", sharded)
     told = minitron.inspect("some/model")
     assert told.layout == "safetensors (sharded)"
@@ -391,7 +391,7 @@ def test_a_nemo_in_a_repository_is_converted_at_its_revision(hub: Hub, family: R
 def test_a_nemo_in_a_repository_is_inspected_by_ranges(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
-    monkeypatch.setattr("minitron.files.partial_file.BLOCK", 512)
+    monkeypatch.setattr("minitron.files.cached_file.BLOCK", 512)
     content = nemo_file(tmp_path, layout=layout)
     (tmp_path / "whole.nemo").write_bytes(content)
     hub.add("Some/Family", {"nemo/small-base.nemo": content})

@@ -61,7 +61,7 @@ MINITRON_8B = {
 @pytest.fixture
 def no_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(tensor: StoredTensor, *rows: Any) -> torch.Tensor:
-        raise AssertionError(f"{tensor.path} was read")
+        raise AssertionError(f"{tensor.file.name} was read")
 
     monkeypatch.setattr(StoredTensor, "read", read)
 

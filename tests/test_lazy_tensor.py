@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from minitron.files.file import LocalFile
 from minitron.files.lazy_tensor import (
     Cast,
     Columns,
-    FileRange,
     LazyTensor,
     Rows,
     Shifted,
@@ -29,7 +29,7 @@ def stored(tmp_path: Path) -> Stored:
     def store(tensor: torch.Tensor) -> StoredTensor:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.bin"
         path.write_bytes(b"other" + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-        return StoredTensor(path, tensor.dtype, tuple(tensor.shape), offset=5)
+        return StoredTensor(LocalFile.at(path), tensor.dtype, tuple(tensor.shape), offset=5)
 
     return store
 
@@ -38,11 +38,9 @@ def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def bytes_at(ranges: tuple[FileRange, ...] | None) -> bytes:
+def bytes_at(ranges: tuple[LocalFile, ...] | None) -> bytes:
     assert ranges is not None
-    return b"".join(
-        part.path.read_bytes()[part.offset : part.offset + part.nbytes] for part in ranges
-    )
+    return b"".join(part.path.read_bytes()[part.start : part.start + part.size] for part in ranges)
 
 
 def assert_same(lazy: LazyTensor, wanted: torch.Tensor) -> None:

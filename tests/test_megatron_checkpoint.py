@@ -51,8 +51,8 @@ def assert_same(found: Mapping[str, LazyTensor], written: Mapping[str, torch.Ten
 
 def bytes_at(range_: Any) -> bytes:
     with range_.path.open("rb") as file:
-        file.seek(range_.offset)
-        return bytes(file.read(range_.nbytes))
+        file.seek(range_.start)
+        return bytes(file.read(range_.size))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -197,7 +197,7 @@ def test_opening_reads_no_more_than_the_index(
     def refuse(*_: object) -> None:
         raise AssertionError("an item was opened")
 
-    monkeypatch.setattr("minitron.conversion.nemo_archive.read_torch_object", refuse)
+    monkeypatch.setattr("minitron.conversion.torch_dist.read_torch_object", refuse)
     found = read(path).tensors
 
     assert {name: lazy.shape for name, lazy in found.items()} == {

@@ -12,6 +12,7 @@ import torch
 
 from minitron.conversion.megatron_names import hub_tensors, megatron_tensors
 from minitron.errors import SourceError, TargetError
+from minitron.files.file import LocalFile
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.stored_tensor import StoredTensor
 from minitron.model.architecture import Architecture
@@ -196,9 +197,10 @@ def test_bytes_that_only_move_are_known_as_runs_of_whole_heads(tmp_path: Path) -
         name: tensor.shape
         for name, tensor in megatron_model(hub_model(architecture), architecture).items()
     }
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    file = LocalFile.at(tmp_path / "file")
     stored = {
-        name: StoredTensor(tmp_path / name, torch.bfloat16, tuple(shape), 0)
-        for name, shape in sizes.items()
+        name: StoredTensor(file, torch.bfloat16, tuple(shape), 0) for name, shape in sizes.items()
     }
     row = 2 * SIZES["hidden_size"]
     head = SIZES["head_dim"] * row
@@ -207,7 +209,7 @@ def test_bytes_that_only_move_are_known_as_runs_of_whole_heads(tmp_path: Path) -
     def places(part: str) -> list[tuple[int, int]]:
         ranges = found[f"model.layers.1.self_attn.{part}_proj.weight"].ranges()
         assert ranges is not None
-        return [(place.offset, place.nbytes) for place in ranges]
+        return [(place.start, place.size) for place in ranges]
 
     assert places("q") == [(0, 3 * head), (5 * head, 3 * head)]
     assert places("k") == [(3 * head, head), (8 * head, head)]

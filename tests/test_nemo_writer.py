@@ -23,6 +23,7 @@ from minitron.conversion.distributed_writer import DistFormat, Member
 from minitron.conversion.megatron_names import megatron_tensors
 from minitron.conversion.nemo_writer import write_nemo, write_nemo2
 from minitron.errors import SourceError, TargetError
+from minitron.files.file import LocalFile
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.stored_tensor import StoredTensor
 from minitron.files.torch_file import read_torch_object
@@ -187,9 +188,9 @@ def test_the_items_are_located_inside_their_file_by_our_own_reader(tmp_path: Pat
     expected = stacked(tensors, "model.")
     weights = unpacked(written(tmp_path, tensors)) / "model_weights"
     metadata = dcp.FileSystemReader(weights).read_metadata()
-    data = weights / "__0_0.distcp"
+    data = LocalFile.at(weights / "__0_0.distcp")
     for index, info in metadata.storage_data.items():
-        value = read_torch_object(data, info.offset, info.length)
+        value = read_torch_object(data.window(info.offset, info.length))
         if "_extra_state" in index.fqn:
             assert value == [None]
             continue

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron.errors import SourceError
+from minitron.files.file import LocalFile
 from minitron.files.safetensors_file import read_safetensors_header, safetensors_header
 
 DTYPES = [
@@ -66,7 +67,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_tensor_is_found_where_the_library_wrote_it(saved: Path) -> None:
-    found = read_safetensors_header(saved)
+    found = read_safetensors_header(LocalFile.at(saved))
     assert found.keys() == tensors().keys()
     for name, tensor in tensors().items():
         assert found[name].shape == tuple(tensor.shape)
@@ -77,7 +78,7 @@ def test_every_tensor_is_found_where_the_library_wrote_it(saved: Path) -> None:
 def test_rows_are_read_as_a_slice_would_choose_them(
     saved: Path, start: int, stop: int | None
 ) -> None:
-    found = read_safetensors_header(saved)
+    found = read_safetensors_header(LocalFile.at(saved))
     for name, tensor in tensors().items():
         if tensor.dim() == 2:
             assert same_bytes(found[name].read(start, stop), tensor[start:stop]), name
@@ -105,12 +106,12 @@ def test_a_file_cut_inside_its_tensors_tells_both_sizes(tmp_path: Path, missing:
         SourceError,
         match=rf"w.safetensors is truncated \({size} bytes of {size + missing}\): fetch",
     ):
-        read_safetensors_header(path)
+        read_safetensors_header(LocalFile.at(path))
 
 
 def test_a_file_that_shrinks_after_its_header_was_read_is_refused(tmp_path: Path) -> None:
     path = raw_file(tmp_path / "w.safetensors", entry(), bytes(24))
-    found = read_safetensors_header(path)["w"]
+    found = read_safetensors_header(LocalFile.at(path))["w"]
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(SourceError, match="w.safetensors is truncated"):
         found.read()
@@ -125,7 +126,7 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     with pytest.raises(SourceError, match=r"w.safetensors is truncated or no safetensors file"):
-        read_safetensors_header(path)
+        read_safetensors_header(LocalFile.at(path))
 
 
 @pytest.mark.parametrize(
@@ -161,25 +162,27 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
 def test_a_damaged_header_is_refused(tmp_path: Path, header: object) -> None:
     path = raw_file(tmp_path / "w.safetensors", header, bytes(24))
     with pytest.raises(SourceError, match=r"w.safetensors has a damaged header \(.*\): fetch it"):
-        read_safetensors_header(path)
+        read_safetensors_header(LocalFile.at(path))
 
 
 def test_a_dtype_that_torch_cannot_hold_is_named(tmp_path: Path) -> None:
     path = raw_file(tmp_path / "w.safetensors", entry(dtype="F4"), bytes(24))
     with pytest.raises(SourceError, match="holds F4 tensors, which cannot be read here"):
-        read_safetensors_header(path)
+        read_safetensors_header(LocalFile.at(path))
 
 
 def test_a_shape_that_no_memory_could_hold_is_refused_at_once(tmp_path: Path) -> None:
     huge = 2**60
     header = entry(shape=[huge], data_offsets=[0, 4 * huge])
     with pytest.raises(SourceError, match="is truncated"):
-        read_safetensors_header(raw_file(tmp_path / "w.safetensors", header, bytes(24)))
+        read_safetensors_header(
+            LocalFile.at(raw_file(tmp_path / "w.safetensors", header, bytes(24)))
+        )
 
 
 def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read: Is a directory"):
-        read_safetensors_header(tmp_path)
+        read_safetensors_header(LocalFile.at(tmp_path))
 
 
 W, V = (entry(data_offsets=[0, 24])["w"], entry(data_offsets=[24, 48])["w"])
@@ -210,7 +213,7 @@ def test_what_the_formats_own_library_refuses_is_refused(
 ) -> None:
     path = raw_file(tmp_path / "w.safetensors", header, bytes(nbytes))
     with pytest.raises(SourceError, match=says):
-        read_safetensors_header(path)
+        read_safetensors_header(LocalFile.at(path))
 
 
 def test_random_damage_of_a_header_never_changes_a_value_unseen(tmp_path: Path) -> None:
@@ -225,7 +228,10 @@ def test_random_damage_of_a_header_never_changes_a_value_unseen(tmp_path: Path) 
         damaged[draw.randrange(length)] = draw.choice([draw.randrange(256), *b"0123456789"])
         path.write_bytes(damaged)
         try:
-            ours = {name: tensor.read() for name, tensor in read_safetensors_header(path).items()}
+            ours = {
+                name: tensor.read()
+                for name, tensor in read_safetensors_header(LocalFile.at(path)).items()
+            }
         except SourceError:
             continue
         theirs = load_file(path)

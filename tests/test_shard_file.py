@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from minitron.errors import SourceError
 from minitron.files import shard_file
-from minitron.files.lazy_tensor import FileRange
+from minitron.files.file import LocalFile
 from minitron.files.shard_file import ShardFile, TensorSpec
 from minitron.records.folder_writer import write_weights
 
@@ -38,7 +38,7 @@ def test_shards_written_at_once_hold_the_same_bytes_as_one_file(tmp_path: Path) 
     def pieces() -> Iterator[tuple[str, Any]]:
         yield "a", tensors["a"][:3]
         yield "a", tensors["a"][3:]
-        yield "b", FileRange(stored, 2, 5 * ROW)
+        yield "b", LocalFile.at(stored).window(2, 5 * ROW)
         yield "c", tensors["c"]
         yield "d", tensors["d"]
 
@@ -67,7 +67,10 @@ def test_two_files_are_written_at_the_same_time(
     monkeypatch.setattr(shard_file, "write_piece", together)
     stored = tmp_path / "stored"
     stored.write_bytes(bytes(7 * ROW))
-    pieces = [("a", FileRange(stored, 0, 7 * ROW)), ("b", FileRange(stored, 0, 7 * ROW))]
+    pieces = [
+        ("a", LocalFile.at(stored).window(0, 7 * ROW)),
+        ("b", LocalFile.at(stored).window(0, 7 * ROW)),
+    ]
     write_weights(tmp_path, specs(a=7, b=7), pieces, max_shard_size=7 * ROW)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
@@ -77,7 +80,7 @@ def test_few_pieces_wait_in_memory_and_any_number_of_file_ranges(tmp_path: Path)
     stored = tmp_path / "stored"
     stored.write_bytes(bytes(ROW))
     for _ in range(30):
-        shard.put("a", FileRange(stored, 0, ROW))
+        shard.put("a", LocalFile.at(stored).window(0, ROW))
     put = []
 
     def hand_on() -> None:
@@ -107,7 +110,10 @@ def test_a_full_disk_in_one_file_ends_all_of_them(
         for name in "abcdef":
             for row in range(9):
                 taken.append(name)
-                yield name, rows(1, row) if in_memory else FileRange(stored, row * ROW, ROW)
+                yield (
+                    name,
+                    rows(1, row) if in_memory else LocalFile.at(stored).window(row * ROW, ROW),
+                )
 
     def full(file: Any, *_: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -133,9 +139,11 @@ def test_what_makes_the_pieces_fails_and_no_writer_is_left_waiting(tmp_path: Pat
 
 def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
     stored = tmp_path / "stored"
+    stored.write_bytes(bytes(9 * ROW))
+    part = LocalFile.at(stored).window(0, 9 * ROW)
     stored.write_bytes(bytes(3 * ROW))
     with pytest.raises(SourceError, match="stored is truncated"):
-        write_weights(tmp_path, specs(a=9), [("a", FileRange(stored, 0, 9 * ROW))])
+        write_weights(tmp_path, specs(a=9), [("a", part)])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -154,7 +162,9 @@ def test_tensors_larger_than_a_shard_have_files_of_their_own(
             for row in range(count):
                 yield (
                     name,
-                    tensors[name][row : row + 1] if in_memory else FileRange(stored, start, ROW),
+                    tensors[name][row : row + 1]
+                    if in_memory
+                    else LocalFile.at(stored).window(start, ROW),
                 )
                 start += ROW
 

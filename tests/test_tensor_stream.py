@@ -8,7 +8,8 @@ import torch
 
 from minitron.errors import SourceError, TargetError
 from minitron.files import shard_file
-from minitron.files.lazy_tensor import Cast, FileRange, LazyTensor, Shifted
+from minitron.files.file import LocalFile
+from minitron.files.lazy_tensor import Cast, LazyTensor, Shifted
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import StoredTensor
 from minitron.files.tensor_stream import PIECE_BYTES, copied
@@ -17,7 +18,7 @@ from minitron.records.folder_writer import specs_of, write_weights
 
 def store(path: Path, tensor: torch.Tensor) -> StoredTensor:
     path.write_bytes(tensor.view(torch.uint8).numpy().tobytes())
-    return StoredTensor(path, tensor.dtype, tuple(tensor.shape), offset=0)
+    return StoredTensor(LocalFile.at(path), tensor.dtype, tuple(tensor.shape), offset=0)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_what_is_written_is_what_was_asked_for(
 ) -> None:
     tensors = lazy(tmp_path, weights)
     write_weights(tmp_path, specs_of(tensors), copied(tensors, "it"))
-    written = read_safetensors_header(tmp_path / "model.safetensors")
+    written = read_safetensors_header(LocalFile.at(tmp_path / "model.safetensors"))
     assert list(written) == ["large", "norm", "last"]
     for name, tensor in {**weights, "norm": weights["norm"] + 1}.items():
         assert torch.equal(written[name].read(), tensor), name
@@ -52,7 +53,7 @@ def test_bytes_that_lie_as_wanted_are_not_read(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     pieces = dict(copied(lazy(tmp_path, weights), "it", check=False))
-    assert isinstance(pieces["large"], FileRange)
+    assert isinstance(pieces["large"], LocalFile)
     assert isinstance(pieces["norm"], torch.Tensor)
 
 
@@ -65,18 +66,20 @@ def test_where_the_kernel_cannot_copy_the_bytes_are_the_same(
     monkeypatch.setattr(os, "copy_file_range", refuse)
     tensors = lazy(tmp_path, weights)
     write_weights(tmp_path, specs_of(tensors), copied(tensors, "it"))
-    written = read_safetensors_header(tmp_path / "model.safetensors")
+    written = read_safetensors_header(LocalFile.at(tmp_path / "model.safetensors"))
     assert torch.equal(written["large"].read(), weights["large"])
 
 
 def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
     path = tmp_path / "short"
+    path.write_bytes(bytes(12))
+    part = LocalFile.at(path).window(4, 8)
     path.write_bytes(b"12345678")
     with (
         (tmp_path / "out").open("wb", buffering=0) as out,
         pytest.raises(SourceError, match="short is truncated: it ends at 8"),
     ):
-        shard_file.write_piece(out, FileRange(path, 4, 8), torch.float32, lambda done: None)
+        shard_file.write_piece(out, part, torch.float32, lambda done: None)
 
 
 @pytest.mark.parametrize("name", ["large", "norm", "last"])

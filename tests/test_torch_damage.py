@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
+from minitron.files.file import LocalFile
 from minitron.files.torch_file import read_torch_file
 from tests.torch_mutations import fault_of, faults, saved_bytes
 
@@ -18,7 +19,7 @@ from tests.torch_mutations import fault_of, faults, saved_bytes
 def test_an_undamaged_file_is_read_as_torch_reads_it(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(saved_bytes(zipped=zipped))
-    assert read_torch_file(path)
+    assert read_torch_file(LocalFile.at(path))
     assert fault_of(path) is None
 
 
@@ -42,7 +43,7 @@ def test_one_storage_of_two_kinds_is_refused(tmp_path: Path, zipped: bool) -> No
     before, _, after = data.partition(b"IntStorage")
     path.write_bytes(before + b"IntStorage" + after.replace(second, first, 1))
     with pytest.raises(SourceError, match="has two kinds or two sizes"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 def rewritten(path: Path, records: list[tuple[str, bytes]]) -> Path:
@@ -60,10 +61,10 @@ def test_a_record_that_is_there_twice_is_refused(tmp_path: Path, name: str) -> N
     with zipfile.ZipFile(buffer) as archive:
         records = [(entry, archive.read(entry)) for entry in archive.namelist()]
     whole = rewritten(tmp_path / "whole.bin", records)
-    assert read_torch_file(whole)["a"].read().tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert read_torch_file(LocalFile.at(whole))["a"].read().tolist() == [0.0, 1.0, 2.0, 3.0]
     twice = rewritten(tmp_path / "twice.bin", [*records, (name, bytes(16))])
     with pytest.raises(SourceError, match=r"twice.bin is truncated or damaged: a record is there"):
-        read_torch_file(twice)
+        read_torch_file(LocalFile.at(twice))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_directory_entry_that_torch_reads_otherwise_is_refused(
     data[entry + at : entry + at + 1] = value
     path.write_bytes(data)
     with pytest.raises(SourceError, match=r"model.bin is truncated or damaged"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 @pytest.mark.parametrize("end", [b"PK\5\6", b"PK\6\6", b"PK\6\7"])
@@ -93,7 +94,7 @@ def test_ends_of_a_zip_that_disagree_are_refused(tmp_path: Path, end: bytes) -> 
         damaged[place + at] += 1
         path.write_bytes(damaged)
         with pytest.raises(SourceError, match=r"model.bin is truncated or damaged"):
-            read_torch_file(path)
+            read_torch_file(LocalFile.at(path))
 
 
 def program(path: Path, pickle: bytes) -> Path:
@@ -126,9 +127,11 @@ TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0K\4\x85K\1\x85
 def test_a_pickle_that_torch_would_read_otherwise_is_refused(
     tmp_path: Path, pickle: bytes, says: str
 ) -> None:
-    assert read_torch_file(program(tmp_path / "w.bin", b"}X\1\0\0\0a" + TENSOR + b"s."))
+    assert read_torch_file(
+        LocalFile.at(program(tmp_path / "w.bin", b"}X\1\0\0\0a" + TENSOR + b"s."))
+    )
     with pytest.raises(SourceError, match=says):
-        read_torch_file(program(tmp_path / "x.bin", pickle))
+        read_torch_file(LocalFile.at(program(tmp_path / "x.bin", pickle)))
 
 
 def test_a_legacy_storage_of_another_size_than_its_pickle_says_is_refused(tmp_path: Path) -> None:
@@ -136,10 +139,10 @@ def test_a_legacy_storage_of_another_size_than_its_pickle_says_is_refused(tmp_pa
     data = path.read_bytes()
     path.write_bytes(data[:-24] + struct.pack("<q", 3) + data[-16:])
     with pytest.raises(SourceError, match="storage .* has another size"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 def test_a_kind_of_tensor_that_is_not_read_here_is_named(tmp_path: Path) -> None:
     state = {"a": torch.arange(4.0), "b": torch.eye(3).to_sparse()}
     with pytest.raises(SourceError, match=r"model.bin: b is made by torch._utils._rebuild_sparse"):
-        read_torch_file(saved(tmp_path / "model.bin", state))
+        read_torch_file(LocalFile.at(saved(tmp_path / "model.bin", state)))

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.torch_dist import torch_dist_tensors
 from minitron.errors import SourceError
+from minitron.files.file import File
 from minitron.files.lazy_tensor import LazyTensor
 from tests.nemo_files import megatron_tensors, nemo_members, nemo_settings, pack_members, saved
 
@@ -90,13 +91,13 @@ def test_chunks_are_put_together_and_the_rest_is_left_out(tmp_path: Path) -> Non
 def test_a_header_is_read_when_its_tensor_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import minitron.conversion.nemo_archive as reader
+    import minitron.conversion.torch_dist as reader
 
     read, opened = reader.read_torch_object, []
 
-    def counted(path: Path, start: int = 0, length: int | None = None) -> object:
-        opened.append(start)
-        return read(path, start, length)
+    def counted(file: File) -> object:
+        opened.append(file)
+        return read(file)
 
     monkeypatch.setattr(reader, "read_torch_object", counted)
     found = tensors(tmp_path, written())[NAME]

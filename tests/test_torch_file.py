@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
+from minitron.files.file import LocalFile
 from minitron.files.inert_pickle import Global, Inert, read_pickle
 from minitron.files.stored_tensor import StoredTensor
 from minitron.files.torch_file import read_torch_file, read_torch_object
@@ -54,7 +55,7 @@ def test_every_dtype_is_read_bit_for_bit(tmp_path: Path, name: str, zipped: bool
     values = (bits % 2).bool() if dtype is torch.bool else bits.view(dtype)
     tensor = values[:15].reshape(5, 3).clone()
 
-    assert_same(read_torch_file(saved(tmp_path, {"x": tensor}, zipped))["x"], tensor)
+    assert_same(read_torch_file(LocalFile.at(saved(tmp_path, {"x": tensor}, zipped)))["x"], tensor)
 
 
 BASE = torch.arange(24, dtype=torch.float32).reshape(4, 6)
@@ -76,7 +77,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_read_as_torch_reads_it(tmp_path: Path, layout: str, zipped: bool) -> None:
     tensor = LAYOUTS[layout]
-    found = read_torch_file(saved(tmp_path, {"x": tensor}, zipped))["x"]
+    found = read_torch_file(LocalFile.at(saved(tmp_path, {"x": tensor}, zipped)))["x"]
 
     assert_same(found, tensor)
     if tensor.dim():
@@ -89,7 +90,7 @@ def test_every_layout_is_read_as_torch_reads_it(tmp_path: Path, layout: str, zip
 @FORMATS
 def test_tensors_of_one_storage_share_its_bytes(tmp_path: Path, zipped: bool) -> None:
     tensors = {"whole": BASE, "rows": BASE[1:3], "transposed": BASE.t()}
-    found = read_torch_file(saved(tmp_path, tensors, zipped))
+    found = read_torch_file(LocalFile.at(saved(tmp_path, tensors, zipped)))
 
     for name, tensor in tensors.items():
         assert_same(found[name], tensor)
@@ -102,7 +103,7 @@ def test_tensors_of_one_storage_share_its_bytes(tmp_path: Path, zipped: bool) ->
 def test_a_state_dict_of_a_module_is_read_in_its_order(tmp_path: Path, zipped: bool) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5)).bfloat16()
     state = module.state_dict()
-    found = read_torch_file(saved(tmp_path, state, zipped))
+    found = read_torch_file(LocalFile.at(saved(tmp_path, state, zipped)))
 
     assert list(found) == list(state)
     for name, tensor in state.items():
@@ -118,7 +119,7 @@ def test_parameters_and_tensors_with_attributes_are_tensors(tmp_path: Path, zipp
     both.allreduce = False  # type: ignore[attr-defined]
     state = {"parameter": parameter, "marked": marked, "both": both}
 
-    found = read_torch_file(saved(tmp_path, state, zipped))
+    found = read_torch_file(LocalFile.at(saved(tmp_path, state, zipped)))
 
     for name, tensor in state.items():
         assert_same(found[name], tensor)
@@ -142,7 +143,7 @@ def test_what_is_no_tensor_is_left_inert_and_wrappers_stay_nested(
         "epoch": 3,
         "names": ("a", [1.5, None, True], {"b"}),
     }
-    found = read_torch_object(saved(tmp_path, value, zipped))
+    found = read_torch_object(LocalFile.at(saved(tmp_path, value, zipped)))
 
     assert isinstance(found, dict)
     assert_same(found["state_dict"]["w"], BASE)
@@ -156,23 +157,23 @@ def test_what_is_no_tensor_is_left_inert_and_wrappers_stay_nested(
 def test_entries_that_are_no_tensors_are_left_out_of_a_state_dict(tmp_path: Path) -> None:
     path = saved(tmp_path, {"w": BASE, "w._extra_state": io.BytesIO(), "b._extra_state": None})
 
-    assert list(read_torch_file(path)) == ["w"]
+    assert list(read_torch_file(LocalFile.at(path))) == ["w"]
 
 
 @FORMATS
 def test_a_bare_tensor_is_an_object_but_no_state_dict(tmp_path: Path, zipped: bool) -> None:
     path = saved(tmp_path, BASE, zipped)
 
-    assert_same(read_torch_object(path), BASE)
+    assert_same(read_torch_object(LocalFile.at(path)), BASE)
     with pytest.raises(SourceError, match="not a state dict"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 def test_a_file_without_tensors_on_top_is_refused_by_the_names_it_has(tmp_path: Path) -> None:
     path = saved(tmp_path, {"state_dict": {"w": BASE}, "epoch": 3})
 
     with pytest.raises(SourceError, match="no tensor at its top level, but 'state_dict', 'epoch'"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 @FORMATS
@@ -186,9 +187,9 @@ def test_a_file_inside_another_is_read_in_place(tmp_path: Path, zipped: bool) ->
     with tarfile.open(outer) as tar:
         member = tar.getmember("./model_weights.ckpt")
 
-    found = read_torch_file(outer, member.offset_data, member.size)
+    found = read_torch_file(LocalFile.at(outer).window(member.offset_data, member.size))
 
-    assert found["a"].path == outer
+    assert found["a"].file.path == outer
     assert_same(found["a"], BASE)
     assert_same(found["b"], BASE.t())
 
@@ -197,7 +198,7 @@ def test_a_file_inside_another_is_read_in_place(tmp_path: Path, zipped: bool) ->
 def test_rows_cost_no_more_than_their_own_bytes(
     tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = read_torch_file(saved(tmp_path, {"x": torch.ones(1000, 7)}, zipped))["x"]
+    found = read_torch_file(LocalFile.at(saved(tmp_path, {"x": torch.ones(1000, 7)}, zipped)))["x"]
     reads = []
     preadv = os.preadv
 
@@ -215,7 +216,7 @@ def test_rows_cost_no_more_than_their_own_bytes(
 def test_reads_that_come_in_parts_are_put_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = read_torch_file(saved(tmp_path, {"x": BASE}))["x"]
+    found = read_torch_file(LocalFile.at(saved(tmp_path, {"x": BASE})))["x"]
     preadv = os.preadv
     monkeypatch.setattr(
         os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:10]], offset)
@@ -244,7 +245,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path, zipped: bool) -> None:
         "nested": Runs(getattr, Runs(__import__, "os"), "system"),
         "w": BASE,
     }
-    found = read_torch_object(saved(tmp_path, calls, zipped))
+    found = read_torch_object(LocalFile.at(saved(tmp_path, calls, zipped)))
 
     assert not touched.exists()
     assert isinstance(found, dict)
@@ -264,7 +265,9 @@ def test_a_module_is_not_even_imported(tmp_path: Path) -> None:
     module = tmp_path / "payload_of_a_test.py"
     module.write_text("raise SystemExit('imported')")
 
-    found = read_torch_object(pickled(tmp_path / "x.bin", b"cpayload_of_a_test\nrun\n(tR."))
+    found = read_torch_object(
+        LocalFile.at(pickled(tmp_path / "x.bin", b"cpayload_of_a_test\nrun\n(tR."))
+    )
 
     assert isinstance(found, Inert)
     assert found.call == Global("payload_of_a_test", "run")
@@ -308,7 +311,7 @@ def test_a_bomb_of_a_pickle_is_a_strange_value_or_refused(tmp_path: Path, bomb: 
     path = pickled(tmp_path / "x.bin", BOMBS[bomb])
 
     with suppress(SourceError):
-        read_torch_object(path)
+        read_torch_object(LocalFile.at(path))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +330,7 @@ def test_a_tensor_that_leaves_its_storage_is_refused(
     tmp_path: Path, program: bytes, reason: str
 ) -> None:
     with pytest.raises(SourceError, match=reason):
-        read_torch_object(pickled(tmp_path / "x.bin", program))
+        read_torch_object(LocalFile.at(pickled(tmp_path / "x.bin", program)))
 
 
 def rezipped(path: Path, *, method: int = zipfile.ZIP_STORED, **changed: bytes) -> Path:
@@ -345,7 +348,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
     path = rezipped(saved(tmp_path, {"x": BASE}), method=zipfile.ZIP_DEFLATED)
 
     with pytest.raises(SourceError, match=r"model\.zip .* is compressed"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 def test_encrypted_records_are_refused(tmp_path: Path) -> None:
@@ -355,7 +358,7 @@ def test_encrypted_records_are_refused(tmp_path: Path) -> None:
     path.write_bytes(data)
 
     with pytest.raises(SourceError, match=r"model\.bin .* is encrypted"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 @FORMATS
@@ -369,7 +372,7 @@ def test_big_endian_files_are_refused(tmp_path: Path, zipped: bool) -> None:
         path.write_bytes(data[:at] + data[at:].replace(b"\x88", b"\x89", 1))
 
     with pytest.raises(SourceError, match="big-endian"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 @pytest.mark.parametrize(
@@ -386,23 +389,25 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes, reason:
     path.write_bytes(content)
 
     with pytest.raises(SourceError, match=rf"other\.bin .*{reason}"):
-        read_torch_file(path)
+        read_torch_file(LocalFile.at(path))
 
 
 def test_torchscript_and_other_zips_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="TorchScript"):
-        read_torch_file(rezipped(saved(tmp_path, {"x": BASE}), **{"constants.pkl": b"N."}))
+        read_torch_file(
+            LocalFile.at(rezipped(saved(tmp_path, {"x": BASE}), **{"constants.pkl": b"N."}))
+        )
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("a.txt", "a")
     with pytest.raises(SourceError, match=r"other\.zip is a zip, but not of torch\.save"):
-        read_torch_file(tmp_path / "other.zip")
+        read_torch_file(LocalFile.at(tmp_path / "other.zip"))
 
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.bin cannot be read: No such file"):
-        read_torch_file(tmp_path / "none.bin")
+        read_torch_file(LocalFile.at(tmp_path / "none.bin"))
     with pytest.raises(SourceError, match="cannot be read: Is a directory"):
-        read_torch_file(tmp_path)
+        read_torch_file(LocalFile.at(tmp_path))
 
 
 @FORMATS
@@ -413,19 +418,19 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path, zipped: bo
     for end in range(0, len(data) - 1, 13):
         path.write_bytes(data[:end])
         with pytest.raises(SourceError, match=r"model\.bin"):
-            read_torch_file(path)
+            read_torch_file(LocalFile.at(path))
 
 
 def test_a_member_longer_than_its_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, {"x": BASE})
 
     with pytest.raises(SourceError, match=r"model\.bin is truncated"):
-        read_torch_file(path, 0, path.stat().st_size + 1)
+        read_torch_file(LocalFile.at(path).window(0, path.stat().st_size + 1))
 
 
 def test_a_file_cut_after_it_was_opened_is_refused_when_read(tmp_path: Path) -> None:
     path = saved(tmp_path, {"x": BASE})
-    found = read_torch_file(path)["x"]
+    found = read_torch_file(LocalFile.at(path))["x"]
     path.write_bytes(path.read_bytes()[: found.offset + 10])
 
     with pytest.raises(SourceError, match=r"model\.bin is truncated"):
@@ -440,7 +445,7 @@ def test_memory_is_not_taken_before_the_file_is_known_to_have_it(tmp_path: Path)
     path.write_bytes(bytes(10))
 
     with pytest.raises(SourceError, match="truncated"):
-        StoredTensor(path, torch.float32, (2**40, 2**10), 0).read()
+        StoredTensor(LocalFile.at(path), torch.float32, (2**40, 2**10), 0).read()
 
 
 @FORMATS
@@ -460,7 +465,7 @@ def test_damaged_bytes_are_refused_or_read_but_never_crash(tmp_path: Path, zippe
             )
         path.write_bytes(damaged)
         try:
-            for tensor in read_torch_file(path).values():
+            for tensor in read_torch_file(LocalFile.at(path)).values():
                 assert tensor.nbytes <= 2**28
                 assert tensor.read().shape == tensor.shape
         except SourceError:
@@ -498,7 +503,7 @@ def test_the_pickle_of_an_object_is_a_record_of_its_calls() -> None:
 
 def test_the_local_header_of_a_record_says_where_its_bytes_begin(tmp_path: Path) -> None:
     path = saved(tmp_path, {"x": BASE})
-    found = read_torch_file(path)["x"]
+    found = read_torch_file(LocalFile.at(path))["x"]
     with zipfile.ZipFile(path) as archive:
         entry = archive.getinfo("model/data/0")
     with path.open("rb") as file:
@@ -530,4 +535,4 @@ def test_a_legacy_view_of_a_storage_starts_where_the_view_does(tmp_path: Path) -
             OldPickler(file, 2).dump(part)
         file.write(struct.pack("<q", 24) + raw(BASE))
 
-    assert_same(read_torch_file(path)["x"], BASE.flatten()[8:18].reshape(2, 5))
+    assert_same(read_torch_file(LocalFile.at(path))["x"], BASE.flatten()[8:18].reshape(2, 5))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from minitron.conversion.trtllm_checkpoint import write_trtllm
 from minitron.errors import ArchitectureError, SourceError, TargetError
+from minitron.files.file import LocalFile
 from minitron.files.lazy_tensor import Zeros
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import StoredTensor
@@ -26,7 +27,7 @@ SPLITTABLE = {"num_attention_heads": 12, "intermediate_size": 68}
 
 def opened(folder: Path) -> tuple[dict[str, Any], Mapping[str, StoredTensor]]:
     config = json.loads((folder / "config.json").read_text())
-    return config, read_safetensors_header(folder / "model.safetensors")
+    return config, read_safetensors_header(LocalFile.at(folder / "model.safetensors"))
 
 
 def written(

@@ -102,7 +102,7 @@ def test_rows_that_lie_behind_each_other_are_known_by_ranges(tmp_path: Path) -> 
     ranges = found.ranges(1, 5)
 
     assert ranges is not None
-    data = [range_.path.read_bytes()[range_.offset :][: range_.nbytes] for range_ in ranges]
+    data = [range_.path.read_bytes()[range_.start :][: range_.size] for range_ in ranges]
     assert b"".join(data) == raw(TENSOR[1:5])
     assert whole(tmp_path, members(TENSOR, [2, 3])).ranges() is None
 

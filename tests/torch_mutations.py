@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from minitron.errors import SourceError
+from minitron.files.file import LocalFile
 from minitron.files.torch_file import read_torch_file
 
 _OPCODES = [ord(opcode.code) for opcode in pickletools.opcodes]
@@ -105,7 +106,7 @@ def mutated(data: bytes, seed: str, *, zipped: bool) -> bytes:
 def fault_of(path: Path) -> str | None:
     """What of a file is read otherwise than by torch.load; None where it is refused or equal."""
     try:
-        ours = {name: tensor.read() for name, tensor in read_torch_file(path).items()}
+        ours = {name: tensor.read() for name, tensor in read_torch_file(LocalFile.at(path)).items()}
     except SourceError:
         return None
     try:

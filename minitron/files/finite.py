@@ -15,8 +15,7 @@ import numpy.typing as npt
 import torch
 
 from minitron.errors import SourceError
-from minitron.files.file_identity import open_unchanged
-from minitron.files.lazy_tensor import FileRange
+from minitron.files.file import LocalFile
 
 # Signed and unsigned integer of the same width, and the smallest pattern that is not finite.
 _PATTERNS: dict[torch.dtype, tuple[type[np.signedinteger], type[np.unsignedinteger], int]] = {
@@ -41,14 +40,15 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return _are_finite(bits, tensor.dtype)
 
 
-def is_finite_in_file(part: FileRange, dtype: torch.dtype) -> bool:
+def is_finite_in_file(part: LocalFile, dtype: torch.dtype) -> bool:
     """The same of elements that lie in a file, looked at there: nothing is copied to memory."""
     if dtype not in _PATTERNS:
         return True
     signed = _PATTERNS[dtype][0]
-    with open_unchanged(part.path, part.identity, part.offset + part.nbytes) as descriptor:
-        for start in range(part.offset, part.offset + part.nbytes, _WINDOW):
-            length = min(_WINDOW, part.offset + part.nbytes - start)
+    end = part.start + part.size
+    with part.open() as descriptor:
+        for start in range(part.start, end, _WINDOW):
+            length = min(_WINDOW, end - start)
             before = start % mmap.ALLOCATIONGRANULARITY
             flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
             with mmap.mmap(

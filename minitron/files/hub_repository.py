@@ -1,7 +1,7 @@
-"""HubRepository: a place on the Hub, pinned to one revision and fetched file by file.
+"""HubRepository: a model repository on the Hub, pinned to one revision and read file by file.
 
-Knows huggingface_hub's cache, and that a piece of a file can be read without the rest. Works
-offline on what is cached. Does not know what the files mean.
+A file is downloaded into huggingface_hub's cache, or read by ranges as a `HubFile`, of which
+nothing is stored. Works offline on what is cached. Does not know what the files mean.
 
     HubRepository("nvidia/Minitron-4B-Base").file("config.json")
 """
@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +43,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from minitron.credentials import masked_errors
 from minitron.errors import SourceError
 from minitron.files.checked_json import read_object
+from minitron.files.file import File
 from minitron.files.hub_errors import (
     CHECK,
     HUB_ERRORS,
@@ -53,7 +54,6 @@ from minitron.files.hub_errors import (
 )
 from minitron.files.hub_retry import LONGEST_WAIT, asked_wait, bounded_waiting
 from minitron.files.model_files import ADAPTER, TEMPLATES, is_model_file, merge_advice
-from minitron.files.partial_file import PartialPath, stand_in
 from minitron.files.verified_file import verify
 
 logger = logging.getLogger(__name__)
@@ -67,14 +67,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _COMMIT = re.compile(r"\w[\w.-]*")  # a mirror's may be shorter than git's
 _FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]+")
 _BEYOND_THE_END = 416  # HTTP, of a range; a file of no bytes has no other
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some bytes of a file that is not on this machine."""
-
-    content: bytes
-    size: int  # of the whole file
+_BEGINNING = 1 << 17  # bytes: the header of most safetensors files, in the first request
 
 
 class HubRepository:
@@ -91,9 +84,9 @@ class HubRepository:
         self._offline = is_offline_mode()
         self._snapshot: Path | None = None  # of the cache; None until the first file has come
         if first is None:
-            with self._telling():
+            with self._source_errors():
                 ask = partial(HfApi().model_info, repo_id, revision=revision)
-                self.revision = _commit(_insisting(ask, statuses=_PASSING).sha)
+                self.revision = _commit(_retry(ask, statuses=_PASSING).sha)
             return
         path = self.file(first)
         if path is None:
@@ -104,7 +97,7 @@ class HubRepository:
             why = "it is not a transformers model" if first == _CONFIG else "check its path"
             raise SourceError(f"{repo_id} has no {first}: {why}")
         self._snapshot = path.parents[first.count("/")]
-        with self._telling():
+        with self._source_errors():
             self.revision = _commit(self._snapshot.name)  # from here on
 
     def file(self, name: str) -> Path | None:
@@ -113,7 +106,7 @@ class HubRepository:
         Raises SourceError for a large one whose bytes are not those of the Hub.
         """
         asked = self.name if self.revision is None else f"{self.name}@{self.revision}"
-        with self._telling():
+        with self._source_errors():
             try:
                 with hub_answer():
                     path = Path(
@@ -133,41 +126,44 @@ class HubRepository:
             except EntryNotFoundError:
                 return None
 
-    def is_here(self, name: str) -> bool:
-        """Whether `file` would ask the Hub for nothing that is large."""
+    def is_local(self, name: str) -> bool:
+        """Whether `file` would download nothing large."""
         found = try_to_load_from_cache(self.name, name, revision=self.revision)
         return self._offline or isinstance(found, str)
 
-    def piece(self, name: str, start: int, stop: int) -> Piece | None:
-        """Bytes [start, stop) of a file; None where it is cached, missing, or must come whole."""
-        return None if self.is_here(name) else self._piece(name, start, stop)
+    def remote_file(self, name: str) -> "HubFile | None":
+        """The file as ranges; None where it is cached, missing, or can only be fetched whole."""
+        if self.is_local(name):
+            return None
+        found = self._read_range(name, 0, _BEGINNING)
+        if found is None:
+            return None
+        beginning, size = found
+        return HubFile(self, name, f"{self.name}/{name}", size, beginning)
 
-    def fetch(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file of which a piece has come before."""
-        piece = self._piece(name, start, stop)
-        if piece is None or len(piece.content) != stop - start:
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a remote file. Raises SourceError where they are no more there."""
+        found = self._read_range(name, start, stop)
+        if found is None or len(found[0]) != stop - start:
             raise SourceError(f"{self.name} has changed while {name} was read: try again")
-        return piece.content
+        return found[0]
 
-    def partial_file(self, name: str) -> PartialPath | None:
-        """A stand-in of which only what is read is fetched; None where `file` is to be asked."""
-        first = self.piece(name, 0, 1)
-        return None if first is None else stand_in(first.size, partial(self.fetch, name))
+    def _read_range(self, name: str, start: int, stop: int) -> tuple[bytes, int] | None:
+        """Bytes [start, stop), as far as the file goes, and its size; in as many parts as it takes.
 
-    def _piece(self, name: str, start: int, stop: int) -> Piece | None:
-        """As `piece`, of a file that is not cached; a storage may send it in several parts."""
-        whole = Piece(b"", stop)
-        while start + len(whole.content) < min(stop, whole.size):
-            with self._telling():
-                reading = partial(self._read_piece, name, start + len(whole.content), stop)
-                part = _insisting(reading)
-            if part is None or not part.content:
+        None where there is no such file, or the storage does not answer with ranges.
+        """
+        content, size = b"", stop
+        while start + len(content) < min(stop, size):
+            with self._source_errors():
+                part = _retry(partial(self._request_range, name, start + len(content), stop))
+            if part is None or not part[0]:
                 return None
-            whole = Piece(whole.content + part.content, part.size)
-        return whole
+            content, size = content + part[0], part[1]
+        return content, size
 
-    def _read_piece(self, name: str, start: int, stop: int) -> Piece | None:
-        """Bytes from `start` on, at most to `stop`; None where the storage does not say so."""
+    def _request_range(self, name: str, start: int, stop: int) -> tuple[bytes, int] | None:
+        """Bytes from `start` on, at most to `stop`, and the file's size, in one request."""
         url = hf_hub_url(self.name, name, revision=self.revision)
         headers = {
             **build_hf_headers(),
@@ -180,10 +176,10 @@ class HubRepository:
                 "GET", url, headers=headers, timeout=timeout, retry_on_exceptions=()
             ) as response:
                 hf_raise_for_status(response)
-                told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-                if response.status_code != 206 or told is None or int(told[1]) != start:
+                sent = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                if response.status_code != 206 or sent is None or int(sent[1]) != start:
                     return None
-                return Piece(response.read()[: stop - start], int(told[3]))
+                return response.read()[: stop - start], int(sent[3])
         except EntryNotFoundError:
             return None
         except HfHubHTTPError as error:
@@ -206,7 +202,7 @@ class HubRepository:
     @cached_property
     def _names(self) -> list[str]:
         if not self._offline:
-            with self._telling():
+            with self._source_errors():
                 try:
                     with hub_answer():
                         files = HfApi().list_repo_files(self.name, revision=self.revision)
@@ -220,7 +216,7 @@ class HubRepository:
         return model_files(self._snapshot)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _source_errors(self) -> Iterator[None]:
         """Turn what the Hub refuses into a SourceError of one line."""
         with masked_errors(), self._named_errors(), bounded_waiting():
             yield
@@ -245,6 +241,29 @@ class HubRepository:
             raise SourceError(f"{self.name} cannot be fetched: {why}") from error
 
 
+@dataclass(frozen=True)
+class HubFile(File):
+    """A file of a repository that is not on this machine: each read requests its range."""
+
+    repository: HubRepository
+    path: str  # in the repository
+    name: str
+    size: int
+    beginning: bytes = field(default=b"", compare=False, repr=False)  # came with the first request
+
+    def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop)."""
+        stop = self.size if stop is None else stop
+        self.check_end(stop)
+        known = self.beginning[start:stop]
+        rest = start + len(known)
+        return known + (self.repository.read_range(self.path, rest, stop) if rest < stop else b"")
+
+    def read_into(self, target: memoryview, start: int) -> None:
+        """Fill `target` with the bytes from `start` on."""
+        target[:] = self.read(start, start + len(target))
+
+
 def model_files(folder: Path) -> list[str]:
     """The files of a folder that are a model's, by their path in it, in alphabetical order."""
     paths = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
@@ -266,7 +285,7 @@ def _model_files(files: Sequence[object]) -> list[str]:
     return sorted(filter(is_model_file, safe))
 
 
-def _insisting(ask: Callable[[], T], *, statuses: Collection[int] = ()) -> T:
+def _retry(ask: Callable[[], T], *, statuses: Collection[int] = ()) -> T:
     """What `ask` gives, asked again where it breaks off or the Hub answers one of `statuses`."""
     asked = 0
     for wait in _WAITS[:-1]:

@@ -10,24 +10,12 @@ file to file.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from minitron.files.file_identity import FileIdentity
-
-
-@dataclass(frozen=True)
-class FileRange:
-    """Some bytes of a file."""
-
-    path: Path
-    offset: int
-    nbytes: int
-    identity: FileIdentity | None = field(default=None, compare=False, repr=False)
+from minitron.files.file import LocalFile
 
 
 class LazyTensor(Protocol):
@@ -46,8 +34,8 @@ class LazyTensor(Protocol):
     def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) of the first axis, fresh and contiguous, on the CPU."""
 
-    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[FileRange, ...] | None:
-        """Where the bytes of these rows lie, in order; None where they must be made."""
+    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[LocalFile, ...] | None:
+        """The bytes of these rows in local files, in order; None where they must be computed."""
 
 
 class _Made:
@@ -67,7 +55,7 @@ class _Made:
             return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
         return self._read(start, stop)
 
-    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[FileRange, ...] | None:
+    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[LocalFile, ...] | None:
         return None
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
@@ -87,8 +75,8 @@ class _Sequence(_Made):
         super().__init__(first.dtype, (rows, *first.shape[1:]))
         self.parts = tuple(parts)
 
-    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[FileRange, ...] | None:
-        found: list[FileRange] = []
+    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[LocalFile, ...] | None:
+        found: list[LocalFile] = []
         for tensor, first, last in self._covered(*self._bounds(start, stop)):
             ranges = tensor.ranges(first, last)
             if ranges is None:
@@ -171,7 +159,7 @@ class Cast(_Made):
         super().__init__(dtype, tensor.shape)
         self.tensor = tensor
 
-    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[FileRange, ...] | None:
+    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[LocalFile, ...] | None:
         return self.tensor.ranges(start, stop) if self.tensor.dtype == self.dtype else None
 
     def _read(self, start: int, stop: int) -> torch.Tensor:

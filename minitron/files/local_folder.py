@@ -1,49 +1,21 @@
-"""Place: where the files of a model lie, as HubFolder asks for them.
+"""LocalFolder: a model folder on this machine, as HubFolder asks for its files.
 
-A folder of this machine is one, a repository another. Knows no format.
+A folder may come from anybody. A link in it to another file of this machine would be copied beside
+the weights and published, so links that lead outside the folder are refused. Links in a snapshot of
+the Hub's cache lead to the blobs of the same cache. Knows no format.
 
-    LocalPlace(Path("minitron-4b")).file("config.json")
+    LocalFolder(Path("minitron-4b")).file("config.json")
 """
 
 from pathlib import Path
-from typing import Protocol
 
 from minitron.errors import SourceError
-from minitron.files.hub_repository import Piece, model_files
-from minitron.files.partial_file import PartialPath
+from minitron.files.hub_repository import model_files
 
 _WEIGHTS = (".safetensors", ".bin")
 
 
-class Place(Protocol):
-    """Where files lie: a folder, or a repository that is downloaded file by file."""
-
-    name: str
-    revision: str | None
-
-    def file(self, name: str) -> Path | None:
-        """The file on this machine, fetched where needed; None where there is none."""
-
-    def names(self) -> list[str]:
-        """The names of all files at the top level, and the paths of chat templates."""
-
-    def is_here(self, name: str) -> bool:
-        """Whether the file is on this machine, or can come from nowhere else."""
-
-    def piece(self, name: str, start: int, stop: int) -> Piece | None:
-        """Some bytes of a file that is not on this machine; None where `file` will do."""
-
-    def partial_file(self, name: str) -> PartialPath | None:
-        """A stand-in for a file that is read by pieces; None where `file` will do."""
-
-    def fetch(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes of a file of which a piece has come before."""
-
-    def remedy(self, name: str) -> str:
-        """What to do where a file is missing."""
-
-
-class LocalPlace:
+class LocalFolder:
     """A folder on this machine."""
 
     revision: str | None = None
@@ -73,19 +45,12 @@ class LocalPlace:
         """The folder's files, in alphabetical order."""
         return model_files(self.path)
 
-    def is_here(self, name: str) -> bool:
-        """Yes: every file is."""
+    def is_local(self, name: str) -> bool:
+        """Whether the file is on this machine: always."""
         return True
 
-    def piece(self, name: str, start: int, stop: int) -> Piece | None:
-        """None: every file is here."""
-
-    def partial_file(self, name: str) -> PartialPath | None:
-        """None: every file is here."""
-
-    def fetch(self, name: str, start: int, stop: int) -> bytes:
-        """Never asked, since no piece has come."""
-        raise NotImplementedError
+    def remote_file(self, name: str) -> None:
+        """None: every file is on this machine."""
 
     def remedy(self, name: str) -> str:
         """Who copied the folder can tell where the rest is."""

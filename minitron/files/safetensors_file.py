@@ -5,21 +5,18 @@ Format: 8 bytes little-endian header length, a JSON header, then the tensors' by
 map keeps resident memory at what is asked for; writing from a header planned beforehand lets each
 tensor be pulled once.
 
-    read_safetensors_header(Path("model.safetensors"))["lm_head.weight"].shape
+    read_safetensors_header(LocalFile.at(Path("model.safetensors")))["lm_head.weight"].shape
 """
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from minitron.errors import SourceError
-from minitron.files.file_identity import FileIdentity
+from minitron.files.file import File
 from minitron.files.stored_tensor import StoredTensor
 
 _DTYPES = {
@@ -40,36 +37,19 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 MAX_HEADER = 100_000_000  # bytes; the limit that the format's own library sets
 
 
-def read_safetensors_header(path: Path) -> Mapping[str, StoredTensor]:
+def read_safetensors_header(file: File) -> Mapping[str, StoredTensor]:
     """Tensor name to its place in the file. Raises SourceError for a damaged or cut-off file."""
+    length = int.from_bytes(file.read(0, min(8, file.size)), "little")
+    data = 8 + length  # where the tensors begin
+    if data > file.size or length > MAX_HEADER:
+        raise SourceError(f"{file.name} is truncated or no safetensors file: fetch it again")
     try:
-        with path.open("rb") as file:
-            identity = FileIdentity.of(os.fstat(file.fileno()))
-            size = identity.nbytes
-            beginning = file.read(8)
-            beginning += file.read(min(_length(beginning), size, MAX_HEADER))
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    listed = parse_safetensors_header(path, beginning, size)
-    return {name: replace(tensor, identity=identity) for name, tensor in listed.items()}
-
-
-def parse_safetensors_header(path: Path, beginning: bytes, size: int) -> Mapping[str, StoredTensor]:
-    """The same by the first bytes of a file of this size, which need not be here."""
-    length = _length(beginning)
-    if size < 8 or length > min(size - 8, MAX_HEADER, len(beginning) - 8):
-        raise SourceError(f"{path} is truncated or no safetensors file: fetch it again")
-    try:
-        entries = _entries(beginning[8 : 8 + length])
-        found = {name: _located(path, 8 + length, size, entry) for name, entry in entries.items()}
-        _check_gapless(path, found, 8 + length, size)
+        entries = _entries(file.read(8, data))
+        found = {name: _located(file, data, entry) for name, entry in entries.items()}
+        _check_gapless(file, found, data)
         return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(f"{path} has a damaged header ({error}): fetch it again") from error
-
-
-def _length(beginning: bytes) -> int:
-    return int.from_bytes(beginning[:8], "little")
+        raise SourceError(f"{file.name} has a damaged header ({error}): fetch it again") from error
 
 
 def safetensors_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
@@ -112,8 +92,8 @@ def _twice(pairs: list[tuple[str, Any]]) -> str:
     return next(name for name in names if names.count(name) > 1)
 
 
-def _check_gapless(path: Path, tensors: Mapping[str, StoredTensor], end: int, size: int) -> None:
-    """Refuse tensors that overlap or leave bytes of the file to nobody."""
+def _check_gapless(file: File, tensors: Mapping[str, StoredTensor], end: int) -> None:
+    """Refuse tensors that overlap, and bytes of the file that belong to none."""
     found = None
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if tensor.offset != end:
@@ -121,23 +101,25 @@ def _check_gapless(path: Path, tensors: Mapping[str, StoredTensor], end: int, si
             found = f"{name} {how}"
             break
         end += tensor.nbytes
-    if found is None and end != size:
-        found = f"{size - end} bytes at its end belong to no tensor"
+    if found is None and end != file.size:
+        found = f"{file.size - end} bytes at its end belong to no tensor"
     if found is not None:
-        raise SourceError(f"{path} is damaged ({found}): fetch it again")
+        raise SourceError(f"{file.name} is damaged ({found}): fetch it again")
 
 
-def _located(path: Path, data: int, size: int, entry: Mapping[str, object]) -> StoredTensor:
+def _located(file: File, data: int, entry: Mapping[str, object]) -> StoredTensor:
     dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype_name not in _DTYPES:
-        raise SourceError(f"{path} holds {dtype_name} tensors, which cannot be read here")
+        raise SourceError(f"{file.name} holds {dtype_name} tensors, which cannot be read here")
     dtype = _DTYPES[str(dtype_name)]
     lengths, (begin, end) = _whole_numbers(shape), _whole_numbers(offsets)
     if min(lengths, default=1) < 0 or begin < 0 or end - begin != prod(lengths) * dtype.itemsize:
         raise ValueError(f"shape {shape} and data_offsets {offsets} disagree")
-    if data + end > size:
-        raise SourceError(f"{path} is truncated ({size} bytes of {data + end}): fetch it again")
-    return StoredTensor(path=path, dtype=dtype, shape=lengths, offset=data + begin)
+    if data + end > file.size:
+        raise SourceError(
+            f"{file.name} is truncated ({file.size} bytes of {data + end}): fetch it again"
+        )
+    return StoredTensor(file, dtype, lengths, offset=data + begin)
 
 
 def _whole_numbers(values: object) -> tuple[int, ...]:

@@ -21,8 +21,7 @@ from threading import BoundedSemaphore, Event
 import torch
 
 from minitron.errors import SourceError
-from minitron.files.file_identity import open_unchanged
-from minitron.files.lazy_tensor import FileRange
+from minitron.files.file import LocalFile
 from minitron.files.safetensors_file import safetensors_header
 from minitron.files.tensor_stream import Piece
 
@@ -67,7 +66,7 @@ class ShardFile:
 
     def put(self, name: str, piece: Piece) -> None:
         """Hand on the next bytes of a tensor; waits while too much is in memory."""
-        if not isinstance(piece, FileRange):
+        if not isinstance(piece, LocalFile):
             while not self._room.acquire(timeout=_POLL):
                 if self._is_over.is_set():
                     return  # `write` has raised, which its future tells
@@ -102,7 +101,7 @@ class ShardFile:
 
     def _coming(self) -> Iterator[tuple[str, Piece]]:
         while not self._is_over.is_set() and (item := self._pieces.get()) is not None:
-            if not isinstance(item[1], FileRange):
+            if not isinstance(item[1], LocalFile):
                 self._room.release()
             yield item
 
@@ -114,7 +113,7 @@ def write_piece(
 
     Raises SourceError where the file that holds the piece is gone, changed or ends early.
     """
-    if isinstance(piece, FileRange):
+    if isinstance(piece, LocalFile):
         return _copy(file, piece, progress)
     assert piece.dtype == dtype, f"{dtype} planned, not {piece.dtype}"
     left = piece.contiguous().view(-1).view(torch.uint8).numpy().data
@@ -124,15 +123,15 @@ def write_piece(
     return piece.nbytes
 
 
-def _copy(file: FileIO, piece: FileRange, progress: Callable[[int], object]) -> int:
+def _copy(file: FileIO, piece: LocalFile, progress: Callable[[int], object]) -> int:
     """The kernel copies; where it cannot, we do."""
-    with open_unchanged(piece.path, piece.identity) as source:
+    with piece.open() as source:
         done = 0
-        while done < piece.nbytes:
-            count = min(piece.nbytes - done, _PROGRESS_BYTES)
-            moved = _move(source, file.fileno(), piece.offset + done, count)
+        while done < piece.size:
+            count = min(piece.size - done, _PROGRESS_BYTES)
+            moved = _move(source, file.fileno(), piece.start + done, count)
             if moved == 0:
-                raise SourceError(f"{piece.path} is truncated: it ends at {piece.offset + done}")
+                raise SourceError(f"{piece.name} is truncated: it ends at {piece.start + done}")
             done += moved
             progress(moved)
     return done

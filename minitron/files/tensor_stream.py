@@ -14,10 +14,11 @@ from functools import partial
 import torch
 
 from minitron.errors import TargetError
+from minitron.files.file import LocalFile
 from minitron.files.finite import check_finite, is_finite, is_finite_in_file
-from minitron.files.lazy_tensor import Cast, FileRange, LazyTensor
+from minitron.files.lazy_tensor import Cast, LazyTensor
 
-Piece = torch.Tensor | FileRange
+Piece = torch.Tensor | LocalFile
 Job = Callable[[], torch.Tensor]
 
 PIECE_BYTES = 1 << 20  # read at once: what stays in a core's cache while it is checked and cut
@@ -43,7 +44,7 @@ def copied(
     with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(1) as looking:
         checks: deque[Future[None]] = deque()
 
-        def jobs() -> Iterator[tuple[str, Job | FileRange]]:
+        def jobs() -> Iterator[tuple[str, Job | LocalFile]]:
             for name, tensor in tensors.items():
                 checked = Checked(tensor, (called or {}).get(name, name), source)
                 ranges = tensor.ranges()
@@ -68,7 +69,7 @@ def copied(
 
 
 def made_ahead(
-    jobs: Iterable[tuple[str, Job | FileRange]], pool: ThreadPoolExecutor | None = None
+    jobs: Iterable[tuple[str, Job | LocalFile]], pool: ThreadPoolExecutor | None = None
 ) -> Iterator[tuple[str, Piece]]:
     """Make pieces in threads, a few ahead of the reader, and hand them on in order."""
     if pool is None:
@@ -78,9 +79,9 @@ def made_ahead(
             finally:
                 own.shutdown(wait=True, cancel_futures=True)
         return
-    waiting: deque[tuple[str, Future[torch.Tensor] | FileRange]] = deque()
+    waiting: deque[tuple[str, Future[torch.Tensor] | LocalFile]] = deque()
     for name, job in jobs:
-        waiting.append((name, job if isinstance(job, FileRange) else pool.submit(job)))
+        waiting.append((name, job if isinstance(job, LocalFile) else pool.submit(job)))
         if len(waiting) > _AHEAD:
             yield _made(*waiting.popleft())
     while waiting:
@@ -94,11 +95,11 @@ def pieces_of(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _made(name: str, made: Future[torch.Tensor] | FileRange) -> tuple[str, Piece]:
-    return name, made if isinstance(made, FileRange) else made.result()
+def _made(name: str, made: Future[torch.Tensor] | LocalFile) -> tuple[str, Piece]:
+    return name, made if isinstance(made, LocalFile) else made.result()
 
 
-def _check_in_files(tensor: "Checked", ranges: Iterable[FileRange]) -> None:
+def _check_in_files(tensor: "Checked", ranges: Iterable[LocalFile]) -> None:
     if all(is_finite_in_file(part, tensor.dtype) for part in ranges):
         return
     for start, stop in pieces_of(tensor):

@@ -5,19 +5,19 @@ Both formats of torch.save keep a pickle beside the raw bytes of the storages: a
 `inert_pickle`; the few calls that make tensors are answered here, with places in the file. So a
 hostile file can do nothing, and a 16 GB file costs no more memory than its pickle.
 
-    >>> read_torch_file(Path("pytorch_model.bin"))["lm_head.weight"].read(0, 10)
+    >>> read_torch_file(LocalFile.at(Path("pytorch_model.bin")))["lm_head.weight"].read(0, 10)
 """
 
 import io
 import struct
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
 from minitron.errors import SourceError
-from minitron.files.file_window import FileWindow
+from minitron.files.cached_file import CachedFile, Cursor
+from minitron.files.file import File
 from minitron.files.inert_pickle import DAMAGE, Global, Inert, read_pickle
 from minitron.files.stored_tensor import StoredTensor
 from minitron.files.torch_tensors import (
@@ -39,53 +39,44 @@ KNOWN_FLAGS = 0x0808  # sizes behind the data, names in UTF-8
 LARGEST_PICKLE = 2**25  # bytes; those of the largest models have a few megabytes
 
 
-def read_torch_file(
-    path: Path, start: int = 0, length: int | None = None, *, outline: bool = False
-) -> Mapping[str, StoredTensor]:
+def read_torch_file(file: File, *, outline: bool = False) -> Mapping[str, StoredTensor]:
     """The tensors of a state dict by name; entries that are no tensors (TE's states) are left out.
 
     `outline` True: only names, dtypes and shapes are wanted, and offsets are not to be relied on.
     Raises SourceError if the file holds something else; `read_torch_object` takes that too.
     """
-    root = read_torch_object(path, start, length, outline=outline)
+    root = read_torch_object(file, outline=outline)
     if not isinstance(root, dict):
-        raise SourceError(f"{path} holds a {type(root).__name__}, not a state dict of tensors")
+        raise SourceError(f"{file.name} holds a {type(root).__name__}, not a state dict of tensors")
     named = {name: value for name, value in root.items() if isinstance(name, str)}
     for name, value in named.items():
         match value:
             case Inert(call=Global(module, call)) if module.partition(".")[0] == "torch":
                 raise SourceError(
-                    f"{path}: {name} is made by {module}.{call}, no kind of tensor that is read "
-                    "here: save it dense and unquantized"
+                    f"{file.name}: {name} is made by {module}.{call}, no kind of tensor that is "
+                    "read here: save it dense and unquantized"
                 )
     tensors = {name: value for name, value in named.items() if isinstance(value, StoredTensor)}
     if not tensors:
         names = ", ".join(map(repr, list(named)[:3])) or "nothing by name"
-        raise SourceError(f"{path} holds no tensor at its top level, but {names}")
+        raise SourceError(f"{file.name} holds no tensor at its top level, but {names}")
     return tensors
 
 
-def read_torch_object(
-    path: Path, start: int = 0, length: int | None = None, *, outline: bool = False
-) -> object:
-    """What torch.save wrote at bytes [start, start + length) of the file, as data.
+def read_torch_object(file: File, *, outline: bool = False) -> object:
+    """What torch.save wrote into the file, as data.
 
     Tensors and parameters are `StoredTensor`s, dicts and lists are themselves, and whatever else
     the pickle would have built is an `Inert`.
     """
-    try:
-        with path.open("rb") as file:
-            window = FileWindow(file.fileno(), path, start, length)
-            if window.read(4) == b"PK\x03\x04":
-                return _read_zip(window, outline=outline)
-            return _read_legacy(window)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from None
+    cursor = Cursor(file)
+    is_zip = cursor.read(4) == b"PK\x03\x04"
+    return _read_zip(cursor, outline=outline) if is_zip else _read_legacy(cursor)
 
 
-def _read_zip(window: FileWindow, *, outline: bool) -> object:
-    path = window.path
-    records = _records(window, outline=outline)
+def _read_zip(cursor: Cursor, *, outline: bool) -> object:
+    path = cursor.file.name
+    records = _records(cursor, outline=outline)
     roots = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
         raise SourceError(f"{path} is a zip, but not of torch.save: it has no data.pkl")
@@ -94,7 +85,7 @@ def _read_zip(window: FileWindow, *, outline: bool) -> object:
         raise SourceError(f"{path} is a TorchScript program; give a state dict")
     if outside := [name for name in records if not name.startswith(archive)]:
         raise SourceError(f"{path} is truncated or damaged: record {outside[0]!r} is in no archive")
-    _check_marks(window, records, archive)
+    _check_marks(cursor, records, archive)
     references = StorageReferences()
 
     def storage(key: object) -> Storage:
@@ -109,43 +100,45 @@ def _read_zip(window: FileWindow, *, outline: bool) -> object:
     root = records[roots[0]]
     if root.nbytes > LARGEST_PICKLE:
         raise SourceError(f"{path} has a pickle of {root.nbytes} bytes: it keeps more than tensors")
-    window.seek(root.offset - window.start)
-    pickled = io.BytesIO(window.read(root.nbytes))
-    return read_pickle(pickled, tensor_builders(path, window.identity), str(path), storage)
+    cursor.seek(root.offset)
+    pickled = io.BytesIO(cursor.read(root.nbytes))
+    return read_pickle(pickled, tensor_builders(cursor.file), path, storage)
 
 
-def _beginning(window: FileWindow, record: Storage) -> bytes:
+def _beginning(cursor: Cursor, record: Storage) -> bytes:
     """The first bytes of a record."""
-    window.seek(record.offset - window.start)
-    return window.read(min(record.nbytes, 16))
+    cursor.seek(record.offset)
+    return cursor.read(min(record.nbytes, 16))
 
 
-def _check_marks(window: FileWindow, records: Mapping[str, Storage], archive: str) -> None:
+def _check_marks(cursor: Cursor, records: Mapping[str, Storage], archive: str) -> None:
     """Refuse a file of another byte order, or of a version that torch does not read."""
     order, version = records.get(f"{archive}byteorder"), records.get(f"{archive}version")
-    if order is not None and _beginning(window, order) != b"little":
-        raise SourceError(f"{window.path} was written on a big-endian machine; save it on another")
-    written = b"3" if version is None else _beginning(window, version).strip()
+    if order is not None and _beginning(cursor, order) != b"little":
+        raise SourceError(
+            f"{cursor.file.name} was written on a big-endian machine; save it on another"
+        )
+    written = b"3" if version is None else _beginning(cursor, version).strip()
     if not written.isdigit() or int(written) not in VERSIONS:
-        raise SourceError(f"{window.path} is of version {written!r} of torch.save's format")
+        raise SourceError(f"{cursor.file.name} is of version {written!r} of torch.save's format")
 
 
-def _records(window: FileWindow, *, outline: bool) -> dict[str, Storage]:
+def _records(cursor: Cursor, *, outline: bool) -> dict[str, Storage]:
     """Where each record of the zip has its bytes; in outline, about where storages have theirs."""
     try:
-        entries = zipfile.ZipFile(window).infolist()
-        _check_directory(window, entries)
+        entries = zipfile.ZipFile(cursor).infolist()
+        _check_directory(cursor, entries)
         return {
-            entry.filename: _listed(window, entry)
+            entry.filename: _listed(cursor, entry)
             if outline and "/data/" in entry.filename
-            else _record(window, entry)
+            else _record(cursor, entry)
             for entry in entries
         }
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, *DAMAGE) as error:
-        raise SourceError(f"{window.path} is truncated or damaged: {error}") from None
+        raise SourceError(f"{cursor.file.name} is truncated or damaged: {error}") from None
 
 
-def _check_directory(window: FileWindow, entries: list[zipfile.ZipInfo]) -> None:
+def _check_directory(cursor: Cursor, entries: list[zipfile.ZipInfo]) -> None:
     """Refuse, with a ValueError, a directory of which two readers could take different records.
 
     torch's reader goes by the first of two equal names, whatever their case, and by the offsets
@@ -154,7 +147,7 @@ def _check_directory(window: FileWindow, entries: list[zipfile.ZipInfo]) -> None
     names = {entry.filename.lower() for entry in entries}
     if len(names) < len(entries):
         raise ValueError("a record is there twice")
-    count, begin = _end_of_zip(window)
+    count, begin = _end_of_zip(cursor)
     if count != len(entries) or min(entry.header_offset for entry in entries) != 0:
         raise ValueError("its directory is not that of its records")
     if max(entry.header_offset for entry in entries) >= begin:
@@ -167,18 +160,18 @@ def _check_directory(window: FileWindow, entries: list[zipfile.ZipInfo]) -> None
             raise ValueError(f"record {name!r} has unknown flags")
 
 
-def _end_of_zip(window: FileWindow) -> tuple[int, int]:
+def _end_of_zip(cursor: Cursor) -> tuple[int, int]:
     """Entries of the directory and where it begins, refused unless all ends say the same.
 
     torch.save writes the end of a large zip, a pointer to it, and the usual end, without comment.
     """
-    window.seek(window.length - END.size)
-    signature, *disks, here, whole, nbytes, begin, comment = END.unpack(window.read(END.size))
+    cursor.seek(cursor.file.size - END.size)
+    signature, *disks, here, whole, nbytes, begin, comment = END.unpack(cursor.read(END.size))
     if signature != b"PK\5\6" or comment or any(disks) or here != whole:
         raise ValueError("it does not end as torch.save ends it")
-    start = max(window.length - END.size - POINTER.size - LARGE_END.size, 0)
-    window.seek(start)
-    large, pointer = window.read(LARGE_END.size), window.read(POINTER.size)
+    start = max(cursor.file.size - END.size - POINTER.size - LARGE_END.size, 0)
+    cursor.seek(start)
+    large, pointer = cursor.read(LARGE_END.size), cursor.read(POINTER.size)
     if pointer[:4] != b"PK\6\7":
         return whole, begin
     said = LARGE_END.unpack(large)
@@ -191,48 +184,49 @@ def _end_of_zip(window: FileWindow) -> tuple[int, int]:
     return whole_64, begin_64
 
 
-def _listed(window: FileWindow, entry: zipfile.ZipInfo) -> Storage:
+def _listed(cursor: Cursor, entry: zipfile.ZipInfo) -> Storage:
     """By the zip's directory alone: the header before each storage may be as far as the storage."""
-    return Storage(window.start + entry.header_offset, entry.file_size, torch.uint8)
+    return Storage(entry.header_offset, entry.file_size, torch.uint8)
 
 
-def _record(window: FileWindow, entry: zipfile.ZipInfo) -> Storage:
+def _record(cursor: Cursor, entry: zipfile.ZipInfo) -> Storage:
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         how = "encrypted" if entry.flag_bits & 1 else "compressed"
         raise ValueError(f"record {entry.filename} is {how}, which torch.save never does")
-    window.seek(entry.header_offset)
-    signature, length, extra = LOCAL_HEADER.unpack(window.read(LOCAL_HEADER.size))
-    name = window.read(length).decode("utf-8")
+    cursor.seek(entry.header_offset)
+    signature, length, extra = LOCAL_HEADER.unpack(cursor.read(LOCAL_HEADER.size))
+    name = cursor.read(length).decode("utf-8")
     offset = entry.header_offset + LOCAL_HEADER.size + length + extra
     if (
         (signature, name) != (b"PK\x03\x04", entry.filename)
         or entry.compress_size != entry.file_size
-        or offset + entry.file_size > window.length
+        or offset + entry.file_size > cursor.file.size
     ):
         raise ValueError(f"record {entry.filename} is not where the index says")
-    return Storage(window.start + offset, entry.file_size, torch.uint8)
+    return Storage(offset, entry.file_size, torch.uint8)
 
 
-def _read_legacy(window: FileWindow) -> object:
+def _read_legacy(cursor: Cursor) -> object:
     """Pickles one behind another (magic, version, machine, object, names), then the storages."""
-    path, where = window.path, str(window.path)
-    pickles = FileWindow(window.descriptor, path, window.start, min(window.length, LARGEST_PICKLE))
+    where = cursor.file.name
+    # Cached, since pickles are read byte by byte.
+    pickles = Cursor(CachedFile(cursor.file.window(0, min(cursor.file.size, LARGEST_PICKLE))))
     if not _starts_as_legacy(pickles):
-        raise SourceError(f"{path} is not a file of torch.save")
+        raise SourceError(f"{where} is not a file of torch.save")
     version, machine = (read_pickle(pickles, {}, where) for _ in range(2))
     if version != LEGACY_VERSION:
-        raise SourceError(f"{path} is of version {version!r:.40} of torch.save's older format")
+        raise SourceError(f"{where} is of version {version!r:.40} of torch.save's older format")
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise SourceError(f"{path} was written on a big-endian machine; save it on another")
+        raise SourceError(f"{where} was written on a big-endian machine; save it on another")
     beginning = pickles.tell()
     references = StorageReferences()
     # The object stands before the places of its storages: it is read twice.
     read_pickle(pickles, {}, where, references.read)
     names = read_pickle(pickles, {}, where)
-    window.seek(pickles.tell())
-    storages = _legacy_storages(window, names, references.by_name)
+    cursor.seek(pickles.tell())
+    storages = _legacy_storages(cursor, names, references.by_name)
     pickles.seek(beginning)
-    builders = tensor_builders(path, window.identity)
+    builders = tensor_builders(cursor.file)
     return read_pickle(
         pickles, builders, where, lambda key: _legacy_storage(references.read(key), storages)
     )
@@ -252,27 +246,29 @@ def _legacy_storage(reference: StorageReference, storages: Mapping[str, Storage]
     raise ValueError(f"a strange view of storage {reference.name}")
 
 
-def _starts_as_legacy(window: FileWindow) -> bool:
+def _starts_as_legacy(cursor: Cursor) -> bool:
     try:
-        return read_pickle(window, {}, str(window.path)) == LEGACY_MAGIC
+        return read_pickle(cursor, {}, cursor.file.name) == LEGACY_MAGIC
     except SourceError:
         return False
 
 
 def _legacy_storages(
-    window: FileWindow, names: object, references: Mapping[str, StorageReference]
+    cursor: Cursor, names: object, references: Mapping[str, StorageReference]
 ) -> dict[str, Storage]:
     """The storages lie in the order of their names, each behind its number of elements."""
     storages: dict[str, Storage] = {}
     for name in names if isinstance(names, list) else []:
         if not isinstance(name, str) or (reference := references.get(name)) is None:
-            raise SourceError(f"{window.path} is damaged: it has a storage that no tensor uses")
-        count = int.from_bytes(window.read(8), "little", signed=True)
-        offset = window.tell()
+            raise SourceError(
+                f"{cursor.file.name} is damaged: it has a storage that no tensor uses"
+            )
+        count = int.from_bytes(cursor.read(8), "little", signed=True)
+        offset = cursor.tell()
         if name in storages or not 0 <= count == reference.count:
-            raise SourceError(f"{window.path} is damaged: storage {name} has another size")
-        if offset + reference.nbytes > window.length:
-            raise SourceError(f"{window.path} is truncated: it ends inside a storage")
-        storages[name] = Storage(window.start + offset, reference.nbytes, reference.dtype)
-        window.seek(offset + reference.nbytes)
+            raise SourceError(f"{cursor.file.name} is damaged: storage {name} has another size")
+        if offset + reference.nbytes > cursor.file.size:
+            raise SourceError(f"{cursor.file.name} is truncated: it ends inside a storage")
+        storages[name] = Storage(offset, reference.nbytes, reference.dtype)
+        cursor.seek(offset + reference.nbytes)
     return storages

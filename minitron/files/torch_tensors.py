@@ -8,11 +8,10 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from minitron.files.file_identity import FileIdentity
+from minitron.files.file import File
 from minitron.files.inert_pickle import Builders, Global
 from minitron.files.stored_tensor import StoredTensor, row_major
 
@@ -106,9 +105,9 @@ def _storage_reference(key: object) -> StorageReference:
     raise ValueError("a reference to something that is no storage")
 
 
-def tensor_builders(path: Path, identity: FileIdentity | None = None) -> Builders:
+def tensor_builders(file: File) -> Builders:
     """The calls by which a pickle makes tensors, answered with their places in the file."""
-    place = StoredTensor(path, torch.uint8, (), 0, identity=identity)
+    place = StoredTensor(file, torch.uint8, (), 0)
 
     def old(storage: object, first: object, shape: object, strides: object) -> StoredTensor:
         if not isinstance(storage, Storage):

@@ -19,18 +19,15 @@ from threading import Lock
 from typing import Any
 
 from minitron.errors import SourceError
+from minitron.files.cached_file import CachedFile, PieceCache
 from minitron.files.checked_json import not_finite, read_object
-from minitron.files.fetched_tensor import FetchedTensor
+from minitron.files.file import File, LocalFile
+from minitron.files.hub_repository import HubFile, HubRepository
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.files.local_folder import LocalPlace, Place
+from minitron.files.local_folder import LocalFolder
 from minitron.files.model_files import ADAPTER, merge_advice, tokenizer_names
-from minitron.files.remote_tensor import RemoteTensor, Windows
-from minitron.files.safetensors_file import (
-    MAX_HEADER,
-    parse_safetensors_header,
-    read_safetensors_header,
-)
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.safetensors_file import read_safetensors_header
+from minitron.files.stored_tensor import DeferredTensor, StoredTensor
 from minitron.files.torch_file import read_torch_file
 from minitron.model.families import HEAD
 from minitron.model.source import Source
@@ -45,23 +42,22 @@ _LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 _SHARD_NAME = re.compile(r"(?!\.{0,2}$)[^\x00-\x1f\x7f/\\:]+")  # a file on any system, no address
 CONFIG = "config.json"
-_ENOUGH = 1 << 17  # bytes, for the header of most safetensors files
 
 
 class FolderCompanions:
     """The files beside the weights of a folder or a repository."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, folder: LocalFolder | HubRepository) -> None:
+        self._folder = folder
 
     def file(self, name: str) -> Path | None:
         """A file of the folder, on this machine; None where there is none."""
-        return self._place.file(name)
+        return self._folder.file(name)
 
     @property
     def tokenizer_names(self) -> list[str]:
         """The names of the tokenizer's files; nothing is downloaded."""
-        return tokenizer_names(self._place.names())
+        return tokenizer_names(self._folder.names())
 
     def tokenizer_files(self) -> Iterator[Path]:
         """The tokenizer's files."""
@@ -69,12 +65,12 @@ class FolderCompanions:
 
     def license_files(self) -> Iterator[Path]:
         """The license terms, which a derived model must carry."""
-        names = self._place.names()
+        names = self._folder.names()
         return self._files(n for n in names if any(fnmatch(n, each) for each in _LICENSE_FILES))
 
     def _files(self, names: Iterable[str]) -> Iterator[Path]:
         for name in names:
-            path = self._place.file(name)
+            path = self._folder.file(name)
             if path is not None:
                 yield path
 
@@ -84,14 +80,14 @@ class HubFolder(Source):
 
     format = "hub"
 
-    def __init__(self, place: Place, *, low_disk: bool = False) -> None:
-        """`low_disk` True reads weights that are not on this machine where they lie, by ranges."""
-        self.name = place.name
-        self.revision = place.revision
-        self.companions = FolderCompanions(place)
-        self._place = place
+    def __init__(self, folder: LocalFolder | HubRepository, *, low_disk: bool = False) -> None:
+        """`low_disk` True reads weights that are on the Hub by ranges, and stores none."""
+        self.name = folder.name
+        self.revision = folder.revision
+        self.companions = FolderCompanions(folder)
+        self._folder = folder
         self._low_disk = low_disk
-        self._windows = Windows()
+        self._windows = PieceCache()
         self._lock = Lock()
         self._shards: dict[str, Mapping[str, StoredTensor]] = {}
         self._outlines: dict[str, Mapping[str, StoredTensor] | None] = {}
@@ -108,7 +104,7 @@ class HubFolder(Source):
 
         Raises SourceError, before anything slow, for files to be copied that lie elsewhere.
         """
-        folder = cls(LocalPlace(path, name))
+        folder = cls(LocalFolder(path, name))
         for _ in (*folder.companions.tokenizer_files(), *folder.companions.license_files()):
             pass  # each is looked at
         return folder
@@ -116,7 +112,7 @@ class HubFolder(Source):
     @classmethod
     def embedded(cls, path: Path, name: str) -> "HubFolder":
         """A model of this package, whose installer may have made links of its files."""
-        return cls(LocalPlace(path, name, is_ours=True))
+        return cls(LocalFolder(path, name, is_ours=True))
 
     @cached_property
     def layout(self) -> str | None:
@@ -141,7 +137,7 @@ class HubFolder(Source):
         if not self.files_of_tensors:
             self._refuse_adapter()
             raise SourceError(f"{self.name} has no weights: {self._why_no_weights()}")
-        if ADAPTER in self._place.names():
+        if ADAPTER in self._folder.names():
             logger.warning(
                 "%s holds an adapter beside its weights (%s), which is not read: merge it first if "
                 "it is meant",
@@ -155,7 +151,7 @@ class HubFolder(Source):
             # As transformers does: what the index does not list is read where the model has it.
             if stored in self.files_of_tensors or name in known:
                 file = files[stored]
-                found[name] = self._coming(file, stored, self._listed(file)[stored])
+                found[name] = self._tensor(file, stored)
         absent = [name for name in self.files_of_tensors if name not in files]
         for name, stored in canonical_names(absent, self.architecture).items():
             if name not in found:  # a tied tensor has another of its names
@@ -184,7 +180,7 @@ class HubFolder(Source):
         """The layout, with the index of a sharded one or the name of a single file."""
         for weights in _WEIGHTS:
             kind = weights.removeprefix("model.")
-            if weights in self._place.names():
+            if weights in self._folder.names():
                 return kind, None, weights
             index = self._json(f"{weights}.index.json")
             if index is not None:
@@ -192,88 +188,72 @@ class HubFolder(Source):
         return None, None, None
 
     def _listed(self, file: str) -> Mapping[str, StoredTensor]:
-        """The tensors of a file, which need not be here."""
+        """The tensors of a weight file, which may be on the Hub."""
         outline = self._outline(file)
         return self._shard(file) if outline is None else outline
 
-    def _coming(self, file: str, name: str, listed: StoredTensor) -> LazyTensor:
-        """A tensor of a file that need not be here."""
+    def _tensor(self, file: str, name: str) -> LazyTensor:
+        """A tensor of a weight file; where that is on the Hub, it is read there or downloaded."""
+        listed = self._listed(file)[name]
         if self._outline(file) is None:
             return listed
         if self._low_disk:
-            return RemoteTensor(listed, partial(self._place.fetch, file), self._windows)
-        return FetchedTensor(listed.dtype, listed.shape, partial(self._fetched, file, name))
+            return listed.cached(self._windows)
+        return DeferredTensor(listed.dtype, listed.shape, partial(self._downloaded, file, name))
 
-    def _fetched(self, file: str, name: str) -> StoredTensor:
+    def _downloaded(self, file: str, name: str) -> StoredTensor:
         shard = self._shard(file)
         if name not in shard:
             raise SourceError(f"{self.name}: {file} has changed while it was read: try again")
         return shard[name]
 
     def _outline(self, file: str) -> Mapping[str, StoredTensor] | None:
-        """The tensors of a file that is not here, by those of its bytes that describe them."""
+        """The tensors of a file on the Hub, by the few of its bytes that describe them.
+
+        None where the file is on this machine, or can only be downloaded whole.
+        """
         if file not in self._outlines:
-            is_safe = file.endswith(".safetensors")
-            outline = self._header(file) if is_safe else self._pickle(file)
-            if outline is None and self._low_disk and self._is_elsewhere(file):
+            remote = self._folder.remote_file(file)
+            is_missing = file not in self._folder.names() or self._folder.is_local(file)
+            if remote is None and self._low_disk and not is_missing:
                 raise SourceError(
                     f"{self.name}: {file} can be had only whole: do it without --low-disk"
                 )
-            self._outlines[file] = outline
+            self._outlines[file] = None if remote is None else self._described(remote)
         return self._outlines[file]
 
-    def _is_elsewhere(self, file: str) -> bool:
-        return file in self._place.names() and not self._place.is_here(file)
-
-    def _header(self, file: str) -> Mapping[str, StoredTensor] | None:
-        begun = self._place.piece(file, 0, _ENOUGH)
-        if begun is None:
-            return None
-        needed = 8 + int.from_bytes(begun.content[:8], "little")
-        if len(begun.content) < needed <= min(begun.size, MAX_HEADER):
-            begun = self._place.piece(file, 0, needed)
-        if begun is None:
-            return None
-        listed = parse_safetensors_header(Path(f"{self.name}/{file}"), begun.content, begun.size)
-        return {name: replace(tensor, path=Path(file)) for name, tensor in listed.items()}
-
-    def _pickle(self, file: str) -> Mapping[str, StoredTensor] | None:
-        stand_in = self._place.partial_file(file)
-        if stand_in is None:
-            return None
-        try:
-            # Only who will ask for ranges needs to know where each tensor begins.
-            listed = read_torch_file(stand_in, outline=not self._low_disk)
-        except SourceError as error:
-            told = str(error).replace(str(stand_in), f"{self.name}/{file}")
-            raise SourceError(told) from None
-        finally:
-            stand_in.unlink()
-        return {name: replace(tensor, path=Path(file)) for name, tensor in listed.items()}
+    def _described(self, remote: HubFile) -> Mapping[str, StoredTensor]:
+        """The tensors of a file on the Hub; only low_disk needs to know where each one begins."""
+        is_pickle = not remote.name.endswith(".safetensors")
+        described = _read_tensors(
+            CachedFile(remote) if is_pickle else remote, outline=not self._low_disk
+        )
+        uncached = replace(remote, beginning=b"")  # read in windows from here on
+        return {name: replace(tensor, file=uncached) for name, tensor in described.items()}
 
     def _shard(self, file: str) -> Mapping[str, StoredTensor]:
-        with self._lock:  # several threads may ask for the first of its tensors
+        """The tensors of a weight file on this machine, downloaded where it is not there yet."""
+        with self._lock:  # several threads may need the file at once
             if file not in self._shards:
-                path = self._place.file(file)
+                path = self._folder.file(file)
                 if path is None:
                     raise SourceError(
                         f"{self.name} has no {file}, which its index names: "
-                        f"{self._place.remedy(file)}"
+                        f"{self._folder.remedy(file)}"
                     )
-                read = read_safetensors_header if path.suffix == ".safetensors" else read_torch_file
-                self._shards[file] = read(path)
+                self._shards[file] = _read_tensors(LocalFile.at(path))
             return self._shards[file]
 
     def _json(self, name: str) -> Any:
-        path = self._place.file(name)
+        path = self._folder.file(name)
         return None if path is None else read_object(path, SourceError, "fetch it again")
 
     def _why_no_weights(self) -> str:
         # Of a repository, what is not cached counts as here only where the Hub is not to be asked.
-        if self.revision is not None and self._place.is_here(_WEIGHTS[0]):
+        if self.revision is not None and self._folder.is_local(_WEIGHTS[0]):
             return (
                 "none is in the cache, and the Hub cannot be reached; "
-                f"{self._place.remedy(_WEIGHTS[0])}"
+                f"{self._folder.remedy(_WEIGHTS[0])}"
             )
         return "model.safetensors or pytorch_model.bin, or an index with its shards"
 
@@ -282,6 +262,12 @@ class HubFolder(Source):
         settings = self._json(ADAPTER)
         if settings is not None:
             raise SourceError(merge_advice(self.name, settings))
+
+
+def _read_tensors(file: File, *, outline: bool = False) -> Mapping[str, StoredTensor]:
+    if file.name.endswith(".safetensors"):
+        return read_safetensors_header(file)
+    return read_torch_file(file, outline=outline)
 
 
 def _weight_map(index: Mapping[str, Any], name: str) -> Mapping[str, str]:

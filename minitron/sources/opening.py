@@ -8,14 +8,16 @@ the config, and no weight.
 """
 
 import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from huggingface_hub import is_offline_mode
 
-from minitron.errors import ArchitectureError, SourceError
+from minitron.errors import SourceError
+from minitron.files.cached_file import CachedFile
+from minitron.files.file import File, LocalFile
 from minitron.files.hub_repository import HubRepository
-from minitron.files.partial_file import bring
 from minitron.model.source import Source
 from minitron.sources.hub_folder import HubFolder
 
@@ -68,10 +70,8 @@ def open_source(
         raise SourceError(f"{name} leads outside its repository: name a path within")
     if low_disk and reads_weights:
         raise SourceError(f"{name} can be had only whole: do it without --low-disk")
-    path, commit = _nemo_on_hub(repo, revision, nemo, whole=reads_weights)
-    return _open_nemo(
-        path, name=f"{repo}:{nemo}", revision=commit, keep_vocab_padding=keep_vocab_padding
-    )
+    file, commit = _nemo_on_hub(repo, revision, nemo, whole=reads_weights)
+    return _open_nemo(file, revision=commit, keep_vocab_padding=keep_vocab_padding)
 
 
 def _exists(path: Path) -> bool:
@@ -95,31 +95,24 @@ def _is_nemo_folder(path: Path) -> bool:
 
 def _nemo_on_hub(
     repo: str, revision: str | None, nemo: str, *, whole: bool
-) -> tuple[Path, str | None]:
-    """A `.nemo` of a repository, or a stand-in that brings what is read of it, and the commit."""
+) -> tuple[File, str | None]:
+    """A `.nemo` of a repository and its commit; by ranges where it need not be downloaded whole."""
+    name = f"{repo}:{nemo}"
     if not whole and not is_offline_mode():
         pinned = HubRepository(repo, revision, first=None)
-        partial = pinned.partial_file(nemo)
-        if partial is not None:
-            bring(partial, 0, 2)
-            with partial.open("rb") as file:
-                if file.read(2) != _GZIP:  # that would have to be unpacked
-                    return partial, pinned.revision
+        remote = pinned.remote_file(nemo)
+        if remote is not None and not remote.beginning.startswith(_GZIP):  # it must be unpacked
+            return CachedFile(replace(remote, name=name)), pinned.revision
     repository = HubRepository(repo, revision, first=nemo)
     path = repository.file(nemo)
     assert path is not None, "it was there when the repository was opened"
-    return path, repository.revision
+    return LocalFile.at(path, name), repository.revision
 
 
 def _open_nemo(
-    path: Path, *, name: str | None = None, revision: str | None = None, keep_vocab_padding: bool
+    place: Path | File, *, revision: str | None = None, keep_vocab_padding: bool
 ) -> Source:
-    """A NeMo checkpoint, with the name and the revision that it has on the Hub."""
+    """A NeMo checkpoint."""
     from minitron.conversion.nemo_source import NemoSource  # slow to import, and rarely needed
 
-    try:
-        return NemoSource(path, name=name, revision=revision, keep_vocab_padding=keep_vocab_padding)
-    except (SourceError, ArchitectureError) as error:
-        if name is None:
-            raise
-        raise type(error)(str(error).replace(str(path), name)) from error
+    return NemoSource(place, revision=revision, keep_vocab_padding=keep_vocab_padding)

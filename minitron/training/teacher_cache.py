@@ -25,6 +25,7 @@ from torch import Tensor
 
 from minitron.errors import CorpusError, SourceError
 from minitron.files.checked_json import check_kind, read_object
+from minitron.files.file import LocalFile
 from minitron.files.finite import FLOATS
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import StoredTensor
@@ -192,10 +193,7 @@ def _read_shard(cache: TeacherCache, number: int) -> Mapping[str, StoredTensor]:
 
 
 def _checked(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, StoredTensor]:
-    try:
-        tensors = read_safetensors_header(path)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}: {_REMEDY}") from error
+    tensors = read_safetensors_header(LocalFile.at(path))
     for name, shape in shapes.items():
         if name not in tensors or tensors[name].shape != shape:
             seen = list(tensors[name].shape) if name in tensors else "none"

@@ -9,7 +9,7 @@ import pytest
 
 import minitron
 from minitron.errors import SourceError
-from minitron.files.file_identity import FileIdentity, open_unchanged
+from minitron.files.file import LocalFile
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source
 from tests.nemo_files import megatron_tensors, nemo_settings, write_nemo_file
@@ -89,7 +89,7 @@ def test_a_change_between_two_reads_of_one_tensor_is_seen(tmp_path: Path) -> Non
     tensors = HubFolder.at(folder).tensors
     first, *_, last = tensors.values()
     first.read(0, 1)
-    renamed_over(first.path)
+    renamed_over(first.file.path)
     with pytest.raises(SourceError, match="was replaced"):
         first.read(1, 2)
     last.read(0, 1)  # another shard
@@ -99,6 +99,6 @@ def test_what_is_written_while_it_is_read_is_seen_at_the_end(tmp_path: Path) -> 
     path = tmp_path / "w"
     path.write_bytes(b"12345678")
     os.utime(path, ns=(1, 1))
-    identity = FileIdentity.of(path.stat())
-    with pytest.raises(SourceError, match="was replaced"), open_unchanged(path, identity):
+    file = LocalFile.at(path)
+    with pytest.raises(SourceError, match="was replaced"), file.open():
         path.write_bytes(b"87654321")
