@@ -376,9 +376,9 @@ def test_what_a_killed_run_unpacked_goes_with_the_next_one(tmp_path: Path) -> No
     source.write_bytes(gzip.compress(tarred({"model_config.yaml": b"a: 1"})))
     (scratch / "minitron-unpacked-left.tar").write_bytes(b"of a killed run")
     first = unpacked_tar.unpack(LocalFile.at(source), scratch)
-    assert [path.name for path in scratch.iterdir()] == [first.name]
+    assert [path.name for path in scratch.iterdir()] == [first.path.name]
     second = unpacked_tar.unpack(LocalFile.at(source), scratch)  # the first is still wanted
-    assert {path.name for path in scratch.iterdir()} == {first.name, second.name}
+    assert {path.name for path in scratch.iterdir()} == {first.path.name, second.path.name}
     first.delete()
     second.delete()
     assert not list(scratch.iterdir())
