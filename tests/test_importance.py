@@ -14,12 +14,12 @@ from minitron import measure_importance
 from minitron.errors import ImportanceError, OutputError
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
-from minitron.scores.activation_scores import Measurement, activation_scores, aggregated_scores
+from minitron.scores.activation_scores import Measurement
 from minitron.scores.aggregation import KINDS, Aggregation
 from minitron.scores.weight_scores import magnitude_scores, random_scores
 from minitron.sources.opening import open_source
 from minitron.text.corpus import Corpus
-from tests.tiny import FAMILIES, SIZES, tiny_folder, tiny_model
+from tests.tiny import FAMILIES, SIZES, activation_scores, tiny_folder, tiny_model
 
 LAYERS = SIZES["num_hidden_layers"]
 
@@ -180,18 +180,6 @@ def test_every_axis_of_a_two_layer_model_equals_the_formulas_for_every_aggregati
     assert scores.made_by["aggregation"] == {"batch": batch, "sequence": sequence}
 
 
-def test_all_aggregations_come_from_one_pass() -> None:
-    model, text = tiny_model("llama"), corpus(samples=5)
-    together = aggregated_scores(model, text)
-    assert together.keys() == set(product(KINDS, KINDS))
-    for (batch, sequence), scores in together.items():
-        alone = activation_scores(
-            model, text, Measurement(aggregation=Aggregation(batch, sequence))
-        )
-        assert scores.digest == alone.digest
-        assert scores.made_by == alone.made_by
-
-
 @pytest.mark.parametrize("family", ["nemotron", "llama"])
 def test_modelopt_scores_are_what_modelopt_computes(family: str) -> None:
     model, text = tiny_model(family), corpus(samples=5)
@@ -273,11 +261,10 @@ def test_hidden_scores_equal_a_hand_computation_on_two_tokens_of_two_samples() -
     torch.testing.assert_close(scores.axis("layers"), torch.zeros(LAYERS).double())
 
 
-def test_batches_do_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_change_scores() -> None:
     model, text = tiny_model(), corpus(samples=7)
     whole = activation_scores(model, text)
-    monkeypatch.setattr("minitron.scores.activation_scores._BATCH_TOKENS", 10)
-    cut = activation_scores(model, text)
+    cut = activation_scores(model, text, batch_tokens=10)
     for axis in whole.axes:
         torch.testing.assert_close(cut.axis(axis), whole.axis(axis), rtol=1e-5, atol=1e-7)
 

@@ -14,7 +14,7 @@ from minitron.errors import MissingExtraError, TargetError
 from minitron.sources import quantization
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
-from minitron.sources.quantization import greedy_agreement, quantized, weight_bytes
+from minitron.sources.quantization import quantized, weight_bytes
 from tests.tiny import tiny_model, zoo_tokenizer
 
 pytest.importorskip("optimum.quanto")
@@ -36,6 +36,11 @@ def full() -> PreTrainedModel:
 
 def brought_to(name: str) -> PreTrainedModel:
     return quantized(load_model(open_source("tiny")), name)
+
+
+def likeliest(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(ids).logits
+    return logits.argmax(-1)
 
 
 def linear_elements(model: PreTrainedModel) -> int:
@@ -63,21 +68,10 @@ def test_most_likeliest_tokens_of_prose_stay_the_same(
 ) -> None:
     # Measured: 0.992 and 0.922 of 128 tokens.
     ids = zoo_tokenizer()(PROSE, return_tensors="pt")["input_ids"].long()
-    agrees = greedy_agreement(brought_to(name), full, ids)
+    with torch.no_grad():  # 4-bit weights cannot be used in inference mode
+        agrees = likeliest(brought_to(name), ids) == likeliest(full, ids)
     assert agrees.shape == ids.shape
     assert least <= agrees.float().mean() < 1
-
-
-def test_agreement_is_that_of_the_likeliest_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = tiny_model(seed=1), tiny_model(seed=1)
-    ids = torch.randint(5, 101, (2, 9))
-    monkeypatch.setattr(quantization, "_LOGITS", 5 * 101)
-    assert greedy_agreement(one, other, ids).all()
-    with torch.no_grad():
-        other.lm_head.weight.mul_(torch.linspace(-1, 1, 101)[:, None])
-    expected = one(ids).logits.argmax(-1) == other(ids).logits.argmax(-1)
-    assert torch.equal(greedy_agreement(one, other, ids), expected)
-    assert not expected.all()
 
 
 def test_only_the_layers_are_quantized() -> None:

@@ -18,13 +18,12 @@ from safetensors.torch import save_file
 from minitron import measure_importance
 from minitron.errors import CorpusError, ImportanceError, OutputError, TargetError
 from minitron.model.importance import Importance
-from minitron.scores.activation_scores import activation_scores
-from minitron.scores.sweep_plan import SweepPlan
+from minitron.scores.sweep import SweepPlan
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
 from minitron.text.corpus import Corpus
-from tests.tiny import FAMILIES, SIZES, edit_config, tiny_folder, weights_of
+from tests.tiny import FAMILIES, SIZES, activation_scores, edit_config, tiny_folder, weights_of
 
 AXES = ("hidden", "ffn", "heads", "kv_heads", "layers")
 
@@ -227,16 +226,16 @@ class TestSettings:
 INTERRUPTED = """
 import os, signal, sys
 from minitron import measure_importance
-from minitron.scores import corpus_sweep
 from minitron.scores import measuring as scoring
-from minitron.scores.sweep_plan import SweepPlan
-write, chunks = corpus_sweep._write, []
+from minitron.scores import sweep
+from minitron.scores.sweep import SweepPlan
+write, chunks = sweep._write, []
 def dying(*arguments):
     write(*arguments)
     chunks.append(1)
     if len(chunks) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-corpus_sweep._write = dying
+sweep._write = dying
 scoring.plan_sweep = lambda *_, **__: SweepPlan(False, 9, 18, 0)
 measure_importance(*sys.argv[1:3], corpus=sys.argv[3])
 """

@@ -19,7 +19,12 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from minitron.model.importance import Importance
+from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
+from minitron.scores.sweep import sweep
+from minitron.sources.layer_stream import LayerStream
 from minitron.sources.opening import zoo
+from minitron.text.corpus import Corpus
 
 SIZES = {
     "hidden_size": 42,
@@ -73,6 +78,24 @@ def tiny_model(
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     model.tie_weights()
     return model.to(dtype).eval()
+
+
+def activation_scores(
+    model: PreTrainedModel,
+    corpus: Corpus,
+    measurement: Measurement | None = None,
+    *,
+    batch_tokens: int = 8192,
+) -> Importance:
+    """A loaded model's scores on a corpus, without the memory plan of `minitron importance`."""
+    measurement, stream = measurement or Measurement(), LayerStream.of_model(model)
+    sums = sweep(
+        list(corpus.sequences),
+        lambda chunk: sums_over(stream, chunk, measurement),
+        batch_tokens=batch_tokens,
+        chunk_tokens=16 * batch_tokens,
+    )
+    return importance_of(sums, measurement, stream.config, made_by(corpus, stream.dtype))
 
 
 def tiny_folder(path: Path, variant: str = "nemotron", **options: Any) -> Path:

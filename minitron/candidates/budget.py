@@ -126,10 +126,7 @@ def memory_needed(architecture: Architecture, use: Use, parameters: int | None =
     counted = architecture.parameters if parameters is None else parameters
     cached = use.batch * use.context * architecture.kv_cache_elements_per_token
     tokens = min(use.batch * use.context, RUNNING_TOKENS)
-    queries = architecture.num_attention_heads * architecture.head_dim
-    keys = architecture.num_key_value_heads * architecture.head_dim
-    inside = max(4 * queries + 4 * keys, 3 * architecture.intermediate_size)
-    running = tokens * (4 * architecture.hidden_size + inside)
+    running = tokens * architecture.layer_activations
     logits = use.batch * architecture.vocab_size * 4
     return (counted + cached + running) * use.itemsize + logits
 

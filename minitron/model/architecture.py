@@ -177,6 +177,15 @@ class Architecture:
         """Keys and values a token leaves in the cache, over all layers."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
+    @property
+    def layer_activations(self) -> int:
+        """Numbers that a token takes inside a layer, as transformers computes it: the stream and
+        its norm, and the more of what attention and the MLP hold at once."""
+        queries = self.num_attention_heads * self.head_dim
+        keys = self.num_key_value_heads * self.head_dim
+        inside = max(4 * queries + 4 * keys, 3 * self.intermediate_size)
+        return 4 * self.hidden_size + inside
+
     def run_slices(self, row: Row) -> dict[str, slice]:
         """Each part of a tensor and its rows."""
         ends = list(accumulate(map(self._length, row.dimensions[0]), initial=0))

@@ -19,28 +19,33 @@ pruning (benchmarks/LOG.md); NVIDIA's ModelOpt takes them after it, and so do we
 mcore_minitron.py, 0.43): heads are averaged over the sequence channel by channel and only then
 normed over head_dim, and layers sum each sequence's 1 - mean cosine. The rest is the same.
 
-    activation_scores(load_model(open_source("tiny")), corpus)
+    sums = sums_over(LayerStream.of_source(open_source("tiny"), keep=True), batches, Measurement())
+    importance_of(sums, Measurement(), config, {}).heads   # (layers, heads)
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
+from minitron.model.decoder import Decoder
 from minitron.model.importance import Importance
-from minitron.scores.aggregation import KINDS, Aggregation, batch_score
-from minitron.scores.corpus_sweep import Sums, sweep
+from minitron.scores.aggregation import (
+    Aggregation,
+    Transform,
+    batch_score,
+    sequence_scores,
+    sums_of,
+)
 from minitron.scores.layer_cuts import CutScores, Measure, cuts_of
-from minitron.scores.layer_recorder import LayerRecorder, Watched
+from minitron.scores.sweep import Sums
 from minitron.sources.layer_stream import LayerStream
 from minitron.text.corpus import Corpus
-
-_BATCH_TOKENS = 8192
-_CHUNK_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -52,57 +57,6 @@ class Measurement:
     neurons: Literal["after", "before"] = "after"
     layer_scores: Measure = "influence"
     block_size: int | None = None
-    other_kinds: tuple[str, ...] = ()  # over the sequence, for other aggregations of the same sums
-
-    @property
-    def watched(self) -> Watched:
-        """What of each layer is recorded."""
-        kinds = tuple(dict.fromkeys((self.aggregation.sequence, *self.other_kinds)))
-        return Watched(kinds, self.neurons, head_norms=self.scores == "paper")
-
-
-def activation_scores(
-    model: PreTrainedModel, corpus: Corpus, measurement: Measurement | None = None
-) -> Importance:
-    """Scores of every axis from one forward pass, without the output embedding.
-
-    `corpus.sequences` [samples, seq_len] must hold ids of the model's vocabulary.
-    """
-    measurement = measurement or Measurement()
-    stream = LayerStream.of_model(model)
-    sums = _sums_over_corpus(stream, corpus, measurement)
-    return importance_of(sums, measurement, stream.config, made_by(corpus, stream.dtype))
-
-
-def aggregated_scores(
-    model: PreTrainedModel, corpus: Corpus, measurement: Measurement | None = None
-) -> dict[tuple[str, str], Importance]:
-    """The same under every aggregation, by its (batch, sequence), from one forward pass."""
-    every = replace(measurement or Measurement(), other_kinds=KINDS)
-    stream = LayerStream.of_model(model)
-    sums = _sums_over_corpus(stream, corpus, every)
-    described = made_by(corpus, stream.dtype)
-    return {
-        (batch, sequence): importance_of(
-            sums,
-            replace(every, aggregation=Aggregation(batch, sequence)),
-            stream.config,
-            described,
-        )
-        for batch, sequence in product(KINDS, KINDS)
-    }
-
-
-def _sums_over_corpus(stream: LayerStream, corpus: Corpus, measurement: Measurement) -> Sums:
-    with tqdm(
-        total=corpus.tokens, unit="token", unit_scale=True, desc="score", disable=None
-    ) as progress:
-        return sweep(
-            list(corpus.sequences),
-            lambda chunk: sums_over(stream, chunk, measurement, progress),
-            batch_tokens=_BATCH_TOKENS,
-            chunk_tokens=_CHUNK_BATCHES * _BATCH_TOKENS,
-        )
 
 
 def made_by(corpus: Corpus, dtype: torch.dtype) -> dict[str, Any]:
@@ -125,7 +79,7 @@ def sums_over(
 ) -> Sums:
     """Sums over one chunk: batches that pass each layer together."""
     layers = int(stream.config.num_hidden_layers)
-    recorder = LayerRecorder(stream.decoder, stream.config.hidden_act, measurement.watched)
+    recorder = LayerRecorder(stream.decoder, stream.config.hidden_act, measurement)
     cuts = cuts_of(layers, measurement.block_size)
     left_out = CutScores(cuts, measurement.layer_scores, stream.device)
     with torch.inference_mode():
@@ -192,3 +146,87 @@ def _layer_scores(sums: Sums, measurement: Measurement) -> torch.Tensor:
     if measurement.scores == "modelopt":
         return sums["samples"] - sums["mean_cosines"]
     return 1 - sums["cosines"] / sums["tokens"]
+
+
+class LayerRecorder:
+    """Sums over sequences of every unit's scores, filled by hooks on the layer that runs."""
+
+    def __init__(self, decoder: Decoder, activation: str, measurement: Measurement) -> None:
+        """`activation` is the config's hidden_act."""
+        self._decoder = decoder
+        self._measurement = measurement
+        sizes = decoder.architecture
+        self._layers = sizes.num_hidden_layers
+        self._heads = sizes.num_attention_heads
+        self._kv_heads = sizes.num_key_value_heads
+        # A gate multiplies the activation by numbers of either sign.
+        is_positive = activation in ("relu", "relu2") and not sizes.family.is_gated
+        self._has_positive_neurons = is_positive
+        self.sums: Sums = {}
+
+    @contextmanager
+    def watching(self, layer: int) -> Iterator[None]:
+        """Record what passes a layer meanwhile."""
+        handles = list(self._hooks(layer))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hooks(self, layer: int) -> Iterator[RemovableHandle]:
+        # What attention and the MLP read, in every family: the outputs of the layer's norms.
+        for place, reader in enumerate(("q", "up")):
+            yield self._on_input(layer, reader, "hidden", 2 * layer + place)
+        if self._measurement.neurons == "before":
+            yield self._on_output(layer, "up", "ffn", layer)
+        else:
+            is_positive = self._has_positive_neurons
+            yield self._on_input(layer, "down", "ffn", layer, is_positive=is_positive)
+        norms = self._head_norms if self._measurement.scores == "paper" else None
+        yield self._on_input(layer, "o", "heads", layer, norms, is_positive=norms is not None)
+
+    def _on_output(self, layer: int, part: str, axis: str, row: int) -> RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self._add(axis, row, self._decoder.output_of(part, output))
+
+        return self._decoder.part(layer, part).register_forward_hook(hook)
+
+    def _on_input(
+        self,
+        layer: int,
+        part: str,
+        axis: str,
+        row: int,
+        transform: Transform | None = None,
+        *,
+        is_positive: bool = False,
+    ) -> RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self._add(axis, row, inputs[0], transform, is_positive)
+
+        return self._decoder.part(layer, part).register_forward_pre_hook(hook)
+
+    def _head_norms(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Of each head and, behind them, of each KV group: (..., heads + kv_heads)."""
+        norms = torch.linalg.vector_norm(outputs.unflatten(-1, (self._heads, -1)), dim=-1)
+        groups = torch.linalg.vector_norm(norms.unflatten(-1, (self._kv_heads, -1)), dim=-1)
+        return torch.cat((norms, groups), dim=-1)
+
+    def _add(
+        self,
+        axis: str,
+        row: int,
+        activations: torch.Tensor,
+        transform: Transform | None = None,
+        is_positive: bool = False,
+    ) -> None:
+        """Add each sequence's scores; activations (sequences, tokens, width)."""
+        rows = 2 * self._layers if axis == "hidden" else self._layers
+        kind = self._measurement.aggregation.sequence
+        scores = sequence_scores(activations, kind, transform, is_positive=is_positive)
+        sums = sums_of(scores)  # (2, units)
+        key = f"{axis} {kind}"
+        if key not in self.sums:
+            self.sums[key] = sums.new_zeros(rows, *sums.shape)
+        self.sums[key][row] += sums

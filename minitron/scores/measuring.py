@@ -26,14 +26,8 @@ from minitron.recipe import CalibrationRecipe, ImportanceRecipe, record_of
 from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
 from minitron.scores.aggregation import Aggregation
 from minitron.scores.calibration import Calibration, calibration, length_and_samples
-from minitron.scores.corpus_sweep import Chunk, Sums, sweep
 from minitron.scores.layer_cuts import cuts_of, passes_of
-from minitron.scores.sweep_plan import (
-    Needs,
-    SweepPlan,
-    Weights,
-    plan_sweep,
-)
+from minitron.scores.sweep import Chunk, Needs, Sums, SweepPlan, Weights, plan_sweep, sweep
 from minitron.scores.weight_scores import magnitude_scores, random_scores
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import default_device, fast_dtype

@@ -18,6 +18,8 @@ class HeldTensor:
     """A tensor in memory, under the protocol of those that are not."""
 
     tensor: torch.Tensor
+    # Whether a read copies: a model made of what is read may be trained, which would change this.
+    copies: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -35,8 +37,9 @@ class HeldTensor:
         return self.tensor.nbytes
 
     def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """A copy of rows [start, stop), so that a model made of them may be trained."""
-        return self.tensor[start:stop].clone()
+        """Rows [start, stop)."""
+        rows = self.tensor if (start, stop) == (0, None) else self.tensor[start:stop]
+        return rows.clone() if self.copies else rows
 
     def ranges(self, start: int = 0, stop: int | None = None) -> None:
         """None: it lies in no file."""

@@ -29,6 +29,7 @@ from minitron.model.decoder import Decoder, decoder_module
 from minitron.model.families import EMBEDDING, FINAL_NORM, HEAD, LAYERS
 from minitron.model.source import Source
 from minitron.sources.empty_weights import empty_weights
+from minitron.sources.held import HeldTensor
 from minitron.sources.loading import fast_dtype, hub_config, new_model
 
 BLOCK_BYTES = 16 << 20  # of an embedding, held at once
@@ -103,7 +104,8 @@ class LayerStream:
             skeleton = type(model)(copy.deepcopy(model.config))
         for name, module in _without_weights(decoder_module(model)):
             setattr(decoder_module(skeleton), name, module)  # the rotary table may have been cast
-        held = {name: _Held(tensor) for name, tensor in model.state_dict().items()}
+        weights = model.state_dict().items()
+        held = {name: HeldTensor(tensor, copies=False) for name, tensor in weights}
         device = str(model.device)
         return cls(skeleton, held, dtype=model.dtype, device=device, keep=True, checked_for=None)
 
@@ -217,22 +219,6 @@ class _Probe(nn.Module):
     def forward(self, states: torch.Tensor, **call: Any) -> torch.Tensor:
         self.seen = call
         return states
-
-
-class _Held:
-    """A tensor in memory under the protocol of those that are not."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.dtype = tensor.dtype
-        self.shape = tuple(tensor.shape)
-        self.nbytes = tensor.nbytes
-
-    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        return self.tensor[start:stop] if (start, stop) != (0, None) else self.tensor
-
-    def ranges(self, start: int = 0, stop: int | None = None) -> None:
-        return None
 
 
 def _without_weights(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -1,8 +1,8 @@
 """Quantization: a loaded model's decoder weights as 8- or 4-bit integers, to generate with less.
 
-Knows which layers are brought to integers and what that costs: bytes, and how often the likeliest
-next token stays the same. Activations stay as they are, and so do embeddings, norms and the output
-embedding. How a weight becomes integers is optimum-quanto's (extra `quantize`).
+Knows which layers are quantized and how many bytes they take then. Activations stay as they are,
+and so do embeddings, norms and the output embedding. optimum-quanto (extra `quantize`) makes the
+integers.
 
     model = quantized(load_model(open_source("tiny")), "int8")
 """
@@ -13,7 +13,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,7 +22,6 @@ from minitron.model.families import LAYERS
 from minitron.recipe import Quantization
 
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
-_LOGITS = 1 << 25  # at once
 
 logger = logging.getLogger(__name__)
 
@@ -58,25 +56,6 @@ def quantized(model: PreTrainedModel, name: str) -> PreTrainedModel:
 def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes that a model's weights take in memory, quantized ones with their scales."""
     return sum(_stored_bytes(parameter) for parameter in model.parameters())
-
-
-@torch.no_grad()  # 4-bit weights cannot be used in inference mode
-def greedy_agreement(model: PreTrainedModel, reference: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Where both would go on with the same token: (batch, length) of booleans.
-
-    Each position of `ids` (batch, length) is judged after the same tokens before it; the mean is
-    the share of tokens that greedy generation would not change.
-    """
-    return _likeliest(model, ids) == _likeliest(reference, ids)
-
-
-def _likeliest(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    decoder: Any = model.model
-    head: Any = model.get_output_embeddings()
-    states = decoder(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-    rows = max(1, _LOGITS // int(model.config.vocab_size))
-    pieces = [head(piece).argmax(-1) for piece in states.flatten(0, 1).split(rows)]
-    return torch.cat(pieces).view(ids.shape).cpu()
 
 
 def _stored_bytes(weight: Tensor) -> int:

@@ -1,22 +1,33 @@
-"""Sweep plan: how a corpus is run through a decoder within a budget of memory.
+"""Sweep: a corpus run through a decoder within a memory budget, chunk by chunk.
 
-Knows how many bytes a layer, a token's states and a running batch take; decides whether all layers
-stay in memory, and how many tokens pass each layer together. Runs nothing.
+A plan decides whether all layers stay in memory, and how many tokens pass each layer together. What
+each chunk gives is added up; the sums of finished chunks may be kept in a file, from which an
+interrupted sweep resumes. What is summed is the caller's concern.
 
-    plan_sweep(architecture, lengths, budget=6 << 30, needs=Needs(itemsize=2)).peak
+    plan = plan_sweep(architecture, lengths, budget=6 << 30, needs=Needs(2, 2))
+    sweep(sequences, sums_of_chunk, batch_tokens=plan.batch_tokens, chunk_tokens=plan.chunk_tokens)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from minitron.errors import TargetError
 from minitron.files.device_memory import readable_bytes
 from minitron.model.architecture import Architecture
 from minitron.sources.layer_stream import BLOCK_BYTES
+from minitron.text.encoding import TokenIds
 
 Weights = Literal["layers", "all", "loaded"]
+Sums = dict[str, torch.Tensor]  # in float64; they add up
+Chunk = list[torch.Tensor]  # batches of ids, (sequences, length)
 
 BATCH_TOKENS = 8192  # that run through a layer at once
 _BATCHES_OF_KEPT = 16  # in a chunk where layers need not be read again: progress that is not lost
@@ -109,16 +120,67 @@ def _bytes(
     block = min(BLOCK_BYTES, architecture.vocab_size * architecture.hidden_size * 4)
     logits = 6 * BLOCK_BYTES if needs.has_logits else 0
     masks = 5 * longest * longest if needs.has_masks else 0
-    running = batch * _width(architecture) * needs.itemsize
-    running += 2 * batch * architecture.hidden_size * 4  # norms in float32
+    running = batch * architecture.layer_activations * needs.itemsize
+    running += 2 * batch * architecture.hidden_size * (4 - needs.itemsize)  # norms in float32
     asked = weights + states + 2 * block + logits + masks + running
     return asked + int(_HELD_BACK * asked) + _SLACK
 
 
-def _width(architecture: Architecture) -> int:
-    """Numbers a token takes while it is inside a layer, at most."""
-    queries = architecture.num_attention_heads * architecture.head_dim
-    keys = architecture.num_key_value_heads * architecture.head_dim
-    attention = 5 * queries + 4 * keys
-    mlp = 3 * architecture.intermediate_size
-    return 2 * architecture.hidden_size + max(attention, mlp)
+def sweep(
+    sequences: Sequence[TokenIds],
+    measure: Callable[[Chunk], Sums],
+    *,
+    batch_tokens: int,
+    chunk_tokens: int,
+    kept: Path | None = None,
+) -> Sums:
+    """What `measure` finds on each chunk, added up.
+
+    `kept` is a file that holds the sums of the chunks done so far, and is begun where there is
+    none: the sweep goes on behind them.
+    """
+    done, total = _read(kept) if kept is not None and kept.exists() else (0, {})
+    for chunk in chunks_of(batches_of(sequences[done:], batch_tokens), chunk_tokens):
+        sums = measure(chunk)
+        total = {key: total[key] + sums[key] if total else sums[key] for key in sums}
+        done += sum(map(len, chunk))
+        if kept is not None:
+            _write(kept, done, total)
+    return total
+
+
+def batches_of(sequences: Sequence[TokenIds], tokens: int) -> Iterator[torch.Tensor]:
+    """Neighbours of equal length as batches of at most `tokens`, or of one sequence."""
+    start = 0
+    for stop in range(1, len(sequences) + 1):
+        length = len(sequences[start])
+        is_full = (stop - start + 1) * length > tokens
+        if is_full or stop == len(sequences) or len(sequences[stop]) != length:
+            yield torch.from_numpy(np.stack(sequences[start:stop])).long()
+            start = stop
+
+
+def chunks_of(batches: Iterator[torch.Tensor], tokens: int) -> Iterator[Chunk]:
+    """Batches together, of at most `tokens`, or one alone."""
+    chunk: Chunk = []
+    for batch in batches:
+        if chunk and sum(b.numel() for b in chunk) + batch.numel() > tokens:
+            yield chunk
+            chunk = []
+        chunk.append(batch)
+    if chunk:
+        yield chunk
+
+
+def _read(kept: Path) -> tuple[int, Sums]:
+    """How many sequences are done, and their sums."""
+    with safe_open(kept, framework="pt") as file:
+        sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return int((file.metadata() or {})["sequences"]), sums
+
+
+def _write(kept: Path, done: int, sums: Sums) -> None:
+    written = kept.with_name(kept.name + ".new")
+    contiguous = {key: tensor.contiguous() for key, tensor in sums.items()}
+    save_file(contiguous, written, {"sequences": str(done)})
+    written.replace(kept)

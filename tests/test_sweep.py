@@ -10,7 +10,7 @@ import pytest
 from minitron.errors import TargetError
 from minitron.files.device_memory import free_memory, memory_in_use, parse_bytes, readable_bytes
 from minitron.model.architecture import Architecture
-from minitron.scores.sweep_plan import BATCH_TOKENS, Needs, plan_sweep
+from minitron.scores.sweep import BATCH_TOKENS, Needs, plan_sweep
 from tests.tiny import tiny_config
 
 GIB = 1 << 30
