@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.metadata import (
 from minitron.conversion.megatron_names import FINAL_NORM, FUSED_NORMS, LAYERS
 from minitron.conversion.torch_zip import LARGEST, saved_nbytes, saved_object, write_saved
 from minitron.errors import TargetError
+from minitron.files.dtypes import name_of
 from minitron.files.lazy_tensor import LazyTensor, Rows
 
 DistFormat = Literal["torch_dist", "zarr"]
@@ -126,7 +127,7 @@ def _arrays(tensors: Mapping[str, LazyTensor], prefix: str) -> Iterator[_Array]:
     layered: dict[str, dict[int, LazyTensor]] = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in _ZARR_DTYPES:
-            dtype = str(tensor.dtype).removeprefix("torch.")
+            dtype = name_of(tensor.dtype)
             raise TargetError(f"{name} is {dtype}, which Megatron does not store: choose bfloat16")
         if found := _LAYERED.fullmatch(name):
             layered.setdefault(_fused_name(found[2]), {})[int(found[1])] = tensor

@@ -13,6 +13,7 @@ reader's and writer's to know. No weight is read: every tensor is made of the ot
 from collections.abc import Iterator, Mapping
 
 from minitron.errors import SourceError, TargetError
+from minitron.files.dtypes import name_of
 from minitron.files.lazy_tensor import LazyTensor, Rows, Shifted, Stacked, Zeros
 from minitron.model.architecture import Architecture, Slot
 from minitron.model.families import STREAM_NORMS
@@ -165,7 +166,7 @@ def _fused(slot: Slot, hub: Mapping[str, LazyTensor], architecture: Architecture
     names = [family.tensor(part, kind, slot.layer) for part in "qkv"]
     dtypes = {hub[name].dtype for name in names}
     if len(dtypes) > 1:
-        seen = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        seen = ", ".join(sorted(name_of(dtype) for dtype in dtypes))
         raise TargetError(f"{', '.join(names)} have dtypes {seen}: choose one")
     groups = architecture.num_key_value_heads
     return Stacked(

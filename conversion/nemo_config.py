@@ -23,6 +23,7 @@ from minitron.conversion.nemo_table import (
     Setting,
 )
 from minitron.errors import ArchitectureError
+from minitron.files.dtypes import name_of
 from minitron.files.plain_yaml import shown
 from minitron.model.families import MISTRAL, NEMOTRON, QWEN2, Family
 
@@ -66,7 +67,7 @@ def hub_config(
         "vocab_size": vocab_size,
         **{f"{role}_token_id": ids.get(role) for role in SPECIAL},
         "use_cache": True,
-        **({} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}),
+        **({} if dtype is None else {"dtype": name_of(dtype)}),
     }
 
 

@@ -17,6 +17,7 @@ from minitron.conversion.nemo_table import ACTIVATIONS, SETTINGS, TANH_GELU, ZER
 from minitron.conversion.nemo_tokenizer import FoundTokenizer
 from minitron.conversion.vocab_padding import vocab_multiple
 from minitron.errors import TargetError
+from minitron.files.dtypes import name_of
 from minitron.files.plain_yaml import shown
 from minitron.model.architecture import Architecture, resized_config
 
@@ -232,7 +233,7 @@ def _linear_factor(rope: Mapping[str, Any]) -> float | None:
 
 def _precision(dtype: torch.dtype) -> str | int:
     if dtype not in _PRECISIONS:
-        known = ", ".join(str(known).removeprefix("torch.") for known in _PRECISIONS)
+        known = ", ".join(name_of(known) for known in _PRECISIONS)
         raise TargetError(f"dtype is {dtype}; NeMo has a precision for {known}")
     return _PRECISIONS[dtype]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from minitron.errors import MissingExtraError, SourceError, TargetError
+from minitron.files.dtypes import name_of
 from minitron.model.architecture import Architecture
 from modeling_nemotron import CACHE_NAME
 
@@ -51,7 +52,7 @@ def export_onnx(model: PreTrainedModel, folder: Path) -> float:
     for name in _PACKAGES:
         _package(name)
     if model.dtype != torch.float32:
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = name_of(model.dtype)
         raise TargetError(f"the model is in {dtype}: load it in float32 to export it")
     folder.mkdir(parents=True, exist_ok=True)
     with _nothing_left(folder):

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from minitron.errors import SourceError, TargetError
+from minitron.files.dtypes import name_of
 from minitron.files.finite import is_finite
 from minitron.files.lazy_tensor import (
     Cast,
@@ -102,7 +103,7 @@ class _Fitting(Cast):
     def _read(self, start: int, stop: int) -> torch.Tensor:
         rows = super()._read(start, stop)
         if not is_finite(rows):
-            dtype = str(self.dtype).removeprefix("torch.")
+            dtype = name_of(self.dtype)
             raise TargetError(
                 f"{self.name} holds values that are not finite in {dtype}: choose another dtype"
             )
@@ -214,8 +215,8 @@ def _check_target(architecture: Architecture, tp: int, pp: int, dtype: torch.dty
             f"convert others with convert_checkpoint.py of TensorRT-LLM's {example} example"
         )
     if dtype not in DTYPES:
-        names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
-        name = str(dtype).removeprefix("torch.")
+        names = ", ".join(name_of(known) for known in DTYPES)
+        name = name_of(dtype)
         raise TargetError(f"dtype is {name}: TensorRT-LLM's GPT takes {names}; choose one of them")
     for option, ranks in (("tp", tp), ("pp", pp)):
         if ranks < 1:
@@ -256,7 +257,7 @@ def _trtllm_config(
     return {
         "producer": {"name": "minitron", "version": version("minitron")},
         "architecture": architecture.family.architecture,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_of(dtype),
         "logits_dtype": "float32",
         "num_hidden_layers": architecture.num_hidden_layers,
         "num_attention_heads": architecture.num_attention_heads,

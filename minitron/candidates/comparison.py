@@ -20,12 +20,13 @@ import numpy as np
 
 from minitron.candidates.budget import TOLERANCE, Use, memory_needed
 from minitron.candidates.latency import measured_step
-from minitron.candidates.report import Candidate, SearchReport, name_of
+from minitron.candidates.report import Candidate, SearchReport, candidate_name
 from minitron.candidates.shortlist import Shortlist, shortlist
 from minitron.candidates.texts import SearchTexts, search_texts
 from minitron.errors import CorpusError
 from minitron.evaluation.loss import evaluate_model
 from minitron.files.device_memory import free_memory
+from minitron.files.dtypes import name_of
 from minitron.files.tensor_stream import copied
 from minitron.files.unfinished import check_same_inputs, write_file
 from minitron.model.architecture import Architecture
@@ -102,7 +103,7 @@ class Comparison:
                 "%d of %d: %s, loss %.4f, %.0f s left",
                 number,
                 len(self.chosen.costs),
-                name_of(target),
+                candidate_name(target),
                 loss,
                 left,
             )
@@ -147,7 +148,7 @@ class Comparison:
         """What was found."""
         use, at = self.chosen.use, self.chosen.conditions
         conditions = {"batch": use.batch, "context": use.context}
-        measured_at = {} if at is None else {"device": at.device, "dtype": str(at.dtype)[6:]}
+        measured_at = {} if at is None else {"device": at.device, "dtype": name_of(at.dtype)}
         return SearchReport(
             source=self.source.name,
             budget=self.chosen.budget,
@@ -200,11 +201,11 @@ class Comparison:
 
     def _found(self, target: Architecture, key: str) -> float | None:
         """What an earlier run has found."""
-        path = self.folder / CANDIDATES / f"{name_of(target)}.json"
+        path = self.folder / CANDIDATES / f"{candidate_name(target)}.json"
         return json.loads(path.read_text()).get(key) if path.exists() else None
 
     def _keep(self, target: Architecture, **found: float) -> None:
-        path = self.folder / CANDIDATES / f"{name_of(target)}.json"
+        path = self.folder / CANDIDATES / f"{candidate_name(target)}.json"
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         write_file(path, json.dumps(found).encode())

@@ -38,7 +38,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """Its sizes, as part of a file name."""
-        return name_of(self.architecture)
+        return candidate_name(self.architecture)
 
     def to_json(self) -> dict[str, Any]:
         """Sizes, counts, losses and the plan."""
@@ -144,7 +144,7 @@ class SearchReport:
         }
 
 
-def name_of(architecture: Architecture) -> str:
+def candidate_name(architecture: Architecture) -> str:
     """Sizes as a name: 32x3072-ffn9216-heads24."""
     return (
         f"{architecture.num_hidden_layers}x{architecture.hidden_size}"

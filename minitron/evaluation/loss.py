@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from minitron.errors import CorpusError, SourceError
+from minitron.files.dtypes import name_of
 from minitron.records.task_scores import TaskScores
 from minitron.text.held_out import UNCOUNTED, HeldOut
 
@@ -71,7 +72,7 @@ def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
             progress.update(inputs.numel())
     if not math.isfinite(nats):
         raise SourceError(
-            f"the model has a loss of {nats} in {str(model.dtype).removeprefix('torch.')}: "
+            f"the model has a loss of {nats} in {name_of(model.dtype)}: "
             "compute with --dtype float32, or retrain it"
         )
     bits = None if held_out.bytes is None else nats / math.log(2) / held_out.bytes

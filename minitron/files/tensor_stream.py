@@ -14,6 +14,7 @@ from functools import partial
 import torch
 
 from minitron.errors import TargetError
+from minitron.files.dtypes import name_of
 from minitron.files.file import LocalFile
 from minitron.files.finite import check_finite, is_finite, is_finite_in_file
 from minitron.files.lazy_tensor import Cast, LazyTensor
@@ -119,7 +120,7 @@ class Checked:
         if not is_finite(rows):
             before = self.tensor.tensor if isinstance(self.tensor, Cast) else self.tensor
             check_finite(before.read(start, stop), self.name, self.source)
-            dtype = str(self.dtype).removeprefix("torch.")
+            dtype = name_of(self.dtype)
             raise TargetError(
                 f"{self.source}: {self.name} holds values too large for {dtype}: choose bfloat16"
             )

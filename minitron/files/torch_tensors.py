@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.file import File
 from minitron.files.inert_pickle import Builders, Global
 from minitron.files.stored_tensor import StoredTensor, row_major
@@ -36,8 +37,8 @@ YOUNG = (
     "float8_e8m0fnu"
 )
 DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (*STORAGES.values(), *(getattr(torch, name) for name in YOUNG.split()))
+    name_of(dtype): dtype
+    for dtype in (*STORAGES.values(), *(dtype_named(name) for name in YOUNG.split()))
 }
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 _DEVICE = re.compile(r"(cpu|cuda|hpu|ipu|maia|mps|mtia|npu|privateuseone|xla|xpu)(:\d+)?", re.ASCII)

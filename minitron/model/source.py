@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from minitron.errors import SourceError
+from minitron.files.dtypes import name_of
 from minitron.files.finite import FLOATS
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.architecture import Architecture, resized_config
@@ -122,7 +123,7 @@ class Source:
             )
         if tensor.dtype not in FLOATS:
             raise SourceError(
-                f"{self.name}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, "
+                f"{self.name}: {name} holds {name_of(tensor.dtype)}, "
                 "not floating-point numbers: start from the unquantized model"
             )
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from minitron.errors import TokenizerError
 from minitron.files.checked_json import read_object
+from minitron.files.dtypes import name_of
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.model_files import TOKENIZER_CONFIG, folder_of, for_both_generations
 from minitron.files.shard_file import ShardFile, TensorSpec
@@ -154,9 +155,8 @@ def _dtype_in_both_forms(config: Mapping[str, Any], dtype: torch.dtype | None) -
 
     transformers from 4.56 on reads `dtype` first, earlier ones `torch_dtype` alone.
     """
-    said = dtype or config.get("dtype") or config.get("torch_dtype")
-    name = str(said).removeprefix("torch.")
-    return {} if said is None else {"dtype": name, "torch_dtype": name}
+    known = dtype or config.get("dtype") or config.get("torch_dtype")
+    return {} if known is None else dict.fromkeys(("dtype", "torch_dtype"), name_of(known))
 
 
 def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:

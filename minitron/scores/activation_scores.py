@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
+from minitron.files.dtypes import name_of
 from minitron.model.decoder import Decoder
 from minitron.model.importance import Importance
 from minitron.scores.aggregation import (
@@ -67,7 +68,7 @@ def made_by(corpus: Corpus, dtype: torch.dtype) -> dict[str, Any]:
         "samples": len(corpus.sequences),
         "seq_len": corpus.sequences.shape[1],
         "tokens": corpus.tokens,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_of(dtype),
     }
 
 

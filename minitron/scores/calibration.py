@@ -7,10 +7,10 @@ Knows where text may come from and that padding is no text; does not know what i
 
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
 from minitron.errors import CorpusError, TargetError
+from minitron.files.dtypes import dtype_named
 from minitron.model.source import Source
 from minitron.recipe import CalibrationRecipe
 from minitron.sources.loading import load_model, load_tokenizer, sequence_length
@@ -40,7 +40,7 @@ def calibration(source: Source, recipe: CalibrationRecipe, device: str) -> Calib
     vocab_size = int(source.config["vocab_size"])
     seq_len, samples = length_and_samples(source, recipe)
     if recipe.corpus == "self":
-        dtype = None if recipe.compute_dtype is None else getattr(torch, recipe.compute_dtype)
+        dtype = dtype_named(recipe.compute_dtype)
         model = load_model(source, dtype=dtype, device=device)
         corpus = self_corpus(model, seq_len=seq_len, samples=samples, seed=recipe.seed)
         return Calibration(corpus, list(corpus.sequences), model)

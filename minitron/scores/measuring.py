@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from minitron.errors import CorpusError, ImportanceError, TargetError
 from minitron.files.device_memory import free_memory, memory_in_use, parse_bytes
+from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.resumable_file import RESULT, partial_of, resumable_file
 from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of, model_digest
@@ -111,8 +112,7 @@ class _Task:
         Whether the model fits into memory changes no score, and so not the dtype either.
         """
         if self.recipe.compute_dtype is not None:
-            wished: torch.dtype = getattr(torch, self.recipe.compute_dtype)
-            return wished
+            return dtype_named(self.recipe.compute_dtype)
         return fast_dtype(self.stored_dtype, self.processes.device)
 
 
@@ -203,7 +203,7 @@ def _swept(
             sums = sums_over(stream, chunk, task.measurement, progress)
             if not all(tensor.isfinite().all() for tensor in sums.values()):
                 raise ImportanceError(
-                    f"activations are not finite in {str(stream.dtype).removeprefix('torch.')}: "
+                    f"activations are not finite in {name_of(stream.dtype)}: "
                     "compute with --compute-dtype float32, or mend the model"
                 )
             return sums

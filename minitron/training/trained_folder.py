@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from minitron.files.dtypes import dtype_named
 from minitron.files.shard_file import TensorSpec
 from minitron.model.source import Source
 from minitron.recipe import FitRecipe, record_of
@@ -45,7 +44,7 @@ def write_trained(
     if not processes_of_run().is_main_process:
         return
     architecture = source.architecture
-    dtype = getattr(torch, recipe.dtype)
+    dtype = dtype_named(recipe.dtype)
     # A projection that only the loss needed stays behind.
     weights = {name: fitted.weights[name].to("cpu", dtype) for name in architecture.shapes()}
     specs = {name: TensorSpec(dtype, tuple(tensor.shape)) for name, tensor in weights.items()}

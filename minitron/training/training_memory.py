@@ -8,9 +8,8 @@ Knows how memory follows from an architecture and a recipe, by formulas; measure
 import logging
 import os
 
-import torch
-
 from minitron.files.device_memory import free_memory, readable_bytes
+from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
 from minitron.model.source import Source
 from minitron.recipe import DistillRecipe
@@ -28,7 +27,7 @@ def teacher_fits(
 ) -> bool:
     """Whether this process has room for the teacher and for training the student beside it."""
     device = device_of_run()
-    wished = None if recipe.teacher_dtype is None else getattr(torch, recipe.teacher_dtype)
+    wished = dtype_named(recipe.teacher_dtype)
     needed = loaded_bytes(teacher, wished, device)
     training = training_bytes(student, recipe, seq_len=seq_len, device=device)
     free = free_memory(device)

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from minitron.errors import TargetError, TokenizerError
+from minitron.files.dtypes import dtype_named
 from minitron.files.lazy_tensor import Cast, LazyTensor
 from minitron.files.tensor_stream import Checked, Piece, copied
 from minitron.files.unfinished import check_absent, unfinished_file, unfinished_folder
@@ -93,7 +94,7 @@ class _Model:
     def dtype(self) -> torch.dtype:
         """The one wished for, else that of the largest tensor."""
         if self.recipe.dtype is not None:
-            return _dtype(self.recipe.dtype)
+            return dtype_named(self.recipe.dtype)
         return max(self.stored.values(), key=lambda tensor: tensor.nbytes).dtype
 
     def checked(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
@@ -128,12 +129,6 @@ class _Tokenizer:
         raise TokenizerError(
             f"{source.name} has no tokenizer.model: a .nemo carries a SentencePiece model, add it"
         )
-
-
-def _dtype(name: str) -> torch.dtype:
-    """torch's dtype of that name."""
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _check_options(recipe: ConvertRecipe) -> None:

@@ -18,6 +18,7 @@ import torch
 from transformers import set_seed
 
 from minitron.errors import TargetError
+from minitron.files.dtypes import dtype_named
 from minitron.files.unfinished import check_absent
 from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of
@@ -96,7 +97,7 @@ class _Instruction:
         device = device_of_run()
         if self.cache is not None:
             return self.cache.teacher(device)
-        dtype = None if recipe.teacher_dtype is None else getattr(torch, recipe.teacher_dtype)
+        dtype = dtype_named(recipe.teacher_dtype)
         places = [pair.theirs for pair in self.inner.pairs]
         streams = recipe.stream_teacher
         if streams is None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from minitron.errors import TargetError
@@ -18,6 +17,7 @@ from minitron.evaluation.loss import Evaluation, evaluate_model
 from minitron.evaluation.preset import Preset, read_preset
 from minitron.evaluation.summaries import Articles, read_articles, summarize
 from minitron.evaluation.task_harness import Tasks, load_tasks, run_tasks
+from minitron.files.dtypes import dtype_named
 from minitron.model.source import Source
 from minitron.recipe import EvaluateRecipe, verb
 from minitron.records.minitron_json import FILE, add_measured, read_provenance
@@ -65,7 +65,7 @@ def measured(recipe: EvaluateRecipe) -> Evaluation:
         folder = Path(recipe.source)  # refused where it has no record to add to
         check_record(read_provenance(folder), str(folder / FILE))
     asked = _asked(recipe, preset, source, seq_len)
-    dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
+    dtype = dtype_named(recipe.dtype)
     model = load_model(source, dtype=dtype, device=default_device())
     evaluation = Evaluation() if asked.held_out is None else evaluate_model(model, asked.held_out)
     return replace(evaluation, tasks=_task_scores(recipe, asked, model, source))

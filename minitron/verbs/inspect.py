@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from minitron.errors import ArchitectureError
+from minitron.files.dtypes import dtype_named, name_of
 from minitron.model.architecture import Architecture
 from minitron.model.source import Source
 from minitron.recipe import InspectRecipe, verb
@@ -73,7 +74,7 @@ def inspection_of(source: Source) -> Inspection:
         parameters=architecture.parameters,
         non_embedding_parameters=architecture.non_embedding_parameters,
         bytes=size,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=name_of(dtype),
         kv_cache_bytes_per_token=architecture.kv_cache_elements_per_token * dtype.itemsize,
         tokenizer=source.companions.tokenizer_names,
         writer=source.writer,
@@ -94,7 +95,9 @@ def _stored(source: Source, architecture: Architecture) -> tuple[torch.dtype, in
 def _said_dtype(source: Source) -> torch.dtype:
     """The dtype that config.json names, float32 where it names none."""
     name = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
-    dtype = getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype):
-        raise ArchitectureError(f"config.json says dtype {name!r}: name one of torch, as bfloat16")
-    return dtype
+    try:
+        return dtype_named(str(name))
+    except ValueError:
+        raise ArchitectureError(
+            f"config.json says dtype {name!r}: name one of torch, as bfloat16"
+        ) from None

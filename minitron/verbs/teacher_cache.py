@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from minitron.errors import OutputError, TargetError
 from minitron.files.device_memory import readable_bytes
+from minitron.files.dtypes import dtype_named
 from minitron.files.safetensors_file import safetensors_header
 from minitron.files.unfinished import check_absent
 from minitron.model.digest import description_of
@@ -170,7 +171,7 @@ def _write_shards(
     """Write this process's share of the shards that are not there yet."""
     processes = processes_of_run()
     device = device_of_run()
-    dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
+    dtype = dtype_named(recipe.dtype)
     stream = LayerStream.of_source(source, dtype=dtype, device=device, keep=_fits(source, device))
     head = (
         None if recipe.top_k is None else output_embedding(source).read().to(device, torch.float32)

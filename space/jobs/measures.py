@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from minitron.candidates.decode_step import Conditions
 from minitron.candidates.latency import Corners, LatencyTable, measure_table
 from minitron.errors import ImportanceError
 from minitron.evaluation.loss import Evaluation
+from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
 from minitron.model.digest import model_digest
 from minitron.model.importance import Importance
@@ -149,7 +149,7 @@ def _timed(member: Member, context: int) -> Timings:
     source = member.open()
     whole = source.architecture
     device = default_device()
-    dtype = fast_dtype(getattr(torch, member.inspection.dtype), device)
+    dtype = fast_dtype(dtype_named(member.inspection.dtype), device)
     conditions = Conditions(device, dtype, batch=1, context=context)
     least = whole.resized(
         hidden_size=max(1, whole.hidden_size // 4),

@@ -10,9 +10,8 @@ importance.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from minitron.candidates.space import checked_multiple, uniform
+from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, choose_plan, share_kept
@@ -93,7 +92,7 @@ class Cut:
     @property
     def itemsize(self) -> int:
         """Bytes of a number, as the member's weights are stored."""
-        return int(getattr(torch, self.member.inspection.dtype).itemsize)
+        return int(dtype_named(self.member.inspection.dtype).itemsize)
 
     def to_json(self) -> dict[str, Any]:
         """inspect's keys, the share of importance kept, and what the member is now."""
