@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from minitron.errors import TargetError
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.text import sampling
 from minitron.text.sampling import draw, self_corpus
 from tests.tiny import FAMILIES, tiny_model
 
 _DIGEST = """
 import torch
-from minitron.sources.source import load_model, open_source
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
 from minitron.text.sampling import self_corpus
 model = load_model(open_source("tiny"), dtype=torch.float32)
 print(torch.get_num_threads(), self_corpus(model, seq_len=24, samples=9, seed=0).digest)
