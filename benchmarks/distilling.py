@@ -22,9 +22,9 @@ from datasets import Dataset
 from distillation_loss import Runs, measure, ratio
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from minitron.training.distill_trainer import DistillTrainer
 from minitron.training.inner_states import InnerStates
 from minitron.training.teacher import DistillLoss, RunningTeacher
+from minitron.training.trainers import DistillTrainer
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
 TOLERANCE = 1e-4  # of a step's loss

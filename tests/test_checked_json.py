@@ -7,8 +7,7 @@ import pytest
 
 from minitron.errors import SourceError
 from minitron.files.checked_json import Each, Number, check_kind, read_object
-from minitron.records.minitron_json import read_provenance
-from minitron.records.record_kinds import check_record
+from minitron.records.minitron_json import check_record, read_record
 from minitron.sources.opening import zoo
 
 KIND = {
@@ -61,7 +60,7 @@ def test_a_file_that_is_no_object_is_one_line(content: bytes, tmp_path: Path) ->
 
 
 def test_records_within_records_have_a_bound() -> None:
-    record = read_provenance(zoo()["tiny-half"])
+    record = read_record(zoo()["tiny-half"])
     check_record(record, "minitron.json")
     step: Any = record
     for _ in range(60):

@@ -23,7 +23,7 @@ from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError, TokenizerError
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
-from minitron.training.distill_trainer import DistillTrainer
+from minitron.training.trainers import DistillTrainer
 from tests.tiny import SIZES, tiny_folder, weights_of
 
 SEQ_LEN = 13
@@ -618,7 +618,7 @@ import sys, torch, numpy as np
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from minitron.training.distill_trainer import loss_in_head
+from minitron.training.trainers import loss_in_head
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
 from minitron.training.teacher import DistillLoss, RunningTeacher

@@ -20,7 +20,6 @@ from minitron.model.families import AXIS_KEYS
 from minitron.model.importance import Importance, score_shapes
 from minitron.model.plan import choose_plan
 from minitron.recipe import DistillRecipe, PruneRecipe
-from minitron.records.making import indices_of
 from minitron.records.published_cards import (
     Member,
     carded,
@@ -30,6 +29,7 @@ from minitron.records.published_cards import (
     members,
     write_cards,
 )
+from minitron.records.remake_record import indices_of
 from minitron.sources.loading import hub_config
 from minitron.sources.opening import zoo
 from minitron.verbs.prune import target_architecture

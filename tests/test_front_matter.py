@@ -7,8 +7,8 @@ import pytest
 import minitron
 from minitron import cli
 from minitron.errors import SourceError
-from minitron.records.front_matter import read_front_matter
-from minitron.records.minitron_json import inherited_from
+from minitron.records.card_page import read_front_matter
+from minitron.records.record_writer import inherited_from
 from minitron.sources.opening import open_source
 from tests.tiny import tiny_folder
 

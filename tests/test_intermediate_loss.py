@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minitron.errors import TargetError
-from minitron.training.intermediate_loss import (
+from minitron.training.inner_states import (
     IntermediateLoss,
     attention_relation_loss,
     dynamic_weight,

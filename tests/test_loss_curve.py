@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron.training.loss_curve import draw_loss_curve
+from minitron.training.progress import draw_loss_curve
 
 RECORDS = [
     {"step": 0, "eval_loss": 4.0},
@@ -25,6 +25,6 @@ def test_the_same_losses_give_the_same_picture(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.training.loss_curve.find_spec", lambda name: None)
+    monkeypatch.setattr("minitron.training.progress.find_spec", lambda name: None)
     assert not draw_loss_curve(tmp_path / "one.png", RECORDS, "forward_kl")
     assert not list(tmp_path.iterdir())

@@ -15,11 +15,11 @@ import minitron
 from minitron import cli
 from minitron.errors import MinitronError, OutputError, SourceError
 from minitron.recipe import ConvertRecipe, DistillRecipe, PruneRecipe, TrainRecipe, record_of
-from minitron.records.card_template import read_page
+from minitron.records.card_page import read_page
 from minitron.records.card_texts import RECIPES, command_of
 from minitron.records.kept_picture import draw_kept, kept_maps
-from minitron.records.making import indices_of
 from minitron.records.model_card import write_card
+from minitron.records.remake_record import indices_of
 from minitron.records.task_scores import TaskScores, record_of_scores
 from minitron.sources.opening import zoo
 

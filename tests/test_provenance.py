@@ -11,7 +11,8 @@ import pytest
 import minitron
 from minitron.errors import SourceError
 from minitron.model.architecture import Architecture
-from minitron.records.minitron_json import FILE, SCHEMA, outlines_of, read_provenance, sizes_of
+from minitron.records.minitron_json import FILE, SCHEMA, read_record
+from minitron.records.record_writer import outlines_of, sizes_of
 from minitron.sources.opening import open_source
 from tests.tiny import SIZES, tiny_folder
 
@@ -34,7 +35,7 @@ def test_the_example_is_what_its_command_writes(tmp_path: Path) -> None:
     [example] = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)
     told = json.loads(example)
     minitron.prune("tiny", str(tmp_path / "out"), hidden_size=250, scores="random")
-    record = read_provenance(tmp_path / "out")
+    record = read_record(tmp_path / "out")
     assert told.pop("recipe").items() <= record.pop("recipe").items()
     assert told.pop("versions").keys() == record.pop("versions").keys()
     shares = [one.pop("share_of_importance_kept") for one in (told, record)]
@@ -61,9 +62,9 @@ def test_what_is_no_record_for_us_is_told(text: str | None, told: str, tmp_path:
     if text is not None:
         (tmp_path / FILE).write_text(text)
     with pytest.raises(SourceError, match=told):
-        read_provenance(tmp_path)
+        read_record(tmp_path)
     with pytest.raises(SourceError, match=f"^me/half.*{told}"):
-        read_provenance(tmp_path, "me/half")
+        read_record(tmp_path, "me/half")
 
 
 def test_a_source_without_weights_has_no_digest(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_source_without_weights_has_no_digest(tmp_path: Path) -> None:
     minitron.train(
         str(tmp_path / "out"), init=str(source), corpus=ids(tmp_path), scratch=True, **TRAIN
     )
-    assert read_provenance(tmp_path / "out")["source"]["digest"] is None
+    assert read_record(tmp_path / "out")["source"]["digest"] is None
 
 
 def test_the_digest_is_that_of_the_weights_in_whatever_file(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_the_digest_is_that_of_the_weights_in_whatever_file(tmp_path: Path) -> N
     ):
         out = tmp_path / f"out-{number}"
         minitron.convert(str(tmp_path / source), str(out), dtype=dtype)
-        digests.append(read_provenance(out)["source"]["digest"])
+        digests.append(read_record(out)["source"]["digest"])
     assert digests[0] == digests[1] == digests[2] != digests[3]  # the last one was rounded
 
 
@@ -117,4 +118,4 @@ def test_open_source_of_what_was_written_has_the_recorded_sizes(tmp_path: Path) 
     tiny_folder(tmp_path / "source")
     prune(tmp_path)
     architecture = Architecture.from_config(open_source(str(tmp_path / "out")).config)
-    assert read_provenance(tmp_path / "out")["target"] == sizes_of(architecture)
+    assert read_record(tmp_path / "out")["target"] == sizes_of(architecture)

@@ -16,8 +16,8 @@ from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, SourceError
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
+from minitron.training.distillation import top_k_loss
 from minitron.training.teacher_cache import open_teacher_cache
-from minitron.training.top_k_loss import top_k_loss
 from minitron.verbs import teacher_cache as teacher_writing
 from tests.tiny import FAMILIES, SIZES, tiny_folder, tiny_model, weights_of
 
@@ -127,7 +127,7 @@ def naive(student: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor) -> torch
 def test_the_loss_on_the_likeliest_and_its_gradient_are_the_naive_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("minitron.training.top_k_loss._LOGITS", 5 * 23)  # five tokens at once
+    monkeypatch.setattr("minitron.training.distillation._LOGITS", 5 * 23)  # five tokens at once
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(12, 6, generator=generator, requires_grad=True)
     head = torch.randn(23, 6, generator=generator, requires_grad=True)

@@ -23,7 +23,7 @@ from minitron.sources.opening import open_source
 from minitron.text.corpus import load_ids
 from minitron.training.fitting import Texts, fit
 from minitron.training.progress import LossCurve
-from minitron.training.text_trainer import TextTrainer
+from minitron.training.trainers import TextTrainer
 from tests.tiny import SIZES, tiny_folder, weights_of
 
 SEQ_LEN = 16

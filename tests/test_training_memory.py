@@ -13,9 +13,9 @@ from minitron.model.architecture import Architecture
 from minitron.recipe import DistillRecipe
 from minitron.sources.loading import loaded_bytes
 from minitron.sources.opening import open_source
-from minitron.training import training_memory
-from minitron.training.distill_trainer import DistillTrainer
-from minitron.training.training_memory import teacher_fits, training_bytes
+from minitron.training import teacher as teacher_module
+from minitron.training.teacher import teacher_fits, training_bytes
+from minitron.training.trainers import DistillTrainer
 from tests.tiny import SIZES, tiny_folder, tiny_model
 
 SEQ_LEN = 13
@@ -47,7 +47,7 @@ def teacher_used(
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(DistillTrainer, "training_step", watched)
-    monkeypatch.setattr(training_memory, "free_memory", lambda _: free)
+    monkeypatch.setattr(teacher_module, "free_memory", lambda _: free)
     models = {"teacher": str(folders / "teacher"), "corpus": str(folders / "text.npy")}
     minitron.distill(str(folders / "student"), str(out), **models, steps=1, **settings)
     return seen[0]
@@ -87,9 +87,9 @@ def test_the_bound_is_the_teacher_beside_the_training(
     training = training_bytes(ours, recipe(), seq_len=SEQ_LEN, device="cpu")
     needed = training + loaded_bytes(teacher, None, "cpu")
     for free, fits in ((needed, True), (needed - 1, False)):
-        monkeypatch.setattr(training_memory, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(teacher_module, "free_memory", lambda _, free=free: free)
         assert teacher_fits(teacher, recipe(), ours, SEQ_LEN) is fits
-    monkeypatch.setattr(training_memory, "free_memory", lambda _: needed)
+    monkeypatch.setattr(teacher_module, "free_memory", lambda _: needed)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert not teacher_fits(teacher, recipe(), ours, SEQ_LEN)
 
@@ -118,7 +118,7 @@ def test_activations_are_about_what_autograd_keeps(variant: str) -> None:
     assert states.requires_grad
     architecture = Architecture.from_config(model.config.to_dict())
     tokens, layers = ids.numel(), architecture.num_hidden_layers
-    told = 4 * tokens * layers * training_memory._numbers_inside(architecture)
+    told = 4 * tokens * layers * teacher_module._numbers_inside(architecture)
     assert 0.9 < told / measured < 1.35
 
 
@@ -127,6 +127,6 @@ def test_checkpointing_keeps_one_number_a_channel_and_layer(folders: Path) -> No
     sizes = {"seq_len": 1000, "device": "cpu"}
     plain = training_bytes(ours, recipe(), **sizes)
     saving = training_bytes(ours, recipe(gradient_checkpointing=True), **sizes)
-    inside, layers = training_memory._numbers_inside(ours), ours.num_hidden_layers
+    inside, layers = teacher_module._numbers_inside(ours), ours.num_hidden_layers
     dropped = (layers - 1) * inside - layers * ours.hidden_size
     assert plain - saving == 4 * 4000 * dropped

@@ -45,7 +45,7 @@ from minitron.sources.pruned import PrunedSource
 from minitron.sources.streamed_loss import streamed_loss
 from minitron.text.corpus import Corpus
 from minitron.text.held_out import HeldOut
-from minitron.training.text_run import train_to_folder
+from minitron.training.trained_folder import train_to_folder
 
 IMPORTANCE = "importance.safetensors"
 CANDIDATES, RETRAINING = "candidates", "retraining"  # folders of what is found so far

@@ -16,8 +16,8 @@ from minitron.errors import SourceError, foreign_parser
 from minitron.files.finite import is_finite_in_file
 from minitron.files.local_folder import leads_outside
 from minitron.publish.destination import is_repo_id
+from minitron.records.card_page import read_front_matter
 from minitron.records.folder_writer import check_companions
-from minitron.records.front_matter import read_front_matter
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import hub_config, load_tokenizer
 

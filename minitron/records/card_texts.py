@@ -21,9 +21,8 @@ from minitron.recipe import (
     QuickstartRecipe,
     TrainRecipe,
 )
-from minitron.records.card_template import Result, Table
-
-Record = Mapping[str, Any]
+from minitron.records.card_page import Result, Table
+from minitron.records.minitron_json import Record
 
 RECIPES: Mapping[str, type[Any]] = {
     "convert": ConvertRecipe,
@@ -51,14 +50,6 @@ _DISTANCES = {
 _BUDGETS = ("params", "ratio", "memory", "latency")
 _COMPARING = ("eval_tokens", "max_candidates")
 _PAPERS_TOKENS = 94e9  # of Minitron-8B and -4B: 2407.14679, section 4
-
-
-def history_of(record: Record) -> list[Record]:
-    """The records that led here, the first one first."""
-    steps = [record]
-    while (made := steps[0]["source"].get("made")) is not None:
-        steps.insert(0, made)
-    return steps
 
 
 def escaped(value: Any) -> Any:

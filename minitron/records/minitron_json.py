@@ -1,127 +1,82 @@
-"""Provenance: `minitron.json`, what made a folder and what it was made from.
+"""minitron.json: the record of what made a folder and of what it was made from.
 
-Knows the schema, version 1, which docs/minitron-json.md tells key by key: command and recipe, the
-source with its digest and, of a folder that was made here, its own record, the weights that were
-written, and what each command found out. No times and no path of the output, so that the same
-inputs give the same bytes.
+Knows its schema, version 1, which docs/minitron-json.md describes key by key, and reads and checks
+it. A record may come from anybody and may hold the records of what it was made from: no value of it
+is used before `check_record` accepted it. `record_writer` writes it; `remake_record` reads what
+`minitron remake` needs of it.
 
-    read_provenance(Path("tiny-half"))["command"]
+    record = read_record(Path("tiny-half"))
+    check_record(record, "tiny-half/minitron.json")
 """
 
-import hashlib
-import logging
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import minitron.records.folder_writer as folder_writer
 from minitron.errors import SourceError
-from minitron.files.checked_json import read_object
-from minitron.files.unfinished import replace_file
-from minitron.model.architecture import Architecture
-from minitron.model.digest import model_digest
+from minitron.files.checked_json import Each, Kind, Number, check_kind, read_object
 from minitron.model.families import AXIS_KEYS
-from minitron.model.source import Source
-from minitron.records.folder_writer import json_bytes, write_json
-from minitron.records.front_matter import read_front_matter
-from minitron.records.record_kinds import check_record
-from minitron.records.recorded_paths import named_texts
-from minitron.sources.opening import zoo
 
-logger = logging.getLogger(__name__)
+Record = Mapping[str, Any]
 
 SCHEMA = 1
 FILE = "minitron.json"
-_SAMPLES, _SAMPLE_BYTES = 4096, 1024  # of a file: enough to tell models apart, read in no time
-INHERITED = ("language", "license", "license_name", "license_link")
-_PACKAGES = ("minitron", "torch", "transformers", "safetensors", "tokenizers")
+INHERITED = ("language", "license", "license_name", "license_link")  # metadata of the source's card
+SIZES = (*AXIS_KEYS.values(), "parameters")
+_REMEDY = "it is damaged: make the folder again"
+_MOST_STEPS = 50  # records within a record
+_MOST_LAYERS, _LARGEST_SIZE = 1 << 14, 1 << 22
+
+_SIZES = dict.fromkeys(SIZES, int)
+_WORD = (str, int, float, bool)
+_TABLE = {
+    "measured": str,
+    "columns": [str],
+    "rows": [{"name": str, "values": [(*_WORD, None)]}],
+}
+_SCORE = {
+    "name": str,
+    "metrics": Each(Number),
+    "samples": int,
+    "num_fewshot?": (int, None),
+    "errors?": Each(Number),
+    "limited?": bool,
+    **{f"{key}?": (str, None) for key in ("dataset", "config", "split", "made_by")},
+}
+_STEP: Mapping[str, Kind] = {
+    "schema?": int,
+    "command": str,
+    "recipe": {"corpus?": (str, None)},
+    "source": {
+        "name": str,
+        "revision?": (str, None),
+        "digest?": (str, None),
+        "metadata?": Each((*_WORD, [_WORD])),
+        "made?": ({}, None),
+        **_SIZES,
+    },
+    "target": _SIZES,
+    "importance?": {"tokens?": int, "corpus?": (str, None), "scores?": str},
+    "share_of_importance_kept?": Each(float),
+    "kept?": {
+        **dict.fromkeys(("hidden?", "layers?"), str),
+        **dict.fromkeys(("ffn?", "heads?", "kv_heads?"), [str]),
+        "partners?": [[int]],
+    },
+    "training?": {"epochs": float, "corpus_tokens": int, "steps": int, "tokens?": int},
+    "teacher?": {"name": str, "parameters": int},
+    "results?": _TABLE,
+    "benchmarks?": {**_TABLE, "scores": [_SCORE]},
+}
+_FITTED = {"scratch?": bool, "corpus": str, "learning_rate": float}
+# What the sentence on a step says of its recipe, by the key that brings the sentence.
+_RECIPES: Mapping[str, Kind] = {
+    "training": _FITTED,
+    "teacher": {**_FITTED, "kind": str, "temperature": float, "ce_weight": float},
+}
 
 
-def write_provenance(
-    folder: Path,
-    command: str,
-    recipe: Mapping[str, Any],
-    source: Source,
-    *,
-    target: Architecture,
-    inherited: Mapping[str, Any],
-    **decided: Any,
-) -> None:
-    """Write minitron.json; `decided` is what the command found out, JSON-ready.
-
-    `inherited` is what `inherited_from` read of the source before anything was written.
-    """
-    write_json(
-        folder / FILE,
-        {
-            "schema": SCHEMA,
-            "command": command,
-            "recipe": named_texts(recipe),
-            "source": {
-                "name": source.name,
-                "revision": source.revision,
-                "digest": None if source.layout is None else model_digest(source),
-                **sizes_of(source.architecture),
-                **inherited,
-            },
-            "target": sizes_of(target),
-            "weights": {
-                "files": outlines_of(folder),
-                "max_shard_size": recipe.get("max_shard_size", folder_writer.MAX_SHARD_SIZE),
-            },
-            "versions": {package: version(package) for package in _PACKAGES},
-            **named_texts(decided),
-        },
-    )
-
-
-def inherited_from(source: Source) -> dict[str, Any]:
-    """What a derived model's minitron.json takes over from its source, JSON-ready.
-
-    That is the `metadata` of its card, and the whole record `made` of a folder that was made here.
-    Called before anything is written: raises SourceError for a README.md with damaged metadata.
-    """
-    inherited: dict[str, Any] = {"metadata": _metadata(source)}
-    folder = Path(source.name)
-    if source.name in zoo() or not (folder / FILE).is_file():
-        return inherited
-    try:
-        record = read_provenance(folder)
-        check_record(record, str(folder / FILE))
-    except SourceError as error:
-        logger.warning("%s: what it was made from is left out", error)  # the weights count
-        return inherited
-    return {**inherited, "made": record} if record.get("schema") == SCHEMA else inherited
-
-
-def add_measured(folder: Path, **measured: Mapping[str, Any]) -> None:
-    """Record what was measured of the model in `folder`: `results` of text, `benchmarks`.
-
-    The file holds the kept indices: it is replaced at once, or left as it was with an OutputError.
-    """
-    replace_file(folder / FILE, json_bytes({**read_provenance(folder), **measured}))
-
-
-def _metadata(source: Source) -> dict[str, Any]:
-    """License and language, from the source's own card. Raises SourceError."""
-    path = source.companions.file("README.md")
-    metadata = {} if path is None else read_front_matter(path)
-    return {
-        key: _plain(metadata[key], key, path) for key in INHERITED if metadata.get(key) is not None
-    }
-
-
-def _plain(value: object, key: str, path: Path | None) -> Any:
-    """A word, or a list of words; YAML reads the Norwegian `no` as false."""
-    if isinstance(value, list):
-        return [_plain(item, key, path) for item in value]
-    if isinstance(value, dict) or value is None:
-        raise SourceError(f"{path} says {key}: {value!r:.80}; it must be a word or a list of words")
-    return "no" if value is False and key == "language" else value
-
-
-def read_provenance(folder: Path, called: str | None = None) -> dict[str, Any]:
+def read_record(folder: Path, called: str | None = None) -> dict[str, Any]:
     """What the minitron.json of `folder` says, which errors call `called`.
 
     Raises SourceError where there is none, or none that this minitron can read.
@@ -143,23 +98,33 @@ def read_provenance(folder: Path, called: str | None = None) -> dict[str, Any]:
     return record
 
 
-def outlines_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Of each safetensors file its bytes, and the sha256 of samples that lie all over it."""
-    return {path.name: _outline(path) for path in sorted(folder.glob("*.safetensors"))}
+def history_of(record: Record) -> list[Record]:
+    """The records that led here, the first one first."""
+    steps = [record]
+    while (made := steps[0]["source"].get("made")) is not None:
+        steps.insert(0, made)
+    return steps
 
 
-def _outline(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    step = max(_SAMPLE_BYTES, -(-size // _SAMPLES))  # a file of up to 4 MiB is taken whole
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        for start in (*range(0, size, step), max(0, size - _SAMPLE_BYTES)):
-            file.seek(start)
-            digest.update(file.read(_SAMPLE_BYTES))
-    return {"bytes": size, "sample": digest.hexdigest()}
+def check_record(record: Mapping[str, Any], file: str) -> None:
+    """Refuse a record with a value that a card cannot show; SourceError names key and value."""
+    step: Any = record
+    for _ in range(_MOST_STEPS):
+        _check_step(step, file)
+        step = step["source"].get("made")
+        if step is None:
+            return
+    raise SourceError(f"{file} holds more than {_MOST_STEPS} records within each other: {_REMEDY}")
 
 
-def sizes_of(architecture: Architecture) -> dict[str, int]:
-    """Sizes under the config's words, and the parameters they make."""
-    sizes = {key: architecture.size(axis) for axis, key in AXIS_KEYS.items()}
-    return {**sizes, "parameters": architecture.parameters}
+def _check_step(step: Any, file: str) -> None:
+    check_kind(step, _STEP, file, SourceError, _REMEDY)
+    for key, recipe in _RECIPES.items():
+        if key in step:
+            check_kind(step["recipe"], recipe, f"{file}: recipe", SourceError, _REMEDY)
+    for side in ("source", "target"):
+        for size in SIZES:
+            most = _MOST_LAYERS if size == AXIS_KEYS["layers"] else _LARGEST_SIZE
+            value = step[side][size]
+            if value < 1 or (value > most and size != "parameters"):
+                raise SourceError(f"{file} says {side}.{size}: {value}; no model has it: {_REMEDY}")

@@ -20,15 +20,13 @@ from minitron.files.checked_json import Unreadable, check_kind, parse_object
 from minitron.files.unfinished import replace_file
 from minitron.model.architecture import Architecture
 from minitron.model.engines import engine_notes
-from minitron.records.card_template import Card, Page, read_page, rendered, sizes_table
+from minitron.records.card_page import Card, Page, read_page, rendered, sizes_table
 from minitron.records.card_texts import (
     DISTILLED,
     PRUNED,
     RECIPES,
-    Record,
     commands_of,
     escaped,
-    history_of,
     limit_texts,
     result_tables,
     size_before,
@@ -36,8 +34,14 @@ from minitron.records.card_texts import (
     training_texts,
 )
 from minitron.records.kept_picture import KEPT_PICTURE
-from minitron.records.minitron_json import FILE, INHERITED, read_provenance
-from minitron.records.record_kinds import check_record
+from minitron.records.minitron_json import (
+    FILE,
+    INHERITED,
+    Record,
+    check_record,
+    history_of,
+    read_record,
+)
 from minitron.records.task_scores import from_record, model_index
 from minitron.sources.hub_folder import HubFolder
 
@@ -122,7 +126,7 @@ def _name_of(folder: Path) -> str:
 
 def checked_record(folder: Path) -> dict[str, Any]:
     """The folder's record, complete enough for a card; SourceError says what it lacks."""
-    record = read_provenance(folder)
+    record = read_record(folder)
     if not (folder / "config.json").is_file():
         raise SourceError(f"{folder} has no config.json: it is no model")
     check_record(record, str(folder / FILE))

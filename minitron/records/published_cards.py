@@ -21,9 +21,9 @@ from jinja2 import Environment
 
 from minitron.model.architecture import Architecture
 from minitron.model.engines import engine_notes
-from minitron.records.card_template import Card, Result, Table, rendered, sizes_table
-from minitron.records.minitron_json import sizes_of
+from minitron.records.card_page import Card, Result, Table, rendered, sizes_table
 from minitron.records.model_card import memory_fact, usage, write_card
+from minitron.records.record_writer import sizes_of
 from minitron.sources.opening import zoo
 
 INDEX = "README.md"

@@ -6,10 +6,10 @@ cross_entropy gives it on whole logits; how it is computed is in `fused_loss`.
     cross_entropy_loss(hidden, model.lm_head.weight, labels)
 """
 
+import torch
 from torch import Tensor
 
 from minitron.training.fused_loss import fused_loss
-from minitron.training.logit_distances import cross_entropy_rows
 
 
 def cross_entropy_loss(
@@ -41,6 +41,19 @@ def cross_entropy_loss(
         chunk_size=chunk_size,
         rounds_as_autocast=True,
     )
+
+
+def cross_entropy_rows(logits: Tensor, labels: Tensor, *, gradient: Tensor) -> Tensor:
+    """The loss of each row; what it gives the logits as gradient is written to `gradient`.
+
+    That may be `logits` itself.
+    """
+    shifted = torch.sub(logits, logits.amax(1, keepdim=True), out=gradient)
+    at_labels = shifted.gather(1, labels[:, None])
+    total = shifted.exp_().sum(1, keepdim=True)
+    shifted.mul_(1 / total)
+    shifted.scatter_add_(1, labels[:, None], torch.full_like(at_labels, -1))
+    return (total.log() - at_labels).squeeze(1)
 
 
 def _row_loss(

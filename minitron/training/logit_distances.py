@@ -18,19 +18,6 @@ from torch import Tensor
 Distance = Callable[[Tensor, Tensor, float, bool], Tensor]
 
 
-def cross_entropy_rows(logits: Tensor, labels: Tensor, *, gradient: Tensor) -> Tensor:
-    """The loss of each row; what it gives the logits as gradient is written to `gradient`.
-
-    That may be `logits` itself.
-    """
-    shifted = torch.sub(logits, logits.amax(1, keepdim=True), out=gradient)
-    at_labels = shifted.gather(1, labels[:, None])
-    total = shifted.exp_().sum(1, keepdim=True)
-    shifted.mul_(1 / total)
-    shifted.scatter_add_(1, labels[:, None], torch.full_like(at_labels, -1))
-    return (total.log() - at_labels).squeeze(1)
-
-
 def _forward_kl(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) -> Tensor:
     log_ratio = _to_probabilities(student, teacher)
     losses = log_ratio.mul_(teacher).sum(1)

@@ -6,6 +6,8 @@ run averages its losses over the same steps as an unbroken one.
 
 import json
 import math
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from minitron.errors import TargetError
 
-CURVE = "training.jsonl"
+CURVE, PICTURE = "training.jsonl", "loss.png"
 _KEPT = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
@@ -115,6 +117,29 @@ def records_of(state: TrainerState) -> tuple[dict[str, float], ...]:
 def write_records(file: Path, records: tuple[dict[str, float], ...]) -> None:
     """Write the loss curve as JSON lines."""
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def draw_loss_curve(path: Path, records: Sequence[dict[str, float]], training: str) -> bool:
+    """Draw what was logged; `training` names the loss that was trained on.
+
+    False where matplotlib, which the extra `plots` brings, is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure  # an extra
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (("loss", training, "-"), ("eval_loss", "held-out text", "o-")):
+        points = [(record["step"], record[key]) for record in records if key in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return True
 
 
 def _record(logged: dict[str, float]) -> dict[str, float]:

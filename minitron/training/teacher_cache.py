@@ -33,8 +33,8 @@ from minitron.model.digest import description_of
 from minitron.model.source import Source
 from minitron.sources.hub_folder import HubFolder
 from minitron.text.corpus import Corpus, load_ids
+from minitron.training.distillation import top_k_loss
 from minitron.training.teacher import DistillLoss, FullLesson
-from minitron.training.top_k_loss import top_k_loss
 
 FILE, IDS, HEAD = "teacher-cache.json", "ids.npy", "head.safetensors"
 

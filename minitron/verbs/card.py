@@ -8,9 +8,9 @@ from pathlib import Path
 
 from minitron.errors import OutputError, SourceError
 from minitron.recipe import CardRecipe, verb
-from minitron.records.card_template import read_page
-from minitron.records.card_texts import history_of
+from minitron.records.card_page import read_page
 from minitron.records.kept_picture import KEPT_PICTURE, draw_kept
+from minitron.records.minitron_json import history_of
 from minitron.records.model_card import README, checked_record, sizes_of_cut, write_card
 
 logger = logging.getLogger(__name__)

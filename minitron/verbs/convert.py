@@ -30,8 +30,8 @@ from minitron.records.folder_writer import (
     write_companions,
     write_weights,
 )
-from minitron.records.minitron_json import inherited_from, write_provenance
 from minitron.records.model_card import write_card
+from minitron.records.record_writer import inherited_from, write_record
 from minitron.sources.loading import hub_config, load_model
 from minitron.sources.opening import open_source
 
@@ -173,7 +173,7 @@ def _write_hub(model: _Model, out: Path) -> None:
             max_shard_size=recipe.max_shard_size,
         )
         companions.result()
-        write_provenance(
+        write_record(
             folder,
             "convert",
             record_of(recipe),

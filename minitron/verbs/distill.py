@@ -1,7 +1,7 @@
 """Distilling: trains a student to predict what its teacher predicts, and writes a Hub folder.
 
 Knows the order of the steps, and what is refused before anything is loaded. How a batch is learnt
-is in `distill_trainer`, the loss in `distillation`, where lessons come from in `teacher` and
+is in `trainers`, the loss in `distillation`, where lessons come from in `teacher` and
 `teacher_cache`.
 
     distill("tiny-half", "tiny-student", teacher="tiny", corpus="books.jsonl.gz")
@@ -25,12 +25,11 @@ from minitron.model.digest import description_of
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
 from minitron.recipe import DistillRecipe, verb
-from minitron.records.minitron_json import inherited_from, sizes_of
+from minitron.records.record_writer import inherited_from, sizes_of
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import load_model, sequence_length
 from minitron.sources.opening import open_source
-from minitron.training.distill_trainer import DistillTrainer, add_projection
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import (
     CHECKPOINTS,
@@ -49,10 +48,11 @@ from minitron.training.teacher import (
     StreamedTeacher,
     Teacher,
     output_embedding,
+    teacher_fits,
 )
 from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
 from minitron.training.trained_folder import is_written, write_trained
-from minitron.training.training_memory import teacher_fits
+from minitron.training.trainers import DistillTrainer, add_projection
 from minitron.training.vocabularies import shared_rows, silenced_padding
 
 logger = logging.getLogger(__name__)

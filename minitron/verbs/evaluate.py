@@ -20,9 +20,9 @@ from minitron.evaluation.task_harness import Tasks, load_tasks, run_tasks
 from minitron.files.dtypes import dtype_named
 from minitron.model.source import Source
 from minitron.recipe import EvaluateRecipe, verb
-from minitron.records.minitron_json import FILE, add_measured, read_provenance
+from minitron.records.minitron_json import FILE, check_record, read_record
 from minitron.records.model_card import write_card
-from minitron.records.record_kinds import check_record
+from minitron.records.record_writer import add_measured
 from minitron.records.task_scores import TaskScores, record_of_scores, write_eval_results
 from minitron.sources.loading import default_device, load_model, load_tokenizer, sequence_length
 from minitron.sources.opening import open_source
@@ -63,7 +63,7 @@ def measured(recipe: EvaluateRecipe) -> Evaluation:
     seq_len = sequence_length(source, recipe.seq_len)
     if recipe.record:
         folder = Path(recipe.source)  # refused where it has no record to add to
-        check_record(read_provenance(folder), str(folder / FILE))
+        check_record(read_record(folder), str(folder / FILE))
     asked = _asked(recipe, preset, source, seq_len)
     dtype = dtype_named(recipe.dtype)
     model = load_model(source, dtype=dtype, device=default_device())

@@ -27,8 +27,8 @@ from minitron.records.folder_writer import (
     write_companions,
     write_weights,
 )
-from minitron.records.minitron_json import inherited_from, write_provenance
 from minitron.records.model_card import write_card
+from minitron.records.record_writer import inherited_from, write_record
 from minitron.scores.measuring import check_corpus_named, score
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import hub_config
@@ -74,7 +74,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
         kept, names = narrowed(plan, tensors), source_names(plan)
         write_weights(folder, specs_of(kept), copied(kept, source.name, called=names))
         write_companions(folder, source, source.config_at(target, plan.layers))
-        write_provenance(
+        write_record(
             folder,
             "prune",
             record_of(recipe),

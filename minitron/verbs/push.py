@@ -36,9 +36,8 @@ from minitron.publish.space_publishing import push_space
 from minitron.publish.upload import commit_once
 from minitron.recipe import PushRecipe, verb
 from minitron.records.folder_writer import json_bytes
-from minitron.records.minitron_json import FILE, read_provenance
-from minitron.records.record_kinds import SIZES
-from minitron.records.recorded_paths import public_record
+from minitron.records.minitron_json import FILE, SIZES, read_record
+from minitron.records.record_writer import public_record
 from minitron.sources.opening import zoo
 
 logger = logging.getLogger(__name__)
@@ -193,7 +192,7 @@ def _stale(api: HfApi, repo: str, branch: str | None, files: Mapping[str, Any]) 
 
 def _public_record(folder: Path) -> bytes | None:
     """minitron.json without folders of this machine; None where there are none in it."""
-    record = read_provenance(folder)
+    record = read_record(folder)
     public = public_record(record)
     if public == record:
         return None
@@ -205,7 +204,7 @@ def _commit_message(folder: Path, wished: str | None) -> tuple[str, str]:
     """What was done to get here, as minitron.json tells it: a title and the sizes that changed."""
     if not (folder / FILE).is_file():
         return wished or f"Upload {folder.name}", ""
-    record = read_provenance(folder)
+    record = read_record(folder)
     remedy = "it tells too little; make the folder again, or push it without that file"
     check_kind(record, _TOLD, str(folder / FILE), SourceError, remedy)
     title, sizes = _told(record)

@@ -19,8 +19,9 @@ import torch
 from minitron.evaluation.loss import Evaluation
 from minitron.files.unfinished import check_absent, unfinished_folder
 from minitron.recipe import QuickstartRecipe, Scores, record_of, verb
-from minitron.records.minitron_json import inherited_from, read_provenance, write_provenance
+from minitron.records.minitron_json import read_record
 from minitron.records.model_card import write_card
+from minitron.records.record_writer import inherited_from, write_record
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import default_device, load_model
 from minitron.sources.opening import open_source
@@ -158,10 +159,10 @@ def _keep_student(
     """Move the distilled student up, with a record and a card of the whole run."""
     for path in (work / "importance-distilled").iterdir():
         path.rename(folder / path.name)
-    pruned = read_provenance(work / "importance-pruned")
+    pruned = read_record(work / "importance-pruned")
     pruned["importance"]["corpus"] = "self"
     teacher = open_source(TEACHER)
-    write_provenance(
+    write_record(
         folder,
         "quickstart",
         record_of(recipe),

@@ -21,10 +21,10 @@ from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.recipe import DType, RemakeRecipe, verb
 from minitron.records.folder_writer import specs_of, write_companions, write_json, write_weights
-from minitron.records.making import Making, plan_of
-from minitron.records.minitron_json import FILE, outlines_of, read_provenance
+from minitron.records.minitron_json import FILE, check_record, read_record
 from minitron.records.model_card import write_card
-from minitron.records.record_kinds import check_record
+from minitron.records.record_writer import outlines_of
+from minitron.records.remake_record import Making, plan_of
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source, zoo
 from minitron.sources.pruned import PrunedSource, source_names
@@ -71,11 +71,11 @@ def _found(folder: str) -> tuple[dict[str, Any], Path | None]:
     if not path.exists():
         path = zoo().get(folder, path)
     if path.exists():
-        return read_provenance(path, folder), path
+        return read_record(path, folder), path
     file = open_source(folder, reads_weights=False).companions.file(FILE)
     if file is None:
         raise SourceError(f"{folder} has no {FILE}: it was not made here")
-    return read_provenance(file.parent, folder), None
+    return read_record(file.parent, folder), None
 
 
 def _before_training(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import sequence_length
 from minitron.sources.opening import open_source
 from minitron.text.corpus import Corpus
+from minitron.training.distillation import beyond
 from minitron.training.shared_run import (
     device_of_run,
     load_text,
@@ -46,7 +47,6 @@ from minitron.training.teacher_cache import (
     open_teacher_cache,
     shard_name,
 )
-from minitron.training.top_k_loss import beyond
 
 SCHEMA = 1
 _SHARD_BYTES = 512 << 20

@@ -10,7 +10,7 @@ from minitron.recipe import TrainRecipe, verb
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source
 from minitron.training.fitting import check_numbers
-from minitron.training.text_run import train_to_folder
+from minitron.training.trained_folder import train_to_folder
 
 
 @verb(TrainRecipe)

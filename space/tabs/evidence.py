@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from minitron.errors import MinitronError
-from minitron.records.minitron_json import FILE, read_provenance
+from minitron.records.minitron_json import FILE, read_record
 from minitron.space.jobs.catalog import Family, Member
 from minitron.space.tabs.ablations import ablations, tokens_to_a_loss
 from minitron.space.tabs.ranked import rankings
@@ -148,7 +148,7 @@ def _record(member: Member) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return read_provenance(path.parent)
+        return read_record(path.parent)
     except MinitronError:
         return {}
 

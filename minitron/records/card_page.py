@@ -20,7 +20,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined, Template
 
 from minitron.errors import SourceError, foreign_parser
-from minitron.records.front_matter import parse_front_matter
+from minitron.files.plain_yaml import LARGEST_TEXT, read_yaml
 
 SIZES = (
     "hidden_size",
@@ -32,6 +32,8 @@ SIZES = (
     "vocab_size",
     "parameters",
 )
+_BLOCK = re.compile(r"\s*---[ \t]*\n(.*?)\n?^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_LARGEST = 2 * LARGEST_TEXT  # characters that are looked at
 _PAGE = re.compile(r"\A---\n(?P<metadata>.*?)\n---\n(?P<body>.*)\Z", re.DOTALL)
 _SEAL = re.compile(r"\n<!-- minitron card (?P<text>[0-9a-f]{16}) (?P<data>[0-9a-f]{16}) -->\s*\Z")
 
@@ -113,6 +115,32 @@ def read_page(path: Path) -> Page:
     return Page(
         metadata, _digest(body) == seal["text"], _digest(_canonical(metadata)) == seal["data"]
     )
+
+
+def read_front_matter(path: Path) -> dict[str, Any]:
+    """The metadata of a README.md, empty where there are none. Raises SourceError."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_LARGEST)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_front_matter(text, str(path))
+
+
+def parse_front_matter(text: str, where: str) -> dict[str, Any]:
+    """The metadata at the top of a README's text. Raises SourceError, naming `where`."""
+    found = _BLOCK.match(text.removeprefix("\ufeff"))
+    if found is None:
+        return {}
+    try:
+        metadata = read_yaml(found[1], "its block of metadata")
+    except SourceError as error:
+        raise SourceError(f"{where} has damaged metadata ({error}): mend or remove it") from error
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
+        raise SourceError(f"{where} has damaged metadata (no mapping of keys): mend or remove it")
+    return metadata
 
 
 def sizes_table(

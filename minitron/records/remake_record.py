@@ -4,7 +4,7 @@ Knows which commands' weights can be made again without training, and the kept i
 that they are of. A record may come from anybody: nothing of it is taken for granted, and what
 cannot be is a SourceError. Opens no source.
 
-    making = Making.of(read_provenance(Path("tiny-half")), "tiny-half/minitron.json")
+    making = Making.of(read_record(Path("tiny-half")), "tiny-half/minitron.json")
     plan = plan_of(making, source.architecture)
 """
 
