@@ -122,7 +122,7 @@ def test_every_loss_and_weight_is_that_of_trainer_with_whole_logits(
     }
     init = str(tiny_folder(tmp_path / "start", variant))
     minitron.train(str(tmp_path / "ours"), init=init, corpus=text, **settings)
-    monkeypatch.setattr("minitron.verbs.train.TextTrainer", WholeLogits)
+    monkeypatch.setattr("minitron.training.trained_folder.TextTrainer", WholeLogits)
     minitron.train(str(tmp_path / "theirs"), init=init, corpus=text, **settings)
     is_exact = settings["autocast"] != "bfloat16"
     tolerance = 1e-5 if is_exact else 1e-2
