@@ -100,7 +100,7 @@ def test_a_wait_of_a_day_is_refused_at_once(
     hub: Hub, folder: Path, run: Run, method: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    for module in (_http, sys.modules["minitron.files.hub_repository"]):
+    for module in (_http, sys.modules["minitron.files.hub_retry"]):
         monkeypatch.setattr(module.time, "sleep", waited.append)
     hub.fail(Fault(method, path, status=429, headers=DAY, times=99))
     if method == "PUT":
@@ -135,7 +135,7 @@ def test_waits_that_add_up_are_refused_and_each_is_told(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("minitron.files.hub_retry.time.monotonic", lambda: now[0])
-    for module in (_http, sys.modules["minitron.files.hub_repository"]):
+    for module in (_http, sys.modules["minitron.files.hub_retry"]):
         monkeypatch.setattr(
             module.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds)
         )
@@ -168,7 +168,7 @@ def test_a_slow_transfer_is_waited_for(
 def test_a_silent_hub_is_not_waited_for(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron.files.hub_retry._SILENCE", 0.1)
+    monkeypatch.setattr("minitron.files.hub_retry._READ_TIMEOUT", 0.1)
     hub.fail(Fault("GET", "/whoami", delay=0.4, times=9))
     with pytest.raises(OutputError, match="cannot be reached, or sent nothing for too long"):
         push(folder)
@@ -458,8 +458,8 @@ def test_a_hub_that_answers_nonsense_ends_in_one_line(
     hub: Hub, folder: Path, run: Run, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    monkeypatch.setattr("minitron.files.hub_retry._SILENCE", 1)
-    monkeypatch.setattr("minitron.files.hub_retry._SILENCE_OF_CHANGES", 1)
+    monkeypatch.setattr("minitron.files.hub_retry._READ_TIMEOUT", 1)
+    monkeypatch.setattr("minitron.files.hub_retry._CHANGE_TIMEOUT", 1)
     ends_well(hub, folder, run, random.Random(f"{run.__name__} {seed}"))
 
 

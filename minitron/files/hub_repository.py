@@ -9,13 +9,11 @@ nothing is stored. Works offline on what is cached. Does not know what the files
 import logging
 import re
 import shlex
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
 
 import httpx2
 from huggingface_hub import (
@@ -52,17 +50,13 @@ from minitron.files.hub_errors import (
     hub_answer,
     reason,
 )
-from minitron.files.hub_retry import LONGEST_WAIT, asked_wait, bounded_waiting
+from minitron.files.hub_retry import bounded_waiting, retry
 from minitron.files.model_files import ADAPTER, TEMPLATES, is_model_file, merge_advice
 from minitron.files.verified_file import verify
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _CONFIG = "config.json"
-_WAITS = (0, 1, 2, 4, 8)  # seconds before each attempt
-_PASSING = (429, 500, 502, 503, 504)  # HTTP; what huggingface_hub waits for, where it does
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _COMMIT = re.compile(r"\w[\w.-]*")  # a mirror's may be shorter than git's
 _FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\:]+")
@@ -86,7 +80,7 @@ class HubRepository:
         if first is None:
             with self._source_errors():
                 ask = partial(HfApi().model_info, repo_id, revision=revision)
-                self.revision = _commit(_retry(ask, statuses=_PASSING).sha)
+                self.revision = _commit(retry(ask, is_read=True).sha)
             return
         path = self.file(first)
         if path is None:
@@ -156,7 +150,8 @@ class HubRepository:
         content, size = b"", stop
         while start + len(content) < min(stop, size):
             with self._source_errors():
-                part = _retry(partial(self._request_range, name, start + len(content), stop))
+                request = partial(self._request_range, name, start + len(content), stop)
+                part = retry(request, is_read=True)
             if part is None or not part[0]:
                 return None
             content, size = content + part[0], part[1]
@@ -170,10 +165,14 @@ class HubRepository:
             "Range": f"bytes={start}-{stop - 1}",
             "Accept-Encoding": "identity",  # a range of a compressed file is another
         }
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             with http_stream_backoff(
-                "GET", url, headers=headers, timeout=timeout, retry_on_exceptions=()
+                "GET",
+                url,
+                headers=headers,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                retry_on_exceptions=(),  # `retry` repeats it
+                retry_on_status_codes=(),
             ) as response:
                 hf_raise_for_status(response)
                 sent = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -283,22 +282,3 @@ def _model_files(files: Sequence[object]) -> list[str]:
     names = [answered_text(name, "a file's name") for name in files]
     safe = (name for name in names if all(map(_FILE_NAME.fullmatch, name.split("/"))))
     return sorted(filter(is_model_file, safe))
-
-
-def _retry(ask: Callable[[], T], *, statuses: Collection[int] = ()) -> T:
-    """What `ask` gives, asked again where it breaks off or the Hub answers one of `statuses`."""
-    asked = 0
-    for wait in _WAITS[:-1]:
-        time.sleep(max(wait, asked))
-        try:
-            with hub_answer():
-                return ask()
-        except httpx2.TransportError:
-            asked = 0
-        except HfHubHTTPError as error:
-            if error.response.status_code not in statuses:
-                raise
-            asked = min(asked_wait(error.response) or 0, LONGEST_WAIT)
-    time.sleep(max(_WAITS[-1], asked))
-    with hub_answer():
-        return ask()

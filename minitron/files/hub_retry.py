@@ -1,19 +1,18 @@
-"""Patience: how long a conversation with the Hub may wait, whoever waits in it.
+"""Retries of requests to the Hub, and how long they may wait.
 
-huggingface_hub asks again where the Hub is busy, waits as long as it is told to, and sets no limit
-to many of its requests. Here is the limit, for all of them:
+huggingface_hub repeats a request while the Hub is busy, waits as long as the Hub asks, and sets no
+timeout for many of its requests. The limits here hold for all of them:
 
-- The Hub counts requests in windows of five minutes, so an honest wait is no longer: one that is
-  longer is refused, and so are waits that add up to two windows in which nothing was answered.
-- A transfer that brings less than 4 KiB in 60 seconds of waiting for it has stalled: a modem
-  brings a hundred times as much.
-- A request whose sender sets no limit to silence may be silent for a minute, or for two where it
-  changes something.
+- The Hub counts requests in windows of five minutes, so no reasonable wait is longer: a longer one
+  is refused, and so are waits that add up to two windows in which nothing was answered.
+- A transfer that receives less than 4 KiB in 60 seconds has stalled: a modem receives a hundred
+  times as much.
+- A request without a timeout gets one: a minute without data, or two where it changes something.
 
-Knows the client of huggingface_hub; acts only while a block of `bounded_waiting` runs.
+Knows the client of huggingface_hub; the limits hold only inside a block of `bounded_waiting`.
 
     with bounded_waiting():
-        HfApi().list_repo_files("nvidia/Minitron-8B-Base")
+        retry(lambda: HfApi().list_repo_files("nvidia/Minitron-8B-Base"))
 """
 
 import logging
@@ -22,22 +21,33 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import set_client_factory
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http, parse_ratelimit_headers  # type: ignore[attr-defined]
 
-from minitron.files.hub_errors import BUSY, CHECK, HubAnswerError, HubWaitError
+from minitron.files.hub_errors import (
+    BUSY,
+    CHECK,
+    FAILING,
+    HubAnswerError,
+    HubWaitError,
+    hub_answer,
+)
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 LONGEST_WAIT = 300  # seconds
 LEAST_BYTES, STALLED_AFTER = 4096, 60  # seconds
-_SILENCE, _SILENCE_OF_CHANGES = 60, 120  # seconds
-_CONNECTING = 30  # seconds
-_TOLD = 2  # seconds: a shorter wait is not worth a line
-_UNTHINKABLE = 10**9  # seconds, of a number with too many digits
+_WAITS = (1, 2, 4, 8)  # seconds before each retry, where the Hub does not say how long
+_MOST_FAILURES = 2  # retries of a change that the Hub may have made although it failed
+_READ_TIMEOUT, _CHANGE_TIMEOUT, _CONNECT_TIMEOUT = 60, 120, 30  # seconds
+_LOGGED_FROM = 2  # seconds: a shorter wait is not logged
+_YEARS = 10**9  # seconds, for a number with too many digits
 
 _COMMIT = "X-Repo-Commit"
 _NAME = re.compile(r"[^/\\\x00-\x20\x7f]{1,200}")
@@ -45,11 +55,41 @@ _NAME = re.compile(r"[^/\\\x00-\x20\x7f]{1,200}")
 _lock = threading.Lock()
 
 
-class _Conversations:
-    """How many blocks run, and since when the Hub answers none of their requests."""
+def retry(request: Callable[[], Result], *, is_safe: bool = True, is_read: bool = False) -> Result:
+    """What the Hub answers; the request is repeated while the Hub says that it is too busy.
+
+    Where the Hub fails (HTTP 500, 502, 504) it may have done what was asked: twice more at most,
+    and only if `is_safe`, as of a change that is harmless when it was made already. A request that
+    `is_read` changes nothing: it is also repeated where the connection breaks off.
+    """
+    failures = 0
+    for wait in _WAITS:
+        asked: int | None = None
+        try:
+            with hub_answer():
+                return request()
+        except httpx2.TransportError:
+            if not is_read:
+                raise
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            failures += status in FAILING
+            is_repeated = is_read or (is_safe and failures <= _MOST_FAILURES)
+            if status not in BUSY and not (is_repeated and status in FAILING):
+                raise
+            asked = asked_wait(error.response)
+            if asked is None:
+                logger.info("HTTP %d from the Hub: trying again in %d s", status, wait)
+        time.sleep(wait if asked is None else min(asked, LONGEST_WAIT))
+    with hub_answer():
+        return request()
+
+
+class _Waiting:
+    """How many blocks run, and since when the Hub has answered none of their requests."""
 
     def __init__(self) -> None:
-        self.running = 0
+        self.blocks = 0
         self.busy_since: float | None = None
 
     def check_wait(self, seconds: int, status: int) -> None:
@@ -59,37 +99,37 @@ class _Conversations:
             is_first = self.busy_since is None
             since = self.busy_since = now if self.busy_since is None else self.busy_since
         if seconds > LONGEST_WAIT or now + seconds > since + 2 * LONGEST_WAIT:
-            waited = "" if is_first else f" after {_spoken(now - since)} of waiting"
+            waited = "" if is_first else f" after {_duration(now - since)} of waiting"
             raise HubWaitError(
-                f"the Hub asks to wait {_spoken(seconds)} (HTTP {status}){waited}, and minitron "
-                f"waits {_spoken(LONGEST_WAIT)} at most; try again then, it goes on with what is "
+                f"the Hub asks to wait {_duration(seconds)} (HTTP {status}){waited}, and minitron "
+                f"waits {_duration(LONGEST_WAIT)} at most; try again then, it goes on with what is "
                 "missing"
             )
-        if seconds >= _TOLD:
-            logger.warning("the Hub asks to wait %s (HTTP %d): waiting", _spoken(seconds), status)
+        if seconds >= _LOGGED_FROM:
+            logger.warning("the Hub asks to wait %s (HTTP %d): waiting", _duration(seconds), status)
 
-    def heard(self) -> None:
-        """The Hub has answered."""
+    def reset(self) -> None:
+        """Forget the waits: the Hub has answered."""
         with _lock:
             self.busy_since = None
 
 
-_CONVERSATIONS = _Conversations()
+_WAITING = _Waiting()
 
 
 @contextmanager
 def bounded_waiting() -> Iterator[None]:
     """Bound every wait for the Hub in this block. Raises HubWaitError, an OSError, within it."""
-    _watch_client()
+    _limit_clients()
     with _lock:
-        if _CONVERSATIONS.running == 0:
-            _CONVERSATIONS.busy_since = None
-        _CONVERSATIONS.running += 1
+        if _WAITING.blocks == 0:
+            _WAITING.busy_since = None
+        _WAITING.blocks += 1
     try:
         yield
     finally:
         with _lock:
-            _CONVERSATIONS.running -= 1
+            _WAITING.blocks -= 1
 
 
 def asked_wait(response: httpx2.Response) -> int | None:
@@ -97,14 +137,14 @@ def asked_wait(response: httpx2.Response) -> int | None:
     limit = parse_ratelimit_headers(response.headers)
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds
-    told = response.headers.get("Retry-After", "").strip()
-    if not (told.isascii() and told.isdigit()):
+    seconds = response.headers.get("Retry-After", "").strip()
+    if not (seconds.isascii() and seconds.isdigit()):
         return None
-    return int(told) if len(told) < 10 else _UNTHINKABLE
+    return int(seconds) if len(seconds) < 10 else _YEARS
 
 
-class _WatchedFactory:
-    """Makes the clients that another factory makes, and watches them."""
+class _LimitedFactory:
+    """Makes the clients of another factory, with the limits added to them."""
 
     def __init__(self, make: Callable[[], httpx2.Client]) -> None:
         self._make = make
@@ -113,96 +153,96 @@ class _WatchedFactory:
         client = self._make()
         hooks = client.event_hooks
         client.event_hooks = {
-            "request": [*hooks["request"], _limit_silence],
+            "request": [*hooks["request"], _add_timeouts],
             "response": [*hooks["response"], _check_answer],
         }
         return client
 
 
-def _watch_client() -> None:
-    """Have huggingface_hub make watched clients from now on, by the user's own factory if set."""
+def _limit_clients() -> None:
+    """Let huggingface_hub make limited clients from now on, by the user's own factory if set."""
     # There is no public way to ask for it, and a proxy that the user has set is to stay.
     make: Any = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-    if not isinstance(make, _WatchedFactory):
-        set_client_factory(_WatchedFactory(make))
+    if not isinstance(make, _LimitedFactory):
+        set_client_factory(_LimitedFactory(make))
 
 
-def _limit_silence(request: httpx2.Request) -> None:
-    """Set the limits that the request's sender left open."""
-    if not _CONVERSATIONS.running:
+def _add_timeouts(request: httpx2.Request) -> None:
+    """Set the timeouts that the request does not set."""
+    if not _WAITING.blocks:
         return
-    silence = _SILENCE if request.method in ("GET", "HEAD") else _SILENCE_OF_CHANGES
-    limits = {"connect": _CONNECTING, "pool": silence, "read": silence, "write": silence}
-    asked = request.extensions.get("timeout") or {}
-    set_ones = {key: limit for key, limit in asked.items() if limit is not None}
-    request.extensions = {**request.extensions, "timeout": {**limits, **set_ones}}
+    seconds = _READ_TIMEOUT if request.method in ("GET", "HEAD") else _CHANGE_TIMEOUT
+    limits = {"connect": _CONNECT_TIMEOUT, "pool": seconds, "read": seconds, "write": seconds}
+    given = request.extensions.get("timeout") or {}
+    limits |= {key: limit for key, limit in given.items() if limit is not None}
+    request.extensions = {**request.extensions, "timeout": limits}
 
 
 def _check_answer(response: httpx2.Response) -> None:
-    """Refuse a wait that is too long, and watch how the body comes."""
-    if not _CONVERSATIONS.running:
+    """Refuse a wait that is too long, and limit how slowly the body may arrive."""
+    if not _WAITING.blocks:
         return
     _check_names(response)
     wait = asked_wait(response)
     if response.status_code in BUSY or response.status_code >= 500:
-        _CONVERSATIONS.check_wait(wait or 0, response.status_code)
+        _WAITING.check_wait(wait or 0, response.status_code)
     elif wait is not None and response.status_code == 408:
-        _CONVERSATIONS.check_wait(wait, response.status_code)
+        _WAITING.check_wait(wait, response.status_code)
     elif response.status_code < 400:
-        _CONVERSATIONS.heard()
+        _WAITING.reset()
     if isinstance(response.stream, httpx2.SyncByteStream):
-        response.stream = _WatchedStream(response.stream)
+        response.stream = _LimitedStream(response.stream)
 
 
 def _check_names(response: httpx2.Response) -> None:
-    """Refuse what huggingface_hub would call a file or folder of its cache, where it is no name."""
+    """Refuse headers that huggingface_hub would use as file names in its cache, and are none."""
     if _COMMIT not in response.headers:
         return
     for key in (_COMMIT, "X-Linked-Etag", "ETag"):
-        told = response.headers.get(key, "_").removeprefix("W/").strip('"')
-        if told in (".", "..") or not _NAME.fullmatch(told):
-            raise HubAnswerError(f"its answer has {told!r:.40} as {key}, which is none; {CHECK}")
+        name = response.headers.get(key, "_").removeprefix("W/").strip('"')
+        if name in (".", "..") or not _NAME.fullmatch(name):
+            raise HubAnswerError(f"its answer has {name!r:.40} as {key}, which is none; {CHECK}")
 
 
-class _WatchedStream(httpx2.SyncByteStream):
-    """A body that must keep coming; what its reader does between the parts costs it no time."""
+class _LimitedStream(httpx2.SyncByteStream):
+    """A body that must keep arriving; the time that its reader takes is not counted."""
 
     def __init__(self, stream: httpx2.SyncByteStream) -> None:
         self._stream = stream
 
     def __iter__(self) -> Iterator[bytes]:
         parts = iter(self._stream)
-        came, waited, total = 0, 0.0, 0
+        received, waited, total = 0, 0.0, 0
         while True:
-            begun = time.monotonic()
+            start = time.monotonic()
             part = next(parts, None)
-            waited += time.monotonic() - begun
+            waited += time.monotonic() - start
             if part is None:
                 return
-            came, total = came + len(part), total + len(part)
+            received, total = received + len(part), total + len(part)
             if waited >= STALLED_AFTER:
-                if came < LEAST_BYTES:
+                if received < LEAST_BYTES:
                     raise HubWaitError(
-                        f"the transfer has stalled: {came:,} bytes came in {_spoken(waited)} "
+                        f"the transfer has stalled: {received:,} bytes came in {_duration(waited)} "
                         f"({total:,} before that and with it); try again, it goes on with what "
                         "is missing"
                     )
-                came, waited = 0, 0.0
+                received, waited = 0, 0.0
             yield part
 
     @property
     def elapsed(self) -> Any:
-        """What the connection's own has measured."""
+        """As the connection has measured it."""
         return getattr(self._stream, "elapsed", None)
 
     def close(self) -> None:
-        """Close the connection's own."""
+        """Close the connection's stream."""
         self._stream.close()
 
 
-def _spoken(seconds: float) -> str:
-    """A duration as people say it."""
-    if seconds >= _UNTHINKABLE:
+def _duration(seconds: float) -> str:
+    """A duration in words."""
+    if seconds >= _YEARS:
         return "years"
     for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * length or seconds == length:

@@ -8,12 +8,11 @@ affair: it is never read, shown or kept here. Does not know what is written.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -22,25 +21,19 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from minitron.credentials import masked_errors
 from minitron.errors import OutputError
 from minitron.files.hub_errors import (
-    BUSY,
     CHECK,
-    FAILING,
     HUB_ERRORS,
     HubAnswerError,
     answered_text,
-    hub_answer,
     reason,
 )
-from minitron.files.hub_retry import LONGEST_WAIT, asked_wait, bounded_waiting
+from minitron.files.hub_retry import Result, bounded_waiting, retry
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 RepoType = Literal["model", "space"]
 
 _CALLED = {"model": "a model", "dataset": "a data set", "space": "a Space"}
-_WAITS = (1, 2, 4, 8)  # seconds, where it does not say how long
-_REPEATS = 2  # of what it fails at
 
 
 @dataclass(frozen=True)
@@ -110,34 +103,10 @@ def find_destination(
     return HubDestination(info.id, exists=True, is_private=bool(info.private), owners=owners)
 
 
-def patiently(ask: Callable[[], Result], *, is_safe: bool = True) -> Result:
-    """What the Hub answers, asked again as long as it says that it is too busy.
-
-    Where it fails (HTTP 500, 502, 504) it may have done what was asked: it is asked twice more if
-    `is_safe`, as it is to ask again for what changes nothing or is there already.
-    """
-    failures = 0
-    for wait in _WAITS:
-        try:
-            with hub_answer():
-                return ask()
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            failures += status in FAILING
-            if status not in BUSY and not (is_safe and status in FAILING and failures <= _REPEATS):
-                raise
-            asked = asked_wait(error.response)
-            if asked is None:
-                logger.info("HTTP %d from the Hub: asking again in %d s", status, wait)
-            time.sleep(wait if asked is None else min(asked, LONGEST_WAIT))
-    with hub_answer():
-        return ask()
-
-
 def if_told(ask: Callable[[], Result]) -> Result | None:
     """What the Hub answers; None of one, such as a mirror, that does not know the question."""
     try:
-        return patiently(ask)
+        return retry(ask)
     except HfHubHTTPError as error:
         # Those of a thing that is missing are of its subclasses.
         if type(error) is HfHubHTTPError and error.response.status_code == 404:
@@ -160,7 +129,7 @@ def speaking_of(repo: str, outcome: str | None = None) -> Iterator[None]:
 
 def files_there(api: HfApi, repo: str, **where: Any) -> list[str]:
     """The files of a repository, by their paths; `where` as list_repo_files takes it."""
-    files = patiently(lambda: api.list_repo_files(repo, **where))
+    files = retry(lambda: api.list_repo_files(repo, **where))
     return [answered_text(file, "a file's name") for file in files]
 
 
@@ -190,7 +159,7 @@ def _check_token_writes(account: Any, owners: tuple[str, ...]) -> None:
 def _info(api: HfApi, repo: str, repo_type: str) -> Any:
     """What the Hub says of a repository; None where there is no such."""
     try:
-        info = patiently(lambda: api.repo_info(repo, repo_type=repo_type))
+        info = retry(lambda: api.repo_info(repo, repo_type=repo_type))
     except RepositoryNotFoundError:
         return None
     if not is_repo_id(answered_text(info.id, "the repository's id")):

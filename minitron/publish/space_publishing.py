@@ -19,6 +19,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
 
 from minitron.errors import OutputError, SourceError, TargetError
+from minitron.files.hub_retry import retry
 from minitron.model.architecture import Architecture
 from minitron.publish.destination import (
     HubDestination,
@@ -26,7 +27,6 @@ from minitron.publish.destination import (
     files_there,
     find_destination,
     hub_api,
-    patiently,
     speaking_of,
 )
 from minitron.publish.space_folder import ShownModel, write_space_folder
@@ -106,7 +106,7 @@ def _upload(
     _check_own(repo, there)
     _say_private(api, models)
     if not destination.exists:
-        patiently(
+        retry(
             lambda: api.create_repo(
                 repo, repo_type="space", space_sdk="gradio", private=recipe.private, exist_ok=True
             )
@@ -151,7 +151,7 @@ def _say_private(api: HfApi, models: list[ShownModel]) -> None:
         repo = model.repo
         if repo is None:
             continue
-        info = patiently(lambda repo=repo: api.model_info(repo))  # type: ignore[misc]
+        info = retry(lambda repo=repo: api.model_info(repo))  # type: ignore[misc]
         if info.private or info.gated:
             kind = "private" if info.private else "gated"
             logger.info("%s is %s: give the Space a secret HF_TOKEN that may read it", repo, kind)

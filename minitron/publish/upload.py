@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from minitron.files.hub_errors import FAILING, answered_text
-from minitron.publish.destination import patiently
+from minitron.files.hub_retry import retry
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def commit_once(
     parent: str | None = None
     for wait in (*_WAITS, None):
         try:
-            made: CommitInfo = patiently(
+            made: CommitInfo = retry(
                 lambda parent=parent: api.create_commit(  # type: ignore[misc]
                     repo, operations, create_pr=create_pr, parent_commit=parent, **options
                 ),
@@ -69,7 +69,7 @@ def commit_once(
 
 def _head(api: HfApi, repo: str, repo_type: str, revision: str | None) -> str | None:
     """The last commit of a branch; None where the Hub does not tell."""
-    info: Any = patiently(lambda: api.repo_info(repo, repo_type=repo_type, revision=revision))
+    info: Any = retry(lambda: api.repo_info(repo, repo_type=repo_type, revision=revision))
     return info.sha if isinstance(info.sha, str) else None
 
 
@@ -78,7 +78,7 @@ def _made_meanwhile(
 ) -> CommitInfo:
     """The commit that the Hub made though it failed to say so; raises `error` for another's."""
     listed = {key: options[key] for key in ("revision", "repo_type")}
-    history = patiently(lambda: api.list_repo_commits(repo, **listed))
+    history = retry(lambda: api.list_repo_commits(repo, **listed))
     is_ours = len(history) > 1 and history[1].commit_id == before
     if not is_ours or history[0].title != options["commit_message"]:
         raise error

@@ -21,6 +21,7 @@ from huggingface_hub.errors import BadRequestError
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError, foreign_parser
 from minitron.files.checked_json import check_kind
 from minitron.files.hub_errors import answered_text
+from minitron.files.hub_retry import retry
 from minitron.publish.destination import (
     HubDestination,
     Publication,
@@ -28,7 +29,6 @@ from minitron.publish.destination import (
     find_destination,
     hub_api,
     if_told,
-    patiently,
     speaking_of,
 )
 from minitron.publish.publishable import check_publishable, check_weights
@@ -133,7 +133,7 @@ def _upload(
         logger.info("%s has all of this already: no pull request was opened", repo)
     if recipe.tag is not None:
         with speaking_of(repo, f"{repo} is pushed but not tagged {recipe.tag}"):
-            patiently(
+            retry(
                 lambda: api.create_tag(repo, tag=str(recipe.tag), revision=commit.oid),
                 is_safe=False,
             )
@@ -150,20 +150,20 @@ def _prepare(api: HfApi, destination: HubDestination, recipe: PushRecipe) -> Non
     if recipe.collection is not None:
         _check_collection(api, recipe.collection, destination)
     if not destination.exists:
-        patiently(lambda: api.create_repo(repo, private=recipe.private, exist_ok=True))
+        retry(lambda: api.create_repo(repo, private=recipe.private, exist_ok=True))
     if recipe.tag is not None:
         refs = if_told(lambda: api.list_repo_refs(repo))
         if refs is not None and any(ref.name == recipe.tag for ref in refs.tags):
             raise OutputError(f"{repo} has a tag {recipe.tag} already: choose another")
     if recipe.branch is not None:
-        patiently(lambda: api.create_branch(repo, branch=str(recipe.branch), exist_ok=True))
+        retry(lambda: api.create_branch(repo, branch=str(recipe.branch), exist_ok=True))
 
 
 def _check_collection(api: HfApi, collection: str, destination: HubDestination) -> None:
     """Refuse a collection that is not there, or that only others may add to."""
     owner = destination.repo.partition("/")[0]
     if "/" in collection:
-        owner = patiently(lambda: api.get_collection(collection)).owner
+        owner = retry(lambda: api.get_collection(collection)).owner
     if destination.owners and owner not in destination.owners:
         raise OutputError(
             f"{collection} is a collection of {owner}, which {destination.owners[0]} cannot add to"
@@ -175,7 +175,7 @@ def _let_hub_check_card(path: Path) -> None:
     with foreign_parser(f"{path}: its metadata", SourceError, "mend them"):
         card = ModelCard.load(path)
     try:
-        patiently(card.validate)
+        retry(card.validate)
     except BadRequestError:
         raise
     except ValueError as error:
@@ -230,9 +230,9 @@ def _collect(api: HfApi, collection: str, repo: str) -> None:
     slug = collection
     if "/" not in collection:
         owner = repo.partition("/")[0]
-        made = patiently(lambda: api.create_collection(collection, namespace=owner, exists_ok=True))
+        made = retry(lambda: api.create_collection(collection, namespace=owner, exists_ok=True))
         slug = made.slug
-    patiently(lambda: api.add_collection_item(slug, repo, "model", exists_ok=True))
+    retry(lambda: api.add_collection_item(slug, repo, "model", exists_ok=True))
 
 
 def check_push_to_hub(repo: str | None, *, private: bool) -> None:
