@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from minitron.bounds import bounded, check_bounds
 from minitron.errors import readable_system_errors
 
 Options = ParamSpec("Options")
@@ -55,8 +56,16 @@ def record_of(recipe: Any) -> dict[str, Any]:
     return {key: value for key, value in asdict(recipe).items() if key not in left_out}
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What every command's recipe is."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
 @dataclass(frozen=True, kw_only=True)
-class CalibrationRecipe:
+class CalibrationRecipe(Recipe):
     """How importance is measured."""
 
     corpus: str | None = None
@@ -64,11 +73,11 @@ class CalibrationRecipe:
     (owner/name:config:split), .npy of token ids, self (the model samples it), or random ids.
     Rows hold text, content, prompt and completion, or chats as messages or conversations, which
     the tokenizer's chat template writes (without one, their contents are joined by line ends)."""
-    samples: int | None = None
+    samples: int | None = bounded(None, at_least=1)
     """Sequences to measure on, drawn at random from the whole text; 1024 as in the paper, of an
     .npy the first (all unless given). Of a Hub dataset they are drawn from its first 100 million
     characters (or 16 times what they need), its files in random order."""
-    seq_len: int | None = None
+    seq_len: int | None = bounded(None, at_least=1)
     """Tokens in a sequence; the model's context unless given, at most 4096."""
     scores: Scores = "paper"
     """What ranks: activations as in the paper or as NVIDIA's ModelOpt takes them, magnitude of
@@ -88,7 +97,7 @@ class CalibrationRecipe:
     compute_dtype: DType | None = None
     """Precision of the forward pass; the checkpoint's own unless given, or float32 where the
     processor only emulates that."""
-    seed: int = 0
+    seed: int = bounded(0, at_least=0)
     """Seed of everything drawn at random."""
 
 
@@ -111,7 +120,7 @@ class BudgetRecipe(CalibrationRecipe):
 
     params: str | None = None
     """Parameters to keep, embeddings included, such as 4B or 500M; within 5 %."""
-    ratio: float | None = None
+    ratio: float | None = bounded(None, above=0, at_most=1)
     """Share of the parameters to keep, embeddings included; within 5 %."""
     memory: str | None = None
     """Memory to run in, such as 8GiB, within 5 % (above it too): weights, KV cache at --batch and
@@ -119,9 +128,9 @@ class BudgetRecipe(CalibrationRecipe):
     latency: str | None = None
     """Time of a decode step at --batch and --context, such as 20ms, within 5 %, as measured on
     --device."""
-    batch: int = 1
+    batch: int = bounded(1, at_least=1)
     """Sequences at once, for memory and latency."""
-    context: int | None = None
+    context: int | None = bounded(None, at_least=1)
     """Tokens of each sequence, for memory and latency; the model's context unless given, at most
     4096."""
     device: str | None = None
@@ -141,9 +150,9 @@ class BudgetRecipe(CalibrationRecipe):
     """Importance measured before (minitron importance): nothing is measured again."""
     held_out: str | None = None
     """Text to compare candidates on, as for --corpus; its own last part unless given."""
-    eval_tokens: int = 16384
+    eval_tokens: int = bounded(16384, at_least=1)
     """Tokens of it to compare on."""
-    max_candidates: int = 64
+    max_candidates: int = bounded(64, at_least=1)
     """Candidates to compare: those nearest to the budget, depths in turn."""
     compatible: bool | None = None
     """Keep to sizes that other engines (llama.cpp, mlx-lm, vLLM) open. Unless given, a budget does
@@ -171,12 +180,12 @@ class PruneRecipe(BudgetRecipe):
     """KV heads of each layer to keep, with their query heads; all of them unless given."""
     num_hidden_layers: int | None = None
     """Layers to keep."""
-    eval_tokens: int = 2048
+    eval_tokens: int = bounded(2048, at_least=1)
     """Tokens of text to compare shapes on, where a budget is given."""
-    max_candidates: int = 8
+    max_candidates: int = bounded(8, at_least=1)
     """Shapes to compare, where a budget is given: of those near it the ones that keep most of their
     scores."""
-    steps: int = 1
+    steps: int = bounded(1, at_least=1)
     """Prune in so many steps, each measured on the model that the last one left."""
     low_disk: bool = False
     """Read the weights of a Hub id over the network, anew for each pass over them: none is stored
@@ -196,20 +205,20 @@ class SearchRecipe(BudgetRecipe):
     out: str | None = None
     """The folder to write: table, plans, importance and picture; only shown unless given."""
     _: KW_ONLY
-    top: int = 3
+    top: int = bounded(3, at_least=1)
     """Finalists: measured whole where latency is, and retrained."""
-    retrain_steps: int = 0
+    retrain_steps: int = bounded(0, at_least=0)
     """Optimizer steps to retrain each finalist before they are ranked again."""
     retrain_corpus: str | None = None
     """Text to retrain on; the calibration text unless given."""
-    batch_size: int = 8
+    batch_size: int = bounded(8, at_least=1)
     """Sequences a step of retraining."""
-    learning_rate: float = 1e-4
+    learning_rate: float = bounded(1e-4, above=0)
     """Peak of retraining's cosine schedule."""
 
 
 @dataclass(frozen=True)
-class ConvertRecipe:
+class ConvertRecipe(Recipe):
     """Bring a model from any readable format to another."""
 
     source: str
@@ -224,9 +233,9 @@ class ConvertRecipe:
     """Precision of the weights; as they are stored unless given."""
     max_shard_size: str = "2GB"
     """Largest safetensors file (hub)."""
-    tp: int = 1
+    tp: int = bounded(1, at_least=1)
     """Tensor-parallel ranks (trtllm)."""
-    pp: int = 1
+    pp: int = bounded(1, at_least=1)
     """Pipeline-parallel ranks (trtllm)."""
     dist_format: DistFormat = "torch_dist"
     """How the weights lie in a .nemo; megatron-core reads zarr up to 0.15."""
@@ -240,7 +249,7 @@ class ConvertRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitRecipe:
+class FitRecipe(Recipe):
     """How a model is trained."""
 
     scratch: bool = False
@@ -252,46 +261,46 @@ class FitRecipe:
     the tokenizer's chat template writes (without one, their contents are joined by line ends)."""
     eval_corpus: str | None = None
     """Held-out text: its loss is measured at the start, with each checkpoint and at the end."""
-    samples: int | None = None
+    samples: int | None = bounded(None, at_least=1)
     """Sequences to train on, drawn at random from the whole text (of a Hub dataset from its first
     100 million characters, or 16 times what they need, its files in random order; of an .npy the
     first); all unless given (of self 256)."""
-    seq_len: int | None = None
+    seq_len: int | None = bounded(None, at_least=2)
     """Tokens in a sequence; the model's context unless given, at most 4096."""
-    epochs: float = 1.0
+    epochs: float = bounded(1.0, above=0)
     """Passes over the corpus, where steps are not given."""
-    steps: int | None = None
+    steps: int | None = bounded(None, at_least=1)
     """Optimizer steps."""
-    batch_size: int = 8
+    batch_size: int = bounded(8, at_least=1)
     """Sequences a step on each device."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = bounded(1, at_least=1)
     """Batches summed before an optimizer step."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
-    learning_rate: float = 1e-4
+    learning_rate: float = bounded(1e-4, above=0)
     """Peak of the cosine schedule."""
-    min_learning_rate: float = 0.0
+    min_learning_rate: float = bounded(0.0, at_least=0)
     """End of the cosine schedule."""
-    warmup_steps: int = 0
+    warmup_steps: int = bounded(0, at_least=0)
     """Steps of linear warm-up."""
-    weight_decay: float = 0.1
+    weight_decay: float = bounded(0.1, at_least=0)
     """AdamW's weight decay, on matrices only."""
     adam_beta2: float = 0.95
     """AdamW's second-moment decay."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = bounded(1.0, at_least=0)
     """Gradients are clipped to this norm."""
     autocast: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the matrix products (auto: bfloat16 where the hardware has it); weights and
     optimizer stay in float32."""
     dtype: DType = "bfloat16"
     """Precision of the weights that are written."""
-    save_steps: int = 500
+    save_steps: int = bounded(500, at_least=1)
     """Steps between checkpoints, from which an interrupted run goes on."""
     report_to: str = "none"
     """Trackers to log to, as they are installed: tensorboard, trackio, wandb (several: a,b)."""
     trainer: dict[str, Any] | None = None
     """Any other of transformers' TrainingArguments: --trainer.optim adafactor."""
-    seed: int = 0
+    seed: int = bounded(0, at_least=0)
     """Seed of initial weights and of the order of the data."""
 
 
@@ -327,9 +336,9 @@ class DistillRecipe(FitRecipe):
     processor only emulates that."""
     kind: Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine"] = "forward_kl"
     """Distance of the student's predictions from the teacher's."""
-    temperature: float = 1.0
+    temperature: float = bounded(1.0, above=0)
     """Softens both distributions."""
-    ce_weight: float = 0.0
+    ce_weight: float = bounded(0.0, at_least=0)
     """Weight of the cross-entropy with the text itself, beside the distance."""
     beta: float = 0.5
     """The teacher's share in the mixture of jsd."""
@@ -345,7 +354,7 @@ class DistillRecipe(FitRecipe):
 
 
 @dataclass(frozen=True)
-class TeacherCacheRecipe:
+class TeacherCacheRecipe(Recipe):
     """Write a teacher's outputs on a corpus, to distill from without it."""
 
     teacher: str
@@ -355,24 +364,24 @@ class TeacherCacheRecipe:
     _: KW_ONLY
     corpus: str
     """The text to distill on, as for minitron distill; self (the teacher samples it)."""
-    samples: int | None = None
+    samples: int | None = bounded(None, at_least=1)
     """Sequences, drawn at random as for minitron distill; all unless given (of self 256)."""
-    seq_len: int | None = None
+    seq_len: int | None = bounded(None, at_least=2)
     """Tokens in a sequence; the teacher's context unless given, at most 4096."""
-    top_k: int | None = None
+    top_k: int | None = bounded(None, at_least=1)
     """Keep the probabilities of the k likeliest tokens and the rest's sum; unless given, the last
     hidden states, from which all probabilities follow."""
     dtype: DType | None = None
     """Precision to compute in; the checkpoint's own unless given, or float32 where the processor
     only emulates that."""
-    batch_size: int = 8
+    batch_size: int = bounded(8, at_least=1)
     """Sequences that run at once."""
-    seed: int = 0
+    seed: int = bounded(0, at_least=0)
     """Seed of what is drawn at random."""
 
 
 @dataclass(frozen=True)
-class EvaluateRecipe:
+class EvaluateRecipe(Recipe):
     """Measure loss, perplexity and bits per byte on text, and scores on benchmarks."""
 
     source: str
@@ -383,7 +392,7 @@ class EvaluateRecipe:
     (owner/name:config:split), or .npy of token ids. Rows hold text, content, prompt and
     completion, or chats as messages or conversations, which the tokenizer's chat template writes
     (without one, their contents are joined by line ends)."""
-    seq_len: int | None = None
+    seq_len: int | None = bounded(None, at_least=1)
     """Tokens of context at most; the model's context unless given, of text at most 4096."""
     stride: int | None = None
     """Tokens that each window of text predicts, from at least seq_len - stride before them; as
@@ -394,11 +403,11 @@ class EvaluateRecipe:
     """A folder of tasks of your own, as lm-eval's YAML; functions that they name are run."""
     preset: str | None = None
     """minitron (the papers' benchmarks and numbers of examples) or cnn_dailymail (summaries)."""
-    num_fewshot: int | None = None
+    num_fewshot: int | None = bounded(None, at_least=0)
     """Examples in each prompt of the tasks; as each task has it unless given."""
-    limit: int | None = None
+    limit: int | None = bounded(None, at_least=1)
     """Documents of each task, or articles; all unless given (of cnn_dailymail 20)."""
-    batch_size: int = 8
+    batch_size: int = bounded(8, at_least=1)
     """Prompts that run at once."""
     articles: str | None = None
     """Articles for cnn_dailymail: .jsonl or .parquet (or .gz) with columns article and highlights;
@@ -412,7 +421,7 @@ class EvaluateRecipe:
 
 
 @dataclass(frozen=True)
-class GenerateRecipe:
+class GenerateRecipe(Recipe):
     """Continue a prompt."""
 
     source: str
@@ -420,13 +429,13 @@ class GenerateRecipe:
     prompt: str
     """The text to continue."""
     _: KW_ONLY
-    max_new_tokens: int = 128
+    max_new_tokens: int = bounded(128, at_least=1)
     """Tokens to generate at most."""
-    temperature: float = 0.0
+    temperature: float = bounded(0.0, at_least=0)
     """0 takes the likeliest token; higher values sample more freely."""
-    top_p: float = 1.0
+    top_p: float = bounded(1.0, above=0, at_most=1)
     """Sample only from the likeliest tokens that together reach this probability."""
-    seed: int = 0
+    seed: int = bounded(0, at_least=0)
     """Seed of sampling."""
     quantize: Quantization | None = None
     """Bring the layers' weights to 8- or 4-bit integers first: less memory, now and then another
@@ -434,7 +443,7 @@ class GenerateRecipe:
 
 
 @dataclass(frozen=True)
-class InspectRecipe:
+class InspectRecipe(Recipe):
     """Tell what a model is, without reading its weights."""
 
     source: str
@@ -442,7 +451,7 @@ class InspectRecipe:
 
 
 @dataclass(frozen=True)
-class PushRecipe:
+class PushRecipe(Recipe):
     """Upload a model folder to the Hub, or the Space that shows models."""
 
     folder: str | None = None
@@ -470,7 +479,7 @@ class PushRecipe:
 
 
 @dataclass(frozen=True)
-class CardRecipe:
+class CardRecipe(Recipe):
     """Write the model card of a folder."""
 
     folder: str
@@ -481,7 +490,7 @@ class CardRecipe:
 
 
 @dataclass(frozen=True)
-class RemakeRecipe:
+class RemakeRecipe(Recipe):
     """Build a folder's weights again from its minitron.json."""
 
     folder: str
@@ -498,24 +507,24 @@ class RemakeRecipe:
 
 
 @dataclass(frozen=True)
-class DemoRecipe:
+class DemoRecipe(Recipe):
     """Show models in a browser."""
 
     sources: list[str] | None = None
     """The models: folders, Hub ids or names of the zoo; the whole zoo unless given."""
     _: KW_ONLY
-    port: int | None = None
+    port: int | None = bounded(None, at_least=1, at_most=65535)
     """Where to serve; GRADIO_SERVER_PORT, else the first free one from 7860, unless given."""
     open: bool = False
     """Also open the page in a browser."""
 
 
 @dataclass(frozen=True)
-class QuickstartRecipe:
+class QuickstartRecipe(Recipe):
     """Prune, distill and compare the embedded teacher."""
 
     out: str = "tiny-half"
     """The folder to write, ready for the Hub."""
     _: KW_ONLY
-    seed: int = 0
+    seed: int = bounded(0, at_least=0)
     """Seed of everything drawn at random."""

@@ -483,7 +483,7 @@ class TestTheRecipeFile:
         (["prune"], "source"),
         (["prune", "tiny"], "out"),
         (["generate", "tiny", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0: it must be"),
-        (["generate", "tiny", "x", "--top-p", "2"], "--top-p is 2.0: it must be above 0"),
+        (["generate", "tiny", "x", "--top-p", "2"], "--top-p is 2: it must be above 0"),
         (["evaluate", "tiny"], "corpus"),
         (["evaluate", "tiny", "--corpus", "absent.txt"], "absent.txt does not exist"),
         (["evaluate", "tiny", "--corpus", "a.txt", "--seq-len", "0"], "--seq-len is 0: it must be"),

@@ -299,10 +299,10 @@ def test_what_the_cache_does_not_hold_is_refused(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"top_k": 0}, "top_k is 0"),
-        ({"seed": -1}, "seed is -1: it must be 0 or above"),
-        ({"top_k": 101}, "top_k is 101, the vocabulary has 101 tokens: keep fewer"),
-        ({"seq_len": 1}, "seq_len is 1: there is nothing to predict"),
+        ({"top_k": 0}, "--top-k is 0"),
+        ({"seed": -1}, "--seed is -1: it must be at least 0"),
+        ({"top_k": 101}, "--top-k is 101, the vocabulary has 101 tokens: keep fewer"),
+        ({"seq_len": 1}, "--seq-len is 1: it must be at least 2"),
         ({"corpus": "missing.npy"}, "missing.npy does not exist"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -102,7 +102,7 @@ def budget_of(recipe: BudgetRecipe, source: Architecture) -> Budget:
             raise TargetError("--params and --ratio are both given: choose one")
         parameters = parse_parameters(recipe.params)
     if recipe.ratio is not None:
-        parameters = round(checked_ratio(recipe.ratio) * source.parameters)
+        parameters = round(recipe.ratio * source.parameters)
     return Budget(
         parameters=parameters,
         memory=None if recipe.memory is None else _above_zero(recipe.memory),
@@ -145,13 +145,6 @@ def parse_seconds(text: str) -> float:
     if number is None or unit not in _SECONDS or not number:
         raise TargetError(f"--latency is {text!r}: write a time such as 20ms or 0.02s")
     return number * _SECONDS[unit]
-
-
-def checked_ratio(ratio: float) -> float:
-    """A share of the parameters to keep. Raises TargetError for one that is none."""
-    if not 0 < ratio <= 1:
-        raise TargetError(f"--ratio is {ratio:g}: it must be above 0 and at most 1")
-    return ratio
 
 
 def _asked(recipe: BudgetRecipe) -> tuple[object, ...]:

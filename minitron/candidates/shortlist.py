@@ -154,11 +154,7 @@ def _left_out(count: int, engines: list[str], recipe: BudgetRecipe) -> str | Non
 
 
 def use_of(source: Source, recipe: BudgetRecipe) -> Use:
-    """How the model is to run. Raises TargetError for numbers that mean nothing."""
-    for key in ("batch", "context", "eval_tokens", "max_candidates"):
-        value = getattr(recipe, key)
-        if value is not None and value < 1:
-            raise TargetError(f"--{key.replace('_', '-')} is {value}: it must be at least 1")
+    """How the model is to run."""
     context = sequence_length(source, None) if recipe.context is None else recipe.context
     return Use(recipe.batch, context, source.tensors[EMBEDDING].dtype.itemsize)
 

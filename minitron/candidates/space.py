@@ -14,7 +14,7 @@ from itertools import product
 from math import lcm
 from typing import TypeVar
 
-from minitron.candidates.budget import TOLERANCE, checked_ratio
+from minitron.candidates.budget import TOLERANCE
 from minitron.errors import TargetError
 from minitron.model.architecture import Architecture
 
@@ -180,7 +180,7 @@ def uniform(
     Where `multiple_of` is left open, it is halved until that is within 2 %, or 1 is reached. Raises
     TargetError where nothing is within 5 %.
     """
-    wanted = checked_ratio(ratio) * source.parameters
+    wanted = ratio * source.parameters
     multiple = checked_multiple(source, multiple_of)
     while True:
         nearest = sorted(_scaled(source, multiple), key=lambda one: abs(one.parameters - wanted))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from minitron.errors import CorpusError, TargetError
+from minitron.errors import CorpusError
 from minitron.files.dtypes import dtype_named
 from minitron.model.source import Source
 from minitron.recipe import CalibrationRecipe
@@ -60,11 +60,9 @@ def calibration(source: Source, recipe: CalibrationRecipe, device: str) -> Calib
 
 
 def length_and_samples(source: Source, recipe: CalibrationRecipe) -> tuple[int, int]:
-    """Tokens in a sequence, and sequences, before the text is seen. Raises TargetError."""
+    """Tokens in a sequence, and sequences, before the text is seen."""
     seq_len = sequence_length(source, recipe.seq_len)
     samples = PAPER_SAMPLES if recipe.samples is None else recipe.samples
-    if samples < 1:
-        raise TargetError(f"--samples is {samples}: it must be at least 1")
     return seq_len, samples
 
 

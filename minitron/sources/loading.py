@@ -22,7 +22,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from minitron.errors import ArchitectureError, TargetError, TokenizerError, foreign_parser
+from minitron.errors import ArchitectureError, TokenizerError, foreign_parser
 from minitron.files.finite import check_finite
 from minitron.model.architecture import Architecture, check_rotary
 from minitron.model.families import EMBEDDING, HEAD
@@ -180,13 +180,8 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def sequence_length(source: Source, wished: int | None) -> int:
-    """Tokens in a sequence: as wished, else the model's context, at most 4096.
-
-    Raises TargetError for fewer than one.
-    """
+    """Tokens in a sequence: as wished, else the model's context, at most 4096."""
     if wished is not None:
-        if wished < 1:
-            raise TargetError(f"--seq-len is {wished}: it must be at least 1")
         return wished
     context = source.config.get("max_position_embeddings") or MAX_SEQ_LEN
     if type(context) is not int or context < 1:

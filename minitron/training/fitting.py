@@ -7,7 +7,6 @@ not know the loss: that is the Trainer it is given.
 """
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -37,17 +36,6 @@ from minitron.training.trainer_arguments import check_trainer, trainer_arguments
 
 CHECKPOINTS = "checkpoints"
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
-_NOT_NEGATIVE = ("min_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
-_POSITIVE = (
-    "epochs",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "save_steps",
-    "steps",
-    "samples",
-    "seq_len",
-)
 
 
 @dataclass(frozen=True)
@@ -71,21 +59,13 @@ class Fitted:
     weights: Mapping[str, torch.Tensor]
 
 
-def check_numbers(recipe: FitRecipe) -> None:
-    """Refuse numbers that mean nothing, before anything slow. Raises TargetError."""
-    for key in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = getattr(recipe, key)
-        is_bound_in = key in _NOT_NEGATIVE
-        if value is not None and not (0 < value < math.inf or (is_bound_in and value == 0)):
-            bound = "0 or above" if is_bound_in else "above 0"
-            raise TargetError(f"{key} is {value}: it must be {bound} and finite")
+def check_options(recipe: FitRecipe) -> None:
+    """Refuse options that do not go together, before anything slow. Raises TargetError."""
     if recipe.min_learning_rate > recipe.learning_rate:
         raise TargetError(
-            f"min_learning_rate is {recipe.min_learning_rate}: it must be at most the learning "
-            f"rate, {recipe.learning_rate}"
+            f"--min-learning-rate is {recipe.min_learning_rate:g}: it must be at most "
+            f"--learning-rate, {recipe.learning_rate:g}"
         )
-    if recipe.seq_len == 1:
-        raise TargetError("seq_len is 1: there is nothing to predict")
     check_trainer(recipe)
 
 

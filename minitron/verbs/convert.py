@@ -137,9 +137,6 @@ def _check_options(recipe: ConvertRecipe) -> None:
         if getattr(recipe, name) != _DEFAULTS[name] and recipe.to not in targets:
             flag = "--" + name.replace("_", "-")
             raise TargetError(f"{flag} is for --to {' or '.join(targets)}, not {recipe.to}")
-    for name in ("tp", "pp"):
-        if getattr(recipe, name) < 1:
-            raise TargetError(f"--{name} is {getattr(recipe, name)}: it must be at least 1")
     if not _SIZE.fullmatch(recipe.max_shard_size):
         raise TargetError(f"--max-shard-size is {recipe.max_shard_size!r}: say a size, as 2GB")
 

@@ -5,7 +5,7 @@ demo(["tiny", "my-students/half"])
 
 from importlib.util import find_spec
 
-from minitron.errors import MissingExtraError, TargetError
+from minitron.errors import MissingExtraError
 from minitron.recipe import DemoRecipe, verb
 
 
@@ -18,8 +18,6 @@ def demo(recipe: DemoRecipe) -> None:
     """
     if find_spec("gradio") is None:
         raise MissingExtraError("gradio", "space")
-    if recipe.port is not None and not 1 <= recipe.port <= 65535:
-        raise TargetError(f"--port is {recipe.port}: it must be from 1 to 65535")
     from minitron.space.jobs.catalog import Family  # it and what follows import torch and gradio
     from minitron.space.page import serve
 

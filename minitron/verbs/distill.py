@@ -35,7 +35,7 @@ from minitron.training.fitting import (
     CHECKPOINTS,
     Fitted,
     Texts,
-    check_numbers,
+    check_options,
     digest_of,
     fit,
     initial_model,
@@ -72,7 +72,7 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     """
     out = Path(recipe.out)
     check_absent(out)
-    check_numbers(recipe)
+    check_options(recipe)
     student = open_source(recipe.student)
     told = _instruction(recipe, student)
     with shared_folder(out, recipe) as folder:

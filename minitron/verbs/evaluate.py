@@ -75,12 +75,6 @@ def _checked(recipe: EvaluateRecipe) -> Preset:
     """Refuse options that mean nothing; the preset, an empty one where none is named."""
     if recipe.corpus is None and recipe.tasks is None and recipe.preset is None:
         raise TargetError("nothing to evaluate on: give --corpus, --tasks or --preset")
-    for name in ("limit", "batch_size"):
-        value = getattr(recipe, name)
-        if value is not None and value < 1:
-            raise TargetError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
-    if recipe.num_fewshot is not None and recipe.num_fewshot < 0:
-        raise TargetError(f"--num-fewshot is {recipe.num_fewshot}: it must be 0 or more")
     preset = Preset() if recipe.preset is None else read_preset(recipe.preset)
     if recipe.num_fewshot is not None and preset.tasks:
         raise TargetError(

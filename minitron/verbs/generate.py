@@ -3,7 +3,6 @@
 generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
 """
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,7 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import BaseStreamer
 
-from minitron.errors import SourceError, TargetError, TokenizerError, foreign_parser
+from minitron.errors import SourceError, TokenizerError, foreign_parser
 from minitron.recipe import GenerateRecipe, verb
 from minitron.sources.generation_settings import FILE
 from minitron.sources.loading import default_device, load_model, load_tokenizer
@@ -47,7 +46,8 @@ def generate(recipe: GenerateRecipe) -> str:
 
 def stream(recipe: GenerateRecipe, emit: Emit) -> None:
     """Give `emit` the same text piece by piece, as soon as each is certain."""
-    _check(recipe)
+    if recipe.quantize is not None:
+        check_quantization(recipe.quantize)
     source = open_source(recipe.source)
     tokenizer = load_tokenizer(source)
     model = load_model(source, device=default_device())
@@ -132,14 +132,3 @@ def _settings(model: PreTrainedModel, recipe: GenerateRecipe) -> GenerationConfi
         pad_token_id=pad,
         **(sampling if recipe.temperature > 0 else {}),
     )
-
-
-def _check(recipe: GenerateRecipe) -> None:
-    if recipe.max_new_tokens < 1:
-        raise TargetError(f"--max-new-tokens is {recipe.max_new_tokens}: it must be at least 1")
-    if not 0 <= recipe.temperature < math.inf:
-        raise TargetError(f"--temperature is {recipe.temperature}: it must be a number, 0 or more")
-    if not 0 < recipe.top_p <= 1:
-        raise TargetError(f"--top-p is {recipe.top_p}: it must be above 0 and at most 1")
-    if recipe.quantize is not None:
-        check_quantization(recipe.quantize)

@@ -96,11 +96,10 @@ def _check_choices(recipe: PruneRecipe) -> None:
     """Refuse options that do not go together, before anything is measured. Raises TargetError."""
     if recipe.head_residual and recipe.scores == "modelopt":
         raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
-    in_steps = recipe.steps != 1 and (recipe.head_residual or recipe.importance is not None)
-    if recipe.steps < 1 or in_steps:
+    if recipe.steps > 1 and (recipe.head_residual or recipe.importance is not None):
         raise TargetError(
-            f"--steps is {recipe.steps}: it must be at least 1, and above 1 it goes with neither "
-            "--head-residual nor --importance, which one measurement is for"
+            f"--steps is {recipe.steps}: above 1 it goes with neither --head-residual nor "
+            "--importance, which one measurement is for"
         )
 
 

@@ -61,15 +61,9 @@ def search(recipe: SearchRecipe) -> SearchReport:
 
 
 def _check(recipe: SearchRecipe) -> None:
-    """Refuse numbers that mean nothing. Raises TargetError."""
-    for key, least in (("top", 1), ("retrain_steps", 0), ("batch_size", 1)):
-        if getattr(recipe, key) < least:
-            flag = key.replace("_", "-")
-            raise TargetError(f"--{flag} is {getattr(recipe, key)}: it must be at least {least}")
+    """Refuse options that do not go together. Raises TargetError, CorpusError."""
     if recipe.head_residual and recipe.scores == "modelopt":
         raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
-    if not recipe.learning_rate > 0:
-        raise TargetError(f"--learning-rate is {recipe.learning_rate:g}: it must be above 0")
     if recipe.retrain_steps and recipe.corpus is None and recipe.retrain_corpus is None:
         raise CorpusError("retraining needs text: name --retrain-corpus")
 

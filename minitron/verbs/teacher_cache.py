@@ -86,19 +86,11 @@ def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
 
 
 def _check(recipe: TeacherCacheRecipe, source: Source) -> None:
-    """Refuse numbers that mean nothing, and weights that are not there."""
-    for key in ("batch_size", "samples", "seq_len", "top_k"):
-        value = getattr(recipe, key)
-        if value is not None and value < 1:
-            raise TargetError(f"{key} is {value}: it must be above 0")
-    if recipe.seed < 0:
-        raise TargetError(f"seed is {recipe.seed}: it must be 0 or above")
-    if recipe.seq_len == 1:
-        raise TargetError("seq_len is 1: there is nothing to predict")
+    """Refuse more tokens than the vocabulary has, and weights that are not there."""
     architecture = source.architecture
     if recipe.top_k is not None and recipe.top_k >= architecture.vocab_size:
         raise TargetError(
-            f"top_k is {recipe.top_k}, the vocabulary has {architecture.vocab_size} tokens: keep "
+            f"--top-k is {recipe.top_k}, the vocabulary has {architecture.vocab_size} tokens: keep "
             "fewer, or leave it out to keep all exactly"
         )
     source.check_weights()

@@ -9,7 +9,7 @@ from minitron.files.unfinished import check_absent
 from minitron.recipe import TrainRecipe, verb
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source
-from minitron.training.fitting import check_numbers
+from minitron.training.fitting import check_options
 from minitron.training.trained_folder import train_to_folder
 
 
@@ -24,6 +24,6 @@ def train(recipe: TrainRecipe) -> HubFolder:
     """
     out = Path(recipe.out)
     check_absent(out)
-    check_numbers(recipe)
+    check_options(recipe)
     train_to_folder(open_source(recipe.init), recipe)
     return HubFolder.at(out)
