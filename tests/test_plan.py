@@ -6,7 +6,7 @@ import torch
 from minitron.errors import ArchitectureError, ImportanceError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
-from minitron.model.plan import axes_to_rank, choose_plan, share_kept
+from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, share_kept
 
 SOURCE = Architecture("nemotron", 10, 14, 3, 6, 2, 4, 21)
 
@@ -70,6 +70,18 @@ def test_kept_indices_are_recorded_as_runs() -> None:
     hidden = torch.tensor([1.0, 1, 1, 0, 0, 1, 0, 1, 1, 0])
     plan = choose_plan(scores(hidden=hidden), SOURCE, SOURCE.resized(hidden_size=6))
     assert plan.to_json() == {"hidden": "0-2,5,7-8"}
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("hidden", [4, 10])
+def test_a_plan_is_read_as_it_was_written(layers: int, hidden: int) -> None:
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 4}
+    target = SOURCE.resized(**sizes, intermediate_size=9)
+    plan = choose_plan(scores(), SOURCE, target, head_residual=True)
+    assert plan.partners is not None
+    assert PruningPlan.from_json(plan.to_json(), SOURCE, target) == plan
+    with pytest.raises(TargetError, match="kept.ffn must be 9 of the indices below 14"):
+        PruningPlan.from_json({**plan.to_json(), "ffn": ["0-8"]}, SOURCE, target)
 
 
 def test_the_share_kept_counts_only_kept_layers() -> None:

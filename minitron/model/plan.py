@@ -8,6 +8,7 @@ attention stays what it was; kept layers keep their order. Knows no weights and 
     plan.hidden   # (0, 1, 3, ...)
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +22,7 @@ from minitron.model.families import AXIS_KEYS, PER_LAYER, PRUNABLE
 from minitron.model.importance import Importance
 
 Indices = tuple[int, ...]
+_RUNS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,38 @@ class PruningPlan:
         if self.partners is not None:
             record["partners"] = [list(layer) for layer in self.partners]
         return record
+
+    @classmethod
+    def from_json(
+        cls, record: Mapping[str, Any], source: Architecture, target: Architecture
+    ) -> "PruningPlan":
+        """Read what `to_json` wrote. Raises TargetError for a target that is no cut of `source`,
+        and for indices that are not as many as the target has or not the source's."""
+        cut, layers = axes_to_rank(source, target), target.num_hidden_layers
+
+        def of_axis(axis: str, runs: Any) -> Indices:
+            size, count = source.size(axis), target.size(axis)
+            if axis not in cut:
+                return tuple(range(size))
+            try:
+                return indices_of(runs, size, count)
+            except ValueError as error:
+                wanted = f"{count} of the indices below {size}"
+                raise TargetError(f"kept.{axis} must be {wanted}") from error
+
+        def of_layers(axis: str) -> tuple[Indices, ...]:
+            rows = record.get(axis)
+            is_whole = isinstance(rows, list) and len(rows) == layers
+            return tuple(of_axis(axis, row) for row in (rows if is_whole else [None] * layers))
+
+        return cls(
+            source=source,
+            target=target,
+            layers=of_axis("layers", record.get("layers")),
+            hidden=of_axis("hidden", record.get("hidden")),
+            **{axis: of_layers(axis) for axis in PER_LAYER},
+            partners=_partners_of(record.get("partners"), source, target),
+        )
 
 
 def axes_to_rank(source: Architecture, target: Architecture) -> tuple[str, ...]:
@@ -234,6 +268,43 @@ def _highest(scores: torch.Tensor, count: int) -> Indices:
     """The indices of the highest scores."""
     order = scores.double().argsort(descending=True, stable=True)[:count]
     return tuple(sorted(order.tolist()))
+
+
+def indices_of(runs: Any, size: int, count: int | None = None) -> Indices:
+    """Ascending indices below `size`, `count` of them, of runs such as "0-5,7".
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(runs, str) or not _RUNS.fullmatch(runs):
+        raise ValueError(runs)
+    found: list[int] = []
+    for run in runs.split(","):
+        low, _, high = run.partition("-")
+        first, last = int(low), int(high or low)
+        if not (found[-1] if found else -1) < first <= last < size:
+            raise ValueError(runs)
+        found.extend(range(first, last + 1))
+    if len(found) != (count or len(found)):
+        raise ValueError(runs)
+    return tuple(found)
+
+
+def _partners_of(
+    rows: Any, source: Architecture, target: Architecture
+) -> tuple[Indices, ...] | None:
+    """The partner of each kept head, where there are any. Raises TargetError."""
+    if rows is None:
+        return None
+    shape = (target.num_hidden_layers, target.num_attention_heads)
+    heads = range(source.num_attention_heads)
+    if (
+        not isinstance(rows, list)
+        or not all(isinstance(row, list) for row in rows)
+        or (len(rows), *{len(row) for row in rows}) != shape
+        or any(type(head) is not int or head not in heads for row in rows for head in row)
+    ):
+        raise TargetError(f"kept.partners must be {list(shape)} heads")
+    return tuple(tuple(row) for row in rows)
 
 
 def _runs(indices: Indices) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from minitron.errors import SourceError
 from minitron.model.families import AXIS_KEYS, PER_LAYER
-from minitron.records.remake_record import indices_of
+from minitron.model.plan import indices_of
 
 KEPT_PICTURE = "kept.png"
 _COLUMNS = 128  # of a panel: neurons are shown by the share of a column that stays

@@ -15,11 +15,10 @@ from typing import Any
 
 from minitron.errors import ArchitectureError, SourceError, TargetError
 from minitron.model.architecture import Architecture
-from minitron.model.families import AXIS_KEYS, PER_LAYER
-from minitron.model.plan import Indices, PruningPlan, axes_to_rank
+from minitron.model.families import AXIS_KEYS
+from minitron.model.plan import PruningPlan
 
 REMADE = ("prune", "convert")
-_RUNS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*", re.ASCII)
 _SIZE = re.compile(r"\d+ ?[KMGT]B", re.IGNORECASE | re.ASCII)
 
 
@@ -78,74 +77,9 @@ def _pinned(name: str, revision: str) -> str:
     return f"{repo}@{revision}{colon}{path}"
 
 
-def plan_of(making: Making, whole: Architecture) -> PruningPlan:
-    """The plan that the record tells of. Raises SourceError for indices that cannot be."""
-    kept = making.kept
+def plan_of(making: Making, source: Architecture) -> PruningPlan:
+    """The plan in the record. Raises SourceError for sizes or indices that `source` cannot have."""
     try:
-        target = whole.resized(**making.target)
-        cut = axes_to_rank(whole, target)
+        return PruningPlan.from_json(making.kept, source, source.resized(**making.target))
     except (ArchitectureError, TargetError) as error:
         raise SourceError(f"{making.file} is damaged: {error}") from error
-
-    def of_axis(axis: str, runs: Any) -> Indices:
-        size, count = whole.size(axis), target.size(axis)
-        if axis not in cut:
-            return tuple(range(size))
-        try:
-            return indices_of(runs, size, count)
-        except ValueError as error:
-            raise SourceError(
-                f"{making.file} is damaged: kept.{axis} must be {count} of the indices below {size}"
-            ) from error
-
-    def of_layers(axis: str) -> tuple[Indices, ...]:
-        layers, runs = target.num_hidden_layers, kept.get(axis)
-        told = runs if isinstance(runs, list) and len(runs) == layers else [None] * layers
-        return tuple(of_axis(axis, layer) for layer in told)
-
-    return PruningPlan(
-        source=whole,
-        target=target,
-        layers=of_axis("layers", kept.get("layers")),
-        hidden=of_axis("hidden", kept.get("hidden")),
-        **{axis: of_layers(axis) for axis in PER_LAYER},
-        partners=_partners(making, whole, target),
-    )
-
-
-def indices_of(runs: Any, size: int, count: int | None = None) -> Indices:
-    """Ascending indices below `size`, `count` of them, of runs such as "0-5,7".
-
-    Raises ValueError for anything else.
-    """
-    if not isinstance(runs, str) or not _RUNS.fullmatch(runs):
-        raise ValueError(runs)
-    found: list[int] = []
-    for run in runs.split(","):
-        low, _, high = run.partition("-")
-        first, last = int(low), int(high or low)
-        if not (found[-1] if found else -1) < first <= last < size:
-            raise ValueError(runs)
-        found.extend(range(first, last + 1))
-    if len(found) != (count or len(found)):
-        raise ValueError(runs)
-    return tuple(found)
-
-
-def _partners(
-    making: Making, whole: Architecture, target: Architecture
-) -> tuple[Indices, ...] | None:
-    """The head that is folded into each kept one, where the record tells of any."""
-    partners = making.kept.get("partners")
-    if partners is None:
-        return None
-    heads = range(whole.num_attention_heads)
-    shape = (target.num_hidden_layers, target.num_attention_heads)
-    is_list = isinstance(partners, list) and all(isinstance(layer, list) for layer in partners)
-    if (
-        not is_list
-        or (len(partners), *{len(layer) for layer in partners}) != shape
-        or any(type(head) is not int or head not in heads for layer in partners for head in layer)
-    ):
-        raise SourceError(f"{making.file} is damaged: kept.partners must be {list(shape)} heads")
-    return tuple(tuple(layer) for layer in partners)
