@@ -32,7 +32,7 @@ from minitron.scores.sweep import Chunk, Needs, Sums, SweepPlan, Weights, plan_s
 from minitron.scores.weight_scores import magnitude_scores, random_scores
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import default_device, fast_dtype
-from minitron.sources.processes import Processes, joined_processes
+from minitron.sources.processes import Processes
 from minitron.text.encoding import TokenIds
 
 BY_ACTIVATIONS = ("paper", "modelopt")
@@ -124,23 +124,23 @@ def measure_and_save(
     Returns whether this process is that one.
     """
     measurement = measurement_of(recipe, source)
-    with joined_processes() as processes:
-        task = _Task(source, recipe, measurement, processes)
-        text = _text(task)
-        record = record_of(recipe)
-        begun = {
-            **{key: record[key] for key in record if key not in ("memory_budget", "plot")},
-            "corpus_digest": text.corpus.digest,
-            "model_digest": model_digest(source),
-            "processes": processes.count,
-        }
-        claimed = resumable_file(out, begun) if processes.is_first else nullcontext()
-        with claimed as folder:
-            processes.wait()  # for the folder
-            importance = _by_activations(task, text, folder or partial_of(out))
-            if folder is not None:
-                importance.save(folder / RESULT)
-        return importance, processes.is_first
+    processes = Processes.of_run()
+    task = _Task(source, recipe, measurement, processes)
+    text = _text(task)
+    record = record_of(recipe)
+    begun = {
+        **{key: record[key] for key in record if key not in ("memory_budget", "plot")},
+        "corpus_digest": text.corpus.digest,
+        "model_digest": model_digest(source),
+        "processes": processes.count,
+    }
+    claimed = resumable_file(out, begun) if processes.is_first else nullcontext()
+    with claimed as folder:
+        processes.wait()  # for the folder
+        importance = _by_activations(task, text, folder or partial_of(out))
+        if folder is not None:
+            importance.save(folder / RESULT)
+    return importance, processes.is_first
 
 
 def _text(task: _Task) -> Calibration:

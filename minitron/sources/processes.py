@@ -1,21 +1,37 @@
-"""Processes: the work split over what torchrun or accelerate launched, and one sum at the end.
+"""Processes: the ones that torchrun or accelerate launched together, and work split among them.
 
-Knows ranks and devices; does not know what is added up.
+Knows accelerate's view of processes, which is the Trainer's too; one process alone is a run too.
+Does not know what is computed.
 
-    with joined_processes() as processes:
-        rows = sequences[processes.part(len(sequences))]
-        sums = processes.add_up(sums_over(rows))
+    processes = Processes.of_run()
+    rows = sequences[processes.part(len(sequences))]
+    sums = processes.add_up(sums_over(rows))
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed
+from accelerate import PartialState
 
 from minitron.sources.loading import default_device
+
+
+def processes_of_run() -> PartialState:
+    """The processes that were launched together, or this one alone, with their process group."""
+    return PartialState(cpu=default_device() == "cpu")
+
+
+def device_of_run() -> str:
+    """Where this process computes: "cpu", or a GPU of its own."""
+    device = processes_of_run().device
+    return "cpu" if device.type == "cpu" else str(device)
+
+
+def is_first_process() -> bool:
+    """Whether this process, of those that were launched together, is the one that prints."""
+    return bool(processes_of_run().is_main_process)
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,12 @@ class Processes:
     rank: int = 0
     count: int = 1
     device: str = "cpu"
+
+    @classmethod
+    def of_run(cls) -> "Processes":
+        """Those that were launched together, or this one alone."""
+        run = processes_of_run()
+        return cls(run.process_index, run.num_processes, device_of_run())
 
     @property
     def is_first(self) -> bool:
@@ -46,35 +68,6 @@ class Processes:
         return {key: part.view(tensor.shape) for (key, tensor), part in named}
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Return when all processes have called this."""
         if self.count > 1:
             torch.distributed.barrier()
-
-
-def is_first_process() -> bool:
-    """Whether this process, of those that were launched together, is the one that speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def joined_processes() -> Iterator[Processes]:
-    """The processes that were launched together, or this one alone, on the GPU where there is one.
-
-    Uses a process group that exists already, and else leaves none behind.
-    """
-    device = default_device()
-    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if count == 1:
-        yield Processes(device=device)
-        return
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(device)
-    is_ours = not torch.distributed.is_initialized()
-    if is_ours:
-        torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
-    try:
-        yield Processes(rank, count, device)
-    finally:
-        if is_ours:
-            torch.distributed.destroy_process_group()

@@ -29,9 +29,9 @@ from minitron.model.digest import model_digest
 from minitron.model.source import Source
 from minitron.recipe import FitRecipe
 from minitron.sources.loading import hub_config, load_model, new_model
+from minitron.sources.processes import processes_of_run
 from minitron.text.corpus import Corpus
 from minitron.training.progress import CURVE, LossCurve, TrainingProgress, records_of
-from minitron.training.shared_run import processes_of_run
 from minitron.training.trainer_arguments import check_trainer, trainer_arguments
 
 CHECKPOINTS = "checkpoints"

@@ -1,9 +1,7 @@
 """What the processes of one run share: the folder they build in, and the text they work on.
 
-Knows accelerate's view of processes, which is the Trainer's too. One process alone is a run too.
-
-    with shared_folder(out, recipe) as folder:
-        corpus = load_text(source, "books.jsonl.gz", seq_len=512, folder=folder)
+with shared_folder(out, recipe) as folder:
+    corpus = load_text(source, "books.jsonl.gz", seq_len=512, folder=folder)
 """
 
 from collections.abc import Iterator
@@ -13,27 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from minitron.files.unfinished import unfinished_folder
 from minitron.model.source import Source
-from minitron.sources.loading import default_device, load_model, load_tokenizer
+from minitron.sources.loading import load_model, load_tokenizer
+from minitron.sources.processes import device_of_run, processes_of_run
 from minitron.text.corpus import Corpus, load_corpus, load_ids
 from minitron.text.sampling import self_corpus
 
 SELF_SAMPLES = 256
 _SAMPLED = "self.npy"
-
-
-def processes_of_run() -> PartialState:
-    """The processes that torchrun or accelerate launched together, or this one alone."""
-    return PartialState(cpu=default_device() == "cpu")
-
-
-def device_of_run() -> str:
-    """Where this process computes: "cpu", or a GPU of its own."""
-    device = processes_of_run().device
-    return "cpu" if device.type == "cpu" else str(device)
 
 
 @contextmanager

@@ -27,9 +27,9 @@ from minitron.model.source import Source
 from minitron.recipe import DistillRecipe
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import loaded_bytes
+from minitron.sources.processes import device_of_run, processes_of_run
 from minitron.training.distillation import distillation_loss
 from minitron.training.inner_states import InnerState, captured_states
-from minitron.training.shared_run import device_of_run, processes_of_run
 
 _LOGITS_BYTES = {"cpu": 2 << 27, "cuda": 2 << 29}  # of student and teacher, as `fused_loss` does
 _STATE_BYTES = 16  # a parameter: itself, its gradient and AdamW's two moments in float32

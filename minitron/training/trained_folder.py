@@ -23,6 +23,7 @@ from minitron.records.minitron_json import FILE
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
 from minitron.sources.loading import sequence_length
+from minitron.sources.processes import processes_of_run
 from minitron.training.fitting import (
     CHECKPOINTS,
     Fitted,
@@ -32,7 +33,7 @@ from minitron.training.fitting import (
     initial_model,
 )
 from minitron.training.progress import CURVE, PICTURE, draw_loss_curve, write_records
-from minitron.training.shared_run import load_text, processes_of_run, shared_folder
+from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.trainers import TextTrainer
 
 _DONE = f"removed-{CHECKPOINTS}"

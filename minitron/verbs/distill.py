@@ -30,6 +30,7 @@ from minitron.sources.hub_folder import HubFolder
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import load_model, sequence_length
 from minitron.sources.opening import open_source
+from minitron.sources.processes import device_of_run
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import (
     CHECKPOINTS,
@@ -41,7 +42,7 @@ from minitron.training.fitting import (
     initial_model,
 )
 from minitron.training.inner_states import InnerStates, state_pairs
-from minitron.training.shared_run import device_of_run, load_text, shared_folder
+from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.teacher import (
     DistillLoss,
     RunningTeacher,

@@ -30,14 +30,10 @@ from minitron.records.folder_writer import write_companions, write_json
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import sequence_length
 from minitron.sources.opening import open_source
+from minitron.sources.processes import device_of_run, processes_of_run
 from minitron.text.corpus import Corpus
 from minitron.training.distillation import beyond
-from minitron.training.shared_run import (
-    device_of_run,
-    load_text,
-    processes_of_run,
-    shared_folder,
-)
+from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.teacher import output_embedding
 from minitron.training.teacher_cache import (
     FILE,
