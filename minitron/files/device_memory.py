@@ -41,6 +41,12 @@ def memory_in_use(device: str) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def total_memory() -> int:
+    """Bytes that this process may count on: the machine's, or its container's where less."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(machine, _container_bytes("memory.max") or machine)
+
+
 def _available() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -52,13 +58,16 @@ def _available() -> int:
 
 def _left_to_container() -> int:
     """What a control group leaves this process; no limit where there is none."""
-    group = Path("/sys/fs/cgroup")
+    limit, used = _container_bytes("memory.max"), _container_bytes("memory.current")
+    return 1 << 62 if limit is None or used is None else max(0, limit - used)
+
+
+def _container_bytes(name: str) -> int | None:
+    """A number of this process's control group; None where there is none."""
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        return max(0, int(limit) - used)
+        return int((Path("/sys/fs/cgroup") / name).read_text())
     except (OSError, ValueError):  # "max" is no number
-        return 1 << 62
+        return None
 
 
 def parse_bytes(text: str, flag: str) -> int:

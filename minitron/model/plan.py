@@ -98,9 +98,10 @@ class PruningPlan:
                 raise TargetError(f"kept.{axis} must be {wanted}") from error
 
         def of_layers(axis: str) -> tuple[Indices, ...]:
-            rows = record.get(axis)
-            is_whole = isinstance(rows, list) and len(rows) == layers
-            return tuple(of_axis(axis, row) for row in (rows if is_whole else [None] * layers))
+            rows: Any = record.get(axis)
+            if not isinstance(rows, list) or len(rows) != layers:
+                rows = [None] * layers
+            return tuple(of_axis(axis, row) for row in rows)
 
         return cls(
             source=source,

@@ -6,7 +6,6 @@ measured, and who may be told to stop.
     Service.of(Family.read()).plan("tiny", 192, None, None, None)["parameters"]
 """
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minitron.files.device_memory import total_memory
 from minitron.space.jobs.catalog import Family
 from minitron.space.jobs.comparing import Column, Wish, compared, continued_text, tried
 from minitron.space.jobs.decoding import Stop
@@ -47,7 +47,7 @@ class Service:
         """For this machine; measures are kept in `cache`."""
         turns = turns_of_this_machine()
         measures = Measures(cache or cache_folder(), turns)
-        limit = int(memory() * _SHARE_OF_MEMORY)
+        limit = int(total_memory() * _SHARE_OF_MEMORY)
         return cls(family, Shelf(family, limit), turns, measures, Workshop(measures, turns))
 
     def generate(
@@ -143,12 +143,3 @@ class Service:
             with self._lock:
                 if self._stops.get(visitor) is stop:
                     del self._stops[visitor]
-
-
-def memory() -> int:
-    """Bytes that this process may count on: the machine's, or its container's where less."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    path = Path("/sys/fs/cgroup/memory.max")
-    if path.is_file() and (said := path.read_text().strip()).isdigit():
-        limits.append(int(said))
-    return min(limits)
