@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -28,12 +28,11 @@ from minitron.files.lazy_tensor import (
     Stacked,
     Zeros,
 )
-from minitron.files.safetensors_file import safetensors_header
+from minitron.files.shard_file import TensorSpec, write_safetensors
+from minitron.files.tensor_stream import pieces_of
 from minitron.model.architecture import Architecture, resized_config
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-_PIECE_BYTES = 1 << 21  # written at once
 
 
 def _silent(nbytes: int) -> None:
@@ -69,8 +68,10 @@ def write_trtllm(
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(tp * pp):
         rank = _Rank(number % tp, tp, number // tp, pp)
-        with (folder / f"rank{number}.safetensors").open("wb") as file:
-            _write(file, dict(_rank_tensors(weights, rank)), progress)
+        found = dict(_rank_tensors(weights, rank))
+        specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in found.items()}
+        pieces = ((n, t.read(*run)) for n, t in found.items() for run in pieces_of(t))
+        write_safetensors(folder / f"rank{number}.safetensors", specs, pieces, progress)
     (folder / "config.json").write_text(json.dumps(described, indent=4) + "\n", encoding="utf-8")
 
 
@@ -190,20 +191,6 @@ def _vocabulary(weights: _Weights, part: str, rank: _Rank) -> LazyTensor:
     missing = -rows.shape[0] % rank.tp
     padded = Stacked([rows, Zeros(rows.dtype, (missing, *rows.shape[1:]))])
     return Rows(padded, [rank.run(padded.shape[0])])
-
-
-def _write(
-    file: BinaryIO, tensors: Mapping[str, LazyTensor], progress: Callable[[int], object]
-) -> None:
-    """One safetensors file, a few rows at a time."""
-    file.write(safetensors_header({name: (t.dtype, t.shape) for name, t in tensors.items()}))
-    for tensor in tensors.values():
-        rows = tensor.shape[0]
-        step = max(1, _PIECE_BYTES * rows // tensor.nbytes)
-        for start in range(0, rows, step):
-            piece = tensor.read(start, min(start + step, rows))
-            file.write(piece.reshape(-1).view(torch.uint8).numpy().data)
-            progress(piece.nbytes)
 
 
 def _check_target(architecture: Architecture, tp: int, pp: int, dtype: torch.dtype) -> None:

@@ -14,10 +14,10 @@ import pytest
 from safetensors import SafetensorError
 
 from minitron.errors import OutputError, SourceError
-from minitron.files.resumable_file import resumable_file
+from minitron.files.atomic_file import replace_file
 from minitron.files.unfinished import (
     check_absent,
-    replace_file,
+    resumable_file,
     unfinished_file,
     unfinished_folder,
     write_file,

@@ -25,6 +25,7 @@ from minitron.candidates.shortlist import Shortlist, shortlist
 from minitron.candidates.texts import SearchTexts, search_texts
 from minitron.errors import CorpusError
 from minitron.evaluation.loss import evaluate_model
+from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import free_memory
 from minitron.files.dtypes import name_of
 from minitron.files.tensor_stream import copied
@@ -194,9 +195,8 @@ class Comparison:
             path.parent.mkdir(exist_ok=True)
             rows = recipe.retrain_steps * recipe.batch_size
             asked = replace(recipe, corpus=name, samples=rows)
-            partial = path.with_name("text.partial.npy")
-            np.save(partial, calibration(self.source, asked, default_device()).corpus.sequences)
-            partial.rename(path)
+            with atomic_file(path) as partial:
+                np.save(partial, calibration(self.source, asked, default_device()).corpus.sequences)
         return path
 
     def _found(self, target: Architecture, key: str) -> float | None:

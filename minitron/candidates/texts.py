@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minitron.errors import CorpusError, TargetError
+from minitron.files.atomic_file import atomic_file
 from minitron.model.source import Source
 from minitron.recipe import BudgetRecipe
 from minitron.scores.calibration import calibration
@@ -115,6 +116,5 @@ def _tokens(held_out: HeldOut) -> int:
 def _save(parts: Iterable[tuple[Path, TokenIds]]) -> None:
     """Write ids so that a file that is there is whole."""
     for path, ids in parts:
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, ids)
-        partial.rename(path)
+        with atomic_file(path) as partial:
+            np.save(partial, ids)

@@ -10,7 +10,7 @@ Knows the order and the sizes that its header promises. At most 4 in-memory piec
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
@@ -58,22 +58,22 @@ class ShardFile:
     def __init__(
         self, path: Path, specs: Mapping[str, TensorSpec], progress: Callable[[int], object]
     ) -> None:
-        """`progress` hears of bytes as they are written, from the thread that writes."""
+        """`progress` is called with the bytes written, in the thread that runs `write`."""
         self._path, self._specs, self._progress = path, specs, progress
         self._pieces: SimpleQueue[tuple[str, Piece] | None] = SimpleQueue()
         self._room = BoundedSemaphore(_QUEUED)
         self._is_over = Event()
 
     def put(self, name: str, piece: Piece) -> None:
-        """Hand on the next bytes of a tensor; waits while too much is in memory."""
+        """Queue the next bytes of a tensor; waits while too many pieces are in memory."""
         if not isinstance(piece, LocalFile):
             while not self._room.acquire(timeout=_POLL):
                 if self._is_over.is_set():
-                    return  # `write` has raised, which its future tells
+                    return  # `write` has raised: its future has the error
         self._pieces.put((name, piece))
 
     def give_up(self) -> None:
-        """No more is to come: `write` returns at its next piece, whatever is missing."""
+        """Let `write` return at its next piece, whatever is missing."""
         self._is_over.set()
         self._pieces.put(None)
 
@@ -82,28 +82,39 @@ class ShardFile:
 
         Raises SourceError where a file that holds a piece ends early, OSError for a full disk.
         """
-        header = {name: (spec.dtype, spec.shape) for name, spec in self._specs.items()}
-        left = {name: spec.nbytes for name, spec in self._specs.items() if spec.nbytes}
-        coming = self._coming()
         try:
-            with self._path.open("wb", buffering=0) as file:
-                file.write(safetensors_header(header))
-                while left and (item := next(coming, None)) is not None:
-                    name, piece = item
-                    assert name == next(iter(left)), f"{next(iter(left))} was planned, {name} came"
-                    dtype = self._specs[name].dtype
-                    left[name] -= write_piece(file, piece, dtype, self._progress)
-                    assert left[name] >= 0, f"{name}: {-left[name]} bytes too many"
-                    if left[name] == 0:
-                        del left[name]
+            write_safetensors(self._path, self._specs, self._queued(), self._progress)
         finally:
             self._is_over.set()
 
-    def _coming(self) -> Iterator[tuple[str, Piece]]:
+    def _queued(self) -> Iterator[tuple[str, Piece]]:
         while not self._is_over.is_set() and (item := self._pieces.get()) is not None:
             if not isinstance(item[1], LocalFile):
                 self._room.release()
             yield item
+
+
+def write_safetensors(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    pieces: Iterable[tuple[str, Piece]],
+    progress: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Write a safetensors file of pieces, which come in the order of `specs` and of their bytes.
+
+    No more pieces are taken than the tensors have bytes.
+    """
+    left = {name: spec.nbytes for name, spec in specs.items() if spec.nbytes}
+    coming = iter(pieces)
+    with path.open("wb", buffering=0) as file:
+        file.write(safetensors_header({n: (spec.dtype, spec.shape) for n, spec in specs.items()}))
+        while left and (item := next(coming, None)) is not None:
+            name, piece = item
+            assert name == next(iter(left)), f"{next(iter(left))} was planned, {name} came"
+            left[name] -= write_piece(file, piece, specs[name].dtype, progress)
+            assert left[name] >= 0, f"{name}: {-left[name]} bytes too many"
+            if left[name] == 0:
+                del left[name]
 
 
 def write_piece(

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import OutputError
+from minitron.files.atomic_file import rename_synced, replace_file, sync, sync_names
 
-with suppress(ImportError):  # on Windows no verb comes as far as here: check_system
+with suppress(ImportError):  # on Windows no verb gets here: check_system
     import fcntl
 
 INPUTS = "inputs.json"
+RESULT = "result"  # the file that `resumable_file` renames
 _RECIPE_FILE = "unfinished.json"
-_NO_WORK = (_RECIPE_FILE, INPUTS)  # what a run of a mistake leaves: nothing to go on with
+_NO_WORK = (_RECIPE_FILE, INPUTS)  # all that a mistaken run leaves: nothing to continue from
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _NO_SPACE = 1 << 20  # bytes
-_IS_WINDOWS = os.name == "nt"
-_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a file system that cannot
 
 
 def check_absent(out: Path) -> None:
@@ -41,35 +41,45 @@ def check_absent(out: Path) -> None:
         raise OutputError(f"{parent} cannot be written to: choose another place")
 
 
+def partial_of(out: Path) -> Path:
+    """Where `out` is built."""
+    return out.with_name(out.name + ".partial")
+
+
 @contextmanager
 def unfinished_folder(
     out: Path, recipe: Mapping[str, Any], *, resumable: bool = False
 ) -> Iterator[Path]:
     """Give a folder to build in; it becomes `out` when the block ends well.
 
-    A `resumable` folder outlives an interruption, and the same recipe takes it up again; with
-    another recipe OutputError tells the settings that differ. Any other folder is removed on
+    A `resumable` folder is kept after an interruption, and the same recipe continues it; with
+    another recipe OutputError names the settings that differ. Any other folder is removed on
     failure, and begun afresh where a killed run has left one. One that another run is writing to
     is left alone: OutputError says so.
     """
-    check_absent(out)
-    partial = out.with_name(out.name + ".partial")
-    lock = _claim(partial, recipe, resumable=resumable)
-    try:
+    with _claimed_folder(out, recipe, resumable=resumable) as partial:
         yield partial
         check_absent(out)
         sync(partial)
-        partial.rename(out)  # a folder without its recipe could not be taken up again
+        partial.rename(out)  # with its recipe, without which a run could not continue it
         (out / _RECIPE_FILE).unlink()
         sync_names(out, out.absolute().parent)
-    except BaseException as error:
-        is_full = _is_full(error, partial)
-        _leave(partial, resumable=resumable)
-        if is_full:
-            raise _no_space(out, partial) from error
-        raise
-    finally:
-        os.close(lock)
+
+
+@contextmanager
+def resumable_file(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a resumable folder to work in; its file RESULT becomes `out` when the block ends well.
+
+    The folder follows the rules of `unfinished_folder`, and is removed when all is done.
+    """
+    try:
+        with _claimed_folder(out, recipe, resumable=True) as partial:
+            yield partial
+            check_absent(out)
+            rename_synced(partial / RESULT, out)
+            shutil.rmtree(partial)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -79,15 +89,13 @@ def unfinished_file(path: Path) -> Iterator[Path]:
     It must be opened, not replaced: it is locked, and OutputError refuses a second run meanwhile.
     """
     check_absent(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     lock = _locked_file(partial)
     try:
         check_absent(path)
         yield partial
         check_absent(path)
-        sync(partial)
-        partial.rename(path)
-        sync_names(path.absolute().parent)
+        rename_synced(partial, path)
     except BaseException as error:
         is_full = _is_full(error, partial.absolute().parent)
         with suppress(OSError):
@@ -108,10 +116,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def check_same_inputs(folder: Path, out: Path, **inputs: str | int | None) -> None:
-    """Refuse to go on in `folder` with other files than it was begun with under the same names.
+    """Refuse to continue in `folder` with other inputs than it was begun with.
 
-    `inputs` are digests, by what they are of; those that earlier calls gave stay on record.
-    OutputError, which calls the work `out`, names what differs.
+    `inputs` are digests by the input's name; those of earlier calls stay recorded. OutputError
+    calls the work `out` and names the inputs that differ.
     """
     path = folder / INPUTS
     try:
@@ -120,60 +128,34 @@ def check_same_inputs(folder: Path, out: Path, **inputs: str | int | None) -> No
         begun = {}
     differing = [what for what in inputs if begun.get(what, inputs[what]) != inputs[what]]
     if differing:
-        told = " and ".join(what.replace("_", " ") for what in differing)
+        names = " and ".join(what.replace("_", " ") for what in differing)
         raise OutputError(
-            f"{out} was begun with other {told} under the same settings: give what it was begun "
+            f"{out} was begun with other {names} under the same settings: give what it was begun "
             "with, or remove it"
         )
     replace_file(path, json.dumps({**begun, **inputs}).encode())
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Give a file new content, all of it or none: what was there stays until that is on the disk.
-
-    Raises OutputError.
-    """
-    partial = path.with_name(f".{path.name}.partial")
+@contextmanager
+def _claimed_folder(out: Path, recipe: Mapping[str, Any], *, resumable: bool) -> Iterator[Path]:
+    """The partial folder of `out`, locked while the block runs."""
+    check_absent(out)
+    partial = partial_of(out)
+    lock = _claim(partial, recipe, resumable=resumable)
     try:
-        partial.write_bytes(content)
-        sync(partial)
-        partial.replace(path)
-        sync_names(path.absolute().parent)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or every file in a folder, is on the disk and not only on its way."""
-    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-    for file in files:
-        _sync(file, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)
-    if path.is_dir():
-        sync_names(path, *(one for one in path.rglob("*") if one.is_dir()))
-
-
-def sync_names(*folders: Path) -> None:
-    """The same of the names in folders, which Windows keeps by itself."""
-    for folder in folders:
-        if not _IS_WINDOWS:
-            _sync(folder, os.O_RDONLY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
+        yield partial
+    except BaseException as error:
+        is_full = _is_full(error, partial)
+        _remove_failed(partial, resumable=resumable)
+        if is_full:
+            raise _no_space(out, partial) from error
+        raise
     finally:
-        os.close(descriptor)
+        os.close(lock)
 
 
 def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
-    """Make `partial` ours: new, or left by the same recipe. Returns the descriptor of its lock."""
+    """Make `partial`, or continue it where the recipe is the same; the descriptor of its lock."""
     wished = {"resumable": resumable, "recipe": json.loads(json.dumps(recipe))}
     if partial.exists():
         os.close(_lock(partial))
@@ -181,8 +163,8 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
         if not begun["resumable"]:
             shutil.rmtree(partial)
         elif begun != wished:
-            told = _differences(begun["recipe"], wished["recipe"])
-            raise OutputError(f"{partial} was begun with {told}: repeat those, or remove it")
+            differences = _differences(begun["recipe"], wished["recipe"])
+            raise OutputError(f"{partial} was begun with {differences}: repeat those, or remove it")
         else:
             return _lock(partial)
     try:
@@ -196,7 +178,7 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
 
 
 def _lock(partial: Path) -> int:
-    """Keep other runs out until the descriptor is closed."""
+    """Lock a folder against other runs until the descriptor is closed."""
     if not partial.is_dir():
         raise OutputError(f"{partial} is in the way and not ours: move or remove it")
     descriptor = os.open(partial, os.O_RDONLY)
@@ -207,7 +189,7 @@ def _lock(partial: Path) -> int:
 
 
 def _locked_file(partial: Path) -> int:
-    """The same for a file, which is made, or emptied where a killed run has left one."""
+    """Lock a file, which is created, or emptied where a killed run has left one."""
     if partial.is_dir():
         raise OutputError(f"{partial} is in the way and not ours: move or remove it")
     try:
@@ -234,7 +216,7 @@ def is_locked(descriptor: int) -> bool:
 
 
 def is_file_of(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one that bears this name."""
+    """Whether the open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
@@ -248,7 +230,7 @@ def _in_use(partial: Path) -> OutputError:
 
 
 def _begun(partial: Path) -> dict[str, Any]:
-    """What began `partial`. A run killed at its very start leaves no recipe, and nothing else."""
+    """The recipe that began `partial`; a run killed at its very start leaves none, and no work."""
     try:
         begun = json.loads((partial / _RECIPE_FILE).read_text())
         return {"resumable": bool(begun["resumable"]), "recipe": dict(begun["recipe"])}
@@ -264,8 +246,8 @@ def _differences(begun: Mapping[str, Any], wished: Mapping[str, Any]) -> str:
 
 
 def _is_full(error: BaseException, folder: Path) -> bool:
-    """Whether a full disk is why; safetensors and torch.save tell it in their own exceptions."""
-    if any(told in str(error) for told in _FULL):
+    """Whether the disk is full; safetensors and torch.save raise exceptions of their own for it."""
+    if any(reason in str(error) for reason in _FULL):
         return True
     return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _NO_SPACE
 
@@ -275,8 +257,8 @@ def _no_space(out: Path, partial: Path) -> OutputError:
     return OutputError(f"no space left for {out}: free some and run again{kept}")
 
 
-def _leave(partial: Path, *, resumable: bool) -> None:
-    """After a failure: keep what a later run can take up, remove everything else."""
+def _remove_failed(partial: Path, *, resumable: bool) -> None:
+    """Remove what a failed run leaves, unless a later run can continue from it."""
     began = partial.is_dir() and any(path.name not in _NO_WORK for path in partial.iterdir())
     if not (resumable and began):
         shutil.rmtree(partial, ignore_errors=True)

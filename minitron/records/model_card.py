@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import SourceError
+from minitron.files.atomic_file import replace_file
 from minitron.files.checked_json import Unreadable, check_kind, parse_object
-from minitron.files.unfinished import replace_file
 from minitron.model.architecture import Architecture
 from minitron.model.engines import engine_notes
 from minitron.records.card_page import Card, Page, read_page, rendered, sizes_table

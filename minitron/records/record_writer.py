@@ -17,7 +17,7 @@ from typing import Any
 
 import minitron.records.folder_writer as folder_writer
 from minitron.errors import SourceError
-from minitron.files.unfinished import replace_file
+from minitron.files.atomic_file import replace_file
 from minitron.model.architecture import Architecture
 from minitron.model.digest import model_digest
 from minitron.model.families import AXIS_KEYS

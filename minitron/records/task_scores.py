@@ -20,7 +20,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from minitron.files.unfinished import replace_file
+from minitron.files.atomic_file import replace_file
 
 EVAL_RESULTS = ".eval_results"
 # Metrics that are shares of 1; others, such as perplexity and bleu, are shown as they are.

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from minitron.errors import CorpusError, ImportanceError, TargetError
 from minitron.files.device_memory import free_memory, memory_in_use, parse_bytes
 from minitron.files.dtypes import dtype_named, name_of
-from minitron.files.resumable_file import RESULT, partial_of, resumable_file
+from minitron.files.unfinished import RESULT, partial_of, resumable_file
 from minitron.model.architecture import Architecture
 from minitron.model.digest import description_of, model_digest
 from minitron.model.families import EMBEDDING

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minitron.errors import TargetError
+from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import readable_bytes
 from minitron.model.architecture import Architecture
 from minitron.sources.layer_stream import BLOCK_BYTES
@@ -180,7 +181,6 @@ def _read(kept: Path) -> tuple[int, Sums]:
 
 
 def _write(kept: Path, done: int, sums: Sums) -> None:
-    written = kept.with_name(kept.name + ".new")
     contiguous = {key: tensor.contiguous() for key, tensor in sums.items()}
-    save_file(contiguous, written, {"sequences": str(done)})
-    written.replace(kept)
+    with atomic_file(kept) as partial:
+        save_file(contiguous, partial, {"sequences": str(done)})

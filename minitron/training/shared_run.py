@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minitron.files.unfinished import unfinished_folder
+from minitron.files.atomic_file import atomic_file
+from minitron.files.unfinished import partial_of, unfinished_folder
 from minitron.model.source import Source
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.processes import device_of_run, processes_of_run
@@ -29,7 +30,7 @@ def shared_folder(out: Path, recipe: Any) -> Iterator[Path]:
     processes = processes_of_run()
     if not processes.is_main_process:
         processes.wait_for_everyone()  # until it is there
-        yield out.with_name(out.name + ".partial")
+        yield partial_of(out)
         processes.wait_for_everyone()  # until all have left it
         processes.wait_for_everyone()  # until it has its name
         return
@@ -64,8 +65,7 @@ def _sampled(source: Source, file: Path, seq_len: int, samples: int, seed: int) 
     if processes.is_main_process and not file.exists():
         model = load_model(source, device=device_of_run())
         corpus = self_corpus(model, seq_len=seq_len, samples=samples, seed=seed)
-        partial = file.with_name(f"partial-{file.name}")
-        np.save(partial, corpus.sequences)
-        partial.rename(file)
+        with atomic_file(file) as partial:
+            np.save(partial, corpus.sequences)
     processes.wait_for_everyone()
     return Corpus(load_ids(str(file), seq_len=seq_len).sequences, "self")

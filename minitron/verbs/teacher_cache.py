@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minitron.errors import OutputError, TargetError
+from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import readable_bytes
 from minitron.files.dtypes import dtype_named
-from minitron.files.safetensors_file import safetensors_header
+from minitron.files.shard_file import TensorSpec, write_safetensors
 from minitron.files.unfinished import check_absent
 from minitron.model.digest import description_of
 from minitron.model.source import Source
@@ -130,9 +131,8 @@ def _begin(
             write_companions(folder, source, source.config)
             if described["recipe"]["top_k"] is None:
                 _save(folder / HEAD, {"head": output_embedding(source).read()})
-            partial = folder / f"partial-{FILE}"
-            write_json(partial, described)
-            partial.rename(folder / FILE)
+            with atomic_file(folder / FILE) as partial:
+                write_json(partial, described)
     processes.wait_for_everyone()
 
 
@@ -217,12 +217,11 @@ def _likeliest(hidden: Tensor, head: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a file of tensors that appears only when complete."""
-    partial = path.with_name(f"partial-{path.name}")
-    with partial.open("wb") as file:
-        file.write(safetensors_header({n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}))
-        for tensor in tensors.values():
-            file.write(tensor.contiguous().view(torch.uint8).numpy().data)
-    partial.rename(path)
+    specs = {
+        name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
+    }
+    with atomic_file(path) as partial:
+        write_safetensors(partial, specs, tensors.items())
 
 
 def _fits(source: Source, device: str) -> bool:
