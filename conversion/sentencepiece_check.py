@@ -1,6 +1,6 @@
-"""Is this tokenizer the same as that SentencePiece model? Asked on a difficult corpus, id by id.
+"""Compares a tokenizer with its SentencePiece model on difficult texts, id by id.
 
-It knows two differences that no tokenizer.json can avoid, and returns them; any other is refused.
+Two kinds of difference cannot be avoided in a tokenizer.json: they are returned, all others raise.
 
     >>> check_tokenizer(AutoTokenizer.from_pretrained("folder"), Path("folder/tokenizer.model"))
     ()
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from minitron.conversion.sentencepiece_model import (
     CONTROL,
     NORMAL,
+    SPACE,
     UNIGRAM,
     UNKNOWN,
     USER_DEFINED,
@@ -24,14 +25,13 @@ from minitron.conversion.sentencepiece_model import (
     open_processor,
     read_model,
 )
-from minitron.conversion.sentencepiece_normalizer import SPACE
 from minitron.errors import TokenizerError
 
 logger = logging.getLogger(__name__)
 
-PIECES_CHECKED = 4096
-SYMBOLS_CHECKED = 64
-DIFFICULT = (
+_PIECES_CHECKED = 4096
+_SYMBOLS_CHECKED = 64
+_DIFFICULT = (
     "",
     " ",
     "   ",
@@ -79,7 +79,7 @@ DIFFICULT = (
 
 @dataclass(frozen=True)
 class Difference:
-    """A text on which the tokenizer leaves SentencePiece, and why that is known to happen."""
+    """A text whose ids differ from SentencePiece's, for a known reason."""
 
     text: str
     expected: tuple[int, ...]
@@ -88,25 +88,25 @@ class Difference:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model_file: Path) -> tuple[Difference, ...]:
-    """Compare with SentencePiece id by id; returns the known differences, refuses any other."""
+    """The texts that differ for a known reason. Raises TokenizerError for any other difference."""
     model = read_model(model_file)
     processor = open_processor(model_file)
     _check_vocabulary(tokenizer, model, model_file)
-    texts = [*DIFFICULT, *_texts_of(model)]
+    texts = [*_DIFFICULT, *_texts_of(model)]
     differences = []
     for text, found in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         expected = processor.encode(text)
         if found != expected:
             reason = _reason(text, expected, found, model)
             differences.append(Difference(text, tuple(expected), tuple(found), reason))
-        # SentencePiece shows an unknown as a sign of its own, a Hub tokenizer as <unk>.
+        # SentencePiece decodes an unknown id to " ⁇ ", a Hub tokenizer to <unk>.
         known = [index for index in expected if index != model.special["unk"]]
         if tokenizer.decode(known) != processor.decode(known):
             raise TokenizerError(f"the tokenizer does not give {text[:60]!r} back as {model_file}")
     for reason in dict.fromkeys(difference.reason for difference in differences):
         strings = [f"{d.text:.60}" for d in differences if d.reason == reason]
         logger.info(
-            "%d of %d difficult texts are not read as by %s, for %s: %s",
+            "%d of %d difficult texts are tokenized otherwise than by %s, because %s: %s",
             len(strings),
             len(texts),
             model_file.name,
@@ -130,14 +130,14 @@ def _check_vocabulary(
 
 
 def _reason(text: str, expected: list[int], found: list[int], model: SentencePieceModel) -> str:
-    """Why this text is known to differ; raises TokenizerError if nothing explains it."""
+    """The known reason of a difference. Raises TokenizerError where there is none."""
     special = [index for index in found if model.pieces[index].kind in (UNKNOWN, CONTROL)]
     if any(model.pieces[index].text in text for index in special):
         return "the text of a special token is read as that token"
     scores = _score(expected, model), _score(found, model)
     # SentencePiece sums scores in float32, tokenizers in float64.
     if model.algorithm == UNIGRAM and math.isclose(*scores, rel_tol=1e-5, abs_tol=1e-3):
-        return "two ways to cut it score the same"
+        return "two ways to split it have the same score"
     raise TokenizerError(
         f"the tokenizer reads {text[:60]!r} as {found[:20]}, not as {expected[:20]}: "
         "it is not the same as its SentencePiece model"
@@ -151,10 +151,10 @@ def _score(ids: list[int], model: SentencePieceModel) -> float:
 
 def _texts_of(model: SentencePieceModel) -> Iterator[str]:
     """Texts made of the model's own pieces."""
-    for symbol in model.texts(USER_DEFINED)[:SYMBOLS_CHECKED]:
+    for symbol in model.texts(USER_DEFINED)[:_SYMBOLS_CHECKED]:
         yield from (symbol, f"a{symbol}b", f" {symbol} {symbol}{symbol}  x", f"x\n{symbol}\n")
-    for literal in model.texts(UNKNOWN, CONTROL)[:SYMBOLS_CHECKED]:
+    for literal in model.texts(UNKNOWN, CONTROL)[:_SYMBOLS_CHECKED]:
         yield from (literal, f"a {literal} b")
     normal = model.texts(NORMAL)
-    for text in normal[:: len(normal) // PIECES_CHECKED + 1]:
+    for text in normal[:: len(normal) // _PIECES_CHECKED + 1]:
         yield from (text.replace(SPACE, " "), text.replace(SPACE, " ") * 3)
