@@ -1,6 +1,6 @@
 """What a NeMo checkpoint has beside its weights, as the files of a Hub folder.
 
-The tokenizer is built, and proven, in a temporary folder when its files are first asked for.
+The tokenizer is built and checked in a temporary folder when its files are first read.
 
     tokenizer = ArchiveTokenizer(archive, settings, "minitron-8b-base.nemo")
     NemoCompanions(tokenizer, config, chats=False).tokenizer_files()
@@ -26,14 +26,14 @@ from modeling_nemotron import CHAT_TEMPLATE, NemotronConfig, chat_generation_con
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_TOKENIZER = 1 << 28
+_LARGEST_TOKENIZER = 1 << 28  # bytes of a file
 
 
 class ArchiveTokenizer:
     """The tokenizer of an archive, copied out of it or built from its SentencePiece model."""
 
     def __init__(self, archive: Archive, settings: Mapping[str, Any], name: str) -> None:
-        """`name` is what errors call the checkpoint."""
+        """Errors call the checkpoint `name`."""
         self._archive, self._settings, self._name = archive, settings, name
         self.folder = Path(mkdtemp(prefix="minitron-"))  # exists as long as the tokenizer
         finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
@@ -41,7 +41,7 @@ class ArchiveTokenizer:
     @property
     def names(self) -> list[str]:
         """The tokenizer's file in the archive, or its id on the Hub."""
-        found = self._found
+        found = self._found_tokenizer
         if found is None:
             return []
         return [name for name in (found.member, found.merges, found.hub_id) if name is not None]
@@ -69,7 +69,7 @@ class ArchiveTokenizer:
         if self._hugging_face:
             return self._hugging_face
         if self._sentencepiece is None:
-            found = self._found
+            found = self._found_tokenizer
             if found is not None and found.hub_id is not None:
                 logger.warning(
                     "its tokenizer is that of %s on the Hub: add its files", found.hub_id
@@ -88,7 +88,7 @@ class ArchiveTokenizer:
         return tuple(sorted(folder.iterdir()))
 
     @cached_property
-    def _found(self) -> FoundTokenizer | None:
+    def _found_tokenizer(self) -> FoundTokenizer | None:
         try:
             return find_tokenizer(self._settings, self._archive.names())
         except TokenizerError as error:
@@ -97,7 +97,7 @@ class ArchiveTokenizer:
 
     @cached_property
     def _sentencepiece(self) -> SentencePieceModel | None:
-        found = self._found
+        found = self._found_tokenizer
         if found is None or found.kind != "sentencepiece" or found.member is None:
             return None
         self._model_file.write_bytes(self._archive.read(found.member, _LARGEST_TOKENIZER))
@@ -110,7 +110,7 @@ class ArchiveTokenizer:
     @cached_property
     def _hugging_face(self) -> tuple[Path, ...]:
         """The files of a Hugging Face tokenizer that the archive holds, copied out."""
-        found = self._found
+        found = self._found_tokenizer
         if found is None or found.kind != "huggingface" or found.member is None:
             return ()
         member, folder = PurePosixPath(found.member), self.folder / "huggingface"
@@ -128,7 +128,7 @@ class NemoCompanions:
     def __init__(
         self, tokenizer: ArchiveTokenizer, config: Mapping[str, Any], *, chats: bool
     ) -> None:
-        """`config` is config.json; `chats` True for a model that answers the family's prompt."""
+        """`config` is config.json; `chats` is true of a model trained on the chat prompt."""
         self._tokenizer, self._config, self._chats = tokenizer, config, chats
 
     def file(self, name: str) -> Path | None:

@@ -14,8 +14,8 @@ from minitron.conversion.megatron_checkpoint import read_checkpoint
 from minitron.conversion.megatron_names import EMBEDDING, HEAD, hub_tensors
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.nemo_companions import ArchiveTokenizer, NemoCompanions
-from minitron.conversion.nemo_config import hub_config, is_zero_centered
-from minitron.conversion.nemo_refusals import family_of_gpt
+from minitron.conversion.nemo_family import family_of_settings
+from minitron.conversion.nemo_to_hub import config_from_nemo, is_zero_centered
 from minitron.conversion.nemo_tokenizer import is_instruct
 from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
 from minitron.errors import SourceError
@@ -41,10 +41,10 @@ class NemoSource(Source):
         self._archive = open_archive(place)
         self.name, self.revision = self._archive.name, revision
         self._settings = self._read_settings()
-        hub_config(self._settings, vocab_size=1)  # what no family holds is refused before tensors
+        config_from_nemo(self._settings, vocab_size=1)  # raises before any tensor is located
         tokenizer = ArchiveTokenizer(self._archive, self._settings, self.name)
         self._checkpoint = read_checkpoint(
-            self._archive, is_gated=family_of_gpt(self._settings).is_gated
+            self._archive, is_gated=family_of_settings(self._settings).is_gated
         )
         self.layout = f"{self._checkpoint.layout} in a {self._archive.kind}"
         self.writer = self._checkpoint.writer
@@ -83,7 +83,7 @@ class NemoSource(Source):
                 f"{self.name}: its tokenizer has {tokens} tokens, but its embedding only {rows} "
                 "rows: they do not belong together"
             )
-        return hub_config(
+        return config_from_nemo(
             self._settings,
             vocab_size=rows if tokens is None or keep_vocab_padding else tokens,
             dtype=embedding.dtype,

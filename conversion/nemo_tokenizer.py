@@ -1,8 +1,8 @@
-"""Which tokenizer a NeMo checkpoint carries, and whether the model was taught to chat.
+"""The tokenizer that a NeMo checkpoint carries, and whether the model was trained to chat.
 
-Knows the keys under which every age of NeMo names tokenizer files, and how it renames them in an
-archive. Refuses to know any path outside: what the settings name is only ever looked up among the
-names of the archive's own members. Opens nothing.
+Knows the keys under which every version of NeMo names tokenizer files, and how it renames them in
+an archive. A path in the settings is only looked up among the archive's own members, never outside.
+Opens nothing.
 
     >>> find_tokenizer({"tokenizer": {"library": "sentencepiece", "model": "nemo:ab_t.model"}},
     ...                ["./model_config.yaml", "./ab_t.model"]).member
@@ -16,12 +16,12 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from minitron.errors import TokenizerError
-from minitron.files.plain_yaml import one_line, shown
+from minitron.files.plain_yaml import one_line, short_repr
 
 Kind = Literal["sentencepiece", "huggingface", "tiktoken", "megatron", "bpe"]
 
-# Today's key, and that of the published Nemotron-4-340B. Some configs have both, with different
-# hashes, of which the archive has one file.
+# The second is that of the published Nemotron-4-340B. Some configs have both keys, with different
+# hashes, and the archive has only one of the files.
 _MODEL_KEYS = ("model", "tokenizer_model")
 _HASHED = re.compile(r"[0-9a-f]{32}_")  # NeMo puts a uuid4 before the names of its artifacts
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -59,19 +59,19 @@ def find_tokenizer(settings: Mapping[str, Any], names: Collection[str]) -> Found
         return FoundTokenizer("tiktoken" if library == "tiktoken" else "megatron", vocabulary)
     if member := _only_model(names):
         return FoundTokenizer("sentencepiece", member)
-    said = [section.get(key) for key in (*_MODEL_KEYS, "vocab_file", "type")]
-    spoken = ", ".join(shown(value) for value in said if value is not None) or "nothing"
+    values = [section.get(key) for key in (*_MODEL_KEYS, "vocab_file", "type")]
+    listed = ", ".join(short_repr(value) for value in values if value is not None) or "nothing"
     raise TokenizerError(
-        f"the NeMo config names {one_line(spoken)} as its tokenizer, and the archive has no such "
+        f"the NeMo config names {one_line(listed)} as its tokenizer, and the archive has no such "
         "file: add it"
     )
 
 
 def is_instruct(settings: Mapping[str, Any], name: str) -> bool:
-    """Whether a checkpoint answers the family's chat prompt.
+    """Whether a checkpoint was trained on the family's chat prompt.
 
-    It does where its fine-tuning data was chat (`data.chat`), where the last part of its name has
-    the word instruct or chat, and where the data has prompt tokens for turns and says nothing else.
+    It was where its fine-tuning data is chat (`data.chat`), where the last part of its name has the
+    word instruct or chat, and where the data has chat_prompt_tokens and no `chat`.
     """
     data = settings.get("data")
     data = data if isinstance(data, Mapping) else {}
@@ -83,41 +83,41 @@ def is_instruct(settings: Mapping[str, Any], name: str) -> bool:
 
 def _hugging_face(section: Mapping[str, Any], names: Collection[str]) -> FoundTokenizer:
     """A Hub id in `type`; or, in NeMo 2, a folder beside model.yaml."""
-    said = section.get("type")
-    if folder := _folder(said, names):
+    name = section.get("type")
+    if folder := _folder(name, names):
         return FoundTokenizer("huggingface", folder)
     for key in _MODEL_KEYS:  # a tokenizer.json, or the SentencePiece model it was made from
         if member := _member(section.get(key), names):
             kind: Kind = "sentencepiece" if member.endswith(".model") else "huggingface"
             return FoundTokenizer(kind, member)
-    is_inside = isinstance(said, str) and said.startswith(("context/", "nemo:"))
-    if isinstance(said, str) and not is_inside and _HUB_ID.fullmatch(said):
-        return FoundTokenizer("huggingface", hub_id=said)
+    is_inside = isinstance(name, str) and name.startswith(("context/", "nemo:"))
+    if isinstance(name, str) and not is_inside and _HUB_ID.fullmatch(name):
+        return FoundTokenizer("huggingface", hub_id=name)
     raise TokenizerError(
-        f"the NeMo config names the Hugging Face tokenizer {shown(said)}, which is neither an id "
-        "on the Hub nor a file of the archive: add its files"
+        f"the NeMo config names the Hugging Face tokenizer {short_repr(name)}, which is neither "
+        "an id on the Hub nor a file of the archive: add its files"
     )
 
 
-def _member(said: Any, names: Collection[str]) -> str | None:
-    """The member that a setting means: by its whole path, else by its last part."""
-    if not isinstance(said, str) or not said:
+def _member(value: Any, names: Collection[str]) -> str | None:
+    """The member that a setting names: by its whole path, else by its last part."""
+    if not isinstance(value, str) or not value:
         return None
-    path = PurePosixPath(said.removeprefix("nemo:"))
-    if whole := [name for name in names if PurePosixPath(name) == path]:
-        return whole[0]
-    return _outermost(said, [name for name in names if PurePosixPath(name).name == path.name]) or (
-        _outermost(said, [name for name in names if _unhashed(name) == path.name])
-    )
+    path = PurePosixPath(value.removeprefix("nemo:"))
+    if same := [name for name in names if PurePosixPath(name) == path]:
+        return same[0]
+    namesakes = [name for name in names if PurePosixPath(name).name == path.name]
+    hashed = [name for name in names if _without_hash(name) == path.name]
+    return _outermost(value, namesakes) or _outermost(value, hashed)
 
 
-def _folder(said: Any, names: Collection[str]) -> str | None:
-    """The folder of the archive that a setting means."""
-    if not isinstance(said, str):
+def _folder(value: Any, names: Collection[str]) -> str | None:
+    """The folder of the archive that a setting names."""
+    if not isinstance(value, str):
         return None
-    wanted = PurePosixPath(said.removeprefix("nemo:")).name
+    wanted = PurePosixPath(value.removeprefix("nemo:")).name
     folders = sorted({folder for name in names for folder in _parents(name)})
-    return _outermost(said, [folder for folder in folders if PurePosixPath(folder).name == wanted])
+    return _outermost(value, [folder for folder in folders if PurePosixPath(folder).name == wanted])
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -125,7 +125,7 @@ def _parents(name: str) -> Iterator[str]:
     return (str(parent) for parent in parents if parent.name)
 
 
-def _unhashed(name: str) -> str:
+def _without_hash(name: str) -> str:
     return _HASHED.sub("", PurePosixPath(name).name, count=1)
 
 
@@ -139,15 +139,15 @@ def _only_model(names: Collection[str]) -> str | None:
     return _outermost("a .model file", beside)
 
 
-def _outermost(said: str, found: list[str]) -> str | None:
-    """Of the members found, the one nearest to the root."""
-    if not found:
+def _outermost(value: str, members: list[str]) -> str | None:
+    """The member nearest to the root. Raises TokenizerError for several at the same depth."""
+    if not members:
         return None
-    depth = min(len(PurePosixPath(name).parts) for name in found)
-    nearest = [name for name in found if len(PurePosixPath(name).parts) == depth]
+    depth = min(len(PurePosixPath(name).parts) for name in members)
+    nearest = [name for name in members if len(PurePosixPath(name).parts) == depth]
     if len(nearest) > 1:
         raise TokenizerError(
             f"the tokenizer may be any of {one_line(', '.join(nearest))} in the archive, which "
-            f"has {len(nearest)} for {one_line(said)}: leave the right one"
+            f"has {len(nearest)} for {one_line(value)}: keep only the right one"
         )
     return nearest[0]

@@ -1,8 +1,8 @@
-"""The settings a NeMo checkpoint lies beside, under NeMo 1's names whichever NeMo wrote them.
+"""Reads the settings of a NeMo checkpoint, under NeMo 1's names whichever NeMo wrote them.
 
-Knows `model_config.yaml` of a `.nemo` (NeMo 1) and `context/model.yaml` of a NeMo 2 folder, whose
-dataclasses it completes with their defaults. Refuses to know what the settings mean: `nemo_config`
-does. Values that came by a reference may be shared: read them by name, do not walk them.
+Reads `model_config.yaml` of a `.nemo` (NeMo 1) and `context/model.yaml` of a NeMo 2 folder, with
+the defaults of NeMo 2's dataclasses; `nemo_to_hub` interprets the settings. Two keys may share one
+value, where one refers to the other: read values by name, do not walk them.
 
     >>> read_settings("hidden_size: 64\\nffn_hidden_size: ${multiply:4, ${.hidden_size}}", "yaml")
     {'hidden_size': 64, 'ffn_hidden_size': 256}
@@ -11,13 +11,13 @@ does. Values that came by a reference may be shared: read them by name, do not w
 from collections.abc import Mapping
 from typing import Any
 
-from minitron.conversion.interpolation import Place, resolved
-from minitron.conversion.nemo_table import ACTIVATIONS, NEMO2_NAMES
+from minitron.conversion.interpolation import KeyPath, resolve
+from minitron.conversion.nemo_settings import ACTIVATIONS, NEMO2_NAMES
 from minitron.errors import ArchitectureError, SourceError
-from minitron.files.plain_yaml import read_yaml, shown
+from minitron.files.plain_yaml import read_yaml, short_repr
 
-# Sections that say how a model was trained. They refer to the trainer's settings, which are not in
-# the archive; nothing here reads numbers from them.
+# Sections about training. They refer to the trainer's settings, which are not in the archive;
+# nothing here reads numbers from them.
 TRAINING = frozenset({"data", "optim", "precision", "trainer", "exp_manager", "inference", "peft"})
 
 # Defaults of the dataclasses, as of NeMo 2.4: megatron-core's TransformerConfig and NeMo's
@@ -103,13 +103,13 @@ _PRECISIONS = {"bfloat16": "bf16", "float16": 16, "float32": 32}
 def read_settings(text: str, where: str) -> dict[str, Any]:
     """The `model` section of a NeMo 1 config, every reference resolved.
 
-    A reference that leads nowhere stays as text in the sections about training. Raises SourceError
+    A reference without a target stays as text in the sections about training. Raises SourceError
     for any other, and for text that is not YAML of plain values.
     """
     root = _section(read_yaml(text, where), where)
     if not isinstance(root.get("model"), dict):
-        return _by_name(resolved(root, where, _is_training))
-    whole = resolved(root, where, lambda place: place[0] != "model" or _is_training(place[1:]))
+        return _by_name(resolve(root, where, _is_training))
+    whole = resolve(root, where, lambda path: path[0] != "model" or _is_training(path[1:]))
     return _by_name(whole["model"])
 
 
@@ -118,22 +118,23 @@ def read_nemo2_settings(text: str, where: str) -> dict[str, Any]:
 
     Raises SourceError for what is no GPT model, ArchitectureError for a dataclass not known here.
     """
-    root = resolved(_section(read_yaml(text, where), where), where, _is_training)
+    root = resolve(_section(read_yaml(text, where), where), where, _is_training)
     model = _short_name(root)
     if model not in _MODELS:
         raise SourceError(
-            f"{where} has _target_ {shown(root.get('_target_'))}: known are {', '.join(_MODELS)}"
+            f"{where} has _target_ {short_repr(root.get('_target_'))}: known are "
+            f"{', '.join(_MODELS)}"
         )
-    # NemotronModel without a config makes a NemotronConfig, GPTModel cannot do without.
+    # NemotronModel without a config makes a NemotronConfig; GPTModel requires a config.
     config = _section(root.get("config") or {"_target_": "NemotronConfig"}, f"{where}: config")
     dataclass = _short_name(config)
     if dataclass not in NEMO2_DEFAULTS:
         raise ArchitectureError(
-            f"{where} has a config of type {shown(config.get('_target_'))}: "
+            f"{where} has a config of type {short_repr(config.get('_target_'))}: "
             f"known are {', '.join(NEMO2_DEFAULTS)}"
         )
-    said = {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
-    return _as_nemo1({**NEMO2_DEFAULTS[dataclass], **said}, root)
+    fields = {key: _plain(value) for key, value in config.items() if not key.startswith("_")}
+    return _as_nemo1({**NEMO2_DEFAULTS[dataclass], **fields}, root)
 
 
 def _as_nemo1(fields: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _as_nemo1(fields: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, A
 
 
 def _tokenizer(section: Any) -> dict[str, Any]:
-    """NeMo 2's tokenizer object in the words of NeMo 1's `tokenizer` section."""
+    """NeMo 2's tokenizer object as NeMo 1's `tokenizer` section."""
     if not isinstance(section, dict):
         return {}
     libraries = {
@@ -170,23 +171,23 @@ def _tokenizer(section: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A function or dtype, written `{_target_: a.b.name, _call_: false}`, by its short name."""
+    """The short name of a function or dtype, which is written {_target_: a.b.name, ...}."""
     return _short_name(value) if isinstance(value, dict) and "_target_" in value else value
 
 
 def _short_name(section: Mapping[str, Any]) -> str:
-    """The last part of the dotted name after which a section is built."""
+    """The last part of a section's _target_."""
     target = section.get("_target_")
     return target.rpartition(".")[2] if isinstance(target, str) else ""
 
 
-def _is_training(place: Place) -> bool:
-    return bool(place) and place[0] in TRAINING
+def _is_training(path: KeyPath) -> bool:
+    return bool(path) and path[0] in TRAINING
 
 
 def _section(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise SourceError(f"{where} holds {shown(value)}, not a mapping of settings")
+        raise SourceError(f"{where} holds {short_repr(value)}, not a mapping of settings")
     return _by_name(value)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from minitron.conversion.interpolation import LARGEST_NUMBER, resolved
+from minitron.conversion.interpolation import LARGEST_NUMBER, resolve
 from minitron.errors import SourceError
 
 WHERE = "a.nemo/model_config.yaml"
@@ -36,7 +36,7 @@ WHERE = "a.nemo/model_config.yaml"
     ],
 )
 def test_a_reference_has_the_value_it_leads_to(root: dict[str, Any], value: object) -> None:
-    found = resolved(root, WHERE)["x"]
+    found = resolve(root, WHERE)["x"]
 
     assert found == value
     assert type(found) is type(value)
@@ -50,7 +50,7 @@ def test_dots_climb_from_the_section_that_holds_the_reference() -> None:
     root["model"]["data"]["c"] = "${...size}"  # type: ignore[index]
     root["model"]["data"]["d"] = "${size}"  # type: ignore[index]
 
-    data = resolved(root, WHERE)["model"]["data"]
+    data = resolve(root, WHERE)["model"]["data"]
 
     assert [data[key] for key in "abcd"] == [3, 2, 1, 1]
 
@@ -104,7 +104,7 @@ def test_what_leads_nowhere_is_refused_by_the_name_of_its_key(case: str) -> None
     root, reason = REFUSED[case]
 
     with pytest.raises(SourceError) as refusal:
-        resolved(root, WHERE)
+        resolve(root, WHERE)
 
     assert reason in str(refusal.value)
     assert str(refusal.value).startswith(WHERE)
@@ -114,16 +114,16 @@ def test_what_leads_nowhere_is_refused_by_the_name_of_its_key(case: str) -> None
 def test_products_up_to_the_limit_are_exact() -> None:
     limit = LARGEST_NUMBER - 1
 
-    assert resolved({"x": f"${{multiply:1, {limit}}}"}, WHERE)["x"] == limit
+    assert resolve({"x": f"${{multiply:1, {limit}}}"}, WHERE)["x"] == limit
     with pytest.raises(SourceError, match="too large"):
-        resolved({"x": "${multiply:.inf, 1}"}, WHERE)
+        resolve({"x": "${multiply:.inf, 1}"}, WHERE)
 
 
 def test_a_section_referred_to_many_times_is_resolved_once() -> None:
     root: dict[str, Any] = {"x0": {"y": 1}}
     root |= {f"x{step}": [f"${{x{step - 1}}}"] * 10 for step in range(1, 20)}
 
-    found = resolved(root, WHERE)  # 10 ** 19 copies otherwise
+    found = resolve(root, WHERE)  # 10 ** 19 copies otherwise
 
     assert found["x1"] == [{"y": 1}] * 10
 
@@ -131,6 +131,6 @@ def test_a_section_referred_to_many_times_is_resolved_once() -> None:
 def test_only_where_allowed_a_reference_stays_as_text() -> None:
     root = {"data": {"path": "${paths.data}"}, "x": 1}
 
-    assert resolved(root, WHERE, lambda place: place[0] == "data") == root
+    assert resolve(root, WHERE, lambda place: place[0] == "data") == root
     with pytest.raises(SourceError, match=r"x\.path refers to a key that is not there"):
-        resolved({"x": root["data"]}, WHERE, lambda place: place[0] == "data")
+        resolve({"x": root["data"]}, WHERE, lambda place: place[0] == "data")

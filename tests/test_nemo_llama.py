@@ -158,8 +158,14 @@ def test_a_llama_of_nemo_2_is_one_too(tmp_path: Path) -> None:
         ({"rotary_percentage": 0.5}, "rotary_percentage: 0.5, but Llama rotates whole heads"),
         ({"activation": "fast-geglu"}, "activation: 'fast-geglu'; of gated ones swiglu and fast-"),
         ({"window_size": [4, 0], "bias": True}, "but Llama attends to the whole context: no Hugg"),
-        ({"window_size": [4, 4]}, "window_size: a list; known is a list of the tokens before each"),
-        ({"window_size": 4096}, "window_size: 4096; known is a list of the tokens before each one"),
+        (
+            {"window_size": [4, 4]},
+            "window_size: a list; it must be a list of the tokens before",
+        ),
+        (
+            {"window_size": 4096},
+            "window_size: 4096; it must be a list of the tokens before",
+        ),
         ({"qk_layernorm": True}, "but Llama norms no q or k"),
         ({"normalization": "layernorm1p"}, "a gated MLP, but Nemotron's has one up projection"),
         ({"activation": "squared-relu"}, "but Nemotron's norm is LayerNorm with a bias"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from minitron.conversion.nemo_config import hub_config, is_zero_centered
+from minitron.conversion.nemo_to_hub import config_from_nemo, is_zero_centered
 from minitron.conversion.nemo_yaml import NEMO2_DEFAULTS, read_nemo2_settings, read_settings
 from minitron.errors import ArchitectureError, SourceError
 from minitron.model.architecture import Architecture
@@ -104,7 +104,7 @@ SHAPES = {
 @pytest.mark.parametrize("dataclass", SHAPES)
 def test_a_dataclass_alone_is_the_published_model(dataclass: str) -> None:
     settings = read_nemo2_settings(nemo2(dataclass), "model.yaml")
-    config = hub_config(settings, vocab_size=256000, dtype=torch.bfloat16)
+    config = config_from_nemo(settings, vocab_size=256000, dtype=torch.bfloat16)
     *sizes, std, parameters = SHAPES[dataclass]
 
     assert [
@@ -133,12 +133,12 @@ def test_every_known_dataclass_makes_a_model_or_says_what_is_missing() -> None:
         settings = read_nemo2_settings(nemo2(dataclass), "model.yaml")
         if dataclass == "GPTConfig":
             with pytest.raises(ArchitectureError, match="learned_absolute"):
-                hub_config(settings, vocab_size=101)
+                config_from_nemo(settings, vocab_size=101)
         elif dataclass == "LlamaConfig":
             with pytest.raises(ArchitectureError, match="has no num_layers"):
-                hub_config(settings, vocab_size=101)
+                config_from_nemo(settings, vocab_size=101)
         else:
-            Architecture.from_config(hub_config(settings, vocab_size=101))
+            Architecture.from_config(config_from_nemo(settings, vocab_size=101))
 
 
 def test_a_model_without_a_config_is_the_default_one() -> None:
@@ -163,7 +163,7 @@ def test_fields_said_come_before_defaults_and_null_means_none() -> None:
         params_dtype={"_target_": "torch.bfloat16", "_call_": False},
     )
     settings = read_nemo2_settings(text, "model.yaml")
-    config = hub_config(settings, vocab_size=101)
+    config = config_from_nemo(settings, vocab_size=101)
 
     assert config["num_hidden_layers"] == 5
     assert config["max_position_embeddings"] == 8192
@@ -201,7 +201,7 @@ def test_a_generic_gpt_is_a_nemotron_when_it_says_so() -> None:
     }
     text = nemo2("GPTConfig", "base.GPTModel", **fields)
     settings = read_nemo2_settings(text, "model.yaml")
-    config = hub_config(settings, vocab_size=101)
+    config = config_from_nemo(settings, vocab_size=101)
 
     assert config["intermediate_size"] == 168
     assert config["hidden_act"] == "gelu"  # megatron-core fuses nothing unless told
@@ -251,4 +251,4 @@ def test_a_gate_of_nemo_2_is_refused() -> None:
     settings = read_nemo2_settings(nemo2("NemotronConfig", gated_linear_unit=True), "model.yaml")
 
     with pytest.raises(ArchitectureError, match="gated_linear_unit: True, but .* no gate"):
-        hub_config(settings, vocab_size=101)
+        config_from_nemo(settings, vocab_size=101)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from minitron.errors import SourceError
-from minitron.files.plain_yaml import DEEPEST, LARGEST_TEXT, MOST_VALUES, read_yaml, shown
+from minitron.files.plain_yaml import DEEPEST, LARGEST_TEXT, MOST_VALUES, read_yaml, short_repr
 
 WHERE = "a.nemo/model_config.yaml"
 
@@ -119,7 +119,7 @@ def test_an_error_shows_containers_by_their_kind_and_long_text_cut() -> None:
     endless: list[Any] = []
     endless.append(endless)
 
-    assert shown(endless) == "a list"
-    assert shown({}) == "a dict"
-    assert shown("gelu") == "'gelu'"
-    assert len(shown("x" * 10_000)) == 120
+    assert short_repr(endless) == "a list"
+    assert short_repr({}) == "a dict"
+    assert short_repr("gelu") == "'gelu'"
+    assert len(short_repr("x" * 10_000)) == 120

@@ -97,7 +97,7 @@ def one_line(text: object) -> str:
     return line if len(line) <= 120 else f"{line[:117]}..."
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as an error message shows it; containers by their kind, for they may be endless."""
     if isinstance(value, dict | list | tuple | set):
         return f"a {type(value).__name__}"

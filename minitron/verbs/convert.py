@@ -192,12 +192,12 @@ def _while_well(
 
 
 def _write_nemo(model: _Model, out: Path) -> None:
+    from minitron.conversion.hub_to_nemo import nemo1_settings
     from minitron.conversion.megatron_names import megatron_tensors
-    from minitron.conversion.nemo_settings import nemo_settings
     from minitron.conversion.nemo_writer import write_nemo
 
     tokenizer = _Tokenizer.of(model)
-    settings = nemo_settings(
+    settings = nemo1_settings(
         model.config,
         tokenizer=tokenizer.found,
         tokenizer_size=tokenizer.size,
@@ -220,8 +220,8 @@ def _write_nemo(model: _Model, out: Path) -> None:
 
 
 def _write_nemo2(model: _Model, out: Path) -> None:
+    from minitron.conversion.hub_to_nemo import nemo2_settings
     from minitron.conversion.megatron_names import megatron_tensors
-    from minitron.conversion.nemo_settings import nemo2_settings
     from minitron.conversion.nemo_writer import write_nemo2
 
     tokenizer = _Tokenizer.of(model)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from minitron.conversion.nemo_config import hub_config, is_zero_centered
-from minitron.conversion.nemo_refusals import REFUSALS
-from minitron.conversion.nemo_table import ACTIVATIONS, SETTINGS
+from minitron.conversion.nemo_family import REQUIREMENTS
+from minitron.conversion.nemo_settings import ACTIVATIONS, SETTINGS
+from minitron.conversion.nemo_to_hub import config_from_nemo, is_zero_centered
 from minitron.errors import ArchitectureError, SourceError
 from minitron.model.architecture import Architecture
-from minitron.sources import source
+from minitron.sources.loading import hub_config
 
 LEAST: dict[str, Any] = {  # what NeMo has no default for
     "num_layers": 4,
@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
 
 
 def config_of(**changed: Any) -> dict[str, Any]:
-    return hub_config({**TINY, **changed}, vocab_size=101, dtype=torch.bfloat16)
+    return config_from_nemo({**TINY, **changed}, vocab_size=101, dtype=torch.bfloat16)
 
 
 def test_every_setting_has_its_place_in_the_config() -> None:
@@ -99,19 +99,19 @@ def test_an_absent_or_null_setting_is_nemos_default(key: str) -> None:
     hub, value = ABSENT[key]
     without = {name: said for name, said in TINY.items() if name != key}
 
-    assert hub_config(without, vocab_size=101)[hub] == value
+    assert config_from_nemo(without, vocab_size=101)[hub] == value
     assert config_of(**{key: None})[hub] == value
 
 
 def test_the_table_of_defaults_is_whole() -> None:
-    optional = {setting.nemo for setting in SETTINGS if setting.nemo_absent is not None}
+    optional = {setting.nemo for setting in SETTINGS if setting.nemo_default is not None}
 
     assert optional | {"activation", "bias"} == set(ABSENT)
 
 
 def test_the_least_nemo_config_is_a_model_of_nemos_defaults_and_not_the_hubs() -> None:
-    config = hub_config(LEAST | {"kv_channels": 8}, vocab_size=101)
-    built = source.hub_config(config)
+    config = config_from_nemo(LEAST | {"kv_channels": 8}, vocab_size=101)
+    built = hub_config(config)
 
     assert built.max_position_embeddings == 512
     assert built.rope_parameters["partial_rotary_factor"] == 1.0
@@ -132,7 +132,7 @@ def test_a_size_that_nemo_has_no_default_for_must_be_there(key: str) -> None:
 def test_the_config_is_accepted_and_has_the_sizes(changed: dict[str, Any]) -> None:
     config = config_of(**changed)
     architecture = Architecture.from_config(config)
-    built = source.hub_config(config)
+    built = hub_config(config)
 
     assert built.head_dim == architecture.head_dim == {**TINY, **changed}["kv_channels"]
     assert architecture.flags == (
@@ -144,7 +144,7 @@ def test_the_config_is_accepted_and_has_the_sizes(changed: dict[str, Any]) -> No
 
 def test_stretched_positions_are_linear_scaling() -> None:
     config = config_of(seq_len_interpolation_factor=4)
-    built = source.hub_config(config)
+    built = hub_config(config)
 
     assert config["rope_parameters"]["rope_type"] == "linear"
     assert built.rope_parameters["factor"] == 4.0
@@ -153,8 +153,8 @@ def test_stretched_positions_are_linear_scaling() -> None:
 
 
 def test_special_ids_are_the_tokenizers_where_there_is_one() -> None:
-    found = hub_config(TINY, vocab_size=101, special={"unk": 0, "bos": 1, "eos": 7})
-    without = hub_config(TINY, vocab_size=101, special={})
+    found = config_from_nemo(TINY, vocab_size=101, special={"unk": 0, "bos": 1, "eos": 7})
+    without = config_from_nemo(TINY, vocab_size=101, special={})
 
     assert [found[f"{role}_token_id"] for role in ("bos", "eos", "pad")] == [1, 7, None]
     assert [without[f"{role}_token_id"] for role in ("bos", "eos", "pad")] == [2, 3, 0]
@@ -180,7 +180,7 @@ def test_each_activation_is_the_function_that_megatron_computes(
     config = config_of(**settings)
 
     assert config["hidden_act"] == hidden_act
-    source.hub_config(config)
+    hub_config(config)
 
 
 def test_the_fused_gelu_is_megatrons_formula() -> None:
@@ -227,7 +227,7 @@ REFUSED: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_no_nemotron_is_is_refused_by_key_value_and_reason(key: str) -> None:
-    reason = next(refusal.reason for refusal in REFUSALS if refusal.key == key)
+    reason = next(rule.reason for rule in REQUIREMENTS if rule.key == key)
     reason = reason.format(family="Nemotron")
 
     with pytest.raises(ArchitectureError) as refused:
@@ -240,8 +240,8 @@ def test_what_no_nemotron_is_is_refused_by_key_value_and_reason(key: str) -> Non
     assert "\n" not in str(refused.value)
 
 
-def test_every_refusal_is_tried() -> None:
-    assert {refusal.key for refusal in REFUSALS} == set(REFUSED)
+def test_every_requirement_is_tried() -> None:
+    assert {requirement.key for requirement in REQUIREMENTS} == set(REFUSED)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_bias_of_q_k_v_alone_is_refused() -> None:
 )
 def test_what_is_no_gpt_language_model_is_refused_before_its_sizes(target: object) -> None:
     with pytest.raises(SourceError, match="only GPT language models"):
-        hub_config({"target": target}, vocab_size=101)
+        config_from_nemo({"target": target}, vocab_size=101)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,15 @@ import pytest
 import torch
 import yaml
 
-from minitron.conversion.nemo_config import hub_config, is_zero_centered
-from minitron.conversion.nemo_settings import nemo2_settings, nemo_settings
+from minitron.conversion.hub_to_nemo import (
+    nemo1_settings,
+    nemo2_settings,
+    padded_vocab_size,
+    vocab_multiple,
+)
+from minitron.conversion.nemo_to_hub import config_from_nemo, is_zero_centered
 from minitron.conversion.nemo_tokenizer import FoundTokenizer, find_tokenizer
 from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
-from minitron.conversion.vocab_padding import padded_vocab_size, vocab_multiple
 from minitron.errors import ArchitectureError, TargetError
 from minitron.model.architecture import Architecture
 from modeling_nemotron import NemotronConfig
@@ -72,13 +76,13 @@ def there_and_back(config: dict[str, Any], format_name: str) -> dict[str, Any]:
     """Through the text of the file that NeMo reads."""
     dtype = getattr(torch, config["dtype"])
     if format_name == "nemo":
-        text = yaml.safe_dump(nemo_settings(config, dtype=dtype), sort_keys=False)
+        text = yaml.safe_dump(nemo1_settings(config, dtype=dtype), sort_keys=False)
         settings = read_settings(text, "model_config.yaml")
     else:
         text = yaml.safe_dump(nemo2_settings(config, dtype=dtype), sort_keys=False)
         settings = read_nemo2_settings(text, "model.yaml")
     assert is_zero_centered(settings)
-    return hub_config(settings, vocab_size=config["vocab_size"], dtype=dtype)
+    return config_from_nemo(settings, vocab_size=config["vocab_size"], dtype=dtype)
 
 
 ROPE = {"rope_theta": 500000.0, "partial_rotary_factor": 0.25}
@@ -144,15 +148,17 @@ def test_a_config_of_any_age_is_written_under_todays_meaning() -> None:
         if key not in ("head_dim", "rope_parameters", "partial_rotary_factor", "rope_theta")
     }
 
-    assert nemo_settings(first, dtype=torch.bfloat16) == nemo_settings(tiny(), dtype=torch.bfloat16)
+    assert nemo1_settings(first, dtype=torch.bfloat16) == nemo1_settings(
+        tiny(), dtype=torch.bfloat16
+    )
 
 
 def test_keys_absent_from_config_json_mean_what_transformers_takes_them_for() -> None:
     least = {"model_type": "nemotron", **SIZES}
-    settings = nemo_settings(least, dtype=torch.bfloat16)
+    settings = nemo1_settings(least, dtype=torch.bfloat16)
     built = NemotronConfig(**SIZES)
 
-    back = hub_config(settings, vocab_size=101)
+    back = config_from_nemo(settings, vocab_size=101)
 
     for key in (
         "initializer_range",
@@ -169,7 +175,7 @@ def test_keys_absent_from_config_json_mean_what_transformers_takes_them_for() ->
 
 
 def test_the_yaml_has_what_nemo_reads_without_a_default() -> None:
-    settings = nemo_settings(tiny(), dtype=torch.bfloat16)
+    settings = nemo1_settings(tiny(), dtype=torch.bfloat16)
 
     assert settings["optim"]["name"]
     assert settings["mcore_gpt"]
@@ -185,13 +191,13 @@ def test_the_yaml_has_what_nemo_reads_without_a_default() -> None:
 
 
 def test_precision_follows_the_tensors() -> None:
-    half = nemo_settings(tiny(), dtype=torch.float16)
-    full = nemo_settings(tiny(), dtype=torch.float32)
+    half = nemo1_settings(tiny(), dtype=torch.float16)
+    full = nemo1_settings(tiny(), dtype=torch.float32)
 
     assert (half["precision"], half["megatron_amp_O2"]) == (16, True)
     assert (full["precision"], full["megatron_amp_O2"]) == (32, False)
     with pytest.raises(TargetError, match="float64"):
-        nemo_settings(tiny(), dtype=torch.float64)
+        nemo1_settings(tiny(), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +208,7 @@ def test_precision_follows_the_tensors() -> None:
     ],
 )
 def test_the_tokenizer_is_found_again(tokenizer: FoundTokenizer) -> None:
-    one = yaml.safe_dump(nemo_settings(tiny(), dtype=torch.bfloat16, tokenizer=tokenizer))
+    one = yaml.safe_dump(nemo1_settings(tiny(), dtype=torch.bfloat16, tokenizer=tokenizer))
     two = yaml.safe_dump(nemo2_settings(tiny(), dtype=torch.bfloat16, tokenizer=tokenizer))
     names = ["ab_t.model", "cd_other.model"]
 
@@ -221,7 +227,7 @@ def test_the_tokenizer_is_found_again(tokenizer: FoundTokenizer) -> None:
     ],
 )
 def test_what_nemo_has_no_settings_for_is_refused(changed: dict[str, Any], reason: str) -> None:
-    for settings in (nemo_settings, nemo2_settings):
+    for settings in (nemo1_settings, nemo2_settings):
         with pytest.raises(TargetError) as refused:
             settings(tiny(**changed), dtype=torch.bfloat16)
         assert reason in str(refused.value)
@@ -229,32 +235,24 @@ def test_what_nemo_has_no_settings_for_is_refused(changed: dict[str, Any], reaso
 
 def test_an_activation_that_only_nemo_2_knows_is_refused_for_nemo_1() -> None:
     with pytest.raises(TargetError, match="NeMo 1 knows only relu2, gelu, gelu_pytorch_tanh"):
-        nemo_settings(tiny(hidden_act="silu"), dtype=torch.bfloat16)
+        nemo1_settings(tiny(hidden_act="silu"), dtype=torch.bfloat16)
     with pytest.raises(TargetError, match="'gelu_pytorch_tanh'; NeMo 2"):
         nemo2_settings(tiny(hidden_act="gelu_pytorch_tanh"), dtype=torch.bfloat16)
 
 
 def test_a_config_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ArchitectureError, match="rope_theta"):
-        nemo_settings(tiny(rope_theta=7.0), dtype=torch.bfloat16)
+        nemo1_settings(tiny(rope_theta=7.0), dtype=torch.bfloat16)
     with pytest.raises(ArchitectureError, match="rope_type 'linear' without factor"):
-        nemo_settings(tiny(rope_parameters={"rope_type": "linear"}), dtype=torch.bfloat16)
+        nemo1_settings(tiny(rope_parameters={"rope_type": "linear"}), dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ("size", "multiple", "parallel", "rows"),
-    [
-        (300, 128, 1, 384),
-        (300, 128, 2, 512),
-        (256000, 128, 8, 256000),
-        (256, 128, 1, 256),
-        (1, 128, 1, 128),
-    ],
+    ("size", "multiple", "rows"),
+    [(300, 128, 384), (300, 256, 512), (256000, 1024, 256000), (256, 128, 256), (1, 128, 128)],
 )
-def test_the_vocabulary_is_padded_as_megatron_pads_it(
-    size: int, multiple: int, parallel: int, rows: int
-) -> None:
-    assert padded_vocab_size(size, multiple, parallel) == rows
+def test_the_vocabulary_is_padded_as_megatron_pads_it(size: int, multiple: int, rows: int) -> None:
+    assert padded_vocab_size(size, multiple) == rows
 
 
 @pytest.mark.parametrize(
@@ -282,16 +280,17 @@ def test_every_padding_is_reproduced() -> None:
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
     with pytest.raises(TargetError, match="102 tokens and the embedding 101 rows"):
-        nemo_settings(tiny(), dtype=torch.bfloat16, tokenizer_size=102)
+        nemo1_settings(tiny(), dtype=torch.bfloat16, tokenizer_size=102)
 
 
 def test_padding_is_written_for_the_rows_that_are_written() -> None:
-    def multiple(**sizes: int) -> int:
-        settings = nemo_settings(tiny(), dtype=torch.bfloat16, **sizes)
-        two = nemo2_settings(tiny(), dtype=torch.bfloat16, **sizes)["config"]
+    def multiple(rows: int, **sizes: int) -> int:
+        config = tiny(vocab_size=rows)
+        settings = nemo1_settings(config, dtype=torch.bfloat16, **sizes)
+        two = nemo2_settings(config, dtype=torch.bfloat16, **sizes)["config"]
         assert settings["make_vocab_size_divisible_by"] == two["make_vocab_size_divisible_by"]
         return int(settings["make_vocab_size_divisible_by"])
 
-    assert multiple() == 1
-    assert multiple(tokenizer_size=101, padded_vocab_size=128) == 128
-    assert multiple(tokenizer_size=100) == 101
+    assert multiple(101) == 1
+    assert multiple(128, tokenizer_size=101) == 128
+    assert multiple(101, tokenizer_size=100) == 101
