@@ -1,8 +1,7 @@
-"""Tensors that lie in pieces: which chunk is where, and how they make a whole, or its layers.
+"""Tensors stored in chunks, joined to the whole tensor or to one tensor for each layer.
 
 The chunks of a distributed checkpoint tile a tensor as a grid, by layers and by tensor-parallel
-ranks. It knows neither format: readers say where the chunks are. What lies row behind row keeps
-its file ranges.
+ranks. Knows no format. Chunks that follow each other row by row keep their file ranges.
 
     ChunkedTensor("model.nemo: decoder.layers.mlp.linear_fc1.weight", dtype, shape, chunks).layers()
 """
@@ -24,7 +23,7 @@ LARGEST_SIZE = 1 << 48  # of an axis and of a whole tensor, in elements
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor."""
+    """A box of a tensor: `offsets` is its first corner."""
 
     offsets: tuple[int, ...]
     tensor: StoredTensor | DeferredTensor
@@ -34,13 +33,13 @@ class Chunk:
         return self.tensor.shape
 
     def select(self, index: int) -> "Chunk":
-        """Position `index`, counted from the chunk's own first, of the first axis."""
+        """The entry `index` of the first axis, counted from the chunk's own first entry."""
         return Chunk(self.offsets[1:], self.tensor.select(index))
 
 
 @dataclass(frozen=True)
 class ChunkedTensor:
-    """Chunks of one dtype. `where` names the tensor in errors."""
+    """A tensor of which only chunks are stored. Errors name it by `where`."""
 
     where: str
     dtype: torch.dtype
@@ -50,22 +49,22 @@ class ChunkedTensor:
     def whole(self) -> LazyTensor:
         """All chunks as one tensor. Raises SourceError unless they tile it as a grid."""
         _check_grid(self.where, self.shape, self.chunks)
-        return _tiled(self.where, self.chunks, len(self.shape))
+        return _join_grid(self.where, self.chunks, len(self.shape))
 
     def layers(self) -> list[LazyTensor]:
         """The entries of the first axis. Raises SourceError as `whole` does."""
         if not self.shape or self.shape[0] > MOST_LAYERS:
             raise SourceError(f"{self.where} has shape {list(self.shape)}: no layers are stacked")
         _check_grid(self.where, self.shape, self.chunks)
-        found: list[list[Chunk]] = [[] for _ in range(self.shape[0])]
+        layers: list[list[Chunk]] = [[] for _ in range(self.shape[0])]
         for chunk in self.chunks:
             for index in range(chunk.sizes[0]):
-                found[chunk.offsets[0] + index].append(chunk.select(index))
-        return [_tiled(self.where, chunks, len(self.shape) - 1) for chunks in found]
+                layers[chunk.offsets[0] + index].append(chunk.select(index))
+        return [_join_grid(self.where, chunks, len(self.shape) - 1) for chunks in layers]
 
 
-def joined(where: str, tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
-    """Tensors behind or beside each other. Raises SourceError where they do not fit."""
+def join(where: str, tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
+    """Tensors joined along an axis. Raises SourceError where their shapes or dtypes do not fit."""
     first = tensors[0]
     if len(tensors) == 1:
         return first
@@ -86,7 +85,10 @@ def joined(where: str, tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
 
 
 def _check_grid(where: str, shape: tuple[int, ...], chunks: Sequence[Chunk]) -> None:
-    """Every chunk reaches from one cut to the next on each axis, and none is twice or missing."""
+    """Raise SourceError unless the chunks are a full grid.
+
+    On every axis each chunk must reach from one cut to the next; none may be missing or twice.
+    """
     if not chunks:
         raise SourceError(f"{where} has no chunks")
     cuts = [sorted({chunk.offsets[axis] for chunk in chunks}) for axis in range(len(shape))]
@@ -95,21 +97,21 @@ def _check_grid(where: str, shape: tuple[int, ...], chunks: Sequence[Chunk]) -> 
         for starts, size in zip(cuts, shape, strict=True)
     ]
     starts_at_zero = all(starts and starts[0] == 0 for starts in cuts)
-    is_cut_through = all(
+    fills_cells = all(
         start + size == end[start]
         for chunk in chunks
         for start, size, end in zip(chunk.offsets, chunk.sizes, ends, strict=True)
     )
     count = len({chunk.offsets for chunk in chunks})
     is_full = count == len(chunks) == prod(len(starts) for starts in cuts)
-    if not (starts_at_zero and is_cut_through and is_full):
+    if not (starts_at_zero and fills_cells and is_full):
         raise SourceError(f"{where}: its {len(chunks)} chunks do not tile shape {list(shape)}")
 
 
-def _tiled(where: str, chunks: Sequence[Chunk], axes: int, axis: int = 0) -> LazyTensor:
+def _join_grid(where: str, chunks: Sequence[Chunk], axes: int, axis: int = 0) -> LazyTensor:
     if axis == axes:
         return chunks[0].tensor
     ordered = sorted(chunks, key=lambda chunk: chunk.offsets)
     groups = groupby(ordered, key=lambda chunk: chunk.offsets[axis])
-    parts = [_tiled(where, list(group), axes, axis + 1) for _, group in groups]
-    return joined(where, parts, axis)
+    parts = [_join_grid(where, list(group), axes, axis + 1) for _, group in groups]
+    return join(where, parts, axis)

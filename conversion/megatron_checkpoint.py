@@ -1,7 +1,7 @@
-"""A Megatron checkpoint as one mapping of names to lazy tensors, however NeMo laid it out.
+"""A Megatron checkpoint of any layout as one mapping of canonical names to lazy tensors.
 
-It decides by what exists which reader is asked, and brings all layouts to one form: a tensor a
-layer, under the names of `megatron_names`. Nothing but indexes and headers is read.
+Chooses the reader by the members of the archive, and splits tensors that stack all layers. Only
+indexes and headers are read.
 
     checkpoint = read_checkpoint(open_archive(Path("minitron-8b-base.nemo")), is_gated=False)
     checkpoint.tensors["decoder.layers.31.mlp.linear_fc1.weight"].read(0, 10)
@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from minitron.conversion.chunked_tensor import ChunkedTensor
-from minitron.conversion.megatron_keys import canonical_name, stacked_part
-from minitron.conversion.megatron_names import EMBEDDING, LAYERS
+from minitron.conversion.megatron_names import EMBEDDING, LAYERS, canonical_name, stacked_name
 from minitron.conversion.nemo_archive import Archive
 from minitron.conversion.state_dicts import has_state_dicts, read_state_dicts
 from minitron.conversion.torch_dist import torch_dist_tensors
@@ -28,26 +27,26 @@ _BACKENDS = {"zarr": zarr_tensors, "torch_dist": torch_dist_tensors}
 
 @dataclass(frozen=True)
 class MegatronCheckpoint:
-    """Where each tensor of a GPT model lies. It keeps its archive, which may be a temporary file.
+    """The tensors of a GPT model. Keeps its archive open, which may be a temporary file.
 
-    Names have no prefix and layers a number each. A tied model that was saved in pipeline stages
+    A tied model that was saved in pipeline stages
     may hold `output_layer.weight` too, the last stage's copy of its embedding.
     """
 
     archive: Archive
     layout: str  # zarr, torch_dist, nemo2 torch_dist, state_dict, state_dict TP 2 PP 2, ...
     tensors: Mapping[str, LazyTensor]
-    writer: str | None = None  # what the checkpoint says of its format
+    writer: str | None = None  # the format and its version, as the checkpoint states it
 
 
 def read_checkpoint(archive: Archive, *, is_gated: bool) -> MegatronCheckpoint:
-    """The model in the archive. `is_gated` says that fc1 holds a gate's half and an up half.
+    """The model in the archive. `is_gated`: linear_fc1 is the gate above the up projection.
 
     Raises SourceError for what is no Megatron GPT checkpoint, is not complete or is damaged.
     """
     for folder, family in (("model_weights", ""), ("weights", "nemo2 ")):
         if f"{folder}/{_DISTRIBUTED}" in archive:
-            return _distributed(archive, folder, family)
+            return _read_distributed(archive, folder, family)
     if has_state_dicts(archive):
         found = read_state_dicts(archive, is_gated=is_gated)
         return MegatronCheckpoint(archive, found.layout, found.tensors)
@@ -58,7 +57,7 @@ def read_checkpoint(archive: Archive, *, is_gated: bool) -> MegatronCheckpoint:
     )
 
 
-def _distributed(archive: Archive, folder: str, family: str) -> MegatronCheckpoint:
+def _read_distributed(archive: Archive, folder: str, family: str) -> MegatronCheckpoint:
     name = f"{folder}/{_DISTRIBUTED}"
     try:
         metadata = json.loads(archive.read(name, _LARGEST_JSON))
@@ -87,13 +86,13 @@ def _distributed(archive: Archive, folder: str, family: str) -> MegatronCheckpoi
 
 
 def _single_layers(chunked: Mapping[str, ChunkedTensor]) -> Iterator[tuple[str, LazyTensor]]:
-    """Canonical names; tensors that hold all layers are cut into one a layer."""
+    """Tensors by canonical name; one that stacks all layers is split into one a layer."""
     for key, tensor in chunked.items():
         name = canonical_name(key)
         assert name is not None, key  # the readers leave out what is no weight
-        part = stacked_part(name)
+        part = stacked_name(name)
         if part is None:
             yield name, tensor.whole()
         else:
-            for layer, cut in enumerate(tensor.layers()):
-                yield f"{LAYERS}{layer}.{part}", cut
+            for layer, single in enumerate(tensor.layers()):
+                yield f"{LAYERS}{layer}.{part}", single

@@ -1,15 +1,15 @@
-"""The one table between the Hub's tensors and Megatron-core's, in both directions.
+"""Megatron-core's names of a GPT's tensors: from every spelling, and to and from the Hub's.
 
-Megatron fuses q, k and v of one KV group behind each other, group after group, a gated MLP's gate
-and its up projection behind each other, pads the vocabulary,
-and may store a norm's gain as it is instead of as the gain minus one. Names here carry no prefix
-and a layer number (`decoder.layers.3.mlp.linear_fc1.weight`); how an archive spells them is its
-reader's and writer's to know. No weight is read: every tensor is made of the others lazily.
+A canonical name has no prefix and a layer number (`decoder.layers.3.mlp.linear_fc1.weight`), and
+norms are separate from the matrices that Transformer Engine fuses them with. Megatron interleaves
+q, k and v by KV group, joins a gated MLP's gate and up projection, pads the vocabulary, and may
+store a norm's gain itself in place of the gain minus one. No weight is read: tensors are lazy.
 
     hub = hub_tensors(megatron, architecture)
     hub["model.layers.0.self_attn.k_proj.weight"].read(0, 10)
 """
 
+import re
 from collections.abc import Iterator, Mapping
 
 from minitron.errors import SourceError, TargetError
@@ -22,15 +22,15 @@ EMBEDDING = "embedding.word_embeddings"
 HEAD = "output_layer"
 FINAL_NORM = "decoder.final_layernorm"
 LAYERS = "decoder.layers."
-# In a distributed checkpoint a layer's norms bear the names of the Transformer Engine modules that
-# they are fused into, whatever the model was built with.
+# A distributed checkpoint always names a layer's norms as parts of the Transformer Engine modules
+# that fuse them, even where the model was built without Transformer Engine.
 FUSED_NORMS: Mapping[str, str] = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
 
 _QKV, _FC1 = "self_attention.linear_qkv", "mlp.linear_fc1"
-# Part of a model to the module of Megatron's; it spells .weight and .bias as the Hub does.
+# Part of a model to Megatron's module; .weight and .bias are the same on both sides.
 _MODULES: Mapping[str, str] = {
     "embedding": EMBEDDING,
     "attention_norm": "input_layernorm",
@@ -45,6 +45,64 @@ _MODULES: Mapping[str, str] = {
     "final_norm": FINAL_NORM,
     "head": HEAD,
 }
+_PREFIX = re.compile(r"^(?:model\.|module\.)+")
+_NO_WEIGHT = re.compile(
+    r"^(?:optimizer|chained_[0-9]+)\."
+    r"|_extra_state|inv_freq$"
+    r"|^word_embeddings(?:_for_head)?\."  # the last stage's copy of a tied embedding
+)
+_LEGACY = "language_model."
+_LAYERED = re.compile(rf"^{re.escape(LAYERS)}([0-9]{{1,6}})\.(.+)$")
+# Applied in this order: the names of the stack of layers, then of the parts of a layer.
+_OLDER_NAMES: Mapping[str, str] = {
+    r"^(?:encoder|transformer)\.": "decoder.",
+    r"\.attention\.": ".self_attention.",
+    r"\.self_attention\.query_key_value\.": ".self_attention.linear_qkv.",
+    r"\.self_attention\.dense\.": ".self_attention.linear_proj.",
+    r"\.mlp\.dense_h_to_4h\.": ".mlp.linear_fc1.",
+    r"\.mlp\.dense_4h_to_h\.": ".mlp.linear_fc2.",
+    r"\.post_attention_layernorm\.": ".pre_mlp_layernorm.",
+    # Transformer Engine's own layer, in NeMo before it used Megatron-core
+    r"\.self_attention\.layernorm_qkv\.": ".self_attention.linear_qkv.",
+    r"\.self_attention\.proj\.": ".self_attention.linear_proj.",
+    r"\.layernorm_mlp\.(layer_norm_)": r".mlp.linear_fc1.\1",
+    r"\.layernorm_mlp\.(fc[12])_": r".mlp.linear_\1.",
+}
+
+
+def canonical_name(key: str) -> str | None:
+    """The canonical name of a key; None for what is no weight. Unknown names lose their prefix.
+
+    Raises SourceError for a key that cannot be printed.
+
+    >>> canonical_name("model.language_model.encoder.layers.3.mlp.dense_h_to_4h.weight")
+    'decoder.layers.3.mlp.linear_fc1.weight'
+    """
+    if not key.isprintable():
+        raise SourceError(f"the checkpoint is damaged: it names a tensor {key[:80]!r}")
+    name = _PREFIX.sub("", re.sub(r"(^|\.)_orig_mod(?=\.)", "", key).removeprefix("."))
+    if _NO_WEIGHT.search(name):
+        return None
+    if name.startswith(_LEGACY):
+        name = name.removeprefix(_LEGACY)
+        for older, current in _OLDER_NAMES.items():
+            name = re.sub(older, current, name)
+    for separate, fused in FUSED_NORMS.items():
+        name = name.replace(fused, separate)
+    return name
+
+
+def split_layer(name: str) -> tuple[int, str] | None:
+    """The number of a tensor's layer and its name in there; None for a tensor of no layer."""
+    match = _LAYERED.match(name)
+    return (int(match[1]), match[2]) if match else None
+
+
+def stacked_name(name: str) -> str | None:
+    """The name inside a layer of a tensor that stacks all layers; None for any other."""
+    if not name.startswith(LAYERS) or split_layer(name) is not None:
+        return None
+    return name.removeprefix(LAYERS)
 
 
 def hub_tensors(
@@ -55,15 +113,15 @@ def hub_tensors(
 ) -> dict[str, LazyTensor]:
     """The tensors of a Megatron GPT model as those of the Hub's model, in canonical order.
 
-    Rows that pad the vocabulary are left out. `is_zero_centered` says whether the norms hold their
-    gain minus one, as the Hub's Nemotron's do. Raises SourceError for a tensor that is missing, of
-    another shape than the config says, or that the family does not have.
+    Rows that pad the vocabulary are left out. `is_zero_centered` is true where norm weights are the
+    gain minus one. Raises SourceError for a tensor that is missing, has another shape than by the
+    config, or that the family does not have.
     """
     rows = architecture.vocab_size
     if f"{EMBEDDING}.weight" in megatron:
         rows = max(rows, megatron[f"{EMBEDDING}.weight"].shape[0])
     shapes = megatron_shapes(architecture, padded_vocab_size=rows)
-    _check_agreement(megatron, shapes)
+    _check_shapes(megatron, shapes)
     for name in megatron:
         if name not in shapes:
             raise SourceError(
@@ -91,7 +149,7 @@ def megatron_tensors(
             f"a {architecture.model_type} cannot be written as a Megatron checkpoint: only "
             "nemotron can"
         )
-    _check_agreement(hub, architecture.shapes())
+    _check_shapes(hub, architecture.shapes())
     tensors: dict[str, LazyTensor] = {}
     for slot in architecture.slots():
         name = megatron_name(slot)
@@ -101,7 +159,7 @@ def megatron_tensors(
 
 
 def megatron_name(slot: Slot) -> str:
-    """The Megatron tensor that holds a tensor of the Hub's Nemotron."""
+    """The Megatron tensor that holds a tensor of the Hub's model."""
     layer = "" if slot.layer is None else f"{LAYERS}{slot.layer}."
     return f"{layer}{_MODULES[_part(slot)]}.{slot.row.kind}"
 
@@ -119,9 +177,7 @@ def megatron_shapes(
     return shapes
 
 
-def _check_agreement(
-    tensors: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+def _check_shapes(tensors: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if name not in tensors:
             raise SourceError(f"config and tensors disagree: the config asks for {name}, not there")
@@ -135,16 +191,16 @@ def _check_agreement(
 def _hub_tensor(
     slot: Slot, stored: LazyTensor, architecture: Architecture, *, is_zero_centered: bool
 ) -> LazyTensor:
-    if _is_fused(slot):
-        return Rows(stored, list(_fused_runs(slot, architecture)))
+    if _is_qkv(slot):
+        return Rows(stored, list(_qkv_runs(slot, architecture)))
     if (half := _gated_half(slot, architecture)) is not None:
         return Rows(stored, [(half * slot.shape[0], (half + 1) * slot.shape[0])])
     if slot.row.has_vocabulary and stored.shape[0] > slot.shape[0]:
         return Rows(stored, [(0, slot.shape[0])])
-    ours = architecture.family.norm.is_zero_centered
+    to_zero_centered = architecture.family.norm.is_zero_centered
     is_gain = _part(slot) in STREAM_NORMS and slot.row.kind == "weight"
-    if is_gain and is_zero_centered != ours:
-        return Shifted(stored, -1.0 if ours else 1.0)
+    if is_gain and is_zero_centered != to_zero_centered:
+        return Shifted(stored, -1.0 if to_zero_centered else 1.0)
     return stored
 
 
@@ -152,16 +208,16 @@ def _megatron_tensor(
     slot: Slot, hub: Mapping[str, LazyTensor], architecture: Architecture, padded_vocab_size: int
 ) -> LazyTensor:
     stored = hub[slot.name]
-    if _is_fused(slot):
-        return _fused(slot, hub, architecture)
+    if _is_qkv(slot):
+        return _fuse_qkv(slot, hub, architecture)
     padding = padded_vocab_size - slot.shape[0]
     if slot.row.has_vocabulary and padding:
         return Stacked([stored, Zeros(stored.dtype, (padding, *slot.shape[1:]))])
     return stored
 
 
-def _fused(slot: Slot, hub: Mapping[str, LazyTensor], architecture: Architecture) -> LazyTensor:
-    """q, k and v behind each other, group after group."""
+def _fuse_qkv(slot: Slot, hub: Mapping[str, LazyTensor], architecture: Architecture) -> LazyTensor:
+    """The rows of q, k and v, interleaved by KV group: all of group 0, all of group 1, ..."""
     family, kind = architecture.family, slot.row.kind
     names = [family.tensor(part, kind, slot.layer) for part in "qkv"]
     dtypes = {hub[name].dtype for name in names}
@@ -179,8 +235,8 @@ def _fused(slot: Slot, hub: Mapping[str, LazyTensor], architecture: Architecture
     )
 
 
-def _fused_runs(slot: Slot, architecture: Architecture) -> Iterator[tuple[int, int]]:
-    """Where q, k or v lies in the fused rows: a run a group."""
+def _qkv_runs(slot: Slot, architecture: Architecture) -> Iterator[tuple[int, int]]:
+    """The rows of q, k or v in Megatron's fused tensor: a run for each KV group."""
     heads_per_group = architecture.num_attention_heads // architecture.num_key_value_heads
     first, count = {
         "q": (0, heads_per_group),
@@ -199,11 +255,11 @@ def _gated_half(slot: Slot, architecture: Architecture) -> int | None:
     return 0 if _part(slot) == "gate" else 1
 
 
-def _is_fused(slot: Slot) -> bool:
+def _is_qkv(slot: Slot) -> bool:
     return f".{_QKV}." in megatron_name(slot)
 
 
 def _part(slot: Slot) -> str:
-    """The part it is: the Hub's side of a Megatron model fuses none."""
+    """The one part of a Hub tensor: families that Megatron can hold fuse none on the Hub."""
     [part] = slot.row.parts
     return part

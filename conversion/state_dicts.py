@@ -1,7 +1,7 @@
 """Megatron checkpoints of plain state dicts: one file, or one a tensor- and pipeline-parallel rank.
 
-It knows which member belongs to which rank, how a state dict may be wrapped, how the shards of each
-kind of tensor are joined, and which layer of the model a stage's layer is. No tensor is read.
+Finds the member of each rank, unwraps its state dict, joins the shards of each kind of tensor, and
+numbers the layers of the stages through the model. No tensor is read.
 
     state_dicts = read_state_dicts(archive, is_gated=False)
     state_dicts.tensors["decoder.layers.3.mlp.linear_fc1.weight"].read(0, 10)
@@ -13,9 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from minitron.conversion.chunked_tensor import joined
-from minitron.conversion.megatron_keys import canonical_name, layer_of
-from minitron.conversion.megatron_names import EMBEDDING, HEAD, LAYERS
+from minitron.conversion.chunked_tensor import join
+from minitron.conversion.megatron_names import (
+    EMBEDDING,
+    HEAD,
+    LAYERS,
+    canonical_name,
+    split_layer,
+)
 from minitron.conversion.nemo_archive import Archive
 from minitron.errors import SourceError
 from minitron.files.file import LocalFile
@@ -30,11 +35,11 @@ _RANK = re.compile(
     r"|tp_rank_(?P<tensor>[0-9]{2,4})_pp_rank_(?P<pipeline>[0-9]{3,4})"
 )
 _WRAPPERS = ("state_dict", "model", "module")
-_MOST_TURNS = 100  # of a stage in an interleaved pipeline
-_DEEPEST = 12
+_MOST_VIRTUAL_STAGES = 100  # of a stage in an interleaved pipeline
+_DEEPEST = 12  # nested dicts
 _MOST_ENTRIES = 1 << 20
-# Norms are trained on every tensor-parallel rank; rounding may part them, by less than this.
-_DRIFT = 0.05
+# Every tensor-parallel rank trains a copy of the norms; rounding makes them differ by less.
+_TOLERANCE = 0.05
 
 _BY_ROWS = re.compile(rf"^(?:{EMBEDDING}|{HEAD})\.weight$|\.linear_(?:qkv|fc1)\.(?:weight|bias)$")
 _BY_COLUMNS = re.compile(r"\.linear_(?:proj|fc2)\.weight$")
@@ -45,7 +50,7 @@ Shard = Mapping[str, StoredTensor]  # canonical name to the part of one tensor-p
 
 @dataclass(frozen=True)
 class StateDicts:
-    """A model put together of the ranks' state dicts."""
+    """A model joined from the state dicts of all ranks."""
 
     tensors: Mapping[str, LazyTensor]
     tensor_parallel: int
@@ -64,10 +69,10 @@ class StateDicts:
 
 
 @dataclass(frozen=True)
-class _Replicas:
-    """A tensor of which every tensor-parallel rank has a copy: the first, compared with the rest.
+class _ReplicatedTensor:
+    """The first of the copies on all tensor-parallel ranks, compared with the others when read.
 
-    It has no ranges, so that a copy in bytes cannot pass by the comparison.
+    It has no ranges: copying bytes would skip the comparison.
     """
 
     where: str
@@ -89,7 +94,7 @@ class _Replicas:
         first, *others = (copy.read(start, stop) for copy in self.copies)
         for rank, other in enumerate(others, start=1):
             if not torch.allclose(
-                first.float(), other.float(), rtol=_DRIFT, atol=_DRIFT, equal_nan=True
+                first.float(), other.float(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
             ):
                 raise SourceError(
                     f"{self.where} differs between tensor-parallel ranks 0 and {rank}"
@@ -106,7 +111,7 @@ def has_state_dicts(archive: Archive) -> bool:
 
 
 def read_state_dicts(archive: Archive, *, is_gated: bool) -> StateDicts:
-    """The model's tensors by canonical name. `is_gated` says that fc1 holds gate and up halves.
+    """The model's tensors by canonical name. `is_gated`: linear_fc1 is the gate above the up.
 
     Raises SourceError for ranks that are missing or do not fit, and for another kind of model.
     """
@@ -120,11 +125,12 @@ def read_state_dicts(archive: Archive, *, is_gated: bool) -> StateDicts:
     virtual = _virtual_pipeline(archive, stages)
     tensors: dict[str, LazyTensor] = {}
     first_layer = 0
-    # An interleaved pipeline gives each stage several runs of layers: all first ones come first.
-    for turn in range(virtual):
+    # An interleaved pipeline gives each stage several runs of layers: the first runs of all stages
+    # are followed by the second runs of all stages.
+    for number in range(virtual):
         for stage in stages:
-            ranks = [turns[turn] for turns in stage]
-            merged = _merged(archive, ranks, is_gated=is_gated)
+            ranks = [virtual_stages[number] for virtual_stages in stage]
+            merged = _join_ranks(archive, ranks, is_gated=is_gated)
             first_layer += _add_stage(archive, tensors, merged, first_layer)
     return StateDicts(tensors, tensor_parallel, pipeline_parallel, virtual)
 
@@ -170,14 +176,15 @@ def _parallel_sizes(archive: Archive, members: Mapping[tuple[int, int], str]) ->
 
 
 def _shards(archive: Archive, name: str) -> list[Shard]:
-    """The state dicts of one rank: one, or one for each of its turns in an interleaved pipeline."""
+    """The state dict of one rank, or one for each of its virtual pipeline stages."""
     where = f"{archive.name}: {name}"
-    return [_shard(turn, where) for turn in _turns(read_torch_object(archive.member(name)), where)]
+    content = read_torch_object(archive.member(name))
+    return [_shard(state, where) for state in _state_dicts(content, where)]
 
 
 def _shard(state: Mapping[object, object], where: str) -> Shard:
     shard: dict[str, StoredTensor] = {}
-    for key, tensor in _flattened(state, where):
+    for key, tensor in _flatten(state, where):
         if (name := canonical_name(key)) is None:
             continue
         if name in shard:
@@ -188,14 +195,15 @@ def _shard(state: Mapping[object, object], where: str) -> Shard:
     return shard
 
 
-def _turns(root: object, where: str) -> list[Mapping[object, object]]:
-    """The dicts that hold the model, below those that training wraps around them."""
+def _state_dicts(root: object, where: str) -> list[Mapping[object, object]]:
+    """The dicts of model tensors, inside the dicts that training wraps around them."""
     for _ in range(_DEEPEST):
         if not isinstance(root, dict):
             break
-        turns = [root[key] for key in map("model{}".format, range(_MOST_TURNS)) if key in root]
-        if turns:
-            return [turn if isinstance(turn, dict) else {} for turn in turns]
+        names = [f"model{number}" for number in range(_MOST_VIRTUAL_STAGES)]
+        stages = [root[name] for name in names if name in root]
+        if stages:
+            return [stage if isinstance(stage, dict) else {} for stage in stages]
         inner = [root[key] for key in _WRAPPERS if isinstance(root.get(key), dict)]
         if not inner:
             return [root]
@@ -203,7 +211,7 @@ def _turns(root: object, where: str) -> list[Mapping[object, object]]:
     raise SourceError(f"{where} holds a {type(root).__name__}, not a state dict of a model")
 
 
-def _flattened(root: Mapping[object, object], where: str) -> Iterator[tuple[str, StoredTensor]]:
+def _flatten(root: Mapping[object, object], where: str) -> Iterator[tuple[str, StoredTensor]]:
     """Every tensor in nested dicts, under its keys joined by dots."""
     waiting: list[tuple[str, object]] = [("", root)]
     for _ in range(_MOST_ENTRIES):
@@ -219,8 +227,8 @@ def _flattened(root: Mapping[object, object], where: str) -> Iterator[tuple[str,
 
 
 def _virtual_pipeline(archive: Archive, stages: Sequence[Sequence[Sequence[Shard]]]) -> int:
-    """How many turns each stage has."""
-    counts = {len(turns) for stage in stages for turns in stage}
+    """How many virtual stages each pipeline stage has."""
+    counts = {len(virtual_stages) for stage in stages for virtual_stages in stage}
     if len(counts) != 1:
         raise SourceError(f"{archive.name}: its ranks hold {sorted(counts)} parts of the model")
     return counts.pop()
@@ -235,8 +243,10 @@ def _check_is_gpt(archive: Archive, first: Shard) -> None:
         )
 
 
-def _merged(archive: Archive, ranks: Sequence[Shard], *, is_gated: bool) -> dict[str, LazyTensor]:
-    """The tensors of one stage, of the shards of its tensor-parallel ranks."""
+def _join_ranks(
+    archive: Archive, ranks: Sequence[Shard], *, is_gated: bool
+) -> dict[str, LazyTensor]:
+    """The tensors of one stage, joined from the shards of its tensor-parallel ranks."""
     for rank, shard in enumerate(ranks):
         if differing := sorted(shard.keys() ^ ranks[0].keys()):
             raise SourceError(
@@ -244,27 +254,27 @@ def _merged(archive: Archive, ranks: Sequence[Shard], *, is_gated: bool) -> dict
                 "not on both"
             )
     return {
-        name: _merge(f"{archive.name}: {name}", name, [shard[name] for shard in ranks], is_gated)
+        name: _join(f"{archive.name}: {name}", name, [shard[name] for shard in ranks], is_gated)
         for name in ranks[0]
     }
 
 
-def _merge(where: str, name: str, shards: Sequence[StoredTensor], is_gated: bool) -> LazyTensor:
+def _join(where: str, name: str, shards: Sequence[StoredTensor], is_gated: bool) -> LazyTensor:
     if len(shards) == 1:
         return shards[0]
     if is_gated and _GATED.search(name):
-        return joined(where, _halves(where, shards), axis=0)
+        return join(where, _gates_and_ups(where, shards), axis=0)
     if _BY_ROWS.search(name):
-        return joined(where, shards, axis=0)
+        return join(where, shards, axis=0)
     if _BY_COLUMNS.search(name):
-        return joined(where, shards, axis=1)
+        return join(where, shards, axis=1)
     if len({(shard.dtype, shard.shape) for shard in shards}) > 1:
         raise SourceError(f"{where} has another shape or dtype on each tensor-parallel rank")
-    return _Replicas(where, tuple(shards))
+    return _ReplicatedTensor(where, tuple(shards))
 
 
-def _halves(where: str, shards: Sequence[StoredTensor]) -> list[LazyTensor]:
-    """The gates of all ranks, then their ups."""
+def _gates_and_ups(where: str, shards: Sequence[StoredTensor]) -> list[LazyTensor]:
+    """The gate halves of all ranks, then their up halves."""
     for shard in shards:
         if not shard.shape or shard.shape[0] % 2:
             raise SourceError(f"{where} of shape {list(shard.shape)} has no two halves")
@@ -282,10 +292,10 @@ def _add_stage(
     stage: Mapping[str, LazyTensor],
     first_layer: int,
 ) -> int:
-    """Put a stage's tensors to the model's, its layers behind those before; returns how many."""
+    """Add a stage's tensors to the model's, numbered from `first_layer`; returns its layers."""
     numbers = set()
     for name, tensor in stage.items():
-        if (layer := layer_of(name)) is None:
+        if (layer := split_layer(name)) is None:
             tensors.setdefault(name, tensor)  # a tied embedding is on the last stage as well
         else:
             numbers.add(layer[0])

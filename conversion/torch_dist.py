@@ -1,23 +1,23 @@
-"""Distributed checkpoints of torch's own format: which item of which .distcp holds which chunk.
+"""Distributed checkpoints in torch's own format: their chunks, found by the index `.metadata`.
 
-The index, `.metadata`, is a pickle and is read as data. Each item is a file of torch.save inside a
-.distcp; its header is read when its tensor is, so that naming thousands costs one small file.
+The index is a pickle and is read as data. A chunk is what torch.save wrote, inside a .distcp file;
+its header is read with its tensor, so that listing thousands of chunks reads one small file.
 
     torch_dist_tensors(archive, "model_weights")["model.output_layer.weight"].whole().read(0, 10)
 """
 
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from math import prod
 
 import torch
 
 from minitron.conversion.chunked_tensor import LARGEST_SIZE, Chunk, ChunkedTensor
-from minitron.conversion.megatron_keys import canonical_name
+from minitron.conversion.megatron_names import canonical_name
 from minitron.conversion.nemo_archive import Archive
 from minitron.errors import SourceError
+from minitron.files.file import File
 from minitron.files.inert_pickle import Global, Inert, read_pickle
 from minitron.files.stored_tensor import DeferredTensor, StoredTensor
 from minitron.files.torch_file import read_torch_object
@@ -29,15 +29,6 @@ LARGEST_METADATA = 1 << 26  # bytes; with an optimizer over many ranks some tens
 Sizes = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Item:
-    """Where torch.save wrote a chunk: bytes of one of the archive's members."""
-
-    member: str
-    offset: int
-    length: int
-
-
 def torch_dist_tensors(archive: Archive, folder: str) -> dict[str, ChunkedTensor]:
     """Every weight of the checkpoint in `folder` by its key.
 
@@ -46,13 +37,13 @@ def torch_dist_tensors(archive: Archive, folder: str) -> dict[str, ChunkedTensor
     where = f"{archive.name}: {folder}/{METADATA}"
     pickled = archive.read(f"{folder}/{METADATA}", LARGEST_METADATA)
     index = _fields(read_pickle(io.BytesIO(pickled), {}, where), where)
-    items = dict(_items(archive, folder, index.get("storage_data"), where))
-    described = index.get("state_dict_metadata")
-    if not isinstance(described, dict):
+    files = dict(_chunk_files(archive, folder, index.get("storage_data"), where))
+    entries = index.get("state_dict_metadata")
+    if not isinstance(entries, dict):
         raise SourceError(f"{where} is damaged: it lists no tensors")
     return {
-        key: _tensor(archive, key, _fields(value, where), items)
-        for key, value in described.items()
+        key: _tensor(f"{archive.name}: {key}", key, _fields(value, where), files)
+        for key, value in entries.items()
         if isinstance(key, str) and canonical_name(key) is not None and _is_tensor(value)
     }
 
@@ -66,12 +57,11 @@ def _is_tensor(value: object) -> bool:
 
 
 def _tensor(
-    archive: Archive,
+    where: str,
     key: str,
     described: Mapping[str, object],
-    items: Mapping[tuple[str, Sizes], Item],
+    files: Mapping[tuple[str, Sizes], File],
 ) -> ChunkedTensor:
-    where = f"{archive.name}: {key}"
     shape = _sizes(described.get("size"), where, least=1)
     dtype = _dtype(described.get("properties"), where)
     listed = described.get("chunks")
@@ -83,25 +73,21 @@ def _tensor(
         offsets, sizes = _sizes(box.get("offsets"), where), _sizes(box.get("sizes"), where, least=1)
         if not len(offsets) == len(sizes) == len(shape):
             raise SourceError(f"{where} of shape {list(shape)} has a chunk at {list(offsets)}")
-        if (key, offsets) not in items:
+        if (key, offsets) not in files:
             raise SourceError(f"{where}: the chunk at {list(offsets)} is stored nowhere")
-        tensor = _deferred(
-            archive, f"{where}, chunk {list(offsets)}", dtype, sizes, items[key, offsets]
-        )
-        chunks[offsets] = Chunk(offsets, tensor)
+        chunk = f"{where}, chunk {list(offsets)}"
+        chunks[offsets] = Chunk(offsets, _deferred(chunk, dtype, sizes, files[key, offsets]))
     return ChunkedTensor(where, dtype, shape, tuple(chunks.values()))
 
 
-def _deferred(
-    archive: Archive, where: str, dtype: torch.dtype, sizes: Sizes, item: Item
-) -> DeferredTensor:
-    if item.length < prod(sizes) * dtype.itemsize:
-        raise SourceError(f"{where} of sizes {list(sizes)} cannot be in {item.length} bytes")
+def _deferred(where: str, dtype: torch.dtype, sizes: Sizes, file: File) -> DeferredTensor:
+    if file.size < prod(sizes) * dtype.itemsize:
+        raise SourceError(f"{where} of sizes {list(sizes)} cannot be in {file.size} bytes")
 
     @cache
     def locate() -> StoredTensor:
         try:
-            found = read_torch_object(archive.member(item.member).window(item.offset, item.length))
+            found = read_torch_object(file)
         except SourceError as error:
             raise SourceError(f"{where} cannot be read: {error}") from None
         if not isinstance(found, StoredTensor):
@@ -116,37 +102,43 @@ def _deferred(
     return DeferredTensor(dtype, sizes, locate)
 
 
-def _items(
+def _chunk_files(
     archive: Archive, folder: str, storage: object, where: str
-) -> Iterator[tuple[tuple[str, Sizes], Item]]:
-    """(key, offsets of the chunk) to item; those of pickled bytes have no offsets."""
+) -> Iterator[tuple[tuple[str, Sizes], File]]:
+    """(key, offsets) of every chunk to its bytes; entries of pickled bytes have no offsets."""
     if not isinstance(storage, dict):
-        raise SourceError(f"{where} is damaged: it says nowhere what is stored where")
+        raise SourceError(f"{where} is damaged: it has no storage_data")
     for index, information in storage.items():
-        named, place = _fields(index, where), _fields(information, where)
-        key, offsets = named.get("fqn"), named.get("offset")
+        chunk, storage_info = _fields(index, where), _fields(information, where)
+        key, offsets = chunk.get("fqn"), chunk.get("offset")
         if not isinstance(key, str) or offsets is None or canonical_name(key) is None:
             continue
-        if place.get("transform_descriptors"):
+        if storage_info.get("transform_descriptors"):
             raise SourceError(f"{where}: {key} is stored transformed (compressed); save it without")
-        yield (key, _sizes(offsets, where)), _item(archive, folder, place, f"{where}: {key}")
+        yield (
+            (key, _sizes(offsets, where)),
+            _chunk_file(archive, folder, storage_info, f"{where}: {key}"),
+        )
 
 
-def _item(archive: Archive, folder: str, place: Mapping[str, object], where: str) -> Item:
-    path, offset, length = (place.get(name) for name in ("relative_path", "offset", "length"))
+def _chunk_file(
+    archive: Archive, folder: str, storage_info: Mapping[str, object], where: str
+) -> File:
+    keys = ("relative_path", "offset", "length")
+    path, offset, length = (storage_info.get(key) for key in keys)
     if not isinstance(path, str) or "/" in path or "\\" in path or path in ("", ".", ".."):
         raise SourceError(f"{where} is stored in {path!r:.80}, which is no file of this folder")
     member = f"{folder}/{path}"
-    begin, count = _sizes((offset, length), where)
+    start, size = _sizes((offset, length), where)
     if member not in archive:
         raise SourceError(f"{where} is stored in {path}, which is missing")
-    if begin + count > archive.member(member).size:
-        raise SourceError(f"{where}: {path} is truncated, {begin + count} bytes are needed")
-    return Item(member, begin, count)
+    if start + size > archive.member(member).size:
+        raise SourceError(f"{where}: {path} is truncated, {start + size} bytes are needed")
+    return archive.member(member).window(start, size)
 
 
 def _dtype(properties: object, where: str) -> torch.dtype:
-    """Of torch's TensorProperties, whose state is a tuple that begins with it, or a dict."""
+    """The dtype of torch's TensorProperties, pickled as a tuple that begins with it, or a dict."""
     match properties:
         case (
             Inert(state=(Global(module="torch", name=name), *_))

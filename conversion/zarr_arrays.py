@@ -1,4 +1,4 @@
-"""Distributed checkpoints of Megatron's zarr backend: which file holds which chunk of a tensor.
+"""Distributed checkpoints of Megatron's zarr backend: one file for each chunk of a tensor.
 
 One directory a tensor, zarr version 2, as Megatron-core wrote it until 2024: raw chunks, and
 `"dtype": "bfloat16"`, which zarr itself cannot open. No chunk is read here.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from minitron.conversion.chunked_tensor import LARGEST_SIZE, Chunk, ChunkedTensor
-from minitron.conversion.megatron_keys import canonical_name
+from minitron.conversion.megatron_names import canonical_name
 from minitron.conversion.nemo_archive import MOST_MEMBERS, Archive
 from minitron.errors import SourceError
 from minitron.files.stored_tensor import StoredTensor
@@ -23,7 +23,7 @@ ARRAY = ".zarray"
 LARGEST_ARRAY_JSON = 1 << 16
 DTYPES = {
     "bfloat16": torch.bfloat16,
-    # what a zarr without Megatron's patch makes of it
+    # bfloat16 as a zarr without Megatron's patch writes it
     "<V2": torch.bfloat16,
     "|V2": torch.bfloat16,
     "<f2": torch.float16,
@@ -42,8 +42,8 @@ def zarr_tensors(archive: Archive, folder: str) -> dict[str, ChunkedTensor]:
     return found
 
 
-def _tensor(archive: Archive, place: str, where: str) -> ChunkedTensor:
-    settings = _settings(archive, place, where)
+def _tensor(archive: Archive, folder: str, where: str) -> ChunkedTensor:
+    settings = _array_json(archive, folder, where)
     dtype = DTYPES[settings["dtype"]]
     shape, chunk = settings["shape"], settings["chunks"]
     counts = [ceil(size / step) for size, step in zip(shape, chunk, strict=True)]
@@ -54,9 +54,9 @@ def _tensor(archive: Archive, place: str, where: str) -> ChunkedTensor:
     for position in product(*map(range, counts)):
         name = separator.join(map(str, position)) or "0"
         offsets = tuple(index * step for index, step in zip(position, chunk, strict=True))
-        stored = _chunk(archive, f"{place}/{name}", f"{where}, chunk {name}", dtype, chunk)
+        stored = _chunk(archive, f"{folder}/{name}", f"{where}, chunk {name}", dtype, chunk)
         for axis, (offset, size) in enumerate(zip(offsets, shape, strict=True)):
-            # A chunk at the edge is written whole and reaches over it.
+            # zarr pads a chunk at the edge of the array to a full one.
             stored = stored.narrow(axis, 0, min(stored.shape[axis], size - offset))
         chunks.append(Chunk(offsets, stored))
     return ChunkedTensor(where, dtype, shape, tuple(chunks))
@@ -74,10 +74,10 @@ def _chunk(
     return StoredTensor(member, dtype, shape, offset=0)
 
 
-def _settings(archive: Archive, place: str, where: str) -> dict[str, Any]:
-    """The array's own description, with all that this reader relies on checked."""
+def _array_json(archive: Archive, folder: str, where: str) -> dict[str, Any]:
+    """The array's .zarray, checked for everything that this reader relies on."""
     try:
-        settings = json.loads(archive.read(f"{place}/{ARRAY}", LARGEST_ARRAY_JSON))
+        settings = json.loads(archive.read(f"{folder}/{ARRAY}", LARGEST_ARRAY_JSON))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{where}: its {ARRAY} is damaged: {error}") from None
     if not isinstance(settings, dict):

@@ -18,11 +18,10 @@ ROOT = Path(__file__).parents[1]
 TABLE = "minitron/model/families.py"
 # Words of the table that stand elsewhere, and why they may.
 ALLOWED = {
-    "conversion/megatron_keys.py": {
+    "conversion/megatron_names.py": {
         "input_layernorm": "Megatron's own name of a norm",
         "post_attention_layernorm": "an earlier Megatron's name of a norm",
     },
-    "conversion/megatron_names.py": {"input_layernorm": "Megatron's own name of a norm"},
     "conversion/distributed_writer.py": {"input_layernorm": "Megatron's own name of a norm"},
     "conversion/trtllm_checkpoint.py": {
         "input_layernorm": "TensorRT-LLM's own name of a norm",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from minitron.conversion.megatron_keys import canonical_name
+from minitron.conversion.megatron_names import canonical_name
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.state_dicts import StateDicts, has_state_dicts, read_state_dicts
 from minitron.errors import SourceError

@@ -177,7 +177,7 @@ def resized(*sizes: int) -> Callable[[Metadata], object]:
             lambda index: index.storage_data.pop(chunk_index(index)),
             r"at \[0, 0\] is stored nowhere",
         ),
-        (lambda index: setattr(index, "storage_data", None), "what is stored where"),
+        (lambda index: setattr(index, "storage_data", None), "it has no storage_data"),
         (lambda index: setattr(index, "state_dict_metadata", []), "lists no tensors"),
         (chunked(((0, 0), (4, 6))), r"its 1 chunks do not tile shape \[8, 6\]"),
         (chunked(((0, 0), (3, 6)), ((4, 0), (4, 6))), "do not tile"),
