@@ -18,7 +18,8 @@ from minitron.conversion.nemo_tokenizer import FoundTokenizer
 from minitron.errors import TargetError
 from minitron.files.dtypes import name_of
 from minitron.files.plain_yaml import short_repr
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
+from minitron.model.config_json import resized_config
 
 _PRECISIONS: Mapping[torch.dtype, str | int] = {
     torch.bfloat16: "bf16",

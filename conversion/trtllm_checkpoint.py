@@ -30,7 +30,8 @@ from minitron.files.lazy_tensor import (
 )
 from minitron.files.shard_file import TensorSpec, write_safetensors
 from minitron.files.tensor_stream import pieces_of
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
+from minitron.model.config_json import resized_config
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

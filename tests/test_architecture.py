@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.errors import ArchitectureError
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
+from minitron.model.config_json import resized_config
 from minitron.sources.loading import hub_config
 from modeling_nemotron import NemotronConfig
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_config, tiny_model

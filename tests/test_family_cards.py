@@ -15,7 +15,8 @@ from huggingface_hub import ModelCard
 
 import minitron
 from minitron import cli
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
+from minitron.model.config_json import resized_config
 from minitron.model.families import AXIS_KEYS
 from minitron.model.importance import Importance, score_shapes
 from minitron.model.plan import choose_plan

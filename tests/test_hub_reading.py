@@ -227,7 +227,7 @@ def test_with_little_disk_each_byte_of_a_weight_comes_once(
 ) -> None:
     monkeypatch.setattr("minitron.files.cached_file.SMALL", 1)
     # The rows by which the model is known come again.
-    monkeypatch.setattr("minitron.records.record_writer.model_digest", lambda source: "")
+    monkeypatch.setattr("minitron.model.source.Source.digest", "")
     monkeypatch.setattr("minitron.files.tensor_stream.PIECE_BYTES", 1000)
     hub.add(NAME, sharded)
     minitron.convert(NAME, "out", low_disk=True)

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minitron.errors import ArchitectureError
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
+from minitron.model.config_json import resized_config
 from minitron.model.families import FAMILIES as TABLE
 from minitron.model.rotary import KEYS, REQUIRED
 from minitron.sources.loading import hub_config

@@ -12,7 +12,6 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minitron
-from minitron.model.digest import description_of
 from minitron.sources.loading import hub_config, new_model
 from minitron.sources.opening import open_source, zoo
 
@@ -96,7 +95,7 @@ def test_a_childs_recipes_made_it(name: str) -> None:
     made = {"prune": record["source"]["made"]["recipe"], "distill": record["recipe"]}
     assert record["command"] == "distill"
     assert record["teacher"]["name"] == "tiny"
-    assert record["teacher"]["digest"] == description_of(open_source("tiny"))["digest"]
+    assert record["teacher"]["digest"] == open_source("tiny").digest
     for command, recorded_recipe in made.items():
         recipe = (recipes / f"{name}-{command}.yaml").read_text()
         for key, value in yaml.safe_load(recipe).items():

@@ -31,7 +31,6 @@ from minitron.files.dtypes import name_of
 from minitron.files.tensor_stream import copied
 from minitron.files.unfinished import check_same_inputs, write_file
 from minitron.model.architecture import Architecture
-from minitron.model.digest import model_digest
 from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan, share_kept
 from minitron.model.source import Source
@@ -74,7 +73,7 @@ class Comparison:
         texts = search_texts(source, recipe, folder)
         if recipe.importance is not None:
             Importance.load(Path(recipe.importance))  # refused before anything is kept
-        model, held_out = model_digest(source), texts.held_out.digest
+        model, held_out = source.digest, texts.held_out.digest
         check_same_inputs(folder, folder, model=model, held_out_text=held_out)
         importance = kept_importance(source, recipe, texts.calibration, folder)
         check_same_inputs(folder, folder, importance=importance.digest)

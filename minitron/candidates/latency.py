@@ -31,7 +31,8 @@ from minitron.candidates.decode_step import (
     seconds_of,
 )
 from minitron.errors import TargetError
-from minitron.model.architecture import Architecture, resized_config
+from minitron.model.architecture import Architecture
+from minitron.model.config_json import resized_config
 
 _CACHE_BYTES = 256 << 20  # layers that take turns hold more, so that none is found in a cache
 _VOCABULARY = 32  # of the models whose layers are timed

@@ -15,9 +15,6 @@ from typing import Any
 
 from minitron.errors import ArchitectureError
 from minitron.model.families import AXIS_KEYS, FAMILIES, Family, Row, Run
-from minitron.model.rotary import KEYS as ROTARY_KEYS
-from minitron.model.rotary import rotary_settings
-from minitron.model.token_ids import with_usable_pad
 
 _REQUIRED = (
     "hidden_size",
@@ -79,7 +76,7 @@ class Architecture:
         positive whole number, and heads that do not divide into their KV groups.
         """
         family = family_of(config)
-        config = _modern(config, family)
+        config = modern_config(config, family)
         missing = [key for key in _REQUIRED if config.get(key) is None]
         if missing:
             raise ArchitectureError(f"config.json has no {', '.join(missing)}: add it")
@@ -220,38 +217,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return FAMILIES[model_type]
 
 
-def resized_config(
-    config: Mapping[str, Any], architecture: Architecture, kept_layers: tuple[int, ...]
-) -> dict[str, Any]:
-    """`config` at the sizes of `architecture`, with per-layer lists cut to `kept_layers`.
-
-    Old key names become today's, `head_dim` is always written, and what only a custom class would
-    need (`auto_map`) is left out. Rotary settings are written in both forms, nested for
-    transformers 5 and flat for transformers 4, vLLM and llama.cpp.
-    """
-    family = architecture.family
-    modern = with_usable_pad(_modern(config, family), architecture.vocab_size)
-    modern.pop("auto_map", None)
-    sizes = {key: architecture.size(axis) for axis, key in AXIS_KEYS.items()}
-    resized = {**modern, **sizes, "architectures": [family.architecture]}
-    if family.has_layer_types:
-        kinds = _layer_types(modern)
-        resized["layer_types"] = [kinds[layer] for layer in kept_layers]
-    rotary = rotary_settings(modern, family, head_dim=architecture.head_dim)
-    return {**{key: value for key, value in resized.items() if key not in ROTARY_KEYS}, **rotary}
-
-
-def check_rotary(config: Mapping[str, Any]) -> None:
-    """Refuse rotary settings that readers of a config.json would take for different ones.
-
-    Raises ArchitectureError as `rotary_settings` does.
-    """
-    architecture = Architecture.from_config(config)
-    family = architecture.family
-    rotary_settings(_modern(config, family), family, head_dim=architecture.head_dim)
-
-
-def _modern(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def modern_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """`config` under today's key names. Raises ArchitectureError where two names disagree."""
     modern = {key: value for key, value in config.items() if key not in family.old_keys}
     for old, new in family.old_keys.items():
@@ -272,24 +238,3 @@ def _size(config: Mapping[str, Any], key: str, default: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ArchitectureError(f"config.json says {key}: {value!r}; it must be a whole number")
     return value
-
-
-def _layer_types(config: Mapping[str, Any]) -> list[str]:
-    """As the config says them; else Qwen's rule for earlier ones, in which the last layers slide.
-
-    Raises ArchitectureError for a list of another length than the layers.
-    """
-    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) == layers:
-        return kinds
-    if kinds is not None:
-        raise ArchitectureError(
-            f"config.json says layer_types {kinds!r}: it must be a list of one kind for each of "
-            f"{layers} layers"
-        )
-    sliding = bool(config.get("use_sliding_window")) and config.get("sliding_window", 4096)
-    first = config.get("max_window_layers", 28)
-    return [
-        "sliding_attention" if sliding and layer >= first else "full_attention"
-        for layer in range(layers)
-    ]

@@ -22,7 +22,6 @@ from minitron.errors import ImportanceError, foreign_parser
 from minitron.files.checked_json import Unreadable, check_kind, parse_object
 from minitron.files.unfinished import write_file
 from minitron.model.architecture import Architecture
-from minitron.model.digest import model_digest
 from minitron.model.source import Source
 
 _REMEDY = "measure it again with `minitron importance`"
@@ -127,7 +126,7 @@ class Importance:
         """
         self.check_fits(model.architecture)
         measured = self.made_by.get("model")
-        if measured is not None and measured["digest"] != model_digest(model):
+        if measured is not None and measured["digest"] != model.digest:
             at = f" at {measured['revision']}" if measured["revision"] else ""
             raise ImportanceError(
                 f"the importance was measured on {measured['name']}{at}, whose weights are not "

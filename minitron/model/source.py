@@ -8,7 +8,8 @@ how a source is opened (`minitron.sources.opening`) or where its tensors are.
     source.weights["model.norm.weight"].read()
 """
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +20,14 @@ from minitron.errors import SourceError
 from minitron.files.dtypes import name_of
 from minitron.files.finite import FLOATS
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.model.architecture import Architecture, resized_config
-from minitron.model.families import EMBEDDING, HEAD
-from minitron.model.tensor_names import some_of
+from minitron.model.architecture import Architecture
+from minitron.model.config_json import resized_config
+from minitron.model.families import DECODER, EMBEDDING, HEAD
 
 _LEFTOVERS = ("rotary_emb.inv_freq", "attention.masked_bias")  # buffers of earlier transformers
 _ROWS = 4096  # of an embedding, compared at once
+_DIGESTED = 4096  # numbers of each tensor
+_NAMED = 3  # names in a message; the rest are counted
 
 
 class Companions(Protocol):
@@ -115,6 +118,29 @@ class Source:
         """Raise the SourceError of `weights` where they are not what config.json asks for."""
         _ = self.weights
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the sizes, names, shapes and first numbers of each tensor.
+
+        Two checkpoints of one training run already differ there, and no weight is read whole. The
+        same weights in another file format or a wider dtype have the same digest.
+        """
+        flags = sorted(self.architecture.flags)
+        digest = hashlib.sha256(f"{self.architecture.model_type} {flags}".encode())
+        for name, shape in self.architecture.shapes().items():
+            digest.update(f"{name}{shape}".encode())
+            tensor = self.tensors.get(name)
+            if tensor is not None:
+                stop = 1 if len(shape) > 1 else _DIGESTED
+                values = tensor.read(0, stop).flatten()[:_DIGESTED].to(torch.float64)
+                digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Name, revision and digest, as records and importance files hold them."""
+        return {"name": self.name, "revision": self.revision, "digest": self.digest}
+
     def _check_tensor(self, name: str, tensor: LazyTensor, shape: tuple[int, ...]) -> None:
         if tensor.shape != shape:
             raise SourceError(
@@ -135,3 +161,39 @@ def _equal(one: LazyTensor, other: LazyTensor) -> bool:
         torch.equal(one.read(start, start + _ROWS), other.read(start, start + _ROWS))
         for start in range(0, one.shape[0], _ROWS)
     )
+
+
+def canonical_names(stored: Iterable[str], architecture: Architecture) -> dict[str, str]:
+    """Our name of each tensor to the stored one, in the order of `stored`.
+
+    Names that the family does not know stay as they are. Raises SourceError where two stored names
+    are of one tensor.
+    """
+    known = {*architecture.shapes(), HEAD}
+    found: dict[str, str] = {}
+    for name in stored:
+        canonical = _canonical(name, known)
+        if canonical in found:
+            raise SourceError(
+                f"the weights hold {canonical} twice, as {found[canonical]} and as {name}: "
+                "remove one of them"
+            )
+        found[canonical] = name
+    if architecture.tie_word_embeddings and HEAD in found and EMBEDDING not in found:
+        return {EMBEDDING if name == HEAD else name: found[name] for name in found}
+    return found
+
+
+def _canonical(name: str, known: set[str]) -> str:
+    prefix = f"{DECODER}."
+    if name.startswith(prefix) and name.removeprefix(prefix) in known:
+        return name.removeprefix(prefix)
+    return prefix + name if prefix + name in known else name
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first names, each of at most 80 characters, and how many more there are."""
+    listed = list(names)
+    shown = [name if len(name) <= 80 else f"{name[:77]}..." for name in listed[:_NAMED]]
+    more = len(listed) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -26,8 +26,8 @@ from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.model_files import TOKENIZER_CONFIG, folder_of, for_both_generations
 from minitron.files.shard_file import ShardFile, TensorSpec
 from minitron.files.tensor_stream import Piece
+from minitron.model.config_json import PAD, has_row, with_usable_pad
 from minitron.model.source import Source
-from minitron.model.token_ids import PAD, has_row, with_usable_pad
 from minitron.sources.generation_settings import read_generation_config
 from minitron.sources.loading import check_builds, load_tokenizer
 from minitron.text.tokenizer_ids import CODE, CODE_FILE, following_settings, rebuilt_tokenizer

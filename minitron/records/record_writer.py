@@ -19,7 +19,6 @@ import minitron.records.folder_writer as folder_writer
 from minitron.errors import SourceError
 from minitron.files.atomic_file import replace_file
 from minitron.model.architecture import Architecture
-from minitron.model.digest import model_digest
 from minitron.model.families import AXIS_KEYS
 from minitron.model.source import Source
 from minitron.records.card_page import read_front_matter
@@ -59,7 +58,7 @@ def write_record(
             "source": {
                 "name": source.name,
                 "revision": source.revision,
-                "digest": None if source.layout is None else model_digest(source),
+                "digest": None if source.layout is None else source.digest,
                 **sizes_of(source.architecture),
                 **inherited,
             },

@@ -19,7 +19,6 @@ from minitron.files.device_memory import free_memory, memory_in_use, parse_bytes
 from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.unfinished import RESULT, partial_of, resumable_file
 from minitron.model.architecture import Architecture
-from minitron.model.digest import description_of, model_digest
 from minitron.model.families import EMBEDDING
 from minitron.model.importance import Importance
 from minitron.model.source import Source
@@ -50,7 +49,7 @@ def score(source: Source, recipe: CalibrationRecipe) -> Importance:
     source.check_weights()
     by_weights = recipe.scores == "magnitude"
     scores = magnitude_scores(source) if by_weights else random_scores(architecture, recipe.seed)
-    return replace(scores, made_by={**scores.made_by, "model": description_of(source)})
+    return replace(scores, made_by={**scores.made_by, "model": source.description})
 
 
 def check_corpus_named(recipe: CalibrationRecipe) -> None:
@@ -131,7 +130,7 @@ def measure_and_save(
     begun = {
         **{key: record[key] for key in record if key not in ("memory_budget", "plot")},
         "corpus_digest": text.corpus.digest,
-        "model_digest": model_digest(source),
+        "model_digest": source.digest,
         "processes": processes.count,
     }
     claimed = resumable_file(out, begun) if processes.is_first else nullcontext()
@@ -180,7 +179,7 @@ def _by_activations(task: _Task, text: Calibration, partial: Path | None = None)
     described = {
         **made_by(text.corpus, stream.dtype),
         "tokens": int(sums["tokens"]),
-        "model": description_of(task.source),
+        "model": task.source.description,
     }
     return importance_of(sums, task.measurement, stream.config, described)
 

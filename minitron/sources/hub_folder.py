@@ -30,8 +30,7 @@ from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import DeferredTensor, StoredTensor
 from minitron.files.torch_file import read_torch_file
 from minitron.model.families import HEAD
-from minitron.model.source import Source
-from minitron.model.tensor_names import canonical_names, some_of
+from minitron.model.source import Source, canonical_names, some_of
 
 logger = logging.getLogger(__name__)
 

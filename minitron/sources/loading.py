@@ -24,10 +24,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.errors import ArchitectureError, TokenizerError, foreign_parser
 from minitron.files.finite import check_finite
-from minitron.model.architecture import Architecture, check_rotary
+from minitron.model.architecture import Architecture
+from minitron.model.config_json import check_rotary, has_row, with_usable_pad
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
-from minitron.model.token_ids import has_row, with_usable_pad
 from minitron.sources.empty_weights import empty_weights
 from minitron.sources.generation_settings import read_generation_config
 from minitron.text.tokenizer_ids import open_tokenizer

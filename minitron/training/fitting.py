@@ -25,7 +25,6 @@ from transformers.utils import logging as transformers_logging
 
 from minitron.errors import CorpusError, TargetError
 from minitron.files.unfinished import check_same_inputs
-from minitron.model.digest import model_digest
 from minitron.model.source import Source
 from minitron.recipe import FitRecipe
 from minitron.sources.loading import hub_config, load_model, new_model
@@ -78,7 +77,7 @@ def initial_model(source: Source, recipe: FitRecipe) -> PreTrainedModel:
 
 def digest_of(source: Source) -> str | None:
     """What tells a source from another; None where it has no weights."""
-    return None if source.layout is None else model_digest(source)
+    return None if source.layout is None else source.digest
 
 
 def fit(

@@ -29,7 +29,6 @@ from minitron.files.file import LocalFile
 from minitron.files.finite import FLOATS
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import StoredTensor
-from minitron.model.digest import description_of
 from minitron.model.source import Source
 from minitron.sources.hub_folder import HubFolder
 from minitron.text.corpus import Corpus, load_ids
@@ -91,7 +90,7 @@ class TeacherCache:
     def check_teacher(self, source: Source) -> None:
         """Refuse another model than the one that was written down. Raises SourceError."""
         made_by = self.described["teacher"]
-        if description_of(source)["digest"] != made_by["digest"]:
+        if source.description["digest"] != made_by["digest"]:
             raise SourceError(
                 f"{self.path} was made by {made_by['name']}, whose weights {source.name} does not "
                 "have: name only the cache, or make another"

@@ -21,7 +21,6 @@ from minitron.errors import TargetError
 from minitron.files.dtypes import dtype_named
 from minitron.files.unfinished import check_absent
 from minitron.model.architecture import Architecture
-from minitron.model.digest import description_of
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
 from minitron.recipe import DistillRecipe, verb
@@ -171,7 +170,7 @@ def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
             f"{theirs.parameters:,}",
             f"{ours.parameters:,}",
         )
-    described = cache.described["teacher"] if cache is not None else description_of(source)
+    described = cache.described["teacher"] if cache is not None else source.description
     return _Instruction(
         source=source,
         cache=cache,

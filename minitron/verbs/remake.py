@@ -16,7 +16,6 @@ from typing import Any, get_args
 from minitron.errors import SourceError, TargetError
 from minitron.files.tensor_stream import copied
 from minitron.files.unfinished import check_absent, unfinished_folder
-from minitron.model.digest import model_digest
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.recipe import DType, RemakeRecipe, verb
@@ -124,7 +123,7 @@ def _opened(making: Making, name: str, recipe: RemakeRecipe) -> Source:
 def _checked_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPlan | None:
     """What is kept of the source, None for all; once it is sure that it is the same model."""
     source = _opened(making, name, recipe)
-    if model_digest(source) != making.digest:
+    if source.digest != making.digest:
         raise SourceError(
             f"{name} is not the model that {making.file} was written for: its digest is another; "
             "name that one with --source"

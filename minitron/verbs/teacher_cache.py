@@ -24,7 +24,6 @@ from minitron.files.device_memory import readable_bytes
 from minitron.files.dtypes import dtype_named
 from minitron.files.shard_file import TensorSpec, write_safetensors
 from minitron.files.unfinished import check_absent
-from minitron.model.digest import description_of
 from minitron.model.source import Source
 from minitron.recipe import TeacherCacheRecipe, record_of, verb
 from minitron.records.folder_writer import write_companions, write_json
@@ -98,7 +97,7 @@ def _described(recipe: TeacherCacheRecipe, source: Source, corpus: Corpus) -> di
     row_bytes = (seq_len - 1) * _bytes_a_token(recipe, source)
     return {
         "schema": SCHEMA,
-        "teacher": description_of(source),
+        "teacher": source.description,
         "recipe": record_of(recipe),
         "corpus_digest": corpus.digest,
         "samples": samples,

@@ -23,7 +23,6 @@ from minitron.errors import ImportanceError
 from minitron.evaluation.loss import Evaluation
 from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
-from minitron.model.digest import model_digest
 from minitron.model.importance import Importance
 from minitron.sources.loading import default_device, fast_dtype, load_model
 from minitron.space.jobs.catalog import Member
@@ -116,7 +115,7 @@ class Measures:
 
     def _path(self, member: Member, name: str) -> Path:
         """A place for what belongs to exactly these weights."""
-        folder = self._folder / f"{member.name}-{model_digest(member.open())[:12]}"
+        folder = self._folder / f"{member.name}-{member.open().digest[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 

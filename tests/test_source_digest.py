@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minitron.model.digest import model_digest
 from minitron.sources.opening import open_source
 from tests.tiny import pickled_folder, tiny_folder
 
 
 def digest(folder: Path) -> str:
-    return model_digest(open_source(str(folder)))
+    return open_source(str(folder)).digest
 
 
 def test_the_same_weights_have_one_digest_however_they_lie(tmp_path: Path) -> None:
