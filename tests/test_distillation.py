@@ -153,7 +153,7 @@ def test_float32_elements_are_right_one_by_one(kind: str) -> None:
 def test_chunks_and_threads_change_nothing(
     chunk_size: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for block in ("_ALONE_BYTES", "_TOGETHER_BYTES"):  # two rows
+    for block in ("_ONE_THREAD_BYTES", "_SHARED_BYTES"):  # two rows
         monkeypatch.setattr(f"minitron.training.fused_loss.{block}", 2 * VOCABULARY * 4)
     options = {"labels": some_labels(), "ce_weight": 0.5}
     before = torch.get_num_threads()
@@ -308,8 +308,8 @@ def test_the_head_s_gradient_is_handed_over_without_a_copy(
         made.append(gradient.data_ptr())
         return original(gradient, *arguments)
 
-    original = fused_loss._scaled
-    monkeypatch.setattr(fused_loss, "_scaled", scaled)
+    original = fused_loss._scale
+    monkeypatch.setattr(fused_loss, "_scale", scaled)
     tensors = inputs()
     (0.5 * distillation_loss(*tensors)).backward()
     assert [tensor.grad.data_ptr() for tensor in tensors[:2]] == made
@@ -475,7 +475,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "mse", "temperature": 2.0}, "mse has no temperature, 2.0 was given"),
     ({"kind": "jsd", "beta": 1.0}, "beta is 1.0: jsd needs it between 0 and 1"),
     ({"ce_weight": -1.0}, "ce_weight is -1.0"),
-    ({"ce_weight": 1.0}, "ce_weight is 1.0 but there are no labels"),
+    ({"ce_weight": 1.0}, "ce_weight is 1.0 without labels"),
     ({"reduction": "none"}, "No reduction is called 'none': choose mean or sum"),
     ({"chunk_size": 0}, "chunk_size is 0"),
     ({"labels": some_labels()[1:]}, "Tokens differ: 23 hidden states of the student, 23 of the"),

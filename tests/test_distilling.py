@@ -618,15 +618,16 @@ import sys, torch, numpy as np
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from minitron.training.trainers import loss_in_head
+from minitron.training.trainers import head_computes_loss
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
 from minitron.training.teacher import DistillLoss, RunningTeacher
 
 def learn(model, ids):
-    lesson = teacher.lesson(ids, torch.arange(len(ids)))
+    output = teacher.predict(ids, torch.arange(len(ids)))
     labels, how = ids[:, 1:].flatten(), DistillLoss(ce_weight=0.3)
-    with loss_in_head(model, lambda h, w: lesson.loss(h[:, :-1].flatten(0, 1), w, labels, how)):
+    loss_of = lambda h, w: output.loss(h[:, :-1].flatten(0, 1), w, labels, how)
+    with head_computes_loss(model, loss_of):
         loss = model(input_ids=ids, use_cache=False).logits
     loss.backward()
     return loss.detach()

@@ -65,7 +65,7 @@ def test_the_third_last_layers_are_compared_unless_others_are_named() -> None:
         (InnerState("hidden", 1), InnerState("hidden", 4)),
     ]
     pairs = state_pairs("attention", "6:3,2:0", ours=ours, theirs=theirs)
-    assert all(pair.is_related for pair in pairs)
+    assert all(pair.compares_relations for pair in pairs)
     assert [(pair.theirs.part, pair.theirs.layer, pair.ours.layer) for pair in pairs] == [
         *(("q", 6, 3), ("q", 2, 0), ("k", 6, 3)),
         *(("k", 2, 0), ("v", 6, 3), ("v", 2, 0)),

@@ -88,9 +88,9 @@ def test_every_family_says_what_its_model_says(family: str, tmp_path: Path) -> N
     ids = np.random.default_rng(1).integers(SIZES["vocab_size"], size=(5, 9))
     np.save(tmp_path / "text.npy", ids)
     cached(tmp_path, tmp_path / "cache", dtype="float32")
-    lesson = open_teacher_cache(tmp_path / "cache").teacher("cpu")
+    output = open_teacher_cache(tmp_path / "cache").teacher("cpu")
     rows = torch.tensor([4, 0])
-    said = lesson.lesson(torch.from_numpy(ids[rows]), rows)
+    said = output.predict(torch.from_numpy(ids[rows]), rows)
     model = load_model(open_source(str(tmp_path / "teacher")))
     with torch.no_grad():
         wanted = model(torch.from_numpy(ids[rows])).logits[:, :-1].flatten(0, 1)
@@ -100,7 +100,7 @@ def test_every_family_says_what_its_model_says(family: str, tmp_path: Path) -> N
 def test_the_likeliest_tokens_are_kept_with_the_rest_as_one(folders: Path, likeliest: Path) -> None:
     ids = torch.from_numpy(np.load(folders / "text.npy")).long()
     rows = torch.tensor([10, 3])
-    said = open_teacher_cache(likeliest).teacher("cpu").lesson(ids[rows], rows)
+    said = open_teacher_cache(likeliest).teacher("cpu").predict(ids[rows], rows)
     model = load_model(open_source(str(folders / "teacher")), dtype=torch.bfloat16)
     with torch.no_grad():
         hidden = model.model(ids[rows]).last_hidden_state[:, :-1].flatten(0, 1)
@@ -127,7 +127,9 @@ def naive(student: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor) -> torch
 def test_the_loss_on_the_likeliest_and_its_gradient_are_the_naive_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("minitron.training.distillation._LOGITS", 5 * 23)  # five tokens at once
+    monkeypatch.setattr(
+        "minitron.training.distillation._CHUNK_LOGITS", 5 * 23
+    )  # five tokens at once
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(12, 6, generator=generator, requires_grad=True)
     head = torch.randn(23, 6, generator=generator, requires_grad=True)

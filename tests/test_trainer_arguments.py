@@ -58,7 +58,7 @@ def test_any_other_argument_is_passed_on_as_its_kind(
         ({"logging_steps": "many"}, "invalid float value: 'many'"),
         ({"learning_rate": "1"}, "trainer.learning_rate: give it as --learning-rate"),
         ({"max-steps": "1"}, "trainer.max_steps: give it as --steps"),
-        ({"output_dir": "x"}, "trainer.output_dir is minitron's own: leave it out"),
+        ({"output_dir": "x"}, "trainer.output_dir is set by minitron: leave it out"),
         ({"logging_steps": 0}, "--trainer: logging strategy .* requires non-zero --logging_steps"),
         ({"adam_beta1": 7}, r"--trainer: Invalid beta parameter at index 0: 7\.0"),
         ({"lr_scheduler_kwargs": "many"}, "--trainer: .* must be a mapping, not str"),
@@ -94,10 +94,13 @@ def test_checking_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_name_that_is_ours_is_the_trainers() -> None:
-    from minitron.training.trainer_arguments import _OPTION_OF, _OURS
+    from minitron.training.trainer_arguments import _OPTION_OF, _RESERVED
 
     fields = set(TrainingArguments.__dataclass_fields__)
-    assert {*_OURS, *_OPTION_OF} <= fields | {"activation_checkpointing", "gradient_checkpointing"}
+    assert {*_RESERVED, *_OPTION_OF} <= fields | {
+        "activation_checkpointing",
+        "gradient_checkpointing",
+    }
 
 
 @pytest.mark.parametrize("name", ["distill-1-gpu", "distill-8-gpus", "distill-nodes"])

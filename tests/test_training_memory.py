@@ -38,7 +38,7 @@ def recipe(**changed: Any) -> DistillRecipe:
 def teacher_used(
     folders: Path, out: Path, free: int, monkeypatch: pytest.MonkeyPatch, **settings: Any
 ) -> str:
-    """The kind of teacher that gave a training step's lesson with so much memory free."""
+    """The kind of teacher that computed a training step's targets with so much memory free."""
     seen = []
     step = DistillTrainer.training_step
 
@@ -76,7 +76,7 @@ def test_memory_decides_unless_it_is_asked_for(
     assert found == used
     told = [r.getMessage() for r in caplog.records if "layer by layer" in r.getMessage()]
     assert len(told) == (1 if asked is None and used == "StreamedTeacher" else 0)
-    assert all("1000 bytes of memory may be used" in line for line in told)
+    assert all("1000 bytes of memory are free" in line for line in told)
 
 
 def test_the_bound_is_the_teacher_beside_the_training(
@@ -118,7 +118,7 @@ def test_activations_are_about_what_autograd_keeps(variant: str) -> None:
     assert states.requires_grad
     architecture = Architecture.from_config(model.config.to_dict())
     tokens, layers = ids.numel(), architecture.num_hidden_layers
-    told = 4 * tokens * layers * teacher_module._numbers_inside(architecture)
+    told = 4 * tokens * layers * teacher_module._activations_per_token(architecture)
     assert 0.9 < told / measured < 1.35
 
 
@@ -127,6 +127,6 @@ def test_checkpointing_keeps_one_number_a_channel_and_layer(folders: Path) -> No
     sizes = {"seq_len": 1000, "device": "cpu"}
     plain = training_bytes(ours, recipe(), **sizes)
     saving = training_bytes(ours, recipe(gradient_checkpointing=True), **sizes)
-    inside, layers = teacher_module._numbers_inside(ours), ours.num_hidden_layers
+    inside, layers = teacher_module._activations_per_token(ours), ours.num_hidden_layers
     dropped = (layers - 1) * inside - layers * ours.hidden_size
     assert plain - saving == 4 * 4000 * dropped

@@ -1,7 +1,7 @@
 """Cross-entropy with the text, computed without ever holding the logits.
 
-The loss that `minitron train` trains on and by which students are measured, as torch's
-cross_entropy gives it on whole logits; how it is computed is in `fused_loss`.
+`minitron train` minimizes it, and students are evaluated by it. The values are those of torch's
+cross_entropy on all logits; `fused_loss` computes them chunk by chunk.
 
     cross_entropy_loss(hidden, model.lm_head.weight, labels)
 """
@@ -23,11 +23,11 @@ def cross_entropy_loss(
 ) -> Tensor:
     """The "mean" over tokens of -log softmax(hidden head^T)[label], or their "sum".
 
-    Of the head the first `rows` are the vocabulary, all unless it is given: the others get no mass.
-    Hidden states are [tokens, width], the head [vocabulary, width], labels [tokens] what each
-    hidden state predicts; -100 drops a token. Under autocast products are in its dtype, sums in
-    float32. Memory, precision and sharded heads are as for `distillation_loss`. Raises TargetError
-    for labels outside the vocabulary.
+    Hidden states are [tokens, width], the head [vocabulary, width], and labels [tokens] the token
+    that each hidden state predicts; the label -100 drops a token. The first `rows` of the head are
+    the vocabulary (default: all); later rows get no probability. Under autocast products are in
+    its dtype, sums in float32. Memory, precision and sharded heads: see `distillation_loss`. Raises
+    TargetError for labels outside the vocabulary.
     """
     assert reduction in ("mean", "sum")
     assert hidden.shape[:1] == labels.shape
@@ -44,10 +44,7 @@ def cross_entropy_loss(
 
 
 def cross_entropy_rows(logits: Tensor, labels: Tensor, *, gradient: Tensor) -> Tensor:
-    """The loss of each row; what it gives the logits as gradient is written to `gradient`.
-
-    That may be `logits` itself.
-    """
+    """The loss of each row; writes its gradient to `gradient`, which may be `logits` itself."""
     shifted = torch.sub(logits, logits.amax(1, keepdim=True), out=gradient)
     at_labels = shifted.gather(1, labels[:, None])
     total = shifted.exp_().sum(1, keepdim=True)

@@ -26,7 +26,7 @@ from minitron.training.logit_distances import (
     Distance,
 )
 
-_LOGITS = 1 << 25  # at once
+_CHUNK_LOGITS = 1 << 25  # that `top_k_loss` computes at once
 
 
 def distillation_loss(
@@ -44,13 +44,13 @@ def distillation_loss(
     chunk_size: int | None = None,
     rows: int | None = None,
 ) -> Tensor:
-    """How far the student's next-token distributions are from the teacher's, with gradients.
+    """The distance of the student's next-token distributions from the teacher's, differentiable.
 
     Hidden states are [tokens, width], heads [vocabulary, width]; the widths of the two models may
-    differ. Heads that are padded to different numbers of rows need `rows`, how many of the first
-    are the vocabulary of both: both distributions are over those alone, and the rows after them get
-    no gradient. With t and s the logits, p = softmax(t / temperature), q = softmax(s /
-    temperature), one token's distance by `kind` is
+    differ. Heads that are padded to different numbers of rows need `rows`: so many first rows are
+    the vocabulary of both. Both distributions are over these rows, and later rows get no gradient.
+    With logits t of the teacher and s of the student, p = softmax(t / temperature) and
+    q = softmax(s / temperature), the distance of one token by `kind` is
 
     - `forward_kl`: sum p log(p / q), the Minitron papers' choice;
     - `reverse_kl`: sum q log(q / p);
@@ -60,24 +60,24 @@ def distillation_loss(
     - `cosine`: 1 - t.s / (|t| |s|).
 
     The first three are multiplied by temperature^2, so that gradients keep their size as the
-    temperature grows (Hinton et al., arXiv 1503.02531); the last two refuse a temperature.
+    temperature grows (Hinton et al., arXiv 1503.02531); the last two have no temperature.
 
-    A token's loss is distance + ce_weight * cross-entropy(s, label), the latter at temperature 1
-    (the Minitron paper's L_CLM + L_logits is `ce_weight=1`). `labels` [tokens] are aligned with the
-    hidden states already: labels[i] is the token that hidden state i predicts. Tokens labelled -100
-    are dropped, also without `ce_weight`. `reduction` is the "mean" over kept tokens, 0 if there
-    are none, or their "sum".
+    The loss of a token is distance + ce_weight * cross-entropy(s, label), the latter at temperature
+    1 (the Minitron paper's L_CLM + L_logits is `ce_weight=1`). `labels` [tokens] are aligned with
+    the hidden states: labels[i] is the token that hidden state i predicts. Tokens with the label
+    -100 are dropped, also without `ce_weight`. `reduction` is the "mean" over the other tokens (0
+    if there are none) or their "sum".
 
-    Forward computes the gradients of the student's hidden states and head, if they are wanted;
-    backward scales them, and has no derivative itself. The teacher gets none. Products, softmax and
-    sums are in float32 (float64 if an input is) whatever the inputs are; on a GPU half-precision
-    products accumulate in float32. A head that is a DTensor, as FSDP2 leaves it outside its
-    module's forward, is gathered for the call, and its gradient is averaged over the ranks and
-    sharded again, as FSDP does.
+    Forward computes the gradients of the student's hidden states and head if they require them;
+    backward scales them and has no derivative itself. The teacher gets no gradient. Products,
+    softmax and sums are in float32 (float64 if an input is) for inputs of any dtype; on a GPU
+    half-precision products accumulate in float32. A head that is a DTensor, as FSDP2 leaves it
+    outside its module's forward, is gathered for the call; its gradient is averaged over the ranks
+    and sharded again, as FSDP does.
 
-    Beyond the gradients it holds the logits of `chunk_size` tokens twice: by default 134 MB a model
-    on a CPU (128 tokens of a vocabulary of 256,000), 537 MB on a GPU. On a CPU half as many cost a
-    sixth more time, a quarter half more, an eighth more than twice the time.
+    Memory beyond the gradients: the logits of `chunk_size` tokens of both models, by default 134 MB
+    a model on a CPU (128 tokens of a vocabulary of 256,000), 537 MB on a GPU. On a CPU, chunks of
+    half the size take a sixth more time, of a quarter half more, of an eighth more than twice.
 
     Raises TargetError for options, shapes, devices and labels that do not fit.
     """
@@ -101,7 +101,7 @@ def distillation_loss(
 
 @dataclass(frozen=True)
 class _RowLoss:
-    """The loss of a few rows of logits, as `fused_loss` takes it."""
+    """`distillation_loss` of a few rows of logits: a `RowLoss` of `fused_loss`."""
 
     distance: Distance
     temperature: float
@@ -147,13 +147,13 @@ def _check_options(
         raise TargetError(f"{kind} has no temperature, {temperature} was given: leave it at 1")
     if kind == "jsd" and not 0 < beta < 1:
         raise TargetError(
-            f"beta is {beta}: jsd needs it between 0 and 1; for the ends of the scale take "
-            "forward_kl and reverse_kl"
+            f"beta is {beta}: jsd needs it between 0 and 1; at 0 and 1 it would be "
+            "forward_kl and reverse_kl: choose these"
         )
     if not (0 <= ce_weight < math.inf):
         raise TargetError(f"ce_weight is {ce_weight}: it must be 0 or above, and finite")
     if ce_weight and labels is None:
-        raise TargetError(f"ce_weight is {ce_weight} but there are no labels: give labels")
+        raise TargetError(f"ce_weight is {ce_weight} without labels: give labels")
     if reduction not in ("mean", "sum"):
         raise TargetError(f"No reduction is called {reduction!r}: choose mean or sum")
     return DISTANCES[kind]
@@ -181,10 +181,12 @@ def _check_shapes(
     if rows is None and sizes[0] != sizes[1]:
         raise TargetError(
             f"The student's vocabulary has {sizes[0]} tokens, the teacher's {sizes[1]}: they must "
-            "be the same, or rows say how many both have"
+            "be equal; for padded heads, rows is the number of rows that both use"
         )
     if rows is not None and not 0 < rows <= min(sizes):
-        raise TargetError(f"rows is {rows}: it must be from 1 to {min(sizes)}, which both have")
+        raise TargetError(
+            f"rows is {rows}: it must be from 1 to {min(sizes)}, the smaller head's rows"
+        )
     counts = [student_hidden.shape[0], teacher_hidden.shape[0]]
     if labels is not None:
         counts.append(labels.shape[0] if labels.dim() == 1 else -1)
@@ -218,41 +220,43 @@ def top_k_loss(
 ) -> Tensor:
     """The mean over tokens of KL(teacher || student) + ce_weight * cross-entropy(labels).
 
-    `student_hidden` [tokens, width], `student_head` [vocabulary, width], `ids` [tokens, k] and the
-    teacher's `log_probabilities` [tokens, k + 1], whose last is that of all other tokens together.
-    Of the head the first `rows` are the vocabulary, all unless it is given: the others get no mass,
-    and ids beyond count as if the teacher gave them none.
+    `student_hidden` is [tokens, width], `student_head` [vocabulary, width], `ids` [tokens, k] the
+    teacher's likeliest tokens, and `log_probabilities` [tokens, k + 1] theirs and, last, that of
+    all other tokens together: the loss treats those as one event. The first `rows` of the head are
+    the vocabulary (default: all); later rows and ids get no probability. Logits are computed a few
+    tokens at a time, and again in backward.
     """
     student_head = student_head[:rows]
     vocabulary = student_head.shape[0]
-    ids = ids.clamp(max=vocabulary)  # where `_summed` puts tokens that the student does not have
-    at_once = max(1, _LOGITS // vocabulary)
-    parts = (student_hidden, ids, log_probabilities, labels)
-    pieces = zip(*(part.split(at_once) for part in parts), strict=True)
+    # `_top_k_sum` adds one column for all tokens that the student does not have.
+    ids = ids.clamp(max=vocabulary)
+    chunk_size = max(1, _CHUNK_LOGITS // vocabulary)
+    tensors = (student_hidden, ids, log_probabilities, labels)
+    chunks = zip(*(tensor.split(chunk_size) for tensor in tensors), strict=True)
     sums = [
-        checkpoint(_summed, hidden, student_head, i, p, wanted, ce_weight, use_reentrant=False)
-        for hidden, i, p, wanted in pieces
+        checkpoint(_top_k_sum, hidden, student_head, i, p, label, ce_weight, use_reentrant=False)
+        for hidden, i, p, label in chunks
     ]
     return torch.stack(sums).sum() / student_hidden.shape[0]
 
 
-def beyond(logits: Tensor, ids: Tensor) -> Tensor:
+def rest_log_mass(logits: Tensor, ids: Tensor) -> Tensor:
     """The log of the summed exponentials of all logits [tokens, vocabulary] but those at `ids`."""
     return logits.scatter(1, ids, -torch.inf).logsumexp(1)
 
 
-def _summed(
+def _top_k_sum(
     hidden: Tensor, head: Tensor, ids: Tensor, teacher: Tensor, labels: Tensor, ce_weight: float
 ) -> Tensor:
     logits = (hidden @ head.T).float()  # (tokens, vocabulary)
     teacher, is_ours = teacher.float(), ids < head.shape[0]
-    if not is_ours.all():  # a token more, which neither gives anything
+    if not is_ours.all():  # one more token, to which neither model gives any probability
         logits = F.pad(logits, (0, 1), value=-torch.inf)
         teacher = teacher.masked_fill(F.pad(~is_ours, (0, 1)), -torch.inf)
-    whole = logits.logsumexp(1, keepdim=True)
-    known, rest = logits.gather(1, ids), beyond(logits, ids).unsqueeze(1)
-    student = torch.cat([known, rest], 1) - whole  # (tokens, k + 1)
-    teacher = teacher.log_softmax(1)  # to sum to one again after rounding
+    total = logits.logsumexp(1, keepdim=True)
+    known, rest = logits.gather(1, ids), rest_log_mass(logits, ids).unsqueeze(1)
+    student = torch.cat([known, rest], 1) - total  # (tokens, k + 1)
+    teacher = teacher.log_softmax(1)  # rounded to float16, they no longer sum to 1
     ratio = (teacher - student).masked_fill(teacher.isneginf(), 0)
     divergence = (teacher.exp() * ratio).sum()
     if not ce_weight:

@@ -1,7 +1,7 @@
 """Fitting: one run of transformers' Trainer over packed text, in one process or many.
 
-Knows where an interrupted run goes on, and what is left of a run: its weights and its losses. Does
-not know the loss: that is the Trainer it is given.
+Knows from which checkpoint an interrupted run continues, and collects weights and losses. The
+Trainer that it is given computes the loss.
 
     fit(model, texts, folder / "checkpoints", recipe, make_trainer=TextTrainer, models={})
 """
@@ -30,36 +30,37 @@ from minitron.recipe import FitRecipe
 from minitron.sources.loading import hub_config, load_model, new_model
 from minitron.sources.processes import processes_of_run
 from minitron.text.corpus import Corpus
-from minitron.training.progress import CURVE, LossCurve, TrainingProgress, records_of
+from minitron.training.progress import CURVE, LossCurve, TrainingProgress, curve_points
 from minitron.training.trainer_arguments import check_trainer, trainer_arguments
 
 CHECKPOINTS = "checkpoints"
-_COMPILED = "_orig_mod."  # what torch.compile puts into names
+_COMPILED = "_orig_mod."  # that torch.compile adds to names
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What a model is trained on, and what it is measured on where there is such text."""
+    """The text to train on, and the held-out text, if any, on which the model is evaluated."""
 
     corpus: Corpus
     held_out: Corpus | None
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What a training run did."""
+class FitResult:
+    """The result of a training run."""
 
     steps: int
     epochs: float
-    tokens: int  # trained on, repeated ones too
-    # One a logged step: step, epoch, loss or eval_loss (nats a token), learning_rate, grad_norm.
-    records: tuple[dict[str, float], ...]
-    # By name, as they were trained; only in the first process.
+    tokens: int  # trained on, counted in every epoch
+    # One point per logged step: step, epoch, loss or eval_loss (nats a token), learning_rate,
+    # grad_norm.
+    curve: tuple[dict[str, float], ...]
+    # Name to trained weight; empty in all processes but the first.
     weights: Mapping[str, torch.Tensor]
 
 
 def check_options(recipe: FitRecipe) -> None:
-    """Refuse options that do not go together, before anything slow. Raises TargetError."""
+    """Refuse options that contradict each other, before anything slow. Raises TargetError."""
     if recipe.min_learning_rate > recipe.learning_rate:
         raise TargetError(
             f"--min-learning-rate is {recipe.min_learning_rate:g}: it must be at most "
@@ -76,7 +77,7 @@ def initial_model(source: Source, recipe: FitRecipe) -> PreTrainedModel:
 
 
 def digest_of(source: Source) -> str | None:
-    """What tells a source from another; None where it has no weights."""
+    """The digest of a source's config and weights; None where it has no weights."""
     return None if source.layout is None else source.digest
 
 
@@ -89,15 +90,13 @@ def fit(
     make_trainer: Callable[..., Trainer],
     models: Mapping[str, str | None],
     verb: str = "train",
-) -> Fitted:
-    """Train `model` in place; checkpoints go to `folder`, and an earlier run there is resumed.
+) -> FitResult:
+    """Train `model` in place; writes checkpoints to `folder`, and resumes an earlier run there.
 
-    `models` are the digests of what a run begins with and learns from, by what they are to it.
-
-    A batch holds `input_ids` and `labels` [rows, seq_len], and `row` [rows], their places in the
-    corpus. Raises CorpusError for ids outside the vocabulary, TargetError for a loss that became
-    NaN, OutputError for a run that was begun on other text or models, or in fewer or more
-    processes.
+    `models` maps the role of each model of the run (initial model, student, teacher) to its digest.
+    A batch holds `input_ids` and `labels` [rows, seq_len], and `row` [rows], the indices of these
+    sequences in the corpus. Raises CorpusError for ids outside the vocabulary, TargetError for a
+    loss that is NaN, OutputError for an earlier run with other text, models or number of processes.
     """
     for corpus in (texts.corpus, texts.held_out):
         if corpus is not None:
@@ -129,12 +128,12 @@ def fit(
         args=arguments,
         train_dataset=_dataset(texts.corpus),
         eval_dataset=None if texts.held_out is None else _dataset(texts.held_out),
-        data_collator=_stack,
+        data_collator=_collate,
         callbacks=[progress, LossCurve(folder.parent / CURVE)],
     )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
-    with _one_bar(), closing(progress):
+    with _without_progress_bars(), closing(progress):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
     if texts.held_out is not None and evaluated[-1:] != [trainer.state.global_step]:
@@ -143,11 +142,11 @@ def fit(
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model.eval()
     epochs = float(trainer.state.epoch or 0)
-    return Fitted(
+    return FitResult(
         steps=trainer.state.global_step,
         epochs=epochs,
         tokens=round(epochs * texts.corpus.tokens),
-        records=records_of(trainer.state),
+        curve=curve_points(trainer.state),
         weights={name.replace(_COMPILED, ""): weight for name, weight in weights.items()}
         if processes.is_main_process
         else {},
@@ -155,30 +154,30 @@ def fit(
 
 
 def _settings_of(model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Every field of a model's config and generation config."""
+    """The fields of a model's config and generation config."""
     return [deepcopy(vars(each)) for each in (model.config, model.generation_config) if each]
 
 
 def _restore(model: PreTrainedModel, settings: list[dict[str, Any]]) -> None:
-    """Undo what a Trainer has set, as `use_cache`: who is given the model wants it as it was."""
-    held = (each for each in (model.config, model.generation_config) if each)
-    for each, fields in zip(held, settings, strict=True):
+    """Undo the changes that a Trainer makes in a model's configs, such as `use_cache`."""
+    configs = (each for each in (model.config, model.generation_config) if each)
+    for each, fields in zip(configs, settings, strict=True):
         vars(each).clear()
         vars(each).update(fields)
 
 
 def _check_whole_batch(corpus: Corpus, rows: int) -> None:
-    """Refuse text of which dataloader_drop_last would leave nothing."""
+    """Refuse text with less than one batch, all of which dataloader_drop_last would drop."""
     if len(corpus.sequences) < rows:
         raise CorpusError(
-            f"{corpus.name} holds {len(corpus.sequences)} sequences, a batch takes {rows}: give "
+            f"{corpus.name} holds {len(corpus.sequences)} sequences, a batch {rows}: give "
             "more text, a smaller --batch-size, or leave out --trainer.dataloader_drop_last"
         )
 
 
 @contextmanager
-def _one_bar() -> Iterator[None]:
-    """Ours alone: transformers would draw another for each checkpoint it writes."""
+def _without_progress_bars() -> Iterator[None]:
+    """Hide transformers' own bars, one for each checkpoint; `TrainingProgress` shows ours."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -189,21 +188,20 @@ def _one_bar() -> Iterator[None]:
 
 
 def _last_checkpoint(folder: Path, processes: PartialState) -> Path | None:
-    """The last checkpoint that was written whole; later ones, cut short, are removed.
-
-    transformers writes trainer_state.json last.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
-    last = next((path for path in found if _is_whole(path)), None)
-    processes.wait_for_everyone()  # all have looked
+    """The last complete checkpoint; removes later ones, which are incomplete."""
+    checkpoints = sorted(
+        folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])
+    )
+    last = next((path for path in checkpoints if _is_complete(path)), None)
+    processes.wait_for_everyone()  # every process looks before the first one removes
     if processes.is_main_process:
-        for path in found[: found.index(last) if last is not None else None]:
+        for path in checkpoints[: checkpoints.index(last) if last is not None else None]:
             shutil.rmtree(path)
     return last
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    try:
+def _is_complete(checkpoint: Path) -> bool:
+    try:  # transformers writes this file last
         json.loads((checkpoint / "trainer_state.json").read_bytes())
     except (OSError, ValueError):
         return False
@@ -215,7 +213,7 @@ def _dataset(corpus: Corpus) -> Dataset:
     return Dataset.from_dict(rows).with_format("torch")
 
 
-def _stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     input_ids = torch.stack([row["input_ids"] for row in rows]).long()  # (batch, seq_len)
     return {
         "input_ids": input_ids,

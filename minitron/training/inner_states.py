@@ -24,7 +24,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.decoder import Decoder
 from minitron.training.fused_loss import IGNORED_LABEL
 
-# What a person may ask for, and the parts of a layer that give it.
+# The kinds that --inner-states accepts, and the parts of a layer that produce them.
 KINDS = {
     "embedding": ("embedding",),
     "hidden": ("hidden",),
@@ -32,12 +32,12 @@ KINDS = {
     "mlp_output": ("mlp_output",),
     "attention": ("q", "k", "v"),
 }
-_RELATED = KINDS["attention"]  # compared by how their tokens relate, the others as they are
+_RELATIONAL = KINDS["attention"]  # compared by the relations between tokens, others directly
 
 
 @dataclass(frozen=True)
 class InnerState:
-    """One part's states in one layer, [rows, seq_len, width]; layers count from 0."""
+    """The states of one part of one layer, [rows, seq_len, width]; layers count from 0."""
 
     part: str
     layer: int
@@ -45,33 +45,33 @@ class InnerState:
 
 @dataclass(frozen=True)
 class StatePair:
-    """One state in both models."""
+    """A state of the student and the state of the teacher that it is compared with."""
 
     ours: InnerState
     theirs: InnerState
 
     @property
-    def is_related(self) -> bool:
-        """Whether the relations of its tokens are compared, and not the states themselves."""
-        return self.ours.part in _RELATED
+    def compares_relations(self) -> bool:
+        """Whether the relations between tokens are compared instead of the states themselves."""
+        return self.ours.part in _RELATIONAL
 
 
 @dataclass(frozen=True)
 class InnerStates:
-    """Which inner states are compared, and what their distance weighs."""
+    """Which inner states are compared, and the weight of their distance."""
 
     pairs: tuple[StatePair, ...] = ()
-    relation_heads: int = 1  # parts that queries, keys and values are cut into, equal in both
+    relation_heads: int = 1  # into which queries, keys and values are split, in both models
     alpha: float | None = 0.0  # None: dynamic
 
 
 def state_pairs(
     kinds: str, layer_map: str | None, *, ours: Architecture, theirs: Architecture
 ) -> tuple[StatePair, ...]:
-    """The pairs of states of these kinds, as --inner-states and --layer-map name them.
+    """The pairs of states that --inner-states and --layer-map choose.
 
-    The map defaults to the third last layers, the paper's best (table 17). Raises TargetError for
-    words and layers that do not exist.
+    Without a map, the third last layers are compared, the paper's best (table 17). Raises
+    TargetError for unknown kinds and layers.
     """
     layers = _layer_pairs(layer_map, ours.num_hidden_layers, theirs.num_hidden_layers)
     pairs: list[StatePair] = []
@@ -91,7 +91,7 @@ def _layer_pairs(layer_map: str | None, ours: int, theirs: int) -> list[tuple[in
     if layer_map is None:
         if min(ours, theirs) < 3:
             raise TargetError(
-                "Inner states are compared in the third last layers, a model has "
+                "Inner states are compared in the third last layers, and a model has "
                 f"{min(ours, theirs)}: give --layer-map, or --alpha 0"
             )
         return [(ours - 3, theirs - 3)]
@@ -115,10 +115,9 @@ def _layer_pairs(layer_map: str | None, ours: int, theirs: int) -> list[tuple[in
 
 @contextmanager
 def captured_states(decoder: Decoder, wanted: Sequence[InnerState]) -> Iterator[list[Tensor]]:
-    """Collect these states, in their order, from what the decoder runs inside the block.
+    """Collect these states, in this order, while the decoder runs in the block.
 
-    States of the residual stream are captured where a norm's output is read, as the paper compares
-    them.
+    States of the residual stream are captured behind the next norm, as the paper compares them.
     """
     states = [torch.empty(0) for _ in wanted]
     handles = [_hook(decoder, state, states, index) for index, state in enumerate(wanted)]
@@ -132,13 +131,13 @@ def captured_states(decoder: Decoder, wanted: Sequence[InnerState]) -> Iterator[
 def _hook(
     decoder: Decoder, wanted: InnerState, states: list[Tensor], index: int
 ) -> RemovableHandle:
-    """Let the module that a state passes put it at `index` of `states`."""
+    """Hook the module that reads or computes a state, to store it at `index` of `states`."""
 
     def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         states[index] = inputs[0]
 
     def keep_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if wanted.part in _RELATED:
+        if wanted.part in _RELATIONAL:
             output = decoder.output_of(wanted.part, output)
         states[index] = output
 
@@ -160,12 +159,11 @@ def _hook(
 class IntermediateLoss(nn.Module):
     """The distance of the student's inner states from the teacher's (arXiv 2407.14679, section 3).
 
-    One learned linear map, shared by all states, brings the student's width to the teacher's: train
-    its parameters with the student's. `layer_map` pairs positions in the two lists of states given
-    to `forward`, (student's, teacher's); the paper counts layers and found the third last with the
-    third last best. It takes states after their layer norm: outputs of the embedding, inputs or
-    outputs of the MLPs. `kind` is "cosine" (1 - cosine similarity, the paper's best) or "mse" (mean
-    over the width).
+    One learned linear map, shared by all states, maps the student's width to the teacher's: train
+    its parameters with the student's. `layer_map` pairs indices of the two lists of states that are
+    passed to `forward`, (student's, teacher's). The states come from behind a layer norm: outputs
+    of the embedding, inputs or outputs of the MLPs. `kind` is "cosine" (1 - cosine similarity, the
+    paper's best) or "mse" (mean over the width).
 
         states = IntermediateLoss(512, 1024, [(0, 0), (14, 30)])
         inner = states(student_states, teacher_states, labels)
@@ -195,7 +193,7 @@ class IntermediateLoss(nn.Module):
         teacher_states: Sequence[Tensor],
         labels: Tensor | None = None,
     ) -> Tensor:
-        """The sum over pairs of the mean over tokens; those labelled -100 are dropped.
+        """The sum over pairs of the mean over tokens; tokens with the label -100 are dropped.
 
         Raises TargetError for states of different tokens.
         """
@@ -225,13 +223,13 @@ class IntermediateLoss(nn.Module):
 
 
 def attention_relation_loss(student: Tensor, teacher: Tensor, *, heads: int) -> Tensor:
-    """How differently tokens relate to each other in two models' queries, or keys, or values.
+    """The distance of the relations between tokens in two models' queries, or keys, or values.
 
-    Both are [rows, seq_len, width] and are cut into `heads` parts of equal width. In each, a token
-    relates to itself and those before it by softmax(x x^T / sqrt(part's width)); the loss is the KL
-    divergence of the student's relations from the teacher's, the mean over rows, parts and tokens
-    (MiniLMv2, arXiv 2012.15828, section 3.1, with the mask of a causal model). Needs no projection:
-    the widths may differ. Holds [rows, heads, seq_len, seq_len] of both models.
+    Both are [rows, seq_len, width] and are split into `heads` parts of equal width. In each part,
+    the relations of a token to itself and earlier ones are softmax(x x^T / sqrt(part's width)). The
+    loss is the KL divergence of the student's relations from the teacher's, the mean over rows,
+    parts and tokens (MiniLMv2, arXiv 2012.15828, section 3.1, with a causal mask). The widths may
+    differ, without a projection. Memory: [rows, heads, seq_len, seq_len] for both models.
     """
     with torch.autocast(student.device.type, enabled=False):
         target, guess = _relations(teacher.detach(), heads), _relations(student, heads)
@@ -240,17 +238,17 @@ def attention_relation_loss(student: Tensor, teacher: Tensor, *, heads: int) -> 
 
 
 def _relations(states: Tensor, heads: int) -> Tensor:
-    """The log-probabilities with which each token relates to each: (rows, heads, seq, seq)."""
+    """The log-probabilities of each token's relations: (rows, heads, seq_len, seq_len)."""
     wide = torch.promote_types(states.dtype, torch.float32)
     rows, length, width = states.shape
     parts = states.to(wide).reshape(rows, length, heads, width // heads).transpose(1, 2)
     scores = parts @ parts.transpose(-1, -2) / sqrt(width // heads)
     is_future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-    # Not -inf, whose difference from itself is no number.
+    # Not -inf: the divergence would subtract it from itself, which is NaN.
     return scores.masked_fill(is_future, torch.finfo(wide).min / 2).log_softmax(-1)
 
 
 def dynamic_weight(logit_loss: Tensor, intermediate_loss: Tensor) -> Tensor:
-    """The paper's alpha, L_logits / L_is, a constant to autograd; 0 where L_is is 0."""
+    """The paper's alpha, L_logits / L_is, without a gradient; 0 where L_is is 0."""
     weight = logit_loss.detach() / intermediate_loss.detach()
     return weight.where(intermediate_loss.detach() != 0, 0.0)

@@ -1,7 +1,7 @@
-"""The distances between the predictions of two models, a few rows of logits at a time.
+"""The distances between the predictions of two models, for a few rows of logits at a time.
 
-Knows the formulas of `distillation_loss` and of cross-entropy, and their gradients, written for
-buffers: what they are given is destroyed and becomes the gradient. Knows nothing of hidden states,
+Knows the formulas of `distillation_loss` and their gradients, written for buffers: each function
+overwrites its arguments, and the student's logits become their gradient. Knows no hidden states,
 chunks or autograd.
 
     losses = DISTANCES["forward_kl"](student_logits, teacher_logits, 0.5, True)
@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# (student, teacher, beta, needs_gradient) -> the loss of each row. Takes logits divided by the
-# temperature, destroys both, and leaves the gradient with respect to the student's in `student`.
+# (student, teacher, beta, needs_gradient) -> the loss of each row. Takes logits that are divided by
+# the temperature and overwrites both: `student` becomes the gradient with respect to the student's.
 Distance = Callable[[Tensor, Tensor, float, bool], Tensor]
 
 
@@ -37,14 +37,15 @@ def _reverse_kl(student: Tensor, teacher: Tensor, beta: float, needs_gradient: b
 def _jsd(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) -> Tensor:
     odds = _to_probabilities(student, teacher).add_(math.log(beta / (1 - beta)))
     # log(p / m) = logsigmoid(odds) - log(beta), log(q / m) = logsigmoid(-odds) - log(1 - beta),
-    # which differ by odds: where those are large, one from the other would lose its last digits.
+    # which differ by odds: computing one from the other would lose digits where odds are large.
     tail = odds.abs().neg_().exp_().log1p_()
     teacher_ratio = odds.clamp_max(0).sub_(tail).sub_(math.log(beta))
     teacher_losses = teacher_ratio.mul_(teacher).sum(1)
     student_ratio = odds.clamp_min_(0).add_(tail).neg_()
     student_losses = torch.sub(student_ratio, math.log1p(-beta), out=teacher).mul_(student).sum(1)
     if needs_gradient:
-        # Without the constant: where q is far from p, student_ratio is tiny and makes the gradient.
+        # The gradient leaves out the constant log(1 - beta): where q is far from p, student_ratio
+        # is tiny, and the sum with the constant would lose it.
         mean = torch.mul(student, student_ratio, out=teacher).sum(1, keepdim=True)
         student.mul_(student_ratio.sub_(mean)).mul_(1 - beta)
     return beta * teacher_losses + (1 - beta) * student_losses
@@ -53,8 +54,8 @@ def _jsd(student: Tensor, teacher: Tensor, beta: float, needs_gradient: bool) ->
 def _to_probabilities(student: Tensor, teacher: Tensor) -> Tensor:
     """Turn rows of logits into probabilities q and p, in place; returns log(p / q).
 
-    The ratio comes from the logits' difference: that of two logarithms would have lost its last
-    digits. Each exponential is taken once.
+    The ratio is computed from the difference of the logits: a difference of two logarithms would
+    lose its last digits. Each exponential is computed once.
     """
     student.sub_(student.amax(1, keepdim=True))
     teacher.sub_(teacher.amax(1, keepdim=True))

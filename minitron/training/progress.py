@@ -1,7 +1,7 @@
-"""What a training run tells while it runs: a bar on stderr, the loss curve as JSONL, a stop at NaN.
+"""Progress of a training run: a bar on stderr, training.jsonl, loss.png, and a stop at NaN.
 
-Knows transformers' callbacks. A checkpoint always ends a logged stretch of steps, so that a resumed
-run averages its losses over the same steps as an unbroken one.
+Knows transformers' callbacks. Trainer logs the mean loss of the steps since the last log. Each
+checkpoint is preceded by a log, so a resumed run averages over the same steps as an unbroken one.
 """
 
 import json
@@ -17,22 +17,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from minitron.errors import TargetError
 
 CURVE, PICTURE = "training.jsonl", "loss.png"
-_KEPT = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+_LOGGED_KEYS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar: tokens done, tokens a second, losses, time left."""
+    """A bar: trained tokens, tokens a second, losses, time left."""
 
     def __init__(self, tokens_per_step: int, verb: str) -> None:
         self._tokens_per_step = tokens_per_step
         self._verb = verb
         self._bar: tqdm[Any] | None = None
-        self._shown: dict[str, str] = {}
+        self._losses: dict[str, str] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Open the bar where an earlier run left it."""
+        """Open the bar at the step from which the run starts or resumes."""
         if state.is_world_process_zero:
             self._bar = tqdm(
                 total=state.max_steps * self._tokens_per_step,
@@ -46,7 +46,7 @@ class TrainingProgress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """One optimizer step further."""
+        """Advance the bar by one optimizer step."""
         if self._bar is not None:
             self._bar.update(self._tokens_per_step)
 
@@ -61,18 +61,18 @@ class TrainingProgress(TrainerCallback):
         """Show the last losses beside the bar."""
         for key in ("loss", "eval_loss"):
             if logs and key in logs:
-                self._shown[key] = f"{logs[key]:.3f}"
+                self._losses[key] = f"{logs[key]:.3f}"
         if self._bar is not None:
-            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.set_postfix(self._losses, refresh=False)
 
     def close(self) -> None:
-        """Leave the bar on the screen, and what is said next a line of its own."""
+        """Finish the bar's line, so that what is printed next starts on its own."""
         if self._bar is not None:
             self._bar.close()
 
 
 class LossCurve(TrainerCallback):
-    """Writes each record to training.jsonl as it is logged, and refuses to go on after NaN."""
+    """Appends each point to training.jsonl when it is logged, and stops the run at NaN."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -80,58 +80,58 @@ class LossCurve(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """What an earlier run logged after its last checkpoint is logged again."""
+        """Drop the points after the checkpoint: the resumed run logs these steps again."""
         if state.is_world_process_zero:
-            write_records(self._file, records_of(state))
+            write_curve(self._file, curve_points(state))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Log before each checkpoint, of which there is one at the end."""
+        """Log before each checkpoint; the last step has one."""
         if state.global_step % state.save_steps == 0 or state.global_step >= state.max_steps:
             control.should_log = True
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Add what was logged. Raises TargetError for a loss or a gradient that is no number."""
+        """Append the logged point. Raises TargetError for a loss or gradient that is no number."""
         last = state.log_history[-1]
         for key, what in (("loss", "loss"), ("grad_norm", "gradient"), ("eval_loss", "loss")):
-            # float16's gradients overflow while their scale is found, and such steps are skipped.
-            is_told = key != "grad_norm" or not args.fp16
-            if is_told and not math.isfinite(last.get(key, 0.0)):
+            # fp16 gradients overflow until their scale is small enough; such steps are skipped.
+            is_checked = key != "grad_norm" or not args.fp16
+            if is_checked and not math.isfinite(last.get(key, 0.0)):
                 raise TargetError(
                     f"the {what} became {last[key]} by step {last['step']}: begin again with a "
                     "smaller --learning-rate, more --warmup-steps or --autocast float32"
                 )
-        if state.is_world_process_zero and (record := _record(last)):
+        if state.is_world_process_zero and (point := _point(last)):
             with self._file.open("a", encoding="utf-8") as curve:
-                curve.write(json.dumps(record) + "\n")
+                curve.write(json.dumps(point) + "\n")
 
 
-def records_of(state: TrainerState) -> tuple[dict[str, float], ...]:
-    """One a logged step: step, epoch, loss or eval_loss, learning_rate, grad_norm."""
-    return tuple(record for logged in state.log_history if (record := _record(logged)))
+def curve_points(state: TrainerState) -> tuple[dict[str, float], ...]:
+    """One point per logged step: step, epoch, loss or eval_loss, learning_rate, grad_norm."""
+    return tuple(point for logged in state.log_history if (point := _point(logged)))
 
 
-def write_records(file: Path, records: tuple[dict[str, float], ...]) -> None:
+def write_curve(file: Path, points: tuple[dict[str, float], ...]) -> None:
     """Write the loss curve as JSON lines."""
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    file.write_text("".join(json.dumps(point) + "\n" for point in points), encoding="utf-8")
 
 
-def draw_loss_curve(path: Path, records: Sequence[dict[str, float]], training: str) -> bool:
-    """Draw what was logged; `training` names the loss that was trained on.
+def draw_loss_curve(path: Path, curve: Sequence[dict[str, float]], training: str) -> bool:
+    """Draw the loss curve as a picture; `training` names the training loss.
 
-    False where matplotlib, which the extra `plots` brings, is not installed.
+    Needs no display. False where matplotlib, of the extra `plots`, is not installed.
     """
     if find_spec("matplotlib") is None:
         return False
-    from matplotlib.figure import Figure  # an extra
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("loss", training, "-"), ("eval_loss", "held-out text", "o-")):
-        points = [(record["step"], record[key]) for record in records if key in record]
+        points = [(point["step"], point[key]) for point in curve if key in point]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     axes.set_xlabel("optimizer steps")
@@ -142,7 +142,7 @@ def draw_loss_curve(path: Path, records: Sequence[dict[str, float]], training: s
     return True
 
 
-def _record(logged: dict[str, float]) -> dict[str, float]:
+def _point(logged: dict[str, float]) -> dict[str, float]:
     if "loss" not in logged and "eval_loss" not in logged:
         return {}
-    return {key: logged[key] for key in _KEPT if math.isfinite(logged.get(key, math.nan))}
+    return {key: logged[key] for key in _LOGGED_KEYS if math.isfinite(logged.get(key, math.nan))}

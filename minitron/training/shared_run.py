@@ -1,7 +1,9 @@
-"""What the processes of one run share: the folder they build in, and the text they work on.
+"""What the processes of one training run share: their output folder and their text.
 
-with shared_folder(out, recipe) as folder:
-    corpus = load_text(source, "books.jsonl.gz", seq_len=512, folder=folder)
+A single process is a run too.
+
+    with shared_folder(out, recipe) as folder:
+        corpus = load_text(source, "books.jsonl.gz", seq_len=512, folder=folder)
 """
 
 from collections.abc import Iterator
@@ -21,23 +23,23 @@ from minitron.text.corpus import Corpus, load_corpus, load_ids
 from minitron.text.sampling import self_corpus
 
 SELF_SAMPLES = 256
-_SAMPLED = "self.npy"
+_SAMPLES_FILE = "self.npy"
 
 
 @contextmanager
 def shared_folder(out: Path, recipe: Any) -> Iterator[Path]:
-    """The unfinished folder of a resumable run; the first process makes and names it."""
+    """The unfinished folder of a resumable run; the first process creates and renames it."""
     processes = processes_of_run()
     if not processes.is_main_process:
-        processes.wait_for_everyone()  # until it is there
+        processes.wait_for_everyone()  # until the folder exists
         yield partial_of(out)
-        processes.wait_for_everyone()  # until all have left it
-        processes.wait_for_everyone()  # until it has its name
+        processes.wait_for_everyone()  # until no process uses it
+        processes.wait_for_everyone()  # until it is renamed
         return
     with unfinished_folder(out, asdict(recipe), resumable=True) as folder:
         processes.wait_for_everyone()
         yield folder
-        (folder / _SAMPLED).unlink(missing_ok=True)
+        (folder / _SAMPLES_FILE).unlink(missing_ok=True)
         processes.wait_for_everyone()
     processes.wait_for_everyone()
 
@@ -51,16 +53,16 @@ def load_text(
     samples: int | None = None,
     seed: int = 0,
 ) -> Corpus:
-    """The text called `name`, as `source` tokenizes it; it samples `self`. Raises CorpusError."""
+    """The text `name`, tokenized for `source`; `self` is sampled from it. Raises CorpusError."""
     if name.endswith(".npy"):
         return load_ids(name, seq_len=seq_len, samples=samples)
     if name == "self":
-        return _sampled(source, folder / _SAMPLED, seq_len, samples or SELF_SAMPLES, seed)
+        return _load_samples(source, folder / _SAMPLES_FILE, seq_len, samples or SELF_SAMPLES, seed)
     return load_corpus(name, load_tokenizer(source), seq_len=seq_len, samples=samples, seed=seed)
 
 
-def _sampled(source: Source, file: Path, seq_len: int, samples: int, seed: int) -> Corpus:
-    """Text that the model samples, kept in `file` for a run that goes on and other processes."""
+def _load_samples(source: Source, file: Path, seq_len: int, samples: int, seed: int) -> Corpus:
+    """Text sampled from the model, kept in `file` for other processes and a resumed run."""
     processes = processes_of_run()
     if processes.is_main_process and not file.exists():
         model = load_model(source, device=device_of_run())

@@ -1,10 +1,11 @@
-"""The teacher: what a student is to predict, whether it runs beside it or was written down before.
+"""The teacher: what a student is trained to predict, and whether it fits into memory beside it.
 
-Knows how a model's last hidden states are taken without gradients; `inner_states` those between its
-layers. `teacher_cache` has the teacher that was written down.
+Knows how the last hidden states of a model are computed without gradients, for a model in memory
+and for one that is read layer by layer; `inner_states` captures those between its layers. A teacher
+whose outputs were stored before is in `teacher_cache`.
 
     teacher = RunningTeacher(load_model(open_source("tiny")))
-    teacher.lesson(input_ids, rows).loss(student_hidden, student_head, labels, DistillLoss())
+    teacher.predict(input_ids, rows).loss(student_hidden, student_head, labels, DistillLoss())
 """
 
 import logging
@@ -31,15 +32,15 @@ from minitron.sources.processes import device_of_run, processes_of_run
 from minitron.training.distillation import distillation_loss
 from minitron.training.inner_states import InnerState, captured_states
 
-_LOGITS_BYTES = {"cpu": 2 << 27, "cuda": 2 << 29}  # of student and teacher, as `fused_loss` does
-_STATE_BYTES = 16  # a parameter: itself, its gradient and AdamW's two moments in float32
+_LOGITS_BYTES = {"cpu": 2 << 27, "cuda": 2 << 29}  # of `fused_loss`: a chunk of both models
+_STATE_BYTES = 16  # per parameter: itself, its gradient and AdamW's two moments in float32
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DistillLoss:
-    """Which distance from the teacher's predictions, as `distillation_loss` takes it."""
+    """The options of `distillation_loss`."""
 
     kind: str = "forward_kl"
     temperature: float = 1.0
@@ -47,46 +48,46 @@ class DistillLoss:
     beta: float = 0.5
 
 
-class Lesson(Protocol):
-    """What a teacher has to say on a batch: on every position of it but each row's last."""
+class TeacherOutput(Protocol):
+    """A teacher's predictions on a batch, at every position but the last of each row."""
 
     @property
     def inner(self) -> Sequence[Tensor]:
-        """Inner states [rows, seq_len, width], as they were asked for."""
+        """The captured inner states, each [rows, seq_len, width]."""
 
-    def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, how: DistillLoss) -> Tensor:
-        """The student's mean loss: hidden [tokens, width], head [vocabulary, width], labels
+    def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, options: DistillLoss) -> Tensor:
+        """The mean loss of a student: hidden [tokens, width], head [vocabulary, width], labels
         [tokens]."""
 
 
 class Teacher(Protocol):
-    """Whoever gives lessons."""
+    """A model, or a cache of its outputs, whose predictions a student learns."""
 
-    def lesson(self, input_ids: Tensor, rows: Tensor) -> Lesson:
-        """On `input_ids` [rows, seq_len], which lie at `rows` [rows] of the corpus."""
+    def predict(self, input_ids: Tensor, rows: Tensor) -> TeacherOutput:
+        """Its output on `input_ids` [rows, seq_len], the sequences `rows` [rows] of the corpus."""
 
 
 @dataclass(frozen=True)
-class FullLesson:
-    """Every probability, as last hidden states [tokens, width] and output embedding."""
+class FullOutput:
+    """All probabilities, as last hidden states [tokens, width] and output embedding."""
 
     hidden: Tensor
     head: Tensor
     inner: Sequence[Tensor] = ()
 
-    def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, how: DistillLoss) -> Tensor:
-        """Exact over the whole vocabulary: the rows that both heads have, where one is padded."""
+    def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, options: DistillLoss) -> Tensor:
+        """Exact over the vocabulary; of heads padded to different sizes, over the rows of both."""
         rows = min(head.shape[0], self.head.shape[0])
         return distillation_loss(
             hidden,
             head,
             self.hidden,
             self.head,
-            kind=how.kind,
-            temperature=how.temperature,
-            beta=how.beta,
-            ce_weight=how.ce_weight,
-            labels=labels if how.ce_weight else None,
+            kind=options.kind,
+            temperature=options.temperature,
+            beta=options.beta,
+            ce_weight=options.ce_weight,
+            labels=labels if options.ce_weight else None,
             rows=rows,
         )
 
@@ -95,13 +96,13 @@ class RunningTeacher:
     """A model in memory, run on each batch in its own precision, without gradients."""
 
     def __init__(self, model: PreTrainedModel, inner: Sequence[InnerState] = ()) -> None:
-        """`inner` are the inner states that its lessons hold."""
+        """Its outputs hold the states `inner`."""
         self._model: Any = model.eval().requires_grad_(False)
         self._decoder = Decoder.of(model)
         self._inner = tuple(inner)
 
-    def lesson(self, input_ids: Tensor, rows: Tensor) -> FullLesson:
-        """One forward pass without the output embedding."""
+    def predict(self, input_ids: Tensor, rows: Tensor) -> FullOutput:
+        """Run the model once, without its output embedding."""
         without_autocast = torch.autocast(input_ids.device.type, enabled=False)
         with (
             torch.no_grad(),
@@ -111,11 +112,11 @@ class RunningTeacher:
             outputs = decoder_module(self._model)(input_ids=input_ids, use_cache=False)
         states = outputs.last_hidden_state
         head = self._model.get_output_embeddings().weight
-        return FullLesson(states[:, :-1].flatten(0, 1), head, tuple(inner))
+        return FullOutput(states[:, :-1].flatten(0, 1), head, tuple(inner))
 
 
 class StreamedTeacher:
-    """A model that is read layer by layer on each batch: two layers and the head are in memory."""
+    """A model that is read layer by layer for each batch: two layers and the head are in memory."""
 
     def __init__(self, stream: LayerStream, head: Tensor, inner: Sequence[InnerState] = ()) -> None:
         """`head` is the output embedding; `inner` as for RunningTeacher."""
@@ -123,8 +124,8 @@ class StreamedTeacher:
         self._head = head
         self._inner = tuple(inner)
 
-    def lesson(self, input_ids: Tensor, rows: Tensor) -> FullLesson:
-        """One pass through the layers."""
+    def predict(self, input_ids: Tensor, rows: Tensor) -> FullOutput:
+        """Run the layers once, one after another."""
         stream = self._stream
         with (
             torch.no_grad(),
@@ -135,11 +136,11 @@ class StreamedTeacher:
             for index, layer in stream.layers():
                 states = stream.run(index, layer, states)
             states = stream.normed(states)[:, :-1].flatten(0, 1)
-        return FullLesson(states, self._head, tuple(inner))
+        return FullOutput(states, self._head, tuple(inner))
 
 
 def output_embedding(source: Source) -> LazyTensor:
-    """What makes a model's last hidden states logits; where it is tied, the embedding."""
+    """The weight that maps last hidden states to logits; tied, it is the input embedding."""
     return source.tensors[HEAD if HEAD in source.tensors else EMBEDDING]
 
 
@@ -148,18 +149,18 @@ def teacher_fits(
 ) -> bool:
     """Whether this process has room for the teacher and for training the student beside it."""
     device = device_of_run()
-    wished = dtype_named(recipe.teacher_dtype)
-    needed = loaded_bytes(teacher, wished, device)
+    needed = loaded_bytes(teacher, dtype_named(recipe.teacher_dtype), device)
     training = training_bytes(student, recipe, seq_len=seq_len, device=device)
     free = free_memory(device)
     if device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    processes_of_run().wait_for_everyone()  # all have looked before any takes what it needs
+    # Every process reads the free memory before any of them allocates.
+    processes_of_run().wait_for_everyone()
     fits = needed + training <= free
     if not fits:
         logger.info(
-            "the teacher takes %s, training %s, and %s of memory may be used: the teacher is read "
-            "layer by layer at every batch",
+            "the teacher needs %s and training %s, and %s of memory are free: the teacher is read "
+            "layer by layer for every batch",
             *map(readable_bytes, (needed, training, free)),
         )
     return fits
@@ -168,26 +169,26 @@ def teacher_fits(
 def training_bytes(
     student: Architecture, recipe: DistillRecipe, *, seq_len: int, device: str
 ) -> int:
-    """What a step of training holds, about: weights, gradients, AdamW's moments, activations, the
+    """The memory of a training step, about: weights, gradients, AdamW's moments, activations, the
     loss's chunk of logits and its gradient of the output embedding."""
     state = _STATE_BYTES * student.parameters
     loss = 4 * student.vocab_size * student.hidden_size + _LOGITS_BYTES[device.partition(":")[0]]
     tokens = recipe.batch_size * seq_len
     layers = student.num_hidden_layers
-    inside = _numbers_inside(student)
-    if recipe.gradient_checkpointing:
-        held = layers * student.hidden_size + inside
+    one_layer = _activations_per_token(student)
+    if recipe.gradient_checkpointing:  # only the inputs of all other layers
+        activations = layers * student.hidden_size + one_layer
     else:
-        held = layers * inside
-    return state + loss + 4 * tokens * held
+        activations = layers * one_layer
+    return state + loss + 4 * tokens * activations
 
 
-def _numbers_inside(student: Architecture) -> int:
-    """Numbers that a layer keeps of each token for its backward pass."""
+def _activations_per_token(student: Architecture) -> int:
+    """The numbers that one layer stores for each token until its backward pass."""
     queries = student.num_attention_heads * student.head_dim
     keys = student.num_key_value_heads * student.head_dim
     return (
-        6 * student.hidden_size  # the stream, norms and their outputs, twice
+        6 * student.hidden_size  # twice: residual stream, norm and its output
         + 4 * (queries + keys)  # before and after rotation, values, attention's output
         + (4 if student.family.is_gated else 2) * student.intermediate_size
     )

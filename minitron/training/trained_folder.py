@@ -26,29 +26,29 @@ from minitron.sources.loading import sequence_length
 from minitron.sources.processes import processes_of_run
 from minitron.training.fitting import (
     CHECKPOINTS,
-    Fitted,
+    FitResult,
     Texts,
     digest_of,
     fit,
     initial_model,
 )
-from minitron.training.progress import CURVE, PICTURE, draw_loss_curve, write_records
+from minitron.training.progress import CURVE, PICTURE, draw_loss_curve, write_curve
 from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.trainers import TextTrainer
 
-_DONE = f"removed-{CHECKPOINTS}"
-_TRACKED = "runs"  # TensorBoard's files, which the Hub shows
+_REMOVED = f"removed-{CHECKPOINTS}"
+_TENSORBOARD = "runs"  # its files, which the Hub shows
 
 
 def train_to_folder(source: Source, recipe: TrainRecipe) -> None:
-    """Train the weights of `source` as `recipe` names, and write `recipe.out`.
+    """Train the weights of `source` on text by `recipe`, and write `recipe.out`.
 
-    An interrupted run goes on from its last checkpoint. Raises CorpusError, OutputError,
+    An interrupted run continues from its last checkpoint. Raises CorpusError, OutputError,
     TargetError.
     """
     seq_len = sequence_length(source, recipe.seq_len)
     with shared_folder(Path(recipe.out), recipe) as folder:
-        if not is_written(folder):
+        if not is_complete(folder):
             _train(source, recipe, folder, seq_len)
 
 
@@ -59,7 +59,7 @@ def _train(source: Source, recipe: TrainRecipe, folder: Path, seq_len: int) -> N
     texts = Texts(load(recipe.corpus, samples=recipe.samples), held_out)
     set_seed(recipe.seed)
     model = initial_model(source, recipe)
-    fitted = fit(
+    result = fit(
         model,
         texts,
         folder / CHECKPOINTS,
@@ -71,7 +71,7 @@ def _train(source: Source, recipe: TrainRecipe, folder: Path, seq_len: int) -> N
         folder,
         source,
         recipe,
-        fitted,
+        result,
         texts,
         command="train",
         loss="cross-entropy",
@@ -83,30 +83,30 @@ def write_trained(
     folder: Path,
     source: Source,
     recipe: FitRecipe,
-    fitted: Fitted,
+    result: FitResult,
     texts: Texts,
     *,
     command: str,
     loss: str,
     inherited: Mapping[str, Any],
-    **found: Any,
+    **recorded: Any,
 ) -> None:
-    """Write what a run made of `source`, in the first process; the checkpoints are removed.
+    """Write the trained model in the first process, and remove the checkpoints.
 
-    `loss` names what was trained on, `inherited` is what `inherited_from` read of the source,
-    `found` is recorded beside the training.
+    `loss` names the training loss in the picture of the curve, `inherited` comes from
+    `inherited_from(source)`, and `recorded` are further entries of minitron.json.
     """
     if not processes_of_run().is_main_process:
         return
     architecture = source.architecture
     dtype = dtype_named(recipe.dtype)
-    # A projection that only the loss needed stays behind.
-    weights = {name: fitted.weights[name].to("cpu", dtype) for name in architecture.shapes()}
+    # Leaves out the projection of the inner states, which only the loss needs.
+    weights = {name: result.weights[name].to("cpu", dtype) for name in architecture.shapes()}
     specs = {name: TensorSpec(dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
     write_weights(folder, specs, weights.items())
     write_companions(folder, source, source.config_at(architecture), dtype)
-    write_records(folder / CURVE, fitted.records)
-    draw_loss_curve(folder / PICTURE, fitted.records, loss)
+    write_curve(folder / CURVE, result.curve)
+    draw_loss_curve(folder / PICTURE, result.curve, loss)
     write_record(
         folder,
         command,
@@ -117,20 +117,20 @@ def write_trained(
         training={
             "corpus_digest": texts.corpus.digest,
             "corpus_tokens": texts.corpus.tokens,
-            "steps": fitted.steps,
-            "epochs": fitted.epochs,
-            "tokens": fitted.tokens,
+            "steps": result.steps,
+            "epochs": result.epochs,
+            "tokens": result.tokens,
         },
-        **found,
+        **recorded,
     )
     write_card(folder)
-    # Under another name first: a run that is killed meanwhile does not go on from half of them.
-    (folder / CHECKPOINTS).rename(folder / _DONE)
+    # Renamed first, so that a run killed while it removes them does not resume from some of them.
+    (folder / CHECKPOINTS).rename(folder / _REMOVED)
     _remove_checkpoints(folder)
 
 
-def is_written(folder: Path) -> bool:
-    """Whether a run was killed when all was written; what is left of its checkpoints goes."""
+def is_complete(folder: Path) -> bool:
+    """Whether an earlier run wrote everything; removes what it left of its checkpoints."""
     if (folder / CHECKPOINTS).exists() or not (folder / FILE).exists():
         return False
     if processes_of_run().is_main_process:
@@ -139,7 +139,7 @@ def is_written(folder: Path) -> bool:
 
 
 def _remove_checkpoints(folder: Path) -> None:
-    if (folder / _DONE / _TRACKED).exists():
-        (folder / _DONE / _TRACKED).rename(folder / _TRACKED)
-    if (folder / _DONE).exists():
-        shutil.rmtree(folder / _DONE)
+    if (folder / _REMOVED / _TENSORBOARD).exists():
+        (folder / _REMOVED / _TENSORBOARD).rename(folder / _TENSORBOARD)
+    if (folder / _REMOVED).exists():
+        shutil.rmtree(folder / _REMOVED)

@@ -1,7 +1,7 @@
 """A recipe as transformers' TrainingArguments.
 
-Knows which of them a recipe's own fields stand for, which are ours because a folder that resumes
-exactly depends on them, and how the text of any other becomes its value.
+Knows which arguments the fields of a recipe set, which are reserved because the exact resume
+depends on them, and how the text of any other is parsed.
 
     trainer_arguments(recipe, Path("checkpoints"), evaluates=True).learning_rate
 """
@@ -28,7 +28,7 @@ from minitron.recipe import FitRecipe
 from minitron.sources.loading import default_device, fast_dtype
 
 _FIELDS = {field.name for field in fields(TrainingArguments)}
-_CHECKPOINTING = next(  # renamed between the versions we take
+_CHECKPOINTING = next(  # renamed between the supported versions
     name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _FIELDS
 )
 _OPTION_OF = {
@@ -50,8 +50,8 @@ _OPTION_OF = {
     "report_to": "report-to",
     "eval_strategy": "eval-corpus",
 }
-# What the exact resume, the held-out loss and the folder depend on.
-_OURS = (
+# The exact resume, the held-out loss and the folder depend on these.
+_RESERVED = (
     "output_dir",
     "save_strategy",
     "save_only_model",
@@ -76,14 +76,17 @@ _LOG_STEPS = 10
 
 
 def trainer_arguments(recipe: FitRecipe, folder: Path, *, evaluates: bool) -> TrainingArguments:
-    """What transformers' Trainer is to do in `folder`. Raises TargetError as `check_trainer`, but
-    of values only for those of no kind."""
+    """The arguments of a run with checkpoints in `folder`.
+
+    Raises TargetError as `check_trainer` does, except for values that only the optimizer, the
+    schedule or the data loader refuse.
+    """
     _check_names(recipe)
     device = default_device()
-    given = _values(_named(recipe))
+    given = _parse(_given_arguments(recipe))
     is_fast = fast_dtype(torch.bfloat16, device) == torch.bfloat16
     is_automatic = recipe.autocast == "auto" and is_fast and not given.get("fp16")
-    schedule: dict[str, Any] = {} if "lr_scheduler_type" in given else _cosine(recipe)
+    schedule: dict[str, Any] = {} if "lr_scheduler_type" in given else _cosine_schedule(recipe)
     arguments = TrainingArguments(
         **{
             "output_dir": str(folder),
@@ -114,7 +117,7 @@ def trainer_arguments(recipe: FitRecipe, folder: Path, *, evaluates: bool) -> Tr
             "data_seed": recipe.seed,
             "report_to": _trackers(recipe.report_to) or "none",
             "disable_tqdm": True,
-            # Every weight gets a gradient: DDP need not search each step's graph for others.
+            # Every weight gets a gradient, so DDP need not search the graph of each step.
             "ddp_find_unused_parameters": False,
             "remove_unused_columns": False,
             **schedule,
@@ -129,11 +132,11 @@ def trainer_arguments(recipe: FitRecipe, folder: Path, *, evaluates: bool) -> Tr
 
 
 def check_trainer(recipe: FitRecipe) -> None:
-    """Refuse what cannot be passed on, before anything slow: an argument that transformers does not
-    have, that is ours, or whose value it, its optimizer or its schedule refuses; a tracker that is
-    not installed. Raises TargetError."""
+    """Refuse, before anything slow, arguments that transformers does not have, that are reserved or
+    whose value it, its optimizer or its schedule refuses, and trackers that are not installed.
+    Raises TargetError."""
     _check_names(recipe)
-    with TemporaryDirectory() as folder, catch_warnings():  # which the run itself gives
+    with TemporaryDirectory() as folder, catch_warnings():  # the run itself warns
         simplefilter("ignore")
         try:
             arguments = trainer_arguments(recipe, Path(folder), evaluates=True)
@@ -149,16 +152,16 @@ def check_trainer(recipe: FitRecipe) -> None:
 
 
 def _check_names(recipe: FitRecipe) -> None:
-    for name in _named(recipe):
+    for name in _given_arguments(recipe):
         if name in _OPTION_OF:
             raise TargetError(f"trainer.{name}: give it as --{_OPTION_OF[name]}")
-        if name in _OURS:
-            raise TargetError(f"trainer.{name} is minitron's own: leave it out")
+        if name in _RESERVED:
+            raise TargetError(f"trainer.{name} is set by minitron: leave it out")
         if name not in _FIELDS:
             near = get_close_matches(name, _FIELDS, n=1)
             meant = f": did you mean {near[0]}?" if near else ": see its TrainingArguments"
             raise TargetError(f"trainer.{name} is no argument of transformers' Trainer{meant}")
-    _values(_named(recipe))
+    _parse(_given_arguments(recipe))
     installed = get_available_reporting_integrations()
     for tracker in _trackers(recipe.report_to):
         if tracker not in INTEGRATION_TO_CALLBACK:
@@ -171,12 +174,12 @@ def _check_names(recipe: FitRecipe) -> None:
             )
 
 
-def _named(recipe: FitRecipe) -> dict[str, Any]:
-    """What is passed on, by transformers' names, which a flag may write with dashes."""
+def _given_arguments(recipe: FitRecipe) -> dict[str, Any]:
+    """The arguments of `--trainer`, by transformers' names; a flag may write them with dashes."""
     return {name.replace("-", "_"): value for name, value in (recipe.trainer or {}).items()}
 
 
-def _cosine(recipe: FitRecipe) -> dict[str, Any]:
+def _cosine_schedule(recipe: FitRecipe) -> dict[str, Any]:
     return {
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr": recipe.min_learning_rate},
@@ -188,8 +191,8 @@ def _trackers(report_to: str) -> list[str]:
     return [name for name in names if name not in ("", "none")]
 
 
-def _values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Each argument as transformers' own parser reads it from a command line."""
+def _parse(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse each argument with transformers' own command-line parser."""
     if not given:
         return {}
 

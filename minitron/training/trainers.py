@@ -43,7 +43,7 @@ class TextTrainer(Trainer):
         self._rows: int | None = None  # of the output embedding; None for all
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """None after the last step: a run that was killed after it would make one more."""
+        """No batch after the last step: a run resumed there would otherwise train one step more."""
         if self.state.global_step >= self.state.max_steps:
             return [], None
         return super().get_batch_samples(*args, **kwargs)
@@ -55,30 +55,38 @@ class TextTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss that Trainer's own gives: of a batch's share in the tokens that are accumulated,
-        or where those were not counted, the mean."""
+        """The loss as Trainer itself computes it: the sum over the batch's tokens divided by the
+        tokens of all accumulated batches, or the mean where Trainer did not count these."""
         input_ids = inputs["input_ids"]
         labels = inputs["labels"][:, 1:].flatten()
         counted = num_items_in_batch if self.model_accepts_loss_kwargs else None
 
         def loss_of(hidden: Tensor, head: Tensor) -> Tensor:
-            states = hidden[:, :-1].flatten(0, 1)  # the last one predicts nothing we know
+            states = hidden[:, :-1].flatten(0, 1)  # the last token has no next one
             if counted is None:
                 return cross_entropy_loss(states, head, labels, rows=self._rows)
             total = cross_entropy_loss(states, head, labels, reduction="sum", rows=self._rows)
             return total.div(counted)
 
-        with loss_in_head(self._unwrapped, loss_of):
-            outputs = model(input_ids=input_ids, use_cache=False)
-        loss = outputs.logits
+        loss, outputs = self._run_with_loss(model, input_ids, loss_of)
         if counted is not None and self.args.average_tokens_across_devices:
-            # Counted over all processes, whose gradients are averaged.
+            # Trainer counted the tokens of all processes, whose gradients are averaged.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
+    def _run_with_loss(self, model: Any, input_ids: Tensor, loss_of: LossOf) -> tuple[Tensor, Any]:
+        """Run `model` with `loss_of` as its output embedding: the loss, and the model's outputs.
+
+        transformers' models return the result of their output embedding as `logits`; here it is
+        the loss. It has to be part of the outputs: DDP and FSDP prepare backward from these.
+        """
+        with head_computes_loss(self._unwrapped, loss_of):
+            outputs = model(input_ids=input_ids, use_cache=False)
+        return outputs.logits, outputs
+
 
 class DistillTrainer(TextTrainer):
-    """Trains on the teacher's lessons, evaluates by cross-entropy with the text."""
+    """Trains on the teacher's outputs, evaluates by cross-entropy with the text."""
 
     def __init__(
         self,
@@ -89,12 +97,12 @@ class DistillTrainer(TextTrainer):
         rows: int | None = None,
         **options: Any,
     ) -> None:
-        """`inner` are the states between layers that are compared with the lessons', those that are
-        compared as they are by a projection that `add_projection` added. `rows` of the student's
-        output embedding are the vocabulary, all unless it is given."""
+        """`inner` are the inner states that are compared with the teacher's; for those that are
+        compared directly, `add_projection` must have added the projection. The first `rows` of the
+        student's output embedding are the vocabulary (default: all)."""
         super().__init__(**options)
         self._rows = rows
-        # A mean over the batch: Trainer is to divide it by the batches that are accumulated.
+        # The loss is a mean over the batch: Trainer divides it by the accumulated batches.
         self.model_accepts_loss_kwargs = False
         self._teacher = teacher
         self._loss = loss
@@ -107,70 +115,75 @@ class DistillTrainer(TextTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The lesson's loss; the text's where the student is evaluated."""
+        """The loss against the teacher's output in training, against the text in evaluation."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         input_ids = inputs["input_ids"]
         labels = inputs["labels"][:, 1:].flatten()
-        lesson = self._teacher.lesson(input_ids, inputs["row"])
+        output = self._teacher.predict(input_ids, inputs["row"])
         wanted = [pair.ours for pair in self._inner.pairs]
         with captured_states(self._decoder, wanted) as inner:
 
             def loss_of(hidden: Tensor, head: Tensor) -> Tensor:
-                states = hidden[:, :-1].flatten(0, 1)  # the last one predicts nothing we know
-                loss_by = partial(lesson.loss, states, head, labels)
-                loss = loss_by(self._loss)
+                states = hidden[:, :-1].flatten(0, 1)  # the last token has no next one
+                loss_with = partial(output.loss, states, head, labels)
+                loss = loss_with(self._loss)
                 if not inner:
                     return loss
-                distance = self._distance(inner, lesson.inner)
-                return loss + self._weight(distance, loss, loss_by) * distance
+                distance = self._distance(inner, output.inner)
+                return loss + self._alpha(distance, loss, loss_with) * distance
 
-            with loss_in_head(self._unwrapped, loss_of):
-                outputs = model(input_ids=input_ids, use_cache=False)
-        return (outputs.logits, outputs) if return_outputs else outputs.logits
+            loss, outputs = self._run_with_loss(model, input_ids, loss_of)
+        return (loss, outputs) if return_outputs else loss
 
     @cached_property
     def _decoder(self) -> Decoder:
         return Decoder.of(self._unwrapped)
 
     def _distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-        """Of the inner states: the sum over pairs."""
+        """The distance of the inner states: the sum over pairs."""
         pairs = list(zip(self._inner.pairs, ours, theirs, strict=True))
         distances = [
             attention_relation_loss(student, teacher, heads=self._inner.relation_heads)
             for pair, student, teacher in pairs
-            if pair.is_related
+            if pair.compares_relations
         ]
-        if plain := [(student, teacher) for pair, student, teacher in pairs if not pair.is_related]:
+        if plain := [
+            (student, teacher) for pair, student, teacher in pairs if not pair.compares_relations
+        ]:
             projection = getattr(self._unwrapped, _PROJECTION)
             distances.append(projection(*zip(*plain, strict=True)))
         return torch.stack(distances).sum()
 
-    def _weight(
-        self, distance: Tensor, loss: Tensor, loss_by: Callable[[DistillLoss], Tensor]
+    def _alpha(
+        self, distance: Tensor, loss: Tensor, loss_with: Callable[[DistillLoss], Tensor]
     ) -> Tensor | float:
-        """Alpha; the dynamic one knows no cross-entropy, as the paper's L_logits / L_is."""
+        """The weight of the distance; dynamic, it is the paper's L_logits / L_is, in which L_logits
+        has no cross-entropy."""
         if self._inner.alpha is not None:
             return self._inner.alpha
         if self._loss.ce_weight:
             with torch.no_grad():
-                loss = loss_by(replace(self._loss, ce_weight=0.0))
+                loss = loss_with(replace(self._loss, ce_weight=0.0))
         return dynamic_weight(loss, distance)
 
 
 def add_projection(model: PreTrainedModel, teachers_width: int, inner: InnerStates) -> None:
-    """Give a student the learned map to its teacher's width, to be trained and saved with it."""
-    plain = sum(not pair.is_related for pair in inner.pairs)
+    """Add the learned map to the teacher's width to a student; it is trained and saved with it."""
+    plain = sum(not pair.compares_relations for pair in inner.pairs)
     if not plain:
         return
-    same_place = [(place, place) for place in range(plain)]
+    same_index = [(index, index) for index in range(plain)]
     width: int = model.config.hidden_size
-    model.add_module(_PROJECTION, IntermediateLoss(width, teachers_width, same_place))
+    model.add_module(_PROJECTION, IntermediateLoss(width, teachers_width, same_index))
 
 
 @contextmanager
-def loss_in_head(model: PreTrainedModel, loss_of: LossOf) -> Iterator[None]:
-    """While the block lasts, the model's output embedding gives `loss_of` instead of logits."""
+def head_computes_loss(model: PreTrainedModel, loss_of: LossOf) -> Iterator[None]:
+    """While the block runs, the model's output embedding returns `loss_of` instead of logits.
+
+    It is called within the model's forward, where FSDP has gathered its weight.
+    """
     head: Any = model.get_output_embeddings()
     head.forward = lambda hidden: loss_of(hidden, head.weight)
     try:

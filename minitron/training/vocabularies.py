@@ -1,4 +1,4 @@
-"""Vocabularies: whether two models mean the same by the same token id.
+"""Vocabularies: whether each token id is the same token in two models.
 
 shared_rows(open_source("student"), open_source("teacher"))
 """
@@ -14,12 +14,12 @@ _SHOWN = 3
 
 
 def shared_rows(student: Source, teacher: Source) -> int:
-    """How many first rows of both embeddings are the vocabulary of two models of one tokenizer.
+    """How many first rows of both embeddings are the vocabulary of two models with one tokenizer.
 
-    A model may have rows that no token uses, to make their number round: Qwen2.5 0.5B has 128
-    fewer than 7B. Rows that only one model has are no part of the vocabulary. Raises TokenizerError
-    for different tokens, telling the first that differ; for different numbers of rows where a
-    tokenizer is missing that could tell which are used, or reaches beyond the smaller number.
+    Embeddings may be padded with rows that no token uses: Qwen2.5 0.5B has 128 fewer than 7B. Rows
+    that only one model has are not part of the vocabulary. Raises TokenizerError for different
+    tokens, and for different numbers of rows where a tokenizer is missing or has tokens beyond the
+    smaller number.
     """
     counts = [source.architecture.vocab_size for source in (student, teacher)]
     have_tokens = all(any(s.companions.tokenizer_files()) for s in (student, teacher))
@@ -35,12 +35,12 @@ def shared_rows(student: Source, teacher: Source) -> int:
     )
 
 
-def silenced_padding(embedding: Tensor, rows: int) -> Tensor:
-    """An output embedding [rows and more, width] of which greedy decoding picks no row from `rows`.
+def silence_padding(embedding: Tensor, rows: int) -> Tensor:
+    """An output embedding whose rows from `rows` on are never the result of greedy decoding.
 
-    Those become the mean of the rows before: their logit is then the mean of the others', which is
-    never above the largest, and each one's share of a sample is at most one part in `rows`
-    (Jensen's inequality), in practice next to nothing.
+    Each of these rows becomes the mean of the first `rows`. Its logit is then the mean of theirs,
+    which is never above the largest, and its probability is at most 1 / `rows` (Jensen's
+    inequality), in practice close to 0.
     """
     padding = embedding.shape[0] - rows
     mean = embedding[:rows].float().mean(0, keepdim=True).to(embedding.dtype)
@@ -48,16 +48,16 @@ def silenced_padding(embedding: Tensor, rows: int) -> Tensor:
 
 
 def _same_tokens(student: Source, teacher: Source) -> dict[int, str]:
-    """The tokens of both, by id."""
+    """The tokens of both models, by id. Raises TokenizerError where they differ."""
     ours, theirs = _tokens(student), _tokens(teacher)
     differing = sorted(i for i in {*ours, *theirs} if ours.get(i) != theirs.get(i))
     if differing:
-        pairs = [(i, _said(ours.get(i)), _said(theirs.get(i))) for i in differing[:_SHOWN]]
+        pairs = [(i, _describe(ours.get(i)), _describe(theirs.get(i))) for i in differing[:_SHOWN]]
         first, our, their = pairs[0]
-        told = f"id {first} is {our} in {student.name}, {their} in {teacher.name}"
-        told += "".join(f"; id {i} {our} and {their}" for i, our, their in pairs[1:])
+        listed = f"id {first} is {our} in {student.name}, {their} in {teacher.name}"
+        listed += "".join(f"; id {i} {our} and {their}" for i, our, their in pairs[1:])
         raise TokenizerError(
-            f"student and teacher differ in {len(differing):,} tokens: {told}"
+            f"student and teacher differ in {len(differing):,} tokens: {listed}"
             + ("; ...: " if len(differing) > _SHOWN else ": ")
             + "distill from a teacher with the student's tokenizer"
         )
@@ -69,5 +69,5 @@ def _tokens(source: Source) -> dict[int, str]:
     return {number: token for token, number in vocabulary.items()}
 
 
-def _said(token: str | None) -> str:
+def _describe(token: str | None) -> str:
     return "nothing" if token is None else repr(token)

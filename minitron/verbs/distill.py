@@ -33,7 +33,7 @@ from minitron.sources.processes import device_of_run
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import (
     CHECKPOINTS,
-    Fitted,
+    FitResult,
     Texts,
     check_options,
     digest_of,
@@ -51,9 +51,9 @@ from minitron.training.teacher import (
     teacher_fits,
 )
 from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
-from minitron.training.trained_folder import is_written, write_trained
+from minitron.training.trained_folder import is_complete, write_trained
 from minitron.training.trainers import DistillTrainer, add_projection
-from minitron.training.vocabularies import shared_rows, silenced_padding
+from minitron.training.vocabularies import shared_rows, silence_padding
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     student = open_source(recipe.student)
     told = _instruction(recipe, student)
     with shared_folder(out, recipe) as folder:
-        if not is_written(folder):
+        if not is_complete(folder):
             _distill(student, told, recipe, folder)
     return HubFolder.at(out)
 
@@ -146,13 +146,13 @@ def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder:
     )
 
 
-def _silenced(fitted: Fitted, student: Source, rows: int) -> Fitted:
+def _silenced(fitted: FitResult, student: Source, rows: int) -> FitResult:
     """What was trained, with the student's padding rows made such that none is generated."""
     architecture = student.architecture
     if not fitted.weights or rows == architecture.vocab_size:
         return fitted
     head = HEAD if HEAD in architecture.shapes() else EMBEDDING
-    silent = silenced_padding(fitted.weights[head], rows)
+    silent = silence_padding(fitted.weights[head], rows)
     return replace(fitted, weights={**fitted.weights, head: silent})
 
 

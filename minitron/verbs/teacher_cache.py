@@ -32,7 +32,7 @@ from minitron.sources.loading import sequence_length
 from minitron.sources.opening import open_source
 from minitron.sources.processes import device_of_run, processes_of_run
 from minitron.text.corpus import Corpus
-from minitron.training.distillation import beyond
+from minitron.training.distillation import rest_log_mass
 from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.teacher import output_embedding
 from minitron.training.teacher_cache import (
@@ -210,7 +210,9 @@ def _top_k(hidden: Tensor, head: Tensor, k: int) -> dict[str, Tensor]:
 def _likeliest(hidden: Tensor, head: Tensor, k: int) -> tuple[Tensor, Tensor]:
     logits = hidden.to(head.device, head.dtype) @ head.T  # (tokens, vocabulary)
     known, ids = logits.topk(k)
-    kept = torch.cat([known, beyond(logits, ids).unsqueeze(1)], 1) - logits.logsumexp(1, True)
+    kept = torch.cat([known, rest_log_mass(logits, ids).unsqueeze(1)], 1) - logits.logsumexp(
+        1, True
+    )
     return ids.int().cpu(), kept.clamp(min=_LEAST).half().cpu()
 
 
