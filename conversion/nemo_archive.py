@@ -1,7 +1,7 @@
 """A `.nemo` as named members, whatever holds them: a tar, a tar.gz or an unpacked folder.
 
-It knows where the bytes of each member lie and what a `.nemo` may not hold; what the members mean
-is for others. A plain tar is read in place. A tar.gz cannot be: it is unpacked once, to a temporary
+Knows where the bytes of each member are and what a `.nemo` must not contain, but not what the
+members mean. A plain tar is read in place. A tar.gz cannot be: it is unpacked once, to a temporary
 tar that is deleted when the archive is closed, or nothing refers to any of its members any more.
 
     with open_archive(Path("model.nemo")) as archive:
@@ -144,7 +144,7 @@ class _Headers(Cursor):
 
 
 def _entries(headers: _Headers) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar, each checked to lie in the file and behind the one before."""
+    """The headers of a tar, each checked to be in the file and behind the one before."""
     name, size, end = headers.file.name, headers.file.size, 0
     try:
         with tarfile.open(fileobj=headers, mode="r:") as tar:

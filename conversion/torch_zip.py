@@ -84,7 +84,7 @@ def _record(name: str, nbytes: int = 0) -> ZipInfo:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Stands for the numbers, which lie beside the pickle."""
+    """Stands for the numbers, which are outside the pickle."""
 
     dtype: torch.dtype
     count: int

@@ -32,9 +32,9 @@ SPARE_DISK = 1 << 28  # bytes that unpacking leaves to others
 
 
 class TemporaryFile:
-    """A new file that is deleted with this object, and locked as long as it is wanted.
+    """A new file that is deleted with this object, and locked until then.
 
-    The lock tells it from one that a killed run has left.
+    The lock distinguishes it from one that a killed run has left.
     """
 
     def __init__(self, folder: Path) -> None:

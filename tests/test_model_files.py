@@ -15,8 +15,8 @@ import minitron
 from minitron.errors import TokenizerError
 from minitron.files.model_files import (
     TEMPLATES,
-    for_both_generations,
     is_model_file,
+    portable_tokenizer_config,
     tokenizer_names,
 )
 from minitron.publish.publishable import check_publishable
@@ -111,12 +111,12 @@ def test_a_config_gets_what_both_generations_know(
     said: dict[str, Any], changed: Mapping[str, Any]
 ) -> None:
     expected = {k: v for k, v in {**said, **changed}.items() if v is not ...}
-    assert for_both_generations(said, has_fast_file=True) == expected
+    assert portable_tokenizer_config(said, has_fast_file=True) == expected
 
 
 def test_without_tokenizer_json_a_class_stays() -> None:
     said = {"tokenizer_class": "SentencePieceBackend"}
-    assert for_both_generations(said, has_fast_file=False) == said
+    assert portable_tokenizer_config(said, has_fast_file=False) == said
 
 
 @pytest.fixture(scope="module")

@@ -115,13 +115,13 @@ def test_it_gives_megatrons_logits(
 
 def convert(path: Path, tmp_path: Path) -> Path:
     """The Hub folder; these have no tokenizer, so it is written by hand from the source."""
-    from minitron.files.tensor_stream import copied
+    from minitron.files.tensor_stream import stream_tensors
     from minitron.records.folder_writer import specs_of, write_json, write_weights
     from minitron.sources.opening import open_source
 
     source, out = open_source(str(path)), tmp_path / "out"
     out.mkdir()
-    write_weights(out, specs_of(source.tensors), copied(source.tensors, source.name))
+    write_weights(out, specs_of(source.tensors), stream_tensors(source.tensors, source.name))
     write_json(out / "config.json", source.config)
     return out
 

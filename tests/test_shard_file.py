@@ -80,12 +80,12 @@ def test_few_pieces_wait_in_memory_and_any_number_of_file_ranges(tmp_path: Path)
     stored = tmp_path / "stored"
     stored.write_bytes(bytes(ROW))
     for _ in range(30):
-        shard.put("a", LocalFile.at(stored).window(0, ROW))
+        shard.add("a", LocalFile.at(stored).window(0, ROW))
     put = []
 
     def hand_on() -> None:
         for seed in range(10):
-            shard.put("a", rows(1, seed))
+            shard.add("a", rows(1, seed))
             put.append(seed)
 
     with ThreadPoolExecutor(2) as pool:

@@ -12,7 +12,7 @@ from minitron.files.file import LocalFile
 from minitron.files.lazy_tensor import Cast, LazyTensor, Shifted
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import StoredTensor
-from minitron.files.tensor_stream import PIECE_BYTES, copied
+from minitron.files.tensor_stream import PIECE_BYTES, stream_tensors
 from minitron.records.folder_writer import specs_of, write_weights
 
 
@@ -42,7 +42,7 @@ def test_what_is_written_is_what_was_asked_for(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     tensors = lazy(tmp_path, weights)
-    write_weights(tmp_path, specs_of(tensors), copied(tensors, "it"))
+    write_weights(tmp_path, specs_of(tensors), stream_tensors(tensors, "it"))
     written = read_safetensors_header(LocalFile.at(tmp_path / "model.safetensors"))
     assert list(written) == ["large", "norm", "last"]
     for name, tensor in {**weights, "norm": weights["norm"] + 1}.items():
@@ -52,7 +52,7 @@ def test_what_is_written_is_what_was_asked_for(
 def test_bytes_that_lie_as_wanted_are_not_read(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
-    pieces = dict(copied(lazy(tmp_path, weights), "it", check=False))
+    pieces = dict(stream_tensors(lazy(tmp_path, weights), "it", check=False))
     assert isinstance(pieces["large"], LocalFile)
     assert isinstance(pieces["norm"], torch.Tensor)
 
@@ -65,7 +65,7 @@ def test_where_the_kernel_cannot_copy_the_bytes_are_the_same(
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
     tensors = lazy(tmp_path, weights)
-    write_weights(tmp_path, specs_of(tensors), copied(tensors, "it"))
+    write_weights(tmp_path, specs_of(tensors), stream_tensors(tensors, "it"))
     written = read_safetensors_header(LocalFile.at(tmp_path / "model.safetensors"))
     assert torch.equal(written["large"].read(), weights["large"])
 
@@ -90,15 +90,15 @@ def test_values_that_are_not_finite_are_told_by_name(
     weights[name].view(-1)[-2] = value
     tensors = lazy(tmp_path, weights)
     with pytest.raises(SourceError, match=rf"it: {name} holds NaN or infinity"):
-        list(copied(tensors, "it"))
-    assert {name for name, _ in copied(tensors, "it", check=False)} == set(weights)
+        list(stream_tensors(tensors, "it"))
+    assert {name for name, _ in stream_tensors(tensors, "it", check=False)} == set(weights)
 
 
 def test_a_cast_that_overflows_is_told_apart_from_damage(tmp_path: Path) -> None:
     stored = store(tmp_path / "w", torch.tensor([[1.0, 1e6]]))
     with pytest.raises(TargetError, match="w holds values too large for float16: choose bfloat16"):
-        list(copied({"w": Cast(stored, torch.float16)}, "it"))
+        list(stream_tensors({"w": Cast(stored, torch.float16)}, "it"))
     assert torch.equal(
-        dict(copied({"w": Cast(stored, torch.bfloat16)}, "it"))["w"],
+        dict(stream_tensors({"w": Cast(stored, torch.bfloat16)}, "it"))["w"],
         torch.tensor([[1.0, 1e6]]).bfloat16(),
     )

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 import minitron
-from minitron.files.model_files import for_both_generations
+from minitron.files.model_files import portable_tokenizer_config
 from minitron.model.rotary import KEYS
 from minitron.sources.hub_folder import HubFolder
 from tests.test_rotary import said
@@ -70,7 +70,7 @@ def source(path: Path, family: str, kind: str, generation: int) -> Path:
     config.pop("model_input_names", None)  # which transformers 5 does not write by itself
     if generation == 4:
         edit_config(path, remove=("dtype",), torch_dtype="float32", transformers_version="4.57.6")
-        config = for_both_generations(config, has_fast_file=True)
+        config = portable_tokenizer_config(config, has_fast_file=True)
         del config["backend"]
     file.write_text(json.dumps(config))
     return path

@@ -28,7 +28,7 @@ from minitron.evaluation.loss import evaluate_model
 from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import free_memory
 from minitron.files.dtypes import name_of
-from minitron.files.tensor_stream import copied
+from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import check_same_inputs, write_file
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
@@ -241,7 +241,7 @@ def retrained_loss(
     if not done.exists():
         shutil.rmtree(begun, ignore_errors=True)
         begun.mkdir(parents=True)
-        write_weights(begun, specs_of(pruned.tensors), copied(pruned.tensors, pruned.name))
+        write_weights(begun, specs_of(pruned.tensors), stream_tensors(pruned.tensors, pruned.name))
         write_companions(begun, pruned, pruned.config)
         retraining = TrainRecipe(
             str(done),

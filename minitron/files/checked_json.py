@@ -1,4 +1,4 @@
-"""Checked JSON: what a file of anybody's says, refused unless it has the kinds that are expected.
+"""JSON from files of unknown origin, refused unless its values are of the expected kinds.
 
 A kind is written as the value would be: `str`, `int`, `float` (a finite number, whole or not),
 `Number` (any), `bool`, `None`, `object` (anything), `[kind]` for a list, `{key: kind}` for an
@@ -36,13 +36,13 @@ class Number:
 
 
 class Unreadable(ValueError):
-    """Why a file or a value is not what is expected, in words for a message."""
+    """Why a file or a value is not as expected, in words for an error message."""
 
 
 def read_object(
     path: Path, error: type[MinitronError], remedy: str, *, called: str | None = None
 ) -> dict[str, Any]:
-    """The JSON object in a file, which errors call `called`: UTF-8, and writable again.
+    """The JSON object in a file of UTF-8, whose text can be written again; errors name `called`.
 
     Raises `error` for anything else, FileNotFoundError or NotADirectoryError where there is none.
     """
@@ -113,11 +113,11 @@ def _mismatch(value: object, kind: Kind, key: str, depth: int) -> str | None:
         found = [_mismatch(value, one, key, depth) for one in kind]
         if None in found:
             return None
-        # Of several kinds the one that was meant is that of the same container.
+        # Of several kinds, the one with the same container is the one that was meant.
         inner = [one for one, meant in zip(found, kind, strict=True) if _is_alike(value, meant)]
-        return inner[0] if inner else _told(value, kind, key)
+        return inner[0] if inner else _wrong_kind(value, kind, key)
     if not _is_alike(value, kind):
-        return _told(value, kind, key)
+        return _wrong_kind(value, kind, key)
     items: list[tuple[object, Kind, str]] = []
     if isinstance(kind, Each) and isinstance(value, Mapping):
         items = [(item, kind.kind, f"{key}.{name}") for name, item in value.items()]
@@ -129,13 +129,13 @@ def _mismatch(value: object, kind: Kind, key: str, depth: int) -> str | None:
             elif plain == name:
                 return f"has no {f'{key}.{plain}'.lstrip('.')}"
     elif isinstance(kind, list) and isinstance(value, list):
-        items = [(item, kind[0], f"{key}[{place}]") for place, item in enumerate(value)]
+        items = [(item, kind[0], f"{key}[{index}]") for index, item in enumerate(value)]
     found_inside = (_mismatch(*item, depth - 1) for item in items)
     return next((one for one in found_inside if one is not None), None)
 
 
 def _is_alike(value: object, kind: Kind) -> bool:
-    """Whether a value is of a kind, what is inside it aside."""
+    """Whether a value is of a kind, apart from the values inside it."""
     if isinstance(kind, tuple):
         return any(_is_alike(value, one) for one in kind)
     if kind is object:
@@ -159,7 +159,7 @@ def _is_alike(value: object, kind: Kind) -> bool:
     return isinstance(value, kind)
 
 
-def _told(value: object, kind: Kind, key: str) -> str:
+def _wrong_kind(value: object, kind: Kind, key: str) -> str:
     shown = type(value).__name__ if isinstance(value, dict | list) else repr(value)[:80]
     return f"says {key.lstrip('.') or 'at its top'}: {shown}; it must be {_name(kind)}"
 

@@ -24,10 +24,10 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def free_memory(device: str) -> int:
-    """Bytes that may be used on the device, most of what is free."""
+    """Bytes that may be used on the device: most of the free ones."""
     if torch.device(device).type != "cpu":
         return int(_SHARE_OF_FREE * torch.cuda.mem_get_info(torch.device(device))[0])
-    return int(_SHARE_OF_FREE * min(_available(), _left_to_container()))
+    return int(_SHARE_OF_FREE * min(_available(), _free_in_cgroup()))
 
 
 def memory_in_use(device: str) -> int:
@@ -56,8 +56,8 @@ def _available() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _left_to_container() -> int:
-    """What a control group leaves this process; no limit where there is none."""
+def _free_in_cgroup() -> int:
+    """Bytes below the control group's limit; very many where it sets none."""
     limit, used = _container_bytes("memory.max"), _container_bytes("memory.current")
     return 1 << 62 if limit is None or used is None else max(0, limit - used)
 

@@ -43,7 +43,7 @@ class File(ABC):
         return Window(self, start, size, name or self.name)
 
     def check_window(self, start: int, size: int) -> None:
-        """Refuse a window that does not lie in the file."""
+        """Refuse a window that leaves the file."""
         assert start >= 0 <= size, (start, size)
         self.check_end(start + size)
 

@@ -1,8 +1,8 @@
-"""Whether weights are finite, told at the speed of memory.
+"""Whether weights are finite, checked at the speed of memory.
 
-NaN and infinity are the bit patterns at and above the all-ones exponent, so the largest integer
-among the positive and among the negative patterns tells; torch.isnan on bfloat16 is many times
-slower.
+NaN and infinity are the bit patterns whose exponent is all ones, so it is enough to look at the
+largest integer among the positive and among the negative patterns; torch.isnan on bfloat16 is many
+times slower.
 
     check_finite(torch.zeros(3), "model.norm.weight", "nvidia/Minitron-4B-Base")
 """
@@ -27,7 +27,7 @@ _PATTERNS: dict[torch.dtype, tuple[type[np.signedinteger], type[np.unsignedinteg
     torch.float8_e4m3fn: (np.int8, np.uint8, 0x7F),  # has one NaN and no infinity
 }
 _WINDOW = 1 << 22  # bytes of a file mapped at once
-_IN_CACHE = 1 << 18  # elements looked at twice while a core's cache holds them
+_IN_CACHE = 1 << 18  # elements that are read twice while a core's cache holds them
 FLOATS = frozenset(_PATTERNS)  # what weights may be stored in
 
 
@@ -41,7 +41,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def is_finite_in_file(part: LocalFile, dtype: torch.dtype) -> bool:
-    """The same of elements that lie in a file, looked at there: nothing is copied to memory."""
+    """The same of elements in a file, which is mapped: nothing is copied to memory."""
     if dtype not in _PATTERNS:
         return True
     signed = _PATTERNS[dtype][0]

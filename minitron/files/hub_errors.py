@@ -1,7 +1,7 @@
-"""Why the Hub did not do what was asked, as a line that says what to do.
+"""Errors of the Hub, each as one line that says what to do.
 
-Knows what huggingface_hub raises. Addresses are left out: the Hub's storage signs its own, and such
-a signature is as good as a token while it lasts.
+Knows the exceptions of huggingface_hub. Addresses are left out: those of the Hub's storage are
+signed, and such a signature is as good as a token while it is valid.
 
     reason(error, "nvidia/Minitron-8B-Base")
 """
@@ -22,20 +22,20 @@ from huggingface_hub.errors import (
 
 
 class HubWaitError(OSError):
-    """The Hub asks for a longer wait than we take, or sends next to nothing."""
+    """The Hub asks for a longer wait than is accepted, or sends almost nothing."""
 
 
 class HubAnswerError(ValueError):
-    """The Hub, or whatever answers in its place, says something that its interface does not."""
+    """The answer of the Hub, or of what answers in its place, does not follow its interface."""
 
 
-# What a call to huggingface_hub raises where the Hub, the net or an argument is at fault.
+# What huggingface_hub raises where the Hub, the network or an argument is at fault.
 HUB_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError)
-BUSY = (429, 503)  # the Hub has not begun what was asked
-FAILING = (500, 502, 504)  # it may have done it
+BUSY = (429, 503)  # HTTP: the Hub has not started the request
+FAILING = (500, 502, 504)  # HTTP: the Hub may have done what was requested
 
-# What huggingface_hub raises as it takes apart an answer whose JSON is of other types than it
-# expects, or lacks a key.
+# What huggingface_hub raises when it parses an answer whose JSON has other types than it expects,
+# or lacks a key.
 _MISREAD = (
     ArithmeticError,
     AssertionError,
@@ -46,7 +46,7 @@ _MISREAD = (
     TypeError,
 )
 
-# Of a cache that is full, read-only or no folder.
+# OS errors of a cache that is full, read-only or no folder.
 _FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
 _NO_PLACE = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 _DISK = frozenset((*_FULL, *_NO_PLACE, errno.EROFS))
@@ -56,8 +56,8 @@ CHECK = "check HF_ENDPOINT and the proxy, or try again later"
 
 
 @contextmanager
-def hub_answer() -> Iterator[None]:
-    """Around one call of huggingface_hub and none of ours: HubAnswerError for what it misreads."""
+def answer_errors() -> Iterator[None]:
+    """Raise HubAnswerError where one call of huggingface_hub, and no code of ours, misreads."""
     try:
         yield
     except _MISREAD as error:
@@ -67,15 +67,15 @@ def hub_answer() -> Iterator[None]:
         ) from error
 
 
-def answered_text(value: object, what: str) -> str:
-    """`value` as the text that an answer must have there, without control characters."""
+def required_text(value: object, what: str) -> str:
+    """`value`, which an answer must have as text without control characters."""
     if not isinstance(value, str) or not value or not value.isprintable():
         raise HubAnswerError(f"its answer has {value!r:.40} as {what}, which is no name; {CHECK}")
     return value
 
 
 def reason(error: BaseException, repo: str) -> str:
-    """Why the Hub did not do it, and what to do."""
+    """Why the request failed, and what to do."""
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token; {_LOG_IN}"
     if isinstance(error, OfflineModeIsEnabled):
@@ -86,17 +86,17 @@ def reason(error: BaseException, repo: str) -> str:
         if isinstance(cause, HfHubHTTPError):
             return _refusal(cause, repo)
         if isinstance(cause, httpx2.HTTPError | httpx2.InvalidURL):
-            return _fault_on_the_way(cause)
+            return _connection_error(cause)
         if isinstance(cause, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
             return f"its answer is no JSON, as a proxy's or a login page's would be; {CHECK}"
         if isinstance(cause, _MISREAD):
             return f"its answer is not what the Hub's interface says; {CHECK}"
-    told = _first_line(str(error)).rstrip(".:; ")[:200] or type(error).__name__
-    return f"{told}; {_remedy(error)}"
+    text = _first_line(str(error)).rstrip(".:; ")[:200] or type(error).__name__
+    return f"{text}; {_remedy(error)}"
 
 
 def _remedy(error: BaseException) -> str:
-    """What to do about an error that is neither an answer of the Hub nor one of the way to it."""
+    """What to do about an error that is neither of the Hub nor of the connection."""
     if isinstance(error, HFValidationError):
         return "check the name"
     if any(isinstance(cause, OSError) and cause.errno in _DISK for cause in _causes(error)):
@@ -112,8 +112,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
-def _fault_on_the_way(error: Exception) -> str:
-    """What a request failed of, where there is no answer of the Hub."""
+def _connection_error(error: Exception) -> str:
+    """Why a request failed that has no answer."""
     if isinstance(error, httpx2.TooManyRedirects | httpx2.InvalidURL | httpx2.UnsupportedProtocol):
         return f"it sends from address to address without end, or to none; {CHECK}"
     if isinstance(error, httpx2.DecodingError):
@@ -137,8 +137,8 @@ def _refusal(error: HfHubHTTPError, repo: str) -> str:
         return f"the Hub fails (HTTP {status}); {_AGAIN}"
     if isinstance(error, RevisionNotFoundError):
         return "the revision is not there; check it"
-    told = error.server_message or error.response.headers.get("X-Error-Message")
-    return f"the Hub says: {_first_line(told)}" if told else f"the Hub answers HTTP {status}"
+    text = error.server_message or error.response.headers.get("X-Error-Message")
+    return f"the Hub says: {_first_line(text)}" if text else f"the Hub answers HTTP {status}"
 
 
 def _first_line(text: str) -> str:

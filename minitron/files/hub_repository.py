@@ -46,9 +46,9 @@ from minitron.files.hub_errors import (
     CHECK,
     HUB_ERRORS,
     HubAnswerError,
-    answered_text,
-    hub_answer,
+    answer_errors,
     reason,
+    required_text,
 )
 from minitron.files.hub_retry import bounded_waiting, retry
 from minitron.files.model_files import ADAPTER, TEMPLATES, is_model_file, merge_advice
@@ -65,9 +65,9 @@ _BEGINNING = 1 << 17  # bytes: the header of most safetensors files, in the firs
 
 
 class HubRepository:
-    """A model repository; every file comes from the revision seen first.
+    """A model repository; every file is of one revision.
 
-    That is the one of the file `first`, which is fetched; or, with None, the one the Hub names.
+    It is that of the file `first`, which is downloaded; or, with None, the one that the Hub names.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class HubRepository:
         self.name = repo_id
         self.revision: str | None = revision
         self._offline = is_offline_mode()
-        self._snapshot: Path | None = None  # of the cache; None until the first file has come
+        self._snapshot: Path | None = None  # in the cache; None until a file is there
         if first is None:
             with self._source_errors():
                 ask = partial(HfApi().model_info, repo_id, revision=revision)
@@ -95,14 +95,14 @@ class HubRepository:
             self.revision = _commit(self._snapshot.name)  # from here on
 
     def file(self, name: str) -> Path | None:
-        """The file in the cache, downloaded where it is not; None where the repository has none.
+        """The file in the cache, downloaded if needed; None where the repository has none.
 
-        Raises SourceError for a large one whose bytes are not those of the Hub.
+        Raises SourceError for a large file whose bytes are not those of the Hub.
         """
         asked = self.name if self.revision is None else f"{self.name}@{self.revision}"
         with self._source_errors():
             try:
-                with hub_answer():
+                with answer_errors():
                     path = Path(
                         hf_hub_download(
                             self.name, name, revision=self.revision, local_files_only=self._offline
@@ -136,14 +136,14 @@ class HubRepository:
         return HubFile(self, name, f"{self.name}/{name}", size, beginning)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a remote file. Raises SourceError where they are no more there."""
+        """Bytes [start, stop) of a remote file. Raises SourceError where it has changed."""
         found = self._read_range(name, start, stop)
         if found is None or len(found[0]) != stop - start:
             raise SourceError(f"{self.name} has changed while {name} was read: try again")
         return found[0]
 
     def _read_range(self, name: str, start: int, stop: int) -> tuple[bytes, int] | None:
-        """Bytes [start, stop), as far as the file goes, and its size; in as many parts as it takes.
+        """Bytes [start, stop), or up to the end, and the file's size, in one or more requests.
 
         None where there is no such file, or the storage does not answer with ranges.
         """
@@ -187,7 +187,7 @@ class HubRepository:
             raise
 
     def remedy(self, name: str) -> str:
-        """The command that fetches a file which an earlier run did not need."""
+        """The command that downloads a file which an earlier run did not need."""
         if not self._offline:
             return "its repository is not whole, choose another revision"
         command = ["hf", "download", self.name, name]
@@ -203,7 +203,7 @@ class HubRepository:
         if not self._offline:
             with self._source_errors():
                 try:
-                    with hub_answer():
+                    with answer_errors():
                         files = HfApi().list_repo_files(self.name, revision=self.revision)
                     return _model_files(files)
                 except httpx2.ConnectError:
@@ -211,12 +211,12 @@ class HubRepository:
                         raise
             logger.warning("%s: the Hub cannot be reached, reading what is in the cache", self.name)
             self._offline = True
-        assert self._snapshot is not None, "without the Hub a file comes from nowhere else"
+        assert self._snapshot is not None, "offline, only the cache has files"
         return model_files(self._snapshot)
 
     @contextmanager
     def _source_errors(self) -> Iterator[None]:
-        """Turn what the Hub refuses into a SourceError of one line."""
+        """Turn errors of the Hub into a SourceError of one line."""
         with masked_errors(), self._named_errors(), bounded_waiting():
             yield
 
@@ -248,7 +248,7 @@ class HubFile(File):
     path: str  # in the repository
     name: str
     size: int
-    beginning: bytes = field(default=b"", compare=False, repr=False)  # came with the first request
+    beginning: bytes = field(default=b"", compare=False, repr=False)  # of the first request
 
     def read(self, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes [start, stop)."""
@@ -264,21 +264,21 @@ class HubFile(File):
 
 
 def model_files(folder: Path) -> list[str]:
-    """The files of a folder that are a model's, by their path in it, in alphabetical order."""
+    """The model's files in a folder, by their paths in it, in alphabetical order."""
     paths = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
     names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
     return sorted(filter(is_model_file, names))
 
 
-def _commit(told: object) -> str:
-    """A commit's id as the Hub tells it: what a file is called in the cache must name no folder."""
-    if not isinstance(told, str) or not _COMMIT.fullmatch(told):
-        raise HubAnswerError(f"its answer has {told!r:.40} as a commit, which is none; {CHECK}")
-    return told
+def _commit(answer: object) -> str:
+    """A commit's id, checked, since it becomes the name of a folder in the cache."""
+    if not isinstance(answer, str) or not _COMMIT.fullmatch(answer):
+        raise HubAnswerError(f"its answer has {answer!r:.40} as a commit, which is none; {CHECK}")
+    return answer
 
 
 def _model_files(files: Sequence[object]) -> list[str]:
-    """The files that are a model's, of those whose names any system takes."""
-    names = [answered_text(name, "a file's name") for name in files]
+    """The files of a model, without names that some systems do not allow."""
+    names = [required_text(name, "a file's name") for name in files]
     safe = (name for name in names if all(map(_FILE_NAME.fullmatch, name.split("/"))))
     return sorted(filter(is_model_file, safe))

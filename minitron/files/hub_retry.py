@@ -34,7 +34,7 @@ from minitron.files.hub_errors import (
     FAILING,
     HubAnswerError,
     HubWaitError,
-    hub_answer,
+    answer_errors,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def retry(request: Callable[[], Result], *, is_safe: bool = True, is_read: bool 
     for wait in _WAITS:
         asked: int | None = None
         try:
-            with hub_answer():
+            with answer_errors():
                 return request()
         except httpx2.TransportError:
             if not is_read:
@@ -81,7 +81,7 @@ def retry(request: Callable[[], Result], *, is_safe: bool = True, is_read: bool 
             if asked is None:
                 logger.info("HTTP %d from the Hub: trying again in %d s", status, wait)
         time.sleep(wait if asked is None else min(asked, LONGEST_WAIT))
-    with hub_answer():
+    with answer_errors():
         return request()
 
 

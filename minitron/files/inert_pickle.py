@@ -1,8 +1,8 @@
 """A pickle read as data: nothing that it names is ever imported, called or built.
 
 A pickle is a program for a small stack machine. This one runs it with two changes: a global is
-only its name, and a call is looked up in the caller's own table; what is not there becomes an
-`Inert` record of the call. So the worst pickle yields a strange value or a SourceError.
+only its name, and a call is looked up in the caller's table; a call that is not there becomes an
+`Inert` record. So the worst pickle yields a strange value or a SourceError.
 
     >>> read_pickle(BytesIO(pickle.dumps(print)), {}, where="x.pkl")
     Global(module='builtins', name='print')
@@ -38,9 +38,9 @@ class Global:
 
 @dataclass(eq=False, repr=False)
 class Inert:
-    """What a call would have made: the call, and what the pickle then put into its result.
+    """A call that was not run: the call, and what the pickle then put into its result.
 
-    It prints as nothing more than its type: a hostile pickle nests values without end.
+    Only its type is printed: a hostile pickle nests values without end.
     """
 
     call: object
@@ -70,10 +70,10 @@ def read_pickle(
     where: str,
     persistent: Callable[[object], object] | None = None,
 ) -> object:
-    """The value of the pickle that starts here; the stream is left behind it.
+    """The value of the pickle that starts here; the stream is then at its end.
 
-    `builders` are the only functions that run, called with the pickle's arguments; `persistent`
-    stands for the objects that the pickle keeps elsewhere. Either may raise what is in DAMAGE.
+    `builders` are the only functions that are called, with the pickle's arguments; `persistent`
+    returns the objects that the pickle keeps elsewhere. Both may raise what is in DAMAGE.
     """
     machine = _Machine({**BUILTIN, **builders}, persistent or _no_persistent)
     try:
@@ -136,7 +136,7 @@ class _Machine:
         return marked
 
     def _collect(self, name: str) -> bool:
-        """Values made of what lies on the stack."""
+        """Build a value from those on the stack; False for an opcode that builds none."""
         match name:
             case "EMPTY_DICT":
                 self.stack.append({})
@@ -163,7 +163,7 @@ class _Machine:
         return True
 
     def _fill(self, name: str) -> bool:
-        """Values put into the one below them."""
+        """Put values into the one below them; False for an opcode that does not."""
         match name:
             case "APPEND" | "SETITEM":
                 count = 1 if name == "APPEND" else 2
@@ -174,7 +174,7 @@ class _Machine:
                 state, target = self.stack.pop(), self.stack[-1]
                 if isinstance(target, Inert):
                     target.state = state
-                # A dict's is its _metadata. A tensor's would change where its elements lie.
+                # A dict's is its _metadata. A tensor's would change where its elements are.
                 elif not isinstance(target, dict) or not isinstance(state, dict):
                     raise TypeError(f"a state for a {type(target).__name__}")
                 return True
@@ -194,7 +194,7 @@ class _Machine:
         return True
 
     def _call(self, name: str, argument: object) -> None:
-        """Names, calls, and references to what lies outside the pickle."""
+        """Names, calls, and references to objects outside the pickle."""
         match name:
             case "GLOBAL":
                 self.stack.append(Global(*str(argument).split(" ", 1)))
@@ -205,15 +205,15 @@ class _Machine:
                 self.stack.append(Global(module, member))
             case "REDUCE" | "NEWOBJ":
                 arguments, call = self.stack.pop(), self.stack.pop()
-                self.stack.append(self._made(call, arguments))
+                self.stack.append(self._build(call, arguments))
             case "NEWOBJ_EX":
                 named, arguments, call = (self.stack.pop() for _ in range(3))
                 self.stack.append(Inert(call, (arguments, named)))
             case "INST":
-                self.stack.append(self._made(Global(*str(argument).split(" ", 1)), self._marked()))
+                self.stack.append(self._build(Global(*str(argument).split(" ", 1)), self._marked()))
             case "OBJ":
                 call, *arguments_of_call = self._marked()
-                self.stack.append(self._made(call, arguments_of_call))
+                self.stack.append(self._build(call, arguments_of_call))
             case "PERSID":
                 self.stack.append(self.persistent(argument))
             case "BINPERSID":
@@ -221,7 +221,7 @@ class _Machine:
             case _:
                 raise ValueError(f"opcode {name}")
 
-    def _made(self, call: object, arguments: object) -> object:
+    def _build(self, call: object, arguments: object) -> object:
         if not isinstance(arguments, tuple | list):
             raise TypeError("a call without arguments")
         if isinstance(call, Global) and call in self.builders:

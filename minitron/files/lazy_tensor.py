@@ -1,9 +1,8 @@
 """Tensors that are not in memory: how they are read row by row, and how one is made of others.
 
-`StoredTensor` is the one that lies in a file. The others here are made of some: rows of one,
-columns of one, several joined, one shifted or cast. None knows a format or reads before it is
-asked, and bytes that need no arithmetic are known as file ranges, so that they can be copied from
-file to file.
+`StoredTensor` is one in a file. Those here are made of others: rows or columns of one, several
+joined, one shifted or cast. None knows a format or reads before it is asked, and bytes that need no
+arithmetic are known as ranges of local files, so that they can be copied from file to file.
 
     fused = Joined((rank_0, rank_1), axis=0)        # tensor-parallel shards
     Rows(fused, ((0, 128), (256, 384))).read(0, 10)
@@ -19,7 +18,7 @@ from minitron.files.file import LocalFile
 
 
 class LazyTensor(Protocol):
-    """A tensor known by dtype and shape, whose rows come when asked for."""
+    """A tensor of known dtype and shape, whose rows are read when they are needed."""
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -38,8 +37,8 @@ class LazyTensor(Protocol):
         """The bytes of these rows in local files, in order; None where they must be computed."""
 
 
-class _Made:
-    """A tensor made of others: subclasses say how rows are read."""
+class _Derived:
+    """A tensor made of others; subclasses implement how rows are read."""
 
     def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         self.dtype = dtype
@@ -66,8 +65,8 @@ class _Made:
         return start, max(start, stop)
 
 
-class _Sequence(_Made):
-    """Parts one after the other along the first axis: (tensor, first row, last row + 1)."""
+class _Sequence(_Derived):
+    """Parts one after another along the first axis: (tensor, first row, last row + 1)."""
 
     def __init__(self, parts: Sequence[tuple[LazyTensor, int, int]]) -> None:
         first = parts[0][0]
@@ -89,7 +88,7 @@ class _Sequence(_Made):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _covered(self, start: int, stop: int) -> Iterator[tuple[LazyTensor, int, int]]:
-        """What of each part lies in these rows."""
+        """The rows of each part that are among these rows."""
         begin = 0
         for tensor, first, last in self.parts:
             low, high = max(start - begin, 0), min(stop - begin, last - first)
@@ -99,7 +98,7 @@ class _Sequence(_Made):
 
 
 class Rows(_Sequence):
-    """Runs [start, stop) of one tensor's rows, one after the other."""
+    """Runs [start, stop) of one tensor's rows, one after another."""
 
     def __init__(self, tensor: LazyTensor, runs: Sequence[tuple[int, int]]) -> None:
         assert all(0 <= start <= stop <= tensor.shape[0] for start, stop in runs), runs
@@ -114,7 +113,7 @@ class Stacked(_Sequence):
         super().__init__([(tensor, 0, tensor.shape[0]) for tensor in tensors])
 
 
-class SideBySide(_Made):
+class SideBySide(_Derived):
     """Matrices of equal height joined along the second axis."""
 
     def __init__(self, tensors: Sequence[LazyTensor]) -> None:
@@ -127,7 +126,7 @@ class SideBySide(_Made):
         return torch.cat([tensor.read(start, stop) for tensor in self.tensors], dim=1)
 
 
-class Columns(_Made):
+class Columns(_Derived):
     """Columns [start, stop) of a matrix."""
 
     def __init__(self, tensor: LazyTensor, start: int, stop: int) -> None:
@@ -139,7 +138,7 @@ class Columns(_Made):
         return self.tensor.read(start, stop)[:, self.start : self.stop].contiguous()
 
 
-class Shifted(_Made):
+class Shifted(_Derived):
     """A tensor plus a number, added in float32 or better and cast once."""
 
     def __init__(self, tensor: LazyTensor, by: float, dtype: torch.dtype | None = None) -> None:
@@ -152,7 +151,7 @@ class Shifted(_Made):
         return (rows.to(wide) + self.by).to(self.dtype)
 
 
-class Cast(_Made):
+class Cast(_Derived):
     """A tensor in another dtype."""
 
     def __init__(self, tensor: LazyTensor, dtype: torch.dtype) -> None:
@@ -166,8 +165,8 @@ class Cast(_Made):
         return self.tensor.read(start, stop).to(self.dtype)
 
 
-class Zeros(_Made):
-    """Rows of nothing, such as those that pad a vocabulary."""
+class Zeros(_Derived):
+    """Rows of zeros, such as those that pad a vocabulary."""
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         return torch.zeros((stop - start, *self.shape[1:]), dtype=self.dtype)

@@ -21,7 +21,7 @@ class LocalFolder:
     revision: str | None = None
 
     def __init__(self, path: Path, name: str | None = None, *, is_ours: bool = False) -> None:
-        """`is_ours` True follows any link, as those of a package manager."""
+        """`is_ours` True follows any link, since a package manager may have made it."""
         self.path = path
         self.name = name or str(path)
         self._is_ours = is_ours
@@ -29,7 +29,7 @@ class LocalFolder:
     def file(self, name: str) -> Path | None:
         """The file's path, if it is there. Raises SourceError for a link that leads outside.
 
-        Weights may lie elsewhere: of theirs, nothing but numbers is copied.
+        Weights may be elsewhere: only their numbers are copied.
         """
         path = self.path / name
         if not path.is_file():
@@ -53,7 +53,7 @@ class LocalFolder:
         """None: every file is on this machine."""
 
     def remedy(self, name: str) -> str:
-        """Who copied the folder can tell where the rest is."""
+        """What to do about a missing file: whoever copied the folder knows where it is."""
         return "fetch it"
 
 

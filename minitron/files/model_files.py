@@ -42,8 +42,8 @@ _PATTERNS = (
 _FAST = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both generations
 # Classes that transformers 4 does not have.
 _ONLY_5 = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend")
-# Classes that put a first token before the text in transformers 4, where the config is silent;
-# transformers 5 follows tokenizer.json and leaves add_bos_token out.
+# Classes that put a first token before the text in transformers 4 unless the config forbids it;
+# transformers 5 follows tokenizer.json and writes no add_bos_token.
 _ADDS_BOS_IN_4 = ("LlamaTokenizer", "CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer")
 
 
@@ -61,17 +61,17 @@ def tokenizer_names(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: ("/" in name, name))
 
 
-def folder_of(files: Sequence[Path]) -> Path:
-    """The folder that a tokenizer's files lie in, all but its chat templates at the top."""
+def tokenizer_folder(files: Sequence[Path]) -> Path:
+    """The folder of a tokenizer's files, which all but chat templates are directly in."""
     return next((file.parent for file in files if file.suffix != ".jinja"), files[0].parent)
 
 
-def for_both_generations(config: Mapping[str, Any], *, has_fast_file: bool) -> dict[str, Any]:
-    """A tokenizer_config.json that transformers 4 and 5 open with the same ids.
+def portable_tokenizer_config(config: Mapping[str, Any], *, has_fast_file: bool) -> dict[str, Any]:
+    """A tokenizer_config.json with which transformers 4 and 5 produce the same ids.
 
-    `has_fast_file` tells that tokenizer.json lies beside it. What transformers 4 wrote stays as it
-    is; of what 5 wrote the class and the list of extra special tokens get names that both know,
-    and the inputs that 5 makes of itself are named, since 4 makes others.
+    `has_fast_file`: whether there is a tokenizer.json too. A config of transformers 4 is not
+    changed; in one of 5 the class and the list of extra special tokens get names that both know,
+    and model_input_names is written out, since 4 has other defaults.
     """
     both = dict(config)
     name = str(config.get("tokenizer_class")).removesuffix("Fast")

@@ -76,7 +76,7 @@ _Loader.add_constructor(_FLOAT, _Loader.construct_number)
 
 
 def read_yaml(text: str, where: str, error_type: type[MinitronError] = SourceError) -> Any:
-    """The value that `text` writes down. Raises `error_type`, naming `where`, for anything else."""
+    """The value of `text`. Raises `error_type`, naming `where`, for what is no plain YAML."""
     if len(text) > LARGEST_TEXT:
         raise error_type(f"{where} has {len(text)} characters: it is no file of settings")
     try:
@@ -98,7 +98,7 @@ def one_line(text: object) -> str:
 
 
 def short_repr(value: object) -> str:
-    """A value as an error message shows it; containers by their kind, for they may be endless."""
+    """A value for an error message; containers by their kind, since they may be endless."""
     if isinstance(value, dict | list | tuple | set):
         return f"a {type(value).__name__}"
     return one_line(repr(value))

@@ -1,9 +1,9 @@
-"""The safetensors format, at the level of bytes: where each tensor lies, and a header to write.
+"""The safetensors format, at the level of bytes: where each tensor is, and a header to write.
 
 Format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes back to back
 (github.com/huggingface/safetensors, "Format"). Reading through `StoredTensor` rather than a memory
 map keeps resident memory at what is asked for; writing from a header planned beforehand lets each
-tensor be pulled once.
+tensor be read once.
 
     read_safetensors_header(LocalFile.at(Path("model.safetensors")))["lm_head.weight"].shape
 """
@@ -53,7 +53,7 @@ def read_safetensors_header(file: File) -> Mapping[str, StoredTensor]:
 
 
 def safetensors_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
-    """The bytes that go before these tensors, which then follow in this order without gaps."""
+    """The bytes before these tensors, which follow in this order without gaps."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in tensors.items():
@@ -69,7 +69,7 @@ def safetensors_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]
 
 
 def _entries(header: bytes) -> dict[str, Any]:
-    """The header's tensors, refused with a ValueError where the format's own library refuses it."""
+    """The header's tensors. Raises ValueError where the format's own library refuses the header."""
     if not header.startswith(b"{"):
         raise ValueError("it begins with something else than an object")
     entries: dict[str, Any] = json.loads(header, object_pairs_hook=_unique)

@@ -5,7 +5,7 @@ Knows the order and the sizes that its header promises. At most 4 in-memory piec
 
     shard = ShardFile(path, specs, progress)
     pool.submit(shard.write)
-    shard.put("w", rows)
+    shard.add("w", rows)
 """
 
 import errno
@@ -53,7 +53,7 @@ class TensorSpec:
 
 
 class ShardFile:
-    """One file of weights, to be written by whoever runs `write` while another calls `put`."""
+    """One file of weights: one thread runs `write` while another calls `add`."""
 
     def __init__(
         self, path: Path, specs: Mapping[str, TensorSpec], progress: Callable[[int], object]
@@ -64,7 +64,7 @@ class ShardFile:
         self._room = BoundedSemaphore(_QUEUED)
         self._is_over = Event()
 
-    def put(self, name: str, piece: Piece) -> None:
+    def add(self, name: str, piece: Piece) -> None:
         """Queue the next bytes of a tensor; waits while too many pieces are in memory."""
         if not isinstance(piece, LocalFile):
             while not self._room.acquire(timeout=_POLL):
@@ -120,7 +120,7 @@ def write_safetensors(
 def write_piece(
     file: FileIO, piece: Piece, dtype: torch.dtype, progress: Callable[[int], object]
 ) -> int:
-    """Append a piece to an unbuffered file and return its bytes; `progress` is called with them.
+    """Append a piece to an unbuffered file and return its size; `progress` is called with it.
 
     Raises SourceError where the file that holds the piece is gone, changed or ends early.
     """
@@ -135,7 +135,7 @@ def write_piece(
 
 
 def _copy(file: FileIO, piece: LocalFile, progress: Callable[[int], object]) -> int:
-    """The kernel copies; where it cannot, we do."""
+    """Copy by the kernel where it can, else through memory."""
     with piece.open() as source:
         done = 0
         while done < piece.size:

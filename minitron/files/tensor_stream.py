@@ -1,9 +1,9 @@
-"""Tensors on their way into a file: pieces made ahead in threads, or bytes that need only copying.
+"""Tensors as a stream of pieces: read ahead in threads, or ranges of files that are only copied.
 
-Knows how weights are checked while they pass: what is made is checked as it is read, what is copied
-from file to file beside the copying. Does not know what the tensors mean or where they go.
+Knows how weights are checked on their way: what is computed as it is read, what is copied from file
+to file beside the copying. Does not know what the tensors mean or where they are written.
 
-    write_weights(folder, specs_of(tensors), copied(tensors, "minitron-8b-base.nemo"))
+    write_weights(folder, specs_of(tensors), stream_tensors(tensors, "8b.nemo"))
 """
 
 from collections import deque
@@ -22,61 +22,61 @@ from minitron.files.lazy_tensor import Cast, LazyTensor
 Piece = torch.Tensor | LocalFile
 Job = Callable[[], torch.Tensor]
 
-PIECE_BYTES = 1 << 20  # read at once: what stays in a core's cache while it is checked and cut
+PIECE_BYTES = 1 << 20  # read at once: fits a core's cache while it is checked and cut
 _THREADS = 2
-_AHEAD = 4  # pieces being made while one is written
+_AHEAD = 4  # pieces being read while one is written
 
 
-def copied(
+def stream_tensors(
     tensors: Mapping[str, LazyTensor],
     source: str,
     *,
-    called: Mapping[str, str] | None = None,
+    source_names: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> Iterator[tuple[str, Piece]]:
-    """Every tensor whole, in order: as file ranges where its bytes lie somewhere, else as rows.
+    """Every tensor whole, in order: as ranges of local files where it is in some, else as rows.
 
     Raises SourceError, naming the tensor, where values are not finite or cannot be read, and
-    TargetError where they are finite but overflow the dtype they are cast to: perhaps only after
-    its bytes were handed on. `check` False looks at no value. `called` says what the source calls a
-    tensor, where it differs.
+    TargetError where they are finite but overflow the dtype that they are cast to; either may be
+    raised after the bytes were yielded. `check` False checks no value. `source_names` are the
+    tensors' names in the source, where they differ.
     """
-    # One thread looks while the kernel copies: more would take the processor from the copying.
-    with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(1) as looking:
+    # One thread checks while the kernel copies: more would take processor time from the copying.
+    with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(1) as checking:
         checks: deque[Future[None]] = deque()
 
         def jobs() -> Iterator[tuple[str, Job | LocalFile]]:
             for name, tensor in tensors.items():
-                checked = Checked(tensor, (called or {}).get(name, name), source)
+                checked = CheckedTensor(tensor, (source_names or {}).get(name, name), source)
                 ranges = tensor.ranges()
                 if ranges is None:
-                    made = checked if check else tensor
+                    computed = checked if check else tensor
                     for start, stop in pieces_of(tensor):
-                        yield name, partial(made.read, start, stop)
+                        yield name, partial(computed.read, start, stop)
                     continue
                 if check:
-                    checks.append(looking.submit(_check_in_files, checked, ranges))
+                    checks.append(checking.submit(_check_in_files, checked, ranges))
                 yield from ((name, piece) for piece in ranges)
                 while checks and checks[0].done():
                     checks.popleft().result()
 
         try:
-            yield from made_ahead(jobs(), pool)
+            yield from read_ahead(jobs(), pool)
             for future in checks:
                 future.result()
         finally:
-            looking.shutdown(wait=True, cancel_futures=True)
+            checking.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def made_ahead(
+def read_ahead(
     jobs: Iterable[tuple[str, Job | LocalFile]], pool: ThreadPoolExecutor | None = None
 ) -> Iterator[tuple[str, Piece]]:
-    """Make pieces in threads, a few ahead of the reader, and hand them on in order."""
+    """Read pieces in threads, a few ahead of the consumer, and yield them in order."""
     if pool is None:
         with ThreadPoolExecutor(_THREADS) as own:
             try:
-                yield from made_ahead(jobs, own)
+                yield from read_ahead(jobs, own)
             finally:
                 own.shutdown(wait=True, cancel_futures=True)
         return
@@ -84,9 +84,9 @@ def made_ahead(
     for name, job in jobs:
         waiting.append((name, job if isinstance(job, LocalFile) else pool.submit(job)))
         if len(waiting) > _AHEAD:
-            yield _made(*waiting.popleft())
+            yield _finish(*waiting.popleft())
     while waiting:
-        yield _made(*waiting.popleft())
+        yield _finish(*waiting.popleft())
 
 
 def pieces_of(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
@@ -96,18 +96,18 @@ def pieces_of(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _made(name: str, made: Future[torch.Tensor] | LocalFile) -> tuple[str, Piece]:
-    return name, made if isinstance(made, LocalFile) else made.result()
+def _finish(name: str, piece: Future[torch.Tensor] | LocalFile) -> tuple[str, Piece]:
+    return name, piece if isinstance(piece, LocalFile) else piece.result()
 
 
-def _check_in_files(tensor: "Checked", ranges: Iterable[LocalFile]) -> None:
+def _check_in_files(tensor: "CheckedTensor", ranges: Iterable[LocalFile]) -> None:
     if all(is_finite_in_file(part, tensor.dtype) for part in ranges):
         return
     for start, stop in pieces_of(tensor):
-        tensor.read(start, stop)  # says what is wrong
+        tensor.read(start, stop)  # raises the error
 
 
-class Checked:
+class CheckedTensor:
     """A tensor whose rows are refused, as they are read, where they are not finite."""
 
     def __init__(self, tensor: LazyTensor, name: str, source: str) -> None:

@@ -1,9 +1,9 @@
-"""The files of torch.save, at the level of bytes: where each tensor lies, without unpickling one.
+"""The files of torch.save, at the level of bytes: where each tensor is, without unpickling one.
 
 Both formats of torch.save keep a pickle beside the raw bytes of the storages: a zip of stored
 (never compressed) records, and the older stream of pickles. The pickle is read as data by
-`inert_pickle`; the few calls that make tensors are answered here, with places in the file. So a
-hostile file can do nothing, and a 16 GB file costs no more memory than its pickle.
+`inert_pickle`; the few calls that make tensors return places in the file here. So a hostile file
+can do nothing, and a 16 GB file costs no more memory than its pickle.
 
     >>> read_torch_file(LocalFile.at(Path("pytorch_model.bin")))["lm_head.weight"].read(0, 10)
 """
@@ -42,8 +42,8 @@ LARGEST_PICKLE = 2**25  # bytes; those of the largest models have a few megabyte
 def read_torch_file(file: File, *, outline: bool = False) -> Mapping[str, StoredTensor]:
     """The tensors of a state dict by name; entries that are no tensors (TE's states) are left out.
 
-    `outline` True: only names, dtypes and shapes are wanted, and offsets are not to be relied on.
-    Raises SourceError if the file holds something else; `read_torch_object` takes that too.
+    `outline` True reads names, dtypes and shapes only: the offsets are wrong. Raises SourceError if
+    the file holds something else, which `read_torch_object` reads.
     """
     root = read_torch_object(file, outline=outline)
     if not isinstance(root, dict):
@@ -124,12 +124,12 @@ def _check_marks(cursor: Cursor, records: Mapping[str, Storage], archive: str) -
 
 
 def _records(cursor: Cursor, *, outline: bool) -> dict[str, Storage]:
-    """Where each record of the zip has its bytes; in outline, about where storages have theirs."""
+    """Where each record of the zip is; in outline, only about where each storage is."""
     try:
         entries = zipfile.ZipFile(cursor).infolist()
         _check_directory(cursor, entries)
         return {
-            entry.filename: _listed(cursor, entry)
+            entry.filename: _listed_record(entry)
             if outline and "/data/" in entry.filename
             else _record(cursor, entry)
             for entry in entries
@@ -139,10 +139,10 @@ def _records(cursor: Cursor, *, outline: bool) -> dict[str, Storage]:
 
 
 def _check_directory(cursor: Cursor, entries: list[zipfile.ZipInfo]) -> None:
-    """Refuse, with a ValueError, a directory of which two readers could take different records.
+    """Refuse, with a ValueError, a directory in which two readers could find different records.
 
-    torch's reader goes by the first of two equal names, whatever their case, and by the offsets
-    and counts as they are, which Python's mends.
+    torch's reader takes the first of two equal names, in any case, and trusts the offsets and
+    counts, which Python's reader corrects.
     """
     names = {entry.filename.lower() for entry in entries}
     if len(names) < len(entries):
@@ -161,7 +161,7 @@ def _check_directory(cursor: Cursor, entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _end_of_zip(cursor: Cursor) -> tuple[int, int]:
-    """Entries of the directory and where it begins, refused unless all ends say the same.
+    """Entries of the directory and where it begins, refused unless both end records agree.
 
     torch.save writes the end of a large zip, a pointer to it, and the usual end, without comment.
     """
@@ -174,18 +174,18 @@ def _end_of_zip(cursor: Cursor) -> tuple[int, int]:
     large, pointer = cursor.read(LARGE_END.size), cursor.read(POINTER.size)
     if pointer[:4] != b"PK\6\7":
         return whole, begin
-    said = LARGE_END.unpack(large)
-    if POINTER.unpack(pointer) != (b"PK\6\7", 0, start, 1) or said[:2] != (b"PK\6\6", 44):
+    fields = LARGE_END.unpack(large)
+    if POINTER.unpack(pointer) != (b"PK\6\7", 0, start, 1) or fields[:2] != (b"PK\6\6", 44):
         raise ValueError("its end is not where it says")
-    signature, _, *disks, here, whole_64, nbytes_64, begin_64 = said
+    signature, _, *disks, here, whole_64, nbytes_64, begin_64 = fields
     agree = (whole in (whole_64, 2**16 - 1), nbytes in (nbytes_64, 2**32 - 1))
     if any(disks) or here != whole_64 or not all((*agree, begin in (begin_64, 2**32 - 1))):
         raise ValueError("its two ends disagree")
     return whole_64, begin_64
 
 
-def _listed(cursor: Cursor, entry: zipfile.ZipInfo) -> Storage:
-    """By the zip's directory alone: the header before each storage may be as far as the storage."""
+def _listed_record(entry: zipfile.ZipInfo) -> Storage:
+    """A record by the directory alone: reading its header would cost a request on the Hub."""
     return Storage(entry.header_offset, entry.file_size, torch.uint8)
 
 
@@ -218,12 +218,12 @@ def _read_legacy(cursor: Cursor) -> object:
         raise SourceError(f"{where} is of version {version!r:.40} of torch.save's older format")
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise SourceError(f"{where} was written on a big-endian machine; save it on another")
-    beginning = pickles.tell()
+    beginning = pickles.position
     references = StorageReferences()
-    # The object stands before the places of its storages: it is read twice.
+    # The object comes before the places of its storages: it is read twice.
     read_pickle(pickles, {}, where, references.read)
     names = read_pickle(pickles, {}, where)
-    cursor.seek(pickles.tell())
+    cursor.seek(pickles.position)
     storages = _legacy_storages(cursor, names, references.by_name)
     pickles.seek(beginning)
     builders = tensor_builders(cursor.file)
@@ -256,7 +256,7 @@ def _starts_as_legacy(cursor: Cursor) -> bool:
 def _legacy_storages(
     cursor: Cursor, names: object, references: Mapping[str, StorageReference]
 ) -> dict[str, Storage]:
-    """The storages lie in the order of their names, each behind its number of elements."""
+    """The storages are in the order of their names, each behind its number of elements."""
     storages: dict[str, Storage] = {}
     for name in names if isinstance(names, list) else []:
         if not isinstance(name, str) or (reference := references.get(name)) is None:
@@ -264,7 +264,7 @@ def _legacy_storages(
                 f"{cursor.file.name} is damaged: it has a storage that no tensor uses"
             )
         count = int.from_bytes(cursor.read(8), "little", signed=True)
-        offset = cursor.tell()
+        offset = cursor.position
         if name in storages or not 0 <= count == reference.count:
             raise SourceError(f"{cursor.file.name} is damaged: storage {name} has another size")
         if offset + reference.nbytes > cursor.file.size:

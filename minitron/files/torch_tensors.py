@@ -1,7 +1,7 @@
-"""What the pickle of torch.save says about tensors: the calls that make them, answered with places.
+"""Tensors in the pickle of torch.save: the calls that make them return places in the file here.
 
-It knows the names of storages and dtypes and refuses a view that leaves its storage. It knows no
-container: the reader says where the storage of a key lies.
+Knows the names of storages and dtypes, and refuses a view that leaves its storage. Knows no
+container: the reader says where the storage of a key is.
 """
 
 import math
@@ -57,7 +57,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StorageReference:
-    """What the pickle says of a storage that lies outside it."""
+    """A storage outside the pickle, as the pickle describes it."""
 
     dtype: torch.dtype
     name: str
@@ -73,7 +73,7 @@ class StorageReference:
 class StorageReferences:
     """The references of one pickle, refused where two of them disagree about one storage.
 
-    torch.load goes by the first and ignores what the others say.
+    torch.load trusts the first and ignores the others.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ def _storage_reference(key: object) -> StorageReference:
 
 
 def tensor_builders(file: File) -> Builders:
-    """The calls by which a pickle makes tensors, answered with their places in the file."""
+    """The calls by which a pickle makes tensors, as functions that return places in the file."""
     place = StoredTensor(file, torch.uint8, (), 0)
 
     def old(storage: object, first: object, shape: object, strides: object) -> StoredTensor:
@@ -180,7 +180,7 @@ def _located(
     shape: object,
     strides: object,
 ) -> StoredTensor:
-    """A view of a storage, refused unless every element of it lies inside."""
+    """A view of a storage, refused unless every element is inside it."""
     sizes, steps = _counts(shape), _counts(strides)
     (begin,) = _counts((first,))
     if len(sizes) != len(steps) or math.prod(size or 1 for size in sizes) > LARGEST_COUNT:
@@ -199,7 +199,7 @@ def _located(
 
 
 def _is_dense(sizes: tuple[int, ...], steps: tuple[int, ...]) -> bool:
-    """Whether elements lie row by row without gaps; the stride of a single row says nothing."""
+    """Whether elements are row by row without gaps; the stride of a single row does not matter."""
     rows = zip(sizes, steps, row_major(sizes), strict=True)
     return all(size == 1 or step == dense for size, step, dense in rows)
 

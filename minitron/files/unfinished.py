@@ -159,7 +159,7 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
     wished = {"resumable": resumable, "recipe": json.loads(json.dumps(recipe))}
     if partial.exists():
         os.close(_lock(partial))
-        begun = _begun(partial)
+        begun = _recipe_of(partial)
         if not begun["resumable"]:
             shutil.rmtree(partial)
         elif begun != wished:
@@ -229,7 +229,7 @@ def _in_use(partial: Path) -> OutputError:
     )
 
 
-def _begun(partial: Path) -> dict[str, Any]:
+def _recipe_of(partial: Path) -> dict[str, Any]:
     """The recipe that began `partial`; a run killed at its very start leaves none, and no work."""
     try:
         begun = json.loads((partial / _RECIPE_FILE).read_text())

@@ -1,9 +1,9 @@
-"""Whether a large file in the Hub's cache is what the Hub has: its sha256, looked at once.
+"""Whether a large file in the Hub's cache is the Hub's: its sha256, computed once.
 
-huggingface_hub calls such a file by the sha256 that the Hub tells, but of what came over HTTP, or
-lay in the cache before, it compares no more than the size. What has been looked at is noted in the
-Hub's folder for other libraries' caches, by size and times: a file that was written to since is
-looked at again. Small files, which git holds, are taken as they are.
+huggingface_hub names such a file by the sha256 that the Hub sends, but compares only the size of
+what was downloaded over HTTP or was in the cache before. A verified file is recorded in the Hub's
+folder for other libraries' caches, by size and times: one that was written to since is verified
+again. Small files, which git stores, are not verified.
 
     verify(snapshot / "model-00001-of-00002.safetensors")
 """
@@ -22,34 +22,34 @@ from minitron.errors import SourceError
 logger = logging.getLogger(__name__)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NO_NOTES = (OSError, ValueError)  # what making or opening their folder raises
+_NO_RECORDS = (OSError, ValueError)  # raised where their folder cannot be made or opened
 
 
 def verify(path: Path) -> None:
-    """Refuse a file of the cache that is not the one it is called after; SourceError names both."""
-    # One link only: the blob may itself be a link, to a store that is named otherwise.
+    """Refuse a file of the cache whose sha256 is not its name; SourceError has both."""
+    # One link only: the blob may itself be a link, to a store with other names.
     blob = path.parent / path.readlink() if path.is_symlink() else path
     if not _SHA256.fullmatch(blob.name):
         return
     status = blob.stat()
     state = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
-    if _noted(blob.name) == state:
+    if _recorded_state(blob.name) == state:
         return
-    logger.info("looking whether %s came whole (%.1f MB)", path.name, status.st_size / 1e6)
+    logger.info("verifying %s (%.1f MB)", path.name, status.st_size / 1e6)
     with blob.open("rb") as file:
         seen = hashlib.file_digest(file, "sha256").hexdigest()
-        with suppress(OSError):  # of a file system that cannot; what is noted shall outlive a cut
+        with suppress(OSError):  # of a file system that cannot
             os.fsync(file.fileno())
     if seen != blob.name:
         raise SourceError(
-            f"{_name_there(path)} is damaged: its sha256 is {seen}, but on the Hub it is "
+            f"{_name_in_repository(path)} is damaged: its sha256 is {seen}, but on the Hub it is "
             f"{blob.name}: delete {os.path.normpath(blob)} and run again"
         )
-    _note(blob.name, state)
+    _record(blob.name, state)
 
 
-def _name_there(path: Path) -> str:
-    """A file of the cache by its repository, since its path is long and holds the sha256 too."""
+def _name_in_repository(path: Path) -> str:
+    """A file of the cache by its repository, since its path is long and repeats the sha256."""
     for parent in path.parents:
         repository = parent.parent.name.partition("--")[2].replace("--", "/")
         if parent.name == "snapshots" and repository:
@@ -57,16 +57,16 @@ def _name_there(path: Path) -> str:
     return str(path)
 
 
-def _notes() -> Path:
+def _records() -> Path:
     return cached_assets_path("minitron", "verified", assets_dir=constants.HF_ASSETS_CACHE)
 
 
-def _noted(sha256: str) -> str | None:
-    with suppress(*_NO_NOTES):
-        return (_notes() / sha256).read_text()
+def _recorded_state(sha256: str) -> str | None:
+    with suppress(*_NO_RECORDS):
+        return (_records() / sha256).read_text()
     return None
 
 
-def _note(sha256: str, state: str) -> None:
-    with suppress(*_NO_NOTES):  # where nothing can be noted, it is looked at every time
-        (_notes() / sha256).write_text(state)
+def _record(sha256: str, state: str) -> None:
+    with suppress(*_NO_RECORDS):  # without a record, the file is verified every time
+        (_records() / sha256).write_text(state)

@@ -24,8 +24,8 @@ from minitron.files.hub_errors import (
     CHECK,
     HUB_ERRORS,
     HubAnswerError,
-    answered_text,
     reason,
+    required_text,
 )
 from minitron.files.hub_retry import Result, bounded_waiting, retry
 
@@ -130,7 +130,7 @@ def speaking_of(repo: str, outcome: str | None = None) -> Iterator[None]:
 def files_there(api: HfApi, repo: str, **where: Any) -> list[str]:
     """The files of a repository, by their paths; `where` as list_repo_files takes it."""
     files = retry(lambda: api.list_repo_files(repo, **where))
-    return [answered_text(file, "a file's name") for file in files]
+    return [required_text(file, "a file's name") for file in files]
 
 
 def _owners(account: object) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def _owners(account: object) -> tuple[str, ...]:
     organizations = account.get("orgs") or []
     others = organizations if isinstance(organizations, list) else []
     names = [account.get("name"), *(org.get("name") for org in others if isinstance(org, dict))]
-    return tuple(answered_text(name, "the name of the token's account") for name in names)
+    return tuple(required_text(name, "the name of the token's account") for name in names)
 
 
 def _check_token_writes(account: Any, owners: tuple[str, ...]) -> None:
@@ -162,7 +162,7 @@ def _info(api: HfApi, repo: str, repo_type: str) -> Any:
         info = retry(lambda: api.repo_info(repo, repo_type=repo_type))
     except RepositoryNotFoundError:
         return None
-    if not is_repo_id(answered_text(info.id, "the repository's id")):
+    if not is_repo_id(required_text(info.id, "the repository's id")):
         raise HubAnswerError(f"its answer has {info.id!r:.40} as the repository's id; {CHECK}")
     return info
 

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from minitron.files.hub_errors import FAILING, answered_text
+from minitron.files.hub_errors import FAILING, required_text
 from minitron.files.hub_retry import retry
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def commit_once(
             logger.warning("HTTP %d from the Hub: committing again in %d s", status, wait)
             time.sleep(wait)
             parent = before  # so that it is not made twice
-    answered_text(made.oid, "the commit's id")
+    required_text(made.oid, "the commit's id")
     _say_dropped(repo, operations)
     return made
 
@@ -82,7 +82,7 @@ def _made_meanwhile(
     is_ours = len(history) > 1 and history[1].commit_id == before
     if not is_ours or history[0].title != options["commit_message"]:
         raise error
-    oid = answered_text(history[0].commit_id, "the commit's id")
+    oid = required_text(history[0].commit_id, "the commit's id")
     kind = {"model": ""}.get(options["repo_type"], f"{options['repo_type']}s/")
     return CommitInfo(
         commit_url=f"{api.endpoint}/{kind}{repo}/commit/{oid}",

@@ -23,7 +23,7 @@ from minitron.errors import TokenizerError
 from minitron.files.checked_json import read_object
 from minitron.files.dtypes import name_of
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.files.model_files import TOKENIZER_CONFIG, folder_of, for_both_generations
+from minitron.files.model_files import TOKENIZER_CONFIG, portable_tokenizer_config, tokenizer_folder
 from minitron.files.shard_file import ShardFile, TensorSpec
 from minitron.files.tensor_stream import Piece
 from minitron.model.config_json import PAD, has_row, with_usable_pad
@@ -97,13 +97,13 @@ def _copy_tokenizer(folder: Path, source: Source) -> None:
     """Copy a tokenizer's files unchanged, but a config of which transformers makes another."""
     paths = list(source.companions.tokenizer_files())
     for path in paths:
-        copy = folder / path.relative_to(folder_of(paths))
+        copy = folder / path.relative_to(tokenizer_folder(paths))
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, copy)
     file = folder / TOKENIZER_CONFIG
     found = _tokenizer_config(file, source.name) if file.is_file() else {}
     has_fast_file = (folder / "tokenizer.json").is_file()
-    settings = for_both_generations(found, has_fast_file=has_fast_file)
+    settings = portable_tokenizer_config(found, has_fast_file=has_fast_file)
     if settings != found:
         write_json(file, settings)
     # A tokenizer that is code of its repository is copied, and never run.
@@ -204,7 +204,7 @@ def _write_shards(
                 shard = shard_of[name]
                 if shard not in writing:  # not before: one that waits for pieces takes a thread
                     writing[shard] = pool.submit(shard.write)
-                shard.put(name, piece)
+                shard.add(name, piece)
                 _raise_failure(writing.values())
             assert streamed == total, f"{total} bytes were planned, {streamed} came"
             for future in writing.values():

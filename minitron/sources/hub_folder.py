@@ -1,8 +1,8 @@
 """HubFolder: a model as the Hub lays it out, read lazily by tensor name.
 
 Knows config.json, safetensors (one file or shards with an index), `pytorch_model.bin` (read in
-place, never unpickled beyond tensors), tokenizer files, and that all of it may lie in a folder or
-in a Hub repository at one pinned revision. Does not know what the tensors mean.
+place, never unpickled beyond tensors) and tokenizer files, in a folder or in a Hub repository at
+one pinned revision. Does not know what the tensors mean.
 
     folder = HubFolder.at(Path("minitron-4b"))
     folder.tensors["model.norm.weight"].read()
@@ -75,7 +75,7 @@ class FolderCompanions:
 
 
 class HubFolder(Source):
-    """A model's config, tensors and tokenizer files, at a place."""
+    """A model's config, tensors and tokenizer files, in a folder or a repository."""
 
     format = "hub"
 
@@ -99,13 +99,13 @@ class HubFolder(Source):
 
     @classmethod
     def at(cls, path: Path, name: str | None = None) -> "HubFolder":
-        """The model in a folder of this machine, called by its path unless a name is given.
+        """The model in a folder of this machine, named by its path unless a name is given.
 
-        Raises SourceError, before anything slow, for files to be copied that lie elsewhere.
+        Raises SourceError, before anything slow, for companion files that are outside the folder.
         """
         folder = cls(LocalFolder(path, name))
         for _ in (*folder.companions.tokenizer_files(), *folder.companions.license_files()):
-            pass  # each is looked at
+            pass  # each is checked
         return folder
 
     @classmethod
@@ -115,7 +115,7 @@ class HubFolder(Source):
 
     @cached_property
     def layout(self) -> str | None:
-        """How the weights lie: "safetensors" or "pytorch_model.bin", " (sharded)"; None if none."""
+        """Format of the weights: "safetensors" or "pytorch_model.bin", " (sharded)"; or None."""
         return self._located[0]
 
     @cached_property
@@ -128,11 +128,12 @@ class HubFolder(Source):
 
     @cached_property
     def tensors(self) -> Mapping[str, LazyTensor]:
-        """Every tensor under the family's own name, located but not read. Raises SourceError where
-        shards are missing, damaged, or without a tensor that the index names.
+        """Every tensor under the family's own name, located but not read.
 
-        A file of the Hub is fetched when the first of its tensors is read; with little disk it
-        is not, but what is read of it."""
+        A file on the Hub is downloaded when the first of its tensors is read, or with `low_disk`
+        read there by ranges. Raises SourceError where shards are missing, damaged, or without a
+        tensor that the index names.
+        """
         if not self.files_of_tensors:
             self._refuse_adapter()
             raise SourceError(f"{self.name} has no weights: {self._why_no_weights()}")
@@ -161,7 +162,7 @@ class HubFolder(Source):
         return found
 
     def _files_by_stored_name(self) -> dict[str, str]:
-        """Every tensor that a file holds, with that file: those of the index first."""
+        """Every tensor name in the weight files, with its file; those of the index come first."""
         holders: dict[str, str] = {}
         for file in dict.fromkeys(self.files_of_tensors.values()):
             for name in self._listed(file):
@@ -218,17 +219,17 @@ class HubFolder(Source):
                 raise SourceError(
                     f"{self.name}: {file} can be had only whole: do it without --low-disk"
                 )
-            self._outlines[file] = None if remote is None else self._described(remote)
+            self._outlines[file] = None if remote is None else self._read_outline(remote)
         return self._outlines[file]
 
-    def _described(self, remote: HubFile) -> Mapping[str, StoredTensor]:
+    def _read_outline(self, remote: HubFile) -> Mapping[str, StoredTensor]:
         """The tensors of a file on the Hub; only low_disk needs to know where each one begins."""
         is_pickle = not remote.name.endswith(".safetensors")
-        described = _read_tensors(
+        outline = _read_tensors(
             CachedFile(remote) if is_pickle else remote, outline=not self._low_disk
         )
         uncached = replace(remote, beginning=b"")  # read in windows from here on
-        return {name: replace(tensor, file=uncached) for name, tensor in described.items()}
+        return {name: replace(tensor, file=uncached) for name, tensor in outline.items()}
 
     def _shard(self, file: str) -> Mapping[str, StoredTensor]:
         """The tensors of a weight file on this machine, downloaded where it is not there yet."""

@@ -4,7 +4,7 @@ Knows how kept indices of named axes become rows and columns of each tensor. Hol
 tensor is read some rows at a time, like any other.
 
     small = narrowed(plan, tensors)
-    write_weights(folder, specs_of(small), copied(small, "tiny"))
+    write_weights(folder, specs_of(small), stream_tensors(small, "tiny"))
 """
 
 import math

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from minitron.errors import TargetError, TokenizerError
 from minitron.files.dtypes import dtype_named
 from minitron.files.lazy_tensor import Cast, LazyTensor
-from minitron.files.tensor_stream import Checked, Piece, copied
+from minitron.files.tensor_stream import CheckedTensor, Piece, stream_tensors
 from minitron.files.unfinished import check_absent, unfinished_file, unfinished_folder
 from minitron.model.architecture import Architecture
 from minitron.model.engines import load_notes
@@ -101,7 +101,9 @@ class _Model:
         """Tensors, each refused as it is read where it is not finite."""
         if not self.recipe.check:
             return tensors
-        return {name: Checked(tensor, name, self.source.name) for name, tensor in tensors.items()}
+        return {
+            name: CheckedTensor(tensor, name, self.source.name) for name, tensor in tensors.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _write_hub(model: _Model, out: Path) -> None:
     with unfinished_folder(out, asdict(recipe)) as folder, ThreadPoolExecutor(1) as beside:
         # A large tokenizer takes as long to build and prove as the weights to copy.
         companions = beside.submit(write_companions, folder, source, model.config, model.dtype)
-        pieces = copied(model.tensors, source.name, check=recipe.check)
+        pieces = stream_tensors(model.tensors, source.name, check=recipe.check)
         write_weights(
             folder,
             specs_of(model.tensors),

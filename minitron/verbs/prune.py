@@ -11,7 +11,7 @@ from pathlib import Path
 from minitron.candidates.budget import names_budget
 from minitron.candidates.choice import Choice, choose_target
 from minitron.errors import TargetError
-from minitron.files.tensor_stream import copied
+from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import check_absent, unfinished_folder
 from minitron.model.architecture import Architecture
 from minitron.model.engines import load_notes
@@ -72,7 +72,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     _tell(plan, decision.shares)
     with unfinished_folder(out, asdict(recipe)) as folder:
         kept, names = narrowed(plan, tensors), source_names(plan)
-        write_weights(folder, specs_of(kept), copied(kept, source.name, called=names))
+        write_weights(folder, specs_of(kept), stream_tensors(kept, source.name, source_names=names))
         write_companions(folder, source, source.config_at(target, plan.layers))
         write_record(
             folder,

@@ -20,7 +20,7 @@ from huggingface_hub.errors import BadRequestError
 
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError, foreign_parser
 from minitron.files.checked_json import check_kind
-from minitron.files.hub_errors import answered_text
+from minitron.files.hub_errors import required_text
 from minitron.files.hub_retry import retry
 from minitron.publish.destination import (
     HubDestination,
@@ -140,7 +140,7 @@ def _upload(
     if recipe.collection is not None:
         with speaking_of(repo, f"{repo} is pushed but not in the collection {recipe.collection}"):
             _collect(api, recipe.collection, repo)
-    where = answered_text(commit.pr_url or commit.commit_url, "the commit's address")
+    where = required_text(commit.pr_url or commit.commit_url, "the commit's address")
     return Publication(repo, commit.oid, where)
 
 

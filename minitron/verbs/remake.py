@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from minitron.errors import SourceError, TargetError
-from minitron.files.tensor_stream import copied
+from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import check_absent, unfinished_folder
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
@@ -136,7 +136,7 @@ def _checked_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPla
 def _prune_again(making: Making, source: Source, plan: PruningPlan, folder: Path) -> None:
     """Write what `prune` wrote, by the plan on record."""
     pruned = PrunedSource(source, plan)
-    pieces = copied(pruned.tensors, source.name, called=source_names(plan))
+    pieces = stream_tensors(pruned.tensors, source.name, source_names=source_names(plan))
     sizes = specs_of(pruned.tensors)
     write_weights(folder, sizes, pieces, max_shard_size=making.max_shard_size)
     write_companions(folder, source, pruned.config)
