@@ -5,18 +5,17 @@ import sys
 import zipfile
 from pathlib import Path
 
-# What `git ls-files` calls it, and what it is called in the wheel; space/results is a link.
+# The folders of the repository, and where the wheel has them.
 FOLDERS = {
     "minitron/": "minitron/",
     "conversion/": "minitron/conversion/",
     "space/": "minitron/space/",
     "modeling_nemotron/": "modeling_nemotron/",
 }
-LINKED = {"benchmarks/results/": "minitron/space/results/"}
 
 repository, wheel = map(Path, sys.argv[1:])
 tracked = subprocess.run(
-    ["git", "-C", repository, "ls-files", *FOLDERS, "benchmarks/results"],
+    ["git", "-C", repository, "ls-files", *FOLDERS],
     capture_output=True,
     text=True,
     check=True,
@@ -24,7 +23,7 @@ tracked = subprocess.run(
 wanted = {
     installed + name.removeprefix(folder)
     for name in tracked
-    for folder, installed in {**FOLDERS, **LINKED}.items()
+    for folder, installed in FOLDERS.items()
     if name.startswith(folder) and not (repository / name).is_symlink()
 }
 held = set(zipfile.ZipFile(wheel).namelist())

@@ -1,171 +1,73 @@
-"""docs/family.md and its pictures, from the result files of benchmarks/family.py and zero_shot.py.
+"""docs/family.md with its pictures, and space/evidence.json, from the files of benchmarks/results.
 
-Writes no number that is not in a file under benchmarks/results; what has not been run is left out.
+Both are written from the same sections (family_evidence.py); no number is typed in here.
 
     python benchmarks/family_page.py
 """
 
 import json
-import statistics
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import evidence
 import matplotlib.pyplot as plt
 import yaml
+from evidence import DotPlot, Section, loss_text
+from family_evidence import (
+    compare_rankings,
+    family_runs,
+    recorded_loss,
+    result,
+    sections,
+    zoo_record,
+)
 
 import minitron
-from minitron.sources.opening import zoo
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 RECIPES = Path(minitron.__file__).parent / "recipes"
 TEACHER_RECIPES = ("tiny.yaml", "tiny-continued.yaml")
-TABLES = Path(__file__).parent / "family_tables.yaml"
 PAPER = Path(__file__).parent / "zero_shot_paper.yaml"
 PAGE = ROOT / "docs" / "family.md"
+EVIDENCE = ROOT / "space" / "evidence.json"
 PICTURES = PAGE.parent / "pictures"
 GREEN, BLUE, AMBER, GREY = "#76b900", "#3b7dd8", "#f2a900", "#9aa0a6"
 
 
-@dataclass(frozen=True)
-class Found:
-    """The runs of one row: the same but for their seed."""
+def section_lines(section: Section) -> list[str]:
+    """A table of the papers: what it is, the verdict, the rows, their picture."""
+    (plot,) = section.plots
+    return [
+        f"## {section.title}",
+        "",
+        section.explanation,
+        "",
+        section.verdict,
+        "",
+        *markdown(*table_of(plot)),
+        "",
+        *([section.paper_verdict, ""] if section.paper_verdict else []),
+        f"![{section.title}]({draw_bars(plot, section.title)})",
+        "",
+    ]
 
-    runs: tuple[dict[str, Any], ...]
 
-    @classmethod
-    def of(cls, table: str, name: str) -> "Found":
-        """Those whose files are `name-SEED.json`."""
-        paths = sorted((RESULTS / "family" / table).glob(f"{name}-[0-9].json"))
-        return cls(tuple(json.loads(path.read_text()) for path in paths))
-
-    def __bool__(self) -> bool:
-        return bool(self.runs)
-
-    @property
-    def loss(self) -> float:
-        """The mean over the seeds."""
-        return statistics.mean(run["loss"] for run in self.runs)
-
-    @property
-    def spread(self) -> float | None:
-        """The sample standard deviation over the seeds."""
-        return statistics.stdev(r["loss"] for r in self.runs) if len(self.runs) > 1 else None
-
-    @property
-    def told(self) -> str:
-        """Mean and spread."""
-        spread = "" if self.spread is None else f" ± {self.spread:.4f}"
-        return f"{self.loss:.4f}{spread}"
-
-    def cells(self) -> list[str]:
-        """Parameters, loss before, loss after, seeds."""
-        before = self.runs[0]["before"]
-        return [
-            f"{self.runs[0]['parameters']:,}",
-            "" if before is None else f"{before:.4f}",
-            self.told,
-            str(len(self.runs)),
+def table_of(plot: DotPlot) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: parameters, loss before and after, seeds, the paper's number."""
+    has_paper = any(row.paper for row in plot.rows)
+    head = ["", "parameters", "before", "after", "seeds", *(["the paper"] if has_paper else [])]
+    rows = [
+        [
+            f"**{row.name}**" if row is plot.lowest else row.name,
+            f"{row.parameters:,}",
+            "" if row.before is None else f"{row.before:.4f}",
+            loss_text(row.mean, row.spread, 4),
+            str(len(row.dots)),
+            *([row.paper] if has_paper else []),
         ]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: what it is, its runs, and what the paper prints for it."""
-
-    words: str
-    runs: str  # TABLE/NAME
-    paper: str = ""
-    rank: float | None = None  # the paper's number that orders its rows
-
-    @property
-    def found(self) -> Found:
-        """Its runs, as far as they are there."""
-        return Found.of(*self.runs.split("/"))
-
-
-@dataclass(frozen=True)
-class Table:
-    """One of the papers' tables in miniature, as benchmarks/family_tables.yaml tells it."""
-
-    title: str
-    source: str
-    what: str
-    rows: tuple[Row, ...]
-    higher_is_better: bool = False  # in the paper; our losses are better lower
-
-    @classmethod
-    def all(cls) -> list["Table"]:
-        """In the order of the page."""
-        told = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
-        return [cls(**{**t, "rows": tuple(Row(**row) for row in t["rows"])}) for t in told]
-
-    @property
-    def measured(self) -> list[tuple[Row, Found]]:
-        """The rows that have been run."""
-        found = [(row, row.found) for row in self.rows]
-        return [(row, runs) for row, runs in found if runs]
-
-    def lines(self) -> list[str]:
-        """Its section, nothing before a row has been run."""
-        measured = self.measured
-        if not measured:
-            return []
-        least = min(found.loss for _, found in measured)
-        has_paper = any(row.paper for row, _ in measured)
-        head = ["", "parameters", "before", "after", "seeds", *(["the paper"] if has_paper else [])]
-        cells = []
-        for row, found in measured:
-            words = f"**{row.words}**" if found.loss == least else row.words
-            cells.append([words, *found.cells(), *([row.paper] if has_paper else [])])
-        tokens = max(run["tokens"] for _, found in measured for run in found.runs)
-        lines = [
-            f"## {self.title}",
-            "",
-            f"{self.what} {tokens:,} tokens a run. ({self.source}.)",
-            "",
-        ]
-        lines += [*markdown(head, cells), ""]
-        if verdict := self.verdict():
-            lines += [verdict, ""]
-        if picture := self.picture():
-            lines += [f"![{self.title}]({picture})", ""]
-        return lines
-
-    def verdict(self) -> str:
-        """Which of the paper's comparisons come out the same way, by the runs' own spread."""
-        ranked = [(row, found) for row, found in self.measured if row.rank is not None]
-        same, other, open_ = [], [], []
-        for (first, ours_first), (second, ours_second) in combinations(ranked, 2):
-            assert first.rank is not None
-            assert second.rank is not None
-            paper = (first.rank - second.rank) * (-1 if self.higher_is_better else 1)
-            ours = ours_first.loss - ours_second.loss
-            better, worse = (first, second) if paper < 0 else (second, first)
-            told = f"{better.words} before {worse.words}"
-            spread = ((ours_first.spread or 0) ** 2 + (ours_second.spread or 0) ** 2) ** 0.5
-            if abs(ours) <= 2 * spread:
-                open_.append(told)
-            else:
-                (same if ours * paper > 0 else other).append(told)
-        if not (same or other or open_):
-            return ""
-        count = len(same) + len(other) + len(open_)
-        lines = [f"Of the paper's {count} comparisons, {len(same)} come out the same way here."]
-        if count == 1:
-            lines = ["The same way round as in the paper."] if same else []
-        if other:
-            lines.append(f"**The other way round than in the paper**: {'; '.join(other)}.")
-        if open_:
-            lines.append(f"Too close to tell (within two standard deviations): {'; '.join(open_)}.")
-        return " ".join(lines)
-
-    def picture(self) -> str | None:
-        """The rows' losses side by side."""
-        name = self.title.lower().replace(" ", "-").replace("'", "").replace(",", "") + ".png"
-        return draw_bars([(row.words, found) for row, found in self.measured], name)
+        for row in plot.rows
+    ]
+    return head, rows
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -177,106 +79,79 @@ def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def teacher() -> list[str]:
-    """The line that all losses are to be read against."""
-    path = RESULTS / "family" / "teacher" / "tiny.json"
-    if not path.exists():
+    """The loss that all others are to be read against."""
+    found = result("family/teacher/tiny")
+    if not found:
         return []
-    found = json.loads(path.read_text())
     lines = [
         f"The teacher has {found['loss']:.4f} on the same {found['held_out_tokens']:,} held-out "
         f"tokens, with {found['parameters']:,} parameters.",
     ]
     for child in ("tiny-half", "tiny-quarter"):
-        path = RESULTS / "family" / "teacher" / f"{child}.json"
-        if path.exists():
-            lines.append(f"`{child}` has {json.loads(path.read_text())['loss']:.4f}.")
+        if of := result(f"family/teacher/{child}"):
+            lines.append(f"`{child}` has {of['loss']:.4f}.")
     return [" ".join(lines), ""]
 
 
-def curve(kind: str) -> list[dict[str, Any]]:
-    """The runs of a curve by their tokens."""
-    paths = (RESULTS / "family" / "curve").glob(f"{kind}-*.json")
-    return sorted((json.loads(p.read_text()) for p in paths), key=lambda run: run["tokens"])
-
-
-def headline() -> list[str]:
-    """How many tokens from random weights reach what few tokens after pruning reach."""
-    distilled, scratch = curve("distill"), curve("scratch")
-    if not (distilled and scratch):
-        return []
-    best = scratch[-1]
-    enough = [run for run in distilled if run["loss"] <= best["loss"]]
+def token_lines(section: Section) -> list[str]:
+    """Loss against training tokens: the ratio, the picture, every run."""
+    assert section.chart is not None
     rows = [
-        [how, f"{run['tokens']:,}", f"{run['loss']:.4f}"]
-        for how, runs in (
-            ("random weights, cross-entropy", scratch),
-            ("pruned, distilled", distilled),
-        )
-        for run in runs
+        [series.name, f"{point['x']:,}", f"{point['y']:.4f}"]
+        for series in section.chart.series
+        for point in series.points
     ]
-    lines = ["## Tokens to a loss", ""]
-    if enough:
-        ratio = best["tokens"] / enough[0]["tokens"]
-        lines += [
-            f"A model of the half's sizes trained from random weights on {best['tokens']:,} tokens "
-            f"reaches {best['loss']:.4f}. The pruned half, distilled on "
-            f"{enough[0]['tokens']:,} tokens, has {enough[0]['loss']:.4f} already: at least "
-            f"{ratio:.0f}x fewer tokens, of those measured. The papers' 40x is against a model "
-            "trained on all of its teacher's tokens; ours from random weights has seen less than "
-            "its teacher and still falls, so the two ratios are not the same question.",
-            "",
-        ]
-    picture = draw_curve(distilled, scratch)
     return [
-        *lines,
-        f"![Held-out loss against training tokens]({picture})",
+        f"## {section.title}",
+        "",
+        section.explanation,
+        "",
+        *(
+            [f"**{section.headline[1].capitalize()}.** {section.verdict}", ""]
+            if section.headline
+            else []
+        ),
+        f"![Held-out loss against training tokens]({draw_curve(section)})",
         "",
         *markdown(["", "tokens", "loss"], rows),
         "",
     ]
 
 
-def draw_curve(distilled: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> str:
+def draw_curve(section: Section) -> str:
     """Loss against tokens."""
+    assert section.chart is not None
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for runs, colour, label in (
-        (scratch, GREY, "from random weights"),
-        (distilled, GREEN, "pruned and distilled"),
-    ):
-        axis.plot(
-            [run["tokens"] for run in runs],
-            [run["loss"] for run in runs],
-            "o-",
-            color=colour,
-            label=label,
-        )
-    path = RESULTS / "family" / "teacher" / "tiny.json"
-    if path.exists():
-        teachers = json.loads(path.read_text())["loss"]
-        axis.axhline(teachers, color=BLUE, linestyle="--", linewidth=1, label="the teacher")
+    points = []
+    for series, colour in zip(section.chart.series, (GREEN, GREY), strict=True):
+        points += series.points
+        xs, ys = ([point[key] for point in series.points] for key in ("x", "y"))
+        axis.plot(xs, ys, "o-", color=colour, label=series.name)
+    if level := section.chart.level:
+        name = f"the {level['name']}"
+        axis.axhline(level["value"], color=BLUE, linestyle="--", linewidth=1, label=name)
     axis.set_xscale("log", base=2)
-    ticks = [run["tokens"] for run in [*distilled, *scratch]]
+    ticks = [point["x"] for point in points]
     axis.set_xticks(ticks, [f"{tokens >> 10:,} Ki" for tokens in ticks])
-    axis.set_xlabel("training tokens")
-    axis.set_ylabel("held-out loss (nats a token)")
+    axis.set_xlabel(section.chart.x)
+    axis.set_ylabel(evidence.LOSS)
     axis.legend(frameon=False)
     return saved(figure, axis, "tokens.png")
 
 
-def draw_bars(found: list[tuple[str, Found]], name: str) -> str | None:
+def draw_bars(plot: DotPlot, title: str) -> str:
     """The rows' losses side by side, each seed a dot."""
-    if len(found) < 2:
-        return None
-    figure, axis = plt.subplots(figsize=(7, 0.5 + 0.42 * len(found)), layout="constrained")
-    least = min(row.loss for _, row in found)
-    for place, (_, row) in enumerate(found):
-        colour = GREEN if row.loss == least else GREY
-        losses = [run["loss"] for run in row.runs]
-        axis.plot([least, row.loss], [place, place], color=colour, linewidth=2)
-        axis.plot(losses, [place] * len(losses), "o", color=colour)
-    axis.set_yticks(range(len(found)), [words for words, _ in found])
+    name = title.lower().replace(" ", "-").replace(",", "") + ".png"
+    figure, axis = plt.subplots(figsize=(7, 0.5 + 0.42 * len(plot.rows)), layout="constrained")
+    least = plot.lowest.mean
+    for height, row in enumerate(plot.rows):
+        colour = GREEN if row is plot.lowest else GREY
+        losses = [dot.value for dot in row.dots]
+        axis.plot([least, row.mean], [height, height], color=colour, linewidth=2)
+        axis.plot(losses, [height] * len(losses), "o", color=colour)
+    axis.set_yticks(range(len(plot.rows)), [row.name for row in plot.rows])
     axis.invert_yaxis()
-    axis.set_xlabel("held-out loss (nats a token)")
+    axis.set_xlabel(evidence.LOSS)
     return saved(figure, axis, name)
 
 
@@ -290,16 +165,15 @@ def saved(figure: Any, axis: Any, name: str) -> str:
 
 
 def members() -> list[str]:
-    """The family in the package: what each member takes, how fast and how good it is."""
-    path = RESULTS / "members.json"
-    if not path.exists():
+    """The embedded models: size, speed and loss."""
+    results = result("members")
+    if not results:
         return []
-    results = json.loads(path.read_text())
     rows = [
         [
             name,
             f"{of['parameters']:,}",
-            _recorded(name),
+            f"{recorded_loss(name):.4f}",
             f"{of['weights_bytes'] / 1e6:.1f} MB",
             f"{of['kv_bytes_a_token']:,} bytes",
             f"{of['read_tokens_a_second']:,.0f} ({of['times_the_teacher']['read']:.1f}x)",
@@ -307,14 +181,15 @@ def members() -> list[str]:
         ]
         for name, of in results["members"].items()
     ]
-    head = ["", "parameters", "loss", "weights", "KV cache a token", "read", "generated"]
+    head = ["", "parameters", "loss", "weights", "KV cache per token", "read", "generated"]
     return [
         "## The family in the package",
         "",
-        "Loss is nats a token on all of the held-out books (470,082 tokens), as each member's "
-        "minitron.json records it; weights and cache in bfloat16; tokens a second of one sequence "
-        f"in float32, medians of {results['rounds']} interleaved rounds, {results['threads']} "
-        "thread (`python benchmarks/members.py`), and how many times the teacher's.",
+        "Loss: nats per token on all of the held-out books (470,082 tokens), from each model's "
+        "minitron.json. Weights and cache: in bfloat16. Read and generated: tokens per second of "
+        f"one sequence in float32, medians of {results['rounds']} interleaved rounds, "
+        f"{results['threads']} thread (`python benchmarks/members.py`), and the ratio to the "
+        "teacher.",
         "",
         *markdown(head, rows),
         "",
@@ -322,23 +197,13 @@ def members() -> list[str]:
     ]
 
 
-def _record(name: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((zoo()[name] / "minitron.json").read_text())
-    return told
-
-
-def _recorded(name: str) -> str:
-    row: dict[str, Any] = _record(name)["results"]["rows"][0]
-    return str(row["values"][0])
-
-
-def compute(told: dict[str, Any]) -> list[str]:
-    """What the family cost, beside training each of its members from random weights."""
+def compute(measured: dict[str, Any]) -> list[str]:
+    """The compute of the family, against training each model from random weights."""
     recipes = [yaml.safe_load((RECIPES / name).read_text()) for name in TEACHER_RECIPES]
-    corpus = _record("tiny")["training"]["corpus_tokens"]
+    corpus = zoo_record("tiny")["training"]["corpus_tokens"]
     whole = corpus * sum(recipe["epochs"] for recipe in recipes)
-    sizes = {name: of["parameters"] for name, of in told.items()}
-    children = {name: _record(name)["training"]["tokens"] for name in sizes if name != "tiny"}
+    sizes = {name: of["parameters"] for name, of in measured.items()}
+    children = {name: zoo_record(name)["training"]["tokens"] for name in sizes if name != "tiny"}
     scratch = 6 * whole * sum(sizes.values())
     training = 6 * (whole * sizes["tiny"] + sum(sizes[n] * t for n, t in children.items()))
     teaching = 2 * sizes["tiny"] * sum(children.values())
@@ -347,7 +212,7 @@ def compute(told: dict[str, Any]) -> list[str]:
         f"The teacher was trained on {whole / 1e6:.1f} M tokens, each child on "
         f"{tokens / 1e6:.1f} M: {whole / tokens:.1f}x fewer. Had each child been trained on as "
         f"many as the teacher, the family would have cost {scratch / training:.2f}x the compute "
-        "(6 operations a parameter and token, as the paper counts its 1.8x), "
+        "(6 operations per parameter and token, as the paper counts its 1.8x), "
         f"{scratch / (training + teaching):.2f}x if the "
         "teacher's own predictions are counted too (2 more). The paper's children have 40x fewer "
         "tokens.",
@@ -357,8 +222,7 @@ def compute(told: dict[str, Any]) -> list[str]:
 
 def ranking() -> list[str]:
     """Whether candidates keep their order while they are briefly retrained."""
-    paths = sorted((RESULTS / "family" / "ranking").glob("*.json"))
-    found = {path.stem: json.loads(path.read_text())["looks"] for path in paths}
+    found = {Path(source).stem: run["looks"] for source, run in family_runs("ranking/*")}
     if len(found) < 3:
         return []
     steps = [look["step"] for look in next(iter(found.values()))]
@@ -375,9 +239,9 @@ def ranking() -> list[str]:
         "## The candidates' order while they are retrained",
         "",
         f"{len(found)} of the search's candidates for the half, each distilled by the same steps "
-        "of 2,048 tokens: place, and held-out loss on 16,352 tokens. "
-        f"{_steadiness(order, at, stable)} In the paper places move until about 300 steps of 4.7 M "
-        "tokens (M1 section 2.3).",
+        "of 2,048 tokens: rank, and held-out loss on 16,352 tokens. "
+        f"{_steadiness(order, at, stable)} In the paper, ranks change until about 300 steps of "
+        "4.7 M tokens (arXiv 2407.14679, section 2.3).",
         "",
         *markdown(head, rows),
         "",
@@ -387,15 +251,15 @@ def ranking() -> list[str]:
 
 
 def _steadiness(order: dict[int, list[str]], at: dict[int, dict[str, float]], stable: int) -> str:
-    """When places stop moving, or what still moves at the end."""
+    """When ranks stop changing, or which still change at the end."""
     *_, before, last = order
     if stable < last:
-        return f"From step {stable} on the order is the last one."
+        return f"The order does not change after step {stable}."
     moving = [name for one, name in zip(order[before], order[last], strict=True) if one != name]
     apart = max(at[last][name] for name in moving) - min(at[last][name] for name in moving)
     return (
-        f"At the last look {len(moving)} places still move, among candidates that are {apart:.3f} "
-        "nats apart; the others keep theirs."
+        f"{len(moving)} ranks still change between the last two measurements, among candidates "
+        f"that are {apart:.3f} nats apart."
     )
 
 
@@ -411,7 +275,7 @@ def draw_ranking(found: dict[str, list[dict[str, Any]]]) -> str:
     for name, looks in sorted(found.items(), key=lambda item: item[1][-1]["loss"]):
         axis.plot(steps, [_at(looks, s) - best[s] for s in steps], "o-", label=name)
     axis.set_xlabel("steps of retraining")
-    axis.set_ylabel("loss above the best one's (nats a token)")
+    axis.set_ylabel("loss above the best one's (nats per token)")
     axis.set_yscale("symlog", linthresh=0.05)
     axis.legend(frameon=False, fontsize=8)
     return saved(figure, axis, "ranking.png")
@@ -419,15 +283,14 @@ def draw_ranking(found: dict[str, list[dict[str, Any]]]) -> str:
 
 def zero_shot() -> list[str]:
     """The tables without retraining."""
-    path = RESULTS / "zero_shot.json"
-    if not path.exists():
+    results = result("zero_shot")
+    if not results:
         return []
-    results = json.loads(path.read_text())
     lines = [
         "## Without retraining",
         "",
-        f"Teacher {results['teacher']:.4f} nats a token on {results['tokens']:,} held-out tokens; "
-        f"importance from {results['samples']} sequences of 512 tokens.",
+        f"The teacher has {results['teacher']:.4f} nats per token on {results['tokens']:,} "
+        f"held-out tokens; importance from {results['samples']} sequences of 512 tokens.",
         "",
     ]
     words = {
@@ -436,7 +299,7 @@ def zero_shot() -> list[str]:
         "neurons": "Where neurons are scored",
         "depth": "What ranks layers",
         "steps": "Importance measured in steps (table 12)",
-        "residual": "Heads dropped, or folded into kept ones (section 2.3)",
+        "residual": "Heads dropped, or added to the kept ones (section 2.3)",
     }
     papers = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
     for table, title in words.items():
@@ -453,63 +316,53 @@ def zero_shot() -> list[str]:
         head = ["", "parameters", "loss", *(["the paper"] if paper else [])]
         lines += [f"### {title}", "", *markdown(head, rows), ""]
         if table == "axes":
-            lines += [ranked_by(found), ""]
+            lines += [compare_rankings(found), ""]
             lines += ["![Loss by axis and by what ranks](../benchmarks/results/zero_shot.png)", ""]
     return lines
 
 
-def ranked_by(rows: list[dict[str, Any]]) -> str:
-    """Where importance is ahead of the magnitude of weights and of chance, and where not."""
-    losses: dict[str, dict[str, float]] = {}
-    for row in rows:
-        losses.setdefault(row["cut"], {})[row["how"]] = row["loss"]
-    told = []
-    for other in ("magnitude", "random, mean of 3"):
-        gains = {cut: of[other] - of["importance"] for cut, of in losses.items()}
-        words = {
-            "is ahead of": [cut for cut, gain in gains.items() if gain > 0],
-            "keeps the same as": [cut for cut, gain in gains.items() if gain == 0],
-            "**is behind**": [cut for cut, gain in gains.items() if gain < 0],
-        }
-        told += [
-            f"importance {verb} {other.split(',')[0]} on {', '.join(cuts)}"
-            for verb, cuts in words.items()
-            if cuts
-        ]
-    return "; ".join(told).capitalize().replace("kv", "KV") + "."
-
-
-def page() -> str:
+def page(found: list[Section]) -> str:
     """The whole page."""
+    tables = [section for section in found if section.plots and section.plots[0].rows[0].tokens]
+    curves = [section for section in found if section.headline]
     lines = [
         "# The tiny family: the papers' tables in miniature",
         "",
         "Everything here is measured on the embedded teacher `tiny` (6.7 M parameters, books), by "
-        "`python benchmarks/family.py` and `python benchmarks/zero_shot.py`; each number is in a "
-        "file of `benchmarks/results`, from which `python benchmarks/family_page.py` makes this "
-        "page. Losses are nats a token on held-out books; ± is the sample standard deviation over "
-        "seeds. M1 is [2407.14679](https://arxiv.org/abs/2407.14679), M2 "
-        "[2408.11796](https://arxiv.org/abs/2408.11796).",
+        "`python benchmarks/family.py` and `python benchmarks/zero_shot.py`. Each number is read "
+        "from a file of `benchmarks/results`; `python benchmarks/family_page.py` writes this page. "
+        "Losses are nats per token on held-out books; ± is the sample standard deviation over "
+        "seeds. The papers are [arXiv 2407.14679](https://arxiv.org/abs/2407.14679) and "
+        "[arXiv 2408.11796](https://arxiv.org/abs/2408.11796).",
         "",
         *members(),
         "## How to read the tables",
         "",
         *teacher(),
-        "Bold is the best row. The last column is what the paper prints for the row it mirrors, of "
-        "models a thousand times the size, in the paper's own units: compare orders, not numbers.",
+        f"Bold is the row of the lowest mean. {evidence.RULE} The last column is what the paper "
+        "prints for the same row, of models a thousand times the size, in the paper's own units: "
+        "compare orders, not numbers.",
         "",
-        *headline(),
     ]
-    for table in Table.all():
-        lines += table.lines()
+    for section in curves:
+        lines += token_lines(section)
+    for section in tables:
+        lines += section_lines(section)
     lines += ranking()
     return "\n".join([*lines, *zero_shot()]).rstrip() + "\n"
 
 
+def evidence_json(found: list[Section]) -> str:
+    """What the Space draws."""
+    content = {"rule": evidence.RULE, "sections": [section.to_json() for section in found]}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
-    """Write the page."""
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page())
+    """Write the page and the Space's file."""
+    found = sections()
+    PAGE.write_text(page(found), encoding="utf-8")
+    EVIDENCE.write_text(evidence_json(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

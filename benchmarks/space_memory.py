@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import psutil
+
 import minitron.space
 
 PARTS = 4  # of each kind, each with a line of its own
@@ -91,8 +93,7 @@ class Space:
     @property
     def megabytes(self) -> float:
         """Resident memory."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
 
     @property
     def file_megabytes(self) -> float:

@@ -1,4 +1,4 @@
-"""The Space: the family in a browser. `page` puts it together, `app.py` serves it.
+"""The Space: the models in a browser. `page` lays it out, `app.py` serves it.
 
-Knows what a visitor may ask and how answers look; what is done is minitron's public verbs.
+`tabs` is what a visitor sees, `jobs` what is computed, `ui` how it looks.
 """

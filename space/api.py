@@ -1,4 +1,4 @@
-"""Endpoints: the Space for programs, by name, with the same checks as for visitors.
+"""API: the named endpoints of the Space, with the same checks as the page.
 
 from gradio_client import Client
 Client("http://127.0.0.1:7860").predict("tiny", "It was", 16, 0.0, 1.0, 0, api_name="/generate")
@@ -13,11 +13,11 @@ from gradio.events import api
 from minitron.space.jobs.comparing import MEASURED
 from minitron.space.jobs.request import Settings
 from minitron.space.jobs.service import Service
-from minitron.space.ui.handlers import on_gpu, told
+from minitron.space.ui.handlers import on_gpu, show_errors
 
 
-def endpoints(service: Service) -> None:
-    """/generate, /compare, /plan and /prune."""
+def add_endpoints(service: Service) -> None:
+    """Add /generate, /compare, /plan and /prune to the page."""
 
     def generate(
         model: str,
@@ -33,9 +33,9 @@ def endpoints(service: Service) -> None:
             model: A model's name, as /compare and the page show it.
             prompt: Text to continue; the text of special tokens is text.
             max_new_tokens: Tokens to generate at most, 1 to 256.
-            temperature: 0 takes the likeliest token; up to 5 samples more freely.
-            top_p: Sample from the likeliest tokens that together reach this probability.
-            seed: Seed of sampling; equal requests get equal texts.
+            temperature: 0 chooses the most likely token; up to 5 samples more randomly.
+            top_p: Sample among the most likely tokens that together have this probability.
+            seed: Seed of sampling; equal requests return equal texts.
 
         Returns:
             The text that follows the prompt, without the prompt.
@@ -53,20 +53,20 @@ def endpoints(service: Service) -> None:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """Continue one prompt with several models, each read along by its teacher.
+        """Continue one prompt with several models, each compared with its teacher.
 
         Args:
             models: Names of one to four models.
             prompt: Text to continue.
             max_new_tokens: Tokens to generate at most, 1 to 256.
-            temperature: 0 takes the likeliest token; up to 5 samples more freely.
-            top_p: Sample from the likeliest tokens that together reach this probability.
+            temperature: 0 chooses the most likely token; up to 5 samples more randomly.
+            top_p: Sample among the most likely tokens that together have this probability.
             seed: Seed of sampling.
 
         Returns:
             `columns`, one a model: text, tokens, tokens_per_second, seconds_to_first_token,
             parameters, weight_bytes, kv_cache_bytes_per_token, agreement_with_teacher (0 to 1),
-            differences; and `measured`, how each number came about.
+            differences; and `measured`, how each number is measured.
         """
         settings = Settings.checked(max_new_tokens, temperature, top_p, seed)
         *_, columns = service.compare(models, prompt, settings)
@@ -82,31 +82,31 @@ def endpoints(service: Service) -> None:
         num_attention_heads: int | None = None,
         num_hidden_layers: int | None = None,
     ) -> dict[str, Any]:
-        """What a model would be at smaller sizes; nothing is cut.
+        """Preview a model at smaller sizes; nothing is pruned.
 
         Args:
             model: A model's name.
-            hidden_size: Width of the residual stream to keep; all of it where null.
-            intermediate_size: Neurons of each MLP to keep; all where null.
-            num_attention_heads: Query heads of each layer to keep; all where null.
-            num_hidden_layers: Layers to keep; all where null.
+            hidden_size: Width of the residual stream to keep; null keeps all of it.
+            intermediate_size: Neurons of each MLP to keep; null keeps all.
+            num_attention_heads: Query heads of each layer to keep; null keeps all.
+            num_hidden_layers: Layers to keep; null keeps all.
 
         Returns:
             The keys of `minitron inspect --json`, share_of_importance_kept by axis (0 to 1),
-            tokens_per_second_estimated, kept indices, and `before`, the model as it is.
+            tokens_per_second_estimated, kept indices, and `before`, the same of the full model.
         """
         return service.plan(
             model, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers
         )
 
-    api(told(on_gpu(generate)), api_name="generate")
-    api(told(on_gpu(compare)), api_name="compare")
-    api(told(plan), api_name="plan")
+    api(show_errors(on_gpu(generate)), api_name="generate")
+    api(show_errors(on_gpu(compare)), api_name="compare")
+    api(show_errors(plan), api_name="plan")
     _prune_endpoint(service)
 
 
 def _prune_endpoint(service: Service) -> None:
-    """Hidden components, as a file goes through them only."""
+    """Hidden components, as gradio returns a file through a component only."""
     model = gr.Textbox(visible=False, label="model")
     sizes = [
         gr.Number(None, visible=False, label=name)
@@ -127,17 +127,17 @@ def _prune_endpoint(service: Service) -> None:
         num_hidden_layers: float | None = None,
         request: gr.Request | None = None,
     ) -> tuple[str, dict[str, Any]]:
-        """Cut a model to smaller sizes by importance, and evaluate it.
+        """Prune a model to smaller sizes by importance, and evaluate it.
 
         Args:
             model: A model's name.
-            hidden_size: Width of the residual stream to keep; all of it where null.
-            intermediate_size: Neurons of each MLP to keep; all where null.
-            num_attention_heads: Query heads of each layer to keep; all where null.
-            num_hidden_layers: Layers to keep; all where null.
+            hidden_size: Width of the residual stream to keep; null keeps all of it.
+            intermediate_size: Neurons of each MLP to keep; null keeps all.
+            num_attention_heads: Query heads of each layer to keep; null keeps all.
+            num_hidden_layers: Layers to keep; null keeps all.
 
         Returns:
-            A zip of the Hub folder, and what inspect and evaluate say before and after.
+            A zip of the Hub folder, and sizes and losses before and after.
         """
         sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
         visitor = request.session_hash if request else None
@@ -145,7 +145,7 @@ def _prune_endpoint(service: Service) -> None:
         return str(result.archive), json.loads(json.dumps(result.to_json()))
 
     gr.Button(visible=False).click(
-        told(on_gpu(prune)),
+        show_errors(on_gpu(prune)),
         inputs=[model, *sizes],
         outputs=[archive, record],
         api_name="prune",

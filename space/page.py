@@ -1,6 +1,6 @@
 """Page: the three tabs and the endpoints, and how they are served.
 
-serve(Family.read())
+serve(Catalog.read())
 """
 
 import os
@@ -12,17 +12,17 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from minitron.errors import MinitronError
-from minitron.space.api import endpoints
-from minitron.space.guard import Guard
-from minitron.space.jobs.catalog import Family
-from minitron.space.jobs.preview import SIZES, Sizes, steps_of
+from minitron.space.api import add_endpoints
+from minitron.space.guard import RequestGuard
+from minitron.space.jobs.catalog import Catalog
+from minitron.space.jobs.preview import SIZES, Sizes
+from minitron.space.jobs.process import exit_on_termination
 from minitron.space.jobs.request import Prompt, Settings
 from minitron.space.jobs.service import Service
-from minitron.space.tabs import evidence
 from minitron.space.tabs.compare import compare_tab
-from minitron.space.tabs.prune import prune_tab
-from minitron.space.termination import exit_on_termination
-from minitron.space.ui.html import Html, count, tag
+from minitron.space.tabs.evidence import evidence_tab
+from minitron.space.tabs.prune import prune_tab, slider_updates
+from minitron.space.ui.html import render
 from minitron.space.ui.theme import script, style, theme
 
 CONCURRENT, WAITING = 8, 64  # requests at once, and in the queue
@@ -30,24 +30,24 @@ SESSIONS = 100  # whose state is kept, some 0.1 MB each; more than can be in the
 _TABS = ("compare", "prune", "evidence")
 
 
-def serve(family: Family, **options: Any) -> gr.Blocks:
-    """Serve the family's page until interrupted or terminated, and remove all visitors' files.
+def serve(catalog: Catalog, **options: Any) -> gr.Blocks:
+    """Serve the page until interrupted or terminated, then remove all visitors' files.
 
-    `options` are gradio's own of `launch`.
+    `options` are those of gradio's `launch`.
     """
     with exit_on_termination():
-        service = Service.of(family)
+        service = Service.create(catalog)
         try:
             page = build(service)
-            page.launch(**{**serving(), **options})
+            page.launch(**{**launch_options(), **options})
         finally:
-            if not options.get("prevent_thread_lock"):  # then it has only begun
+            if not options.get("prevent_thread_lock"):  # then `launch` returns at once
                 service.close()
     return page
 
 
-def serving() -> dict[str, Any]:
-    """How the page is launched: its look, endpoints for models (MCP), nothing from elsewhere."""
+def launch_options() -> dict[str, Any]:
+    """The look, endpoints for MCP, bounds; nothing is fetched from elsewhere."""
     return {
         "theme": theme(),
         "css": style(),
@@ -57,39 +57,41 @@ def serving() -> dict[str, Any]:
         "ssr_mode": False,
         "show_error": True,
         "state_session_capacity": SESSIONS,
-        "app_kwargs": {"middleware": [Middleware(Guard)]},
+        "app_kwargs": {"middleware": [Middleware(RequestGuard)]},
     }
 
 
 def build(service: Service) -> gr.Blocks:
-    """The page with everything on it."""
-    # Gradio sums up every request there ever was after each one, with pandas: 18 ms after 10,000.
+    """The page with all tabs."""
+    # After each request gradio sums up all requests so far with pandas: 18 ms after 10,000.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
-    gr.set_static_paths([service.workshop.results.place])  # served from there, and not copied
+    gr.set_static_paths([service.pruner.results.root])  # served from there, without a copy
     page = gr.Blocks(title="Minitron: smaller language models", analytics_enabled=False)
     with page:
-        endpoints(service)  # first, as gradio gives each name to who asks first
-        gr.HTML(_head(service.family), elem_classes="mt-block", padding=False)
+        add_endpoints(service)  # first, as gradio gives a name to the function that asks first
+        models = [(model.name, model.inspection.parameters) for model in service.catalog.models]
+        gr.HTML(render("head", models=models), elem_classes="mt-block", padding=False)
         with gr.Tabs() as tabs:
             with gr.Tab("Compare", id="compare"):
                 linked = compare_tab(service)
-            with gr.Tab("Prune", id="prune") as prune_shown:
-                linked |= prune_tab(service, prune_shown)
+            with gr.Tab("Prune", id="prune") as tab:
+                linked |= prune_tab(service, tab)
             with gr.Tab("Evidence", id="evidence"):
-                gr.HTML(evidence.page(service.family), elem_classes="mt-block", padding=False)
-        gr.HTML(_foot(), elem_classes="mt-block", padding=False)
+                evidence = evidence_tab(service.catalog)
+                gr.HTML(evidence, elem_classes="mt-block", padding=False)
+        gr.HTML(render("foot"), elem_classes="mt-block", padding=False)
 
-        def from_link(request: gr.Request) -> list[Any]:
-            wanted = link_values(service.family, dict(request.query_params))
-            tab = wanted.pop("tab", None)
-            shown = gr.skip() if tab is None else gr.Tabs(selected=tab)
-            return [shown, *(wanted.get(name, gr.skip()) for name in linked)]
+        def apply_link(request: gr.Request) -> list[Any]:
+            values = link_values(service, dict(request.query_params))
+            tab = values.pop("tab", None)
+            selected = gr.skip() if tab is None else gr.Tabs(selected=tab)
+            return [selected, *(values.get(name, gr.skip()) for name in linked)]
 
         def leave(request: gr.Request) -> None:
             service.leave(request.session_hash)
 
         page.load(
-            from_link,
+            apply_link,
             outputs=[tabs, *linked.values()],
             api_visibility="private",
             show_progress="hidden",
@@ -99,14 +101,15 @@ def build(service: Service) -> gr.Blocks:
     return page
 
 
-def link_values(family: Family, query: dict[str, str]) -> dict[str, Any]:
-    """What a link sets; whatever means nothing is left as it is."""
-    wanted: dict[str, Any] = {}
+def link_values(service: Service, query: dict[str, str]) -> dict[str, Any]:
+    """The values that a link sets, without those that the Space refuses."""
+    catalog = service.catalog
+    values: dict[str, Any] = {}
 
-    def take(name: str, read: Callable[[str], Any]) -> None:
+    def read(name: str, parse: Callable[[str], Any]) -> None:
         if name in query:
             try:
-                wanted[name] = read(query[name])
+                values[name] = parse(query[name])
             except (MinitronError, ValueError):
                 return
 
@@ -114,14 +117,16 @@ def link_values(family: Family, query: dict[str, str]) -> dict[str, Any]:
         return lambda text: getattr(_settings(**{name: float(text)}), name)
 
     if query.get("tab") in _TABS:
-        wanted["tab"] = query["tab"]
-    take("prompt", lambda text: Prompt.checked(text).text)
-    take("models", lambda text: [family.member(name).name for name in text.split(",")])
+        values["tab"] = query["tab"]
+    read("prompt", lambda text: Prompt.checked(text).text)
+    read("models", lambda text: [catalog.model(name).name for name in text.split(",")])
     for name in ("max_new_tokens", "temperature", "top_p", "seed"):
-        take(name, setting(name))
-    take("model", lambda text: family.member(text).name)
-    wanted.update(_sizes(family, wanted.get("model", family.names[0]), query))
-    return wanted
+        read(name, setting(name))
+    read("model", lambda text: catalog.model(text).name)
+    if {"model", *SIZES} & query.keys():
+        model = values.get("model", catalog.names[0])
+        values |= slider_updates(service, model, _sizes(catalog, model, query))
+    return values
 
 
 def _settings(**given: float) -> Settings:
@@ -129,68 +134,12 @@ def _settings(**given: float) -> Settings:
     return Settings.checked(**values)
 
 
-def _sizes(family: Family, name: str, query: dict[str, str]) -> dict[str, Any]:
-    """The sliders of a model, at the sizes that a link names."""
-    if not {"model", *SIZES} & query.keys():
-        return {}
-    member = family.member(name)
+def _sizes(catalog: Catalog, name: str, query: dict[str, str]) -> Sizes:
+    """The sizes that a link names, or the model's own where it refuses one."""
+    entry = catalog.model(name)
     try:
-        given = [float(query[size]) if size in query else None for size in SIZES]
-        sizes = Sizes.checked(member, *given)
+        return Sizes.checked(
+            entry, *(float(query[size]) if size in query else None for size in SIZES)
+        )
     except (MinitronError, ValueError):
-        sizes = Sizes.checked(member, *[None] * len(SIZES))
-    steps = steps_of(member)
-    return {
-        size: gr.update(
-            minimum=steps[size].least,
-            maximum=steps[size].most,
-            step=steps[size].step,
-            value=getattr(sizes, size),
-        )
-        for size in SIZES
-    }
-
-
-def _head(family: Family) -> Html:
-    square = {"rx": 5, "stroke_width": 2}
-    logo = tag(
-        "svg",
-        tag("rect", x=3, y=3, width=46, height=46, class_="mt-logo-big", **square),
-        tag("rect", x=23, y=23, width=21, height=21, rx=3, class_="mt-logo-small"),
-        viewBox="0 0 52 52",
-        aria_hidden="true",
-    )
-    chips = (
-        tag(
-            "span",
-            tag("b", member.name),
-            count(member.inspection.parameters),
-            class_="mt-chip",
-            title=f"{member.inspection.parameters:,} parameters, embeddings included",
-        )
-        for member in family.members
-    )
-    told = (
-        "A language model, cut to a fraction of its size by what matters in it. Compare the "
-        "family, cut one yourself, see what was measured."
-    )
-    return tag(
-        "div",
-        logo,
-        tag("div", tag("h1", "Minitron"), tag("p", told)),
-        tag("div", *chips, class_="mt-family"),
-        class_="mt-head",
-    )
-
-
-def _foot() -> Html:
-    return tag(
-        "p",
-        "Method: ",
-        tag("a", "arXiv 2407.14679", href="https://arxiv.org/abs/2407.14679"),
-        " and ",
-        tag("a", "2408.11796", href="https://arxiv.org/abs/2408.11796"),
-        " · On your own machine: ",
-        tag("code", "minitron demo"),
-        class_="mt-foot",
-    )
+        return Sizes.full(entry)

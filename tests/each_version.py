@@ -127,17 +127,18 @@ def test_an_engines_format_is_written(to: str, folders: Path, tmp_path: Path) ->
 
 
 def test_the_space_says_what_generate_says(folders: Path) -> None:
-    from minitron.space.jobs.decoding import continued
+    from minitron.space.jobs.decoding import generate_tokens
     from minitron.space.jobs.request import Settings
-    from minitron.space.jobs.semaphore import Turns
+    from minitron.space.jobs.semaphore import FairSemaphore
 
     source = open_source(str(folders / "distilled"))
     model, tokenizer = load_model(source, dtype=torch.float32), load_tokenizer(source)
     ids = tokenizer(PROMPT)["input_ids"]
-    loaded: Any = type("Loaded", (), {"model": model, "ends": frozenset()})()
-    stop: Any = type("Stop", (), {"is_said": False})()
+    loaded: Any = type("Loaded", (), {"model": model, "end_tokens": frozenset()})()
+    stop: Any = type("Stop", (), {"is_set": False})()
     settings: Any = Settings(max_new_tokens=9, temperature=0.0)
-    found = [token.id for token in continued(loaded, ids, settings, Turns(1), stop)]
+    tokens = generate_tokens(loaded, ids, settings, FairSemaphore(1), stop)
+    found = [token.id for token in tokens]
     told = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
     wanted = model.generate(torch.tensor([ids]), generation_config=GenerationConfig(**told))
     assert found == wanted[0, len(ids) :].tolist()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import psutil
+
 import minitron.space
 
 CHROMIUM = "/usr/bin/chromium"
@@ -37,8 +39,7 @@ class RunningSpace:
     @property
     def memory(self) -> int:
         """Bytes that it holds."""
-        status = Path(f"/proc/{self.pid}/statm").read_text().split()
-        return int(status[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(psutil.Process(self.pid).memory_info().rss)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import threading
 import time
@@ -14,34 +15,44 @@ import yaml
 
 import minitron
 from minitron.errors import MinitronError
-from minitron.space.jobs.catalog import Family, Member
-from minitron.space.jobs.comparing import Wish, compared
-from minitron.space.jobs.decoding import Stop
-from minitron.space.jobs.errors import BusyError, VisitorError
-from minitron.space.jobs.measures import Measures
-from minitron.space.jobs.models import Key, Loaded, Shelf
-from minitron.space.jobs.preview import SIZES, Sizes, architecture_of, command, out_name, planned
-from minitron.space.jobs.pruning import push_as
-from minitron.space.jobs.request import MAX_CHARACTERS, Prompt, Settings
-from minitron.space.jobs.semaphore import Turns
+from minitron.space.jobs.catalog import Catalog, CatalogModel
+from minitron.space.jobs.comparing import Column, ComparisonRequest, TextPart, compare
+from minitron.space.jobs.decoding import StopSignal
+from minitron.space.jobs.measures import Measurements
+from minitron.space.jobs.models import LoadedModel, ModelCache, ModelKey
+from minitron.space.jobs.preview import SIZES, Sizes, command, preview
+from minitron.space.jobs.pruning import push_with_token
+from minitron.space.jobs.request import (
+    MAX_CHARACTERS,
+    BusyError,
+    Prompt,
+    Settings,
+    VisitorError,
+)
+from minitron.space.jobs.semaphore import FairSemaphore
 from minitron.space.jobs.service import Service
-from minitron.space.ui.heat_map import heat_map
-from minitron.space.ui.html import Html, count, percent, size, tag
+from minitron.space.jobs.teacher_check import TokenCheck
+from minitron.space.ui.cards import answer_cards, preview_card
+from minitron.space.ui.html import byte_size, count, inline, percent, render
 
 PROMPT = "It was the best of times,"
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    return Service.of(Family.of(["tiny"]), tmp_path_factory.mktemp("cache"))
+    return Service.create(Catalog.of(["tiny"]), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Service:
-    """A teacher and a child that was cut from it."""
+    """A teacher and a student that was pruned from it."""
     place = tmp_path_factory.mktemp("pair")
     minitron.prune("tiny", str(place / "child"), num_hidden_layers=5, scores="magnitude")
-    return Service.of(Family.of(["tiny", str(place / "child")]), place / "cache")
+    return Service.create(Catalog.of(["tiny", str(place / "child")]), place / "cache")
+
+
+def decoded(loaded: LoadedModel, ids: list[int]) -> str:
+    return str(loaded.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def continuation(service: Service, **changed: object) -> str:
@@ -54,8 +65,8 @@ def continuation(service: Service, **changed: object) -> str:
 
 def test_the_whole_zoo_is_shown_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINITRON_SPACE_MODELS", raising=False)
-    assert Family.read().names == ["tiny", "tiny-half", "tiny-quarter"]
-    assert [member.teacher for member in Family.read().members] == [None, "tiny", "tiny"]
+    assert Catalog.read().names == ["tiny", "tiny-half", "tiny-quarter"]
+    assert [model.teacher for model in Catalog.read().models] == [None, "tiny", "tiny"]
 
 
 def test_models_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +74,8 @@ def test_models_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
         "MINITRON_SPACE_MODELS",
         "[{name: first, source: tiny}, {name: second, source: tiny, teacher: first}]",
     )
-    family = Family.read()
-    assert [(m.name, m.source, m.teacher) for m in family.members] == [
+    catalog = Catalog.read()
+    assert [(m.name, m.source, m.teacher) for m in catalog.models] == [
         ("first", "tiny", None),
         ("second", "tiny", "first"),
     ]
@@ -75,7 +86,7 @@ def test_models_are_read_from_a_file_beside_the_app(
 ) -> None:
     monkeypatch.delenv("MINITRON_SPACE_MODELS", raising=False)
     (tmp_path / "models.yaml").write_text("- {name: shown, source: tiny}\n")
-    assert Family.read(tmp_path).names == ["shown"]
+    assert Catalog.read(tmp_path).names == ["shown"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_models_are_read_from_a_file_beside_the_app(
 def test_a_family_that_means_nothing_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINITRON_SPACE_MODELS", said)
     with pytest.raises(VisitorError):
-        Family.read()
+        Catalog.read()
 
 
 @pytest.mark.parametrize(
@@ -166,15 +177,13 @@ def test_what_does_not_fit_the_context_is_left_out_and_said_to_be(service: Servi
         (None, 10.5, None, None),
     ],
 )
-def test_sizes_that_are_no_cut_are_refused(
-    sizes: tuple[float | None, ...], service: Service
-) -> None:
+def test_sizes_out_of_bounds_are_refused(sizes: tuple[float | None, ...], service: Service) -> None:
     with pytest.raises(MinitronError):
         service.plan("tiny", *sizes)
 
 
-def test_a_cut_of_nothing_is_refused(service: Service) -> None:
-    with pytest.raises(VisitorError, match="nothing is cut"):
+def test_pruning_nothing_is_refused(service: Service) -> None:
+    with pytest.raises(VisitorError, match="nothing is pruned"):
         list(service.prune("tiny", None, None, None, None))
 
 
@@ -191,9 +200,9 @@ def test_a_text_is_that_of_minitron_generate(settings: dict[str, float], service
 
 
 def test_the_text_of_a_special_token_is_text(service: Service) -> None:
-    with service.shelf.lent(Key("tiny")) as (loaded,):
+    with service.cache.acquire(ModelKey("tiny")) as (loaded,):
         special = loaded.tokenizer.eos_token
-        ids = loaded.ids_of(f"before {special} after")
+        ids = loaded.encode(f"before {special} after")
         assert loaded.tokenizer.eos_token_id not in ids
         assert special in loaded.tokenizer.decode(ids)
 
@@ -201,33 +210,33 @@ def test_the_text_of_a_special_token_is_text(service: Service) -> None:
 def test_pieces_put_together_are_the_whole_text(service: Service) -> None:
     settings = Settings(max_new_tokens=64, temperature=1.5, seed=5)
     *_, (column,) = service.compare(["tiny"], "Ça coûte 5 € — été", settings)
-    with service.shelf.lent(Key("tiny")) as (loaded,):
-        ids = loaded.ids_of("Ça coûte 5 € — été")
-        whole = loaded.text_of([*ids, *column.tokens])[len(loaded.text_of(ids)) :]
+    with service.cache.acquire(ModelKey("tiny")) as (loaded,):
+        ids = loaded.encode("Ça coûte 5 € — été")
+        whole = decoded(loaded, [*ids, *column.tokens])[len(decoded(loaded, ids)) :]
     assert column.text == whole
-    assert sum(piece.tokens for piece in column.pieces) == len(column.tokens)
+    assert sum(part.tokens for part in column.parts) == len(column.tokens)
 
 
 def test_a_teacher_agrees_with_itself_word_for_word(tmp_path: Path) -> None:
-    family = Family((Member("first", "tiny"), Member("twin", "tiny", teacher="first")))
-    service = Service.of(family, tmp_path)
+    models = (CatalogModel("first", "tiny"), CatalogModel("twin", "tiny", teacher="first"))
+    service = Service.create(Catalog(models), tmp_path)
     *_, columns = service.compare(["first", "twin"], PROMPT, Settings(max_new_tokens=24))
     first, twin = columns
     assert first.text == twin.text
     assert first.agreement is None
     assert twin.agreement == 1
-    assert len(twin.verdicts) == 24
+    assert len(twin.checks) == 24
 
 
 def test_agreement_is_what_one_pass_of_the_teacher_says(pair: Service) -> None:
     *_, columns = pair.compare(["child"], PROMPT, Settings(max_new_tokens=21))
     (column,) = columns
-    with pair.shelf.lent(Key("tiny")) as (teacher,):
-        ids = teacher.ids_of(PROMPT)
+    with pair.cache.acquire(ModelKey("tiny")) as (teacher,):
+        ids = teacher.encode(PROMPT)
         logits = teacher.model(torch.tensor([[*ids, *column.tokens]])).logits[0]
     likeliest = logits[len(ids) - 1 : -1].argmax(-1).tolist()
     agrees = [one == other for one, other in zip(likeliest, column.tokens, strict=True)]
-    assert [verdict.agrees for verdict in column.verdicts] == agrees
+    assert [check.agrees for check in column.checks] == agrees
     assert 0 < sum(agrees) < 21
     assert column.to_json()["agreement_with_teacher"] == sum(agrees) / 21
 
@@ -239,7 +248,7 @@ def test_integers_are_judged_by_the_full_weights_of_their_own_model(pair: Servic
     full, integers = columns
     assert (full.teacher, integers.teacher) == ("tiny", "child")
     assert integers.weight_bytes < 0.8 * full.weight_bytes
-    assert len(integers.verdicts) == 24
+    assert len(integers.checks) == 24
     assert integers.agreement is not None
     assert full.agreement is not None
     assert integers.agreement > full.agreement
@@ -270,7 +279,7 @@ def test_a_stop_ends_a_text_within_a_step(service: Service) -> None:
     *_, (column,) = columns
     assert 0 < len(column.tokens) < 256
     assert column.is_done
-    assert all(one.lenders == 0 for one in service.shelf._loaded.values())
+    assert all(one.users == 0 for one in service.cache._loaded.values())
 
 
 def test_leaving_a_comparison_gives_its_models_back(service: Service) -> None:
@@ -278,7 +287,7 @@ def test_leaving_a_comparison_gives_its_models_back(service: Service) -> None:
     next(columns)
     next(columns)
     columns.close()
-    assert all(one.lenders == 0 for one in service.shelf._loaded.values())
+    assert all(one.users == 0 for one in service.cache._loaded.values())
 
 
 # Sizes and cuts.
@@ -297,11 +306,11 @@ def test_the_command_that_is_shown_writes_the_same_weights(
     service: Service, tmp_path: Path
 ) -> None:
     *_, result = service.prune("tiny", 192, None, 6, 5)
-    member = result.cut.member
-    told = command(member, result.sizes, str(tmp_path / "again"), 256).split()
+    entry = result.preview.entry
+    line = command(entry, result.sizes, str(tmp_path / "again"), 256).split()
     from minitron.cli import main
 
-    main(told[1:])
+    main(line[1:])
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert (result.folder / "model.safetensors").read_bytes() == again
     plan = service.plan("tiny", 192, None, 6, 5)
@@ -312,75 +321,96 @@ def test_the_command_that_is_shown_writes_the_same_weights(
 def test_results_are_removed_when_there_are_many(service: Service) -> None:
     for layers in (5, 4, 5, 4, 5, 4, 5, 4, 5):
         *_, result = service.prune("tiny", None, None, None, layers)
-    assert len(list(service.workshop._place.iterdir())) <= 8
+    assert len(list(service.pruner.results.root.iterdir())) <= 8
     assert result.archive.exists()
     with pytest.raises(VisitorError, match="not here"):
-        service.workshop.place_of("/etc")
+        service.pruner.check_folder("/etc")
 
 
-def test_a_heat_map_tells_of_every_axis_and_escapes_what_it_shows(service: Service) -> None:
-    cut, _ = service.cut("tiny", 160, 608, 6, 5)
-    drawn = heat_map(cut)
+def test_a_preview_draws_a_heat_map_of_every_axis(service: Service) -> None:
+    drawn = preview_card(service.preview("tiny", 160, 608, 6, 5)[0])
     for axis in ("heads", "ffn", "hidden", "layers"):
         assert f'data-axis="{axis}"' in drawn
     assert drawn.count("<svg") == 4
 
 
-def test_markup_escapes_text_and_no_html() -> None:
-    assert tag("p", "<b>", Html("<i>"), title='"') == '<p title="&quot;">&lt;b&gt;<i></p>'
-    assert (count(6_724_096), size(13_448_192), percent(0.996)) == ("6.72 M", "13.4 MB", "99.6 %")
+def test_templates_escape_every_text() -> None:
+    column = Column(ModelKey("<b>"), notices=("<i>",), is_done=True)
+    column.tokens, column.parts = [7], [TextPart('<script>"', 1)]
+    column.checks = [TokenCheck(False, '"><u>', 0.5, 0.25)]
+    html = answer_cards([column])
+    assert not re.search(r"<(b|i|u|script)>", html)
+    assert "&lt;script&gt;" in html
+    assert 'title="The teacher: “&#34;&gt;&lt;u&gt;” 50 %; this: 25 %"' in html
+    assert "<td>" not in render("recipe", parts=[("<td>", "mt-command", "<td>")])
 
 
-# Memory and turns.
+def test_a_text_is_shown_with_its_own_spaces_alone() -> None:
+    column = Column(ModelKey("tiny"), tokens=[7, 8], parts=[TextPart(" a", 1), TextPart("\n b", 1)])
+    text = re.search(r'aria-live="off">(.*?)</div>', answer_cards([column]), re.DOTALL)
+    assert text is not None
+    assert re.sub("<[^>]+>", "", text[1]) == " a\n b"
 
 
-def shelf_of(sizes: dict[str, int], limit: int) -> Shelf:
-    family = Family(tuple(Member(name, "tiny") for name in sizes))
-
-    def load(member: Member, key: Key) -> Loaded:
-        return Loaded(key, member, None, None, sizes[member.name], "")  # type: ignore[arg-type]
-
-    shelf = Shelf(family, limit, load)
-    shelf._size = lambda key: sizes[key.name]  # type: ignore[method-assign]
-    return shelf
+def test_numbers_have_three_digits_and_marks_of_markdown_are_html() -> None:
+    numbers = (count(6_724_096), byte_size(13_448_192), percent(0.996))
+    assert numbers == ("6.72 M", "13.4 MB", "99.6 %")
+    assert inline("a `b<` **c** [d](https://e)") == (
+        'a <code>b&lt;</code> <b>c</b> <a href="https://e">d</a>'
+    )
 
 
-def test_the_least_recently_used_model_goes_first() -> None:
-    shelf = shelf_of({"a": 4, "b": 4, "c": 4}, limit=8)
+# Memory and slots.
+
+
+def cache_of(sizes: dict[str, int], limit: int) -> ModelCache:
+    catalog = Catalog(tuple(CatalogModel(name, "tiny") for name in sizes))
+
+    def load(entry: CatalogModel, key: ModelKey) -> LoadedModel:
+        return LoadedModel(key, entry, None, None, sizes[entry.name], "")  # type: ignore[arg-type]
+
+    cache = ModelCache(catalog, limit, load)
+    cache._size = lambda key: sizes[key.name]  # type: ignore[method-assign]
+    return cache
+
+
+def test_the_least_recently_used_model_is_evicted_first() -> None:
+    cache = cache_of({"a": 4, "b": 4, "c": 4}, limit=8)
     for name in "abac":
-        with shelf.lent(Key(name)):
+        with cache.acquire(ModelKey(name)):
             pass
-    assert [key.name for key in shelf.held] == ["a", "c"]
+    assert [key.name for key in cache.keys] == ["a", "c"]
 
 
-def test_a_model_in_use_is_never_put_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.space.jobs.models._PATIENCE", 0.05)
-    shelf = shelf_of({"a": 5, "b": 5}, limit=8)
-    with shelf.lent(Key("a")), pytest.raises(BusyError), shelf.lent(Key("b")):
+def test_a_model_in_use_is_never_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minitron.space.jobs.models._WAIT_SECONDS", 0.05)
+    cache = cache_of({"a": 5, "b": 5}, limit=8)
+    with cache.acquire(ModelKey("a")), pytest.raises(BusyError), cache.acquire(ModelKey("b")):
         pass
-    with shelf.lent(Key("b")):
-        assert [key.name for key in shelf.held] == ["b"]
+    with cache.acquire(ModelKey("b")):
+        assert [key.name for key in cache.keys] == ["b"]
 
 
-def test_more_than_the_shelf_holds_is_refused_at_once() -> None:
-    shelf = shelf_of({"a": 5, "b": 5}, limit=8)
-    with pytest.raises(VisitorError, match="choose fewer"), shelf.lent(Key("a"), Key("b")):
+def test_more_than_the_cache_holds_is_refused_at_once() -> None:
+    cache = cache_of({"a": 5, "b": 5}, limit=8)
+    keys = ModelKey("a"), ModelKey("b")
+    with pytest.raises(VisitorError, match="choose fewer"), cache.acquire(*keys):
         pass
 
 
-def test_turns_go_in_the_order_of_asking() -> None:
-    turns, order = Turns(1), []
+def test_slots_are_given_in_the_order_of_asking() -> None:
+    semaphore, order = FairSemaphore(1), []
 
     def take(number: int) -> None:
-        with turns.turn():
+        with semaphore.slot():
             order.append(number)
 
-    with turns.turn():
+    with semaphore.slot():
         threads = []
         for number in range(5):
             threads.append(threading.Thread(target=take, args=(number,)))
             threads[-1].start()
-            while len(turns._waiting) <= number:
+            while len(semaphore._waiting) <= number:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -388,13 +418,13 @@ def test_turns_go_in_the_order_of_asking() -> None:
 
 
 def test_no_more_compute_at_once_than_there_are_slots() -> None:
-    turns, now, most = Turns(2), 0, 0
+    semaphore, now, most = FairSemaphore(2), 0, 0
     lock = threading.Lock()
 
     def work() -> None:
         nonlocal now, most
         for _ in range(20):
-            with turns.turn():
+            with semaphore.slot():
                 with lock:
                     now += 1
                     most = max(most, now)
@@ -412,29 +442,32 @@ def test_no_more_compute_at_once_than_there_are_slots() -> None:
 
 
 def test_time_that_is_over_stops_a_text(service: Service) -> None:
-    wish = Wish.checked(service.family, ["tiny"], PROMPT, Settings(max_new_tokens=256), None)
-    *_, (column,) = compared(service.shelf, service.family, wish, service.turns, Stop(0.0))
+    settings = Settings(max_new_tokens=256)
+    request = ComparisonRequest.checked(service.catalog, ["tiny"], PROMPT, settings)
+    *_, (column,) = compare(
+        service.cache, service.catalog, request, service.semaphore, StopSignal(0.0)
+    )
     assert column.tokens == []
 
 
 def test_importance_is_measured_once_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    member = Family.of(["tiny"]).member("tiny")
-    first = Measures(tmp_path, Turns(1)).importance(member)
+    entry = Catalog.of(["tiny"]).model("tiny")
+    first = Measurements(tmp_path, FairSemaphore(1)).importance(entry)
     assert first.axes
     monkeypatch.setattr("minitron.space.jobs.measures.measure_importance", None)
-    assert Measures(tmp_path, Turns(1)).importance(member).digest == first.digest
+    assert Measurements(tmp_path, FairSemaphore(1)).importance(entry).digest == first.digest
 
 
 def test_a_share_of_the_parameters_is_met_within_five_percent(service: Service) -> None:
-    member = service.family.member("tiny")
-    sizes = Sizes.of_share(member, 0.5)
-    cut = planned(member, sizes, service.measures)
-    assert cut.target.parameters / architecture_of(member).parameters == pytest.approx(
+    entry = service.catalog.model("tiny")
+    sizes = Sizes.of_share(entry, 0.5)
+    found = preview(entry, sizes, service.measurements)
+    assert found.plan.target.parameters / entry.open().architecture.parameters == pytest.approx(
         0.5, rel=0.05
     )
-    assert out_name(member, sizes).startswith("tiny-h")
+    assert sizes.folder_name(entry).startswith("tiny-h")
 
 
 # Pushing and the command line.
@@ -452,7 +485,7 @@ def test_a_visitors_token_goes_into_one_process_and_into_no_argument_or_message(
 
     monkeypatch.setattr("minitron.space.jobs.pruning.subprocess.run", run)
     with pytest.raises(MinitronError, match="may only read") as error:
-        push_as("hf_secret", tmp_path, "me/half")
+        push_with_token("hf_secret", tmp_path, "me/half")
     ((arguments, token),) = calls
     assert arguments[-3:] == ["push", str(tmp_path), "me/half"]
     assert token == "hf_secret"
@@ -466,7 +499,7 @@ def test_a_name_that_is_no_repository_is_refused_before_anything_runs(
 ) -> None:
     monkeypatch.setattr("minitron.space.jobs.pruning.subprocess.run", None)
     with pytest.raises(VisitorError, match="write owner/name"):
-        push_as("hf_secret", tmp_path, repo)
+        push_with_token("hf_secret", tmp_path, repo)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +536,7 @@ def test_a_link_sets_what_it_may_and_leaves_what_means_nothing(service: Service)
         "hidden_size": "128",
         "__theme": "dark",
     }
-    wanted = link_values(service.family, query)
+    wanted = link_values(service, query)
     assert {"tab", "seed", "model"} | set(SIZES) == set(wanted)
     assert (wanted["seed"], wanted["hidden_size"]["value"]) == (7, 128)
 

@@ -20,18 +20,18 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 
 from minitron.errors import MinitronError  # noqa: E402
-from minitron.space.guard import MAX_BODY, NO_FILES, TOO_LONG, Guard  # noqa: E402
-from minitron.space.jobs.catalog import Family  # noqa: E402
-from minitron.space.jobs.errors import VisitorError  # noqa: E402
-from minitron.space.jobs.results import KeptResults  # noqa: E402
+from minitron.space.guard import MAX_BODY, NO_FILES, TOO_LONG, RequestGuard  # noqa: E402
+from minitron.space.jobs.catalog import Catalog  # noqa: E402
+from minitron.space.jobs.request import VisitorError  # noqa: E402
+from minitron.space.jobs.results import ResultStore  # noqa: E402
 from minitron.space.jobs.service import Service  # noqa: E402
 
 LAYERS = (None, None, None, 5)  # of tiny's sizes, one layer less
 
 
 @pytest.fixture
-def kept() -> Iterator[KeptResults]:
-    results = KeptResults()
+def kept() -> Iterator[ResultStore]:
+    results = ResultStore()
     yield results
     results.close()
 
@@ -47,42 +47,42 @@ def in_time(is_so: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 def test_the_newest_results_are_kept_and_no_more() -> None:
-    kept = KeptResults(most=3)
+    kept = ResultStore(most=3)
     made: list[Path] = []
     for _ in range(7):
-        made.append(kept.new())
-        assert {*kept.place.iterdir()} == {*made[-3:]}
+        made.append(kept.create())
+        assert {*kept.root.iterdir()} == {*made[-3:]}
     kept.close()
 
 
 def test_a_result_that_is_old_goes_by_itself() -> None:
-    kept = KeptResults(seconds=0.05)
+    kept = ResultStore(seconds=0.05)
     for _ in range(2):
-        (kept.new() / "model.safetensors").write_bytes(b"1")
-    assert in_time(lambda: not list(kept.place.iterdir()))
+        (kept.create() / "model.safetensors").write_bytes(b"1")
+    assert in_time(lambda: not list(kept.root.iterdir()))
     kept.close()
 
 
-def test_a_visitors_results_go_after_the_visitor_and_nobody_elses(kept: KeptResults) -> None:
-    mine, yours, nobodys = kept.new("me"), kept.new("you"), kept.new()
-    kept.leave("me", seconds=0.05)
-    kept.leave(None, seconds=0)
+def test_a_visitors_results_go_after_the_visitor_and_nobody_elses(kept: ResultStore) -> None:
+    mine, yours, nobodys = kept.create("me"), kept.create("you"), kept.create()
+    kept.expire("me", seconds=0.05)
+    kept.expire(None, seconds=0)
     assert in_time(lambda: not mine.exists())
     assert yours.exists()
     assert nobodys.exists()
 
 
-def test_results_wait_in_one_thread_at_most(kept: KeptResults) -> None:
+def test_results_wait_in_one_thread_at_most(kept: ResultStore) -> None:
     before = threading.active_count()
     for number in range(20):
-        kept.new(str(number))
+        kept.create(str(number))
     assert in_time(lambda: threading.active_count() <= before + 1)
 
 
-def test_closing_leaves_nothing_though_something_is_still_written(kept: KeptResults) -> None:
-    folder = kept.new()
+def test_closing_leaves_nothing_though_something_is_still_written(kept: ResultStore) -> None:
+    folder = kept.create()
     (folder / "half").mkdir()
-    parent, name = kept.place.parent, kept.place.name
+    parent, name = kept.root.parent, kept.root.name
     kept.close()
     kept.close()
     with pytest.raises(FileNotFoundError):
@@ -94,10 +94,10 @@ def test_closing_leaves_nothing_though_something_is_still_written(kept: KeptResu
 def test_a_process_that_is_told_to_end_leaves_no_files(number: int, tmp_path: Path) -> None:
     code = """
 import time
-from minitron.space.jobs.results import KeptResults
-from minitron.space.termination import exit_on_termination
+from minitron.space.jobs.results import ResultStore
+from minitron.space.jobs.process import exit_on_termination
 with exit_on_termination():
-    (KeptResults().new() / "model.safetensors").write_bytes(b"1")
+    (ResultStore().create() / "model.safetensors").write_bytes(b"1")
     print("made", flush=True)
     time.sleep(30)
 """
@@ -117,7 +117,7 @@ with exit_on_termination():
     assert not list(tmp_path.iterdir())
 
 
-# The workshop's own.
+# After a pruning.
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with pytest.MonkeyPatch.context() as patch:
         for name, few in {"SAMPLES": 2, "HELD_OUT": 2, "SEQ_LEN": 16}.items():
             patch.setattr(f"minitron.space.jobs.measures.{name}", few)
-        service = Service.of(Family.of(["tiny"]), tmp_path_factory.mktemp("cache"))
+        service = Service.create(Catalog.of(["tiny"]), tmp_path_factory.mktemp("cache"))
         yield service
         service.close()
 
@@ -137,7 +137,7 @@ def test_after_a_pruning_freed_memory_is_given_back_and_no_half_is_kept(
 ) -> None:
     calls: list[str] = []
     monkeypatch.setattr(
-        "minitron.space.jobs.pruning.give_back_freed_memory", lambda: calls.append("given")
+        "minitron.space.jobs.pruning.release_freed_memory", lambda: calls.append("given")
     )
     steps = service.prune("tiny", *LAYERS, visitor="me")
     if how == "done":
@@ -156,10 +156,10 @@ def test_after_a_pruning_freed_memory_is_given_back_and_no_half_is_kept(
         with pytest.raises(MinitronError):
             list(steps)
     assert calls == ["given"]
-    kept = list(service.workshop.results.place.iterdir())
+    kept = list(service.pruner.results.root.iterdir())
     assert len(kept) == (1 if how == "done" else 0)
     for path in kept:
-        service.workshop.results.remove(path)
+        service.pruner.results.remove(path)
 
 
 @pytest.mark.skipif(
@@ -168,15 +168,16 @@ def test_after_a_pruning_freed_memory_is_given_back_and_no_half_is_kept(
 def test_giving_back_shrinks_what_threads_have_freed() -> None:
     """In a process of its own, whose arenas hold nothing else."""
     code = """
-import os, threading
-from minitron.space.jobs.freed_memory import give_back_freed_memory
-def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+import threading
+import psutil
+from minitron.space.jobs.process import release_freed_memory
+def resident(): return psutil.Process().memory_info().rss
 kept = []
 def work():
     blocks = [bytearray(60_000) for _ in range(1000)]
     kept.append(blocks[-1])  # the arena cannot shrink by itself
 thread = threading.Thread(target=work); thread.start(); thread.join()
-before = resident(); give_back_freed_memory(); print(before - resident())
+before = resident(); release_freed_memory(); print(before - resident())
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(said.stdout) > 40e6
@@ -209,7 +210,7 @@ def answered(headers: dict[str, str], *pieces: bytes) -> tuple[int, bytes, int]:
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/", "headers": raw}
-    asyncio.run(Guard(echo)(scope, receive, send))
+    asyncio.run(RequestGuard(echo)(scope, receive, send))
     return sent[0]["status"], sent[1]["body"], len(pieces) - len(left)
 
 

@@ -275,6 +275,8 @@ def test_a_phone_does_not_scroll_sideways(tab: str, phone: Visit) -> None:
         phone.wait_for_answers()
     elif tab == "Prune":
         phone.show_prune()
+        phone.page.click("#mt-prune")
+        phone.page.wait_for_selector("#mt-result [data-state=done]", timeout=PATIENCE)
     else:
         phone.page.get_by_role("tab", name="Evidence").click()
         phone.page.wait_for_selector(".mt-evidence")

@@ -33,7 +33,6 @@ FOLDERS = {
     "minitron/": "minitron/",
     "conversion/": "minitron/conversion/",
     "space/": "minitron/space/",
-    "benchmarks/results/": "minitron/space/results/",
     "modeling_nemotron/": "modeling_nemotron/",
 }
 
@@ -97,7 +96,7 @@ def packaged() -> set[str]:
     }
 
 
-def test_the_space_arrives_whole_in_one_commit_with_links_as_files(hub: Hub) -> None:
+def test_the_space_arrives_whole_in_one_commit(hub: Hub) -> None:
     publication = push(space=REPO)
 
     files = pushed(hub)
@@ -105,7 +104,8 @@ def test_the_space_arrives_whole_in_one_commit_with_links_as_files(hub: Hub) -> 
     for name, path in package_files("minitron.space").items():
         if name != "requirements.txt":
             assert files[name] == path.read_bytes(), name
-    assert files["results/importance_against_random.json"].startswith(b"{")
+    assert files["evidence.json"].startswith(b"{")
+    assert {"tabs/evidence.py", "ui/templates/evidence.html.jinja"} <= files.keys()
     assert set(files) == {*package_files("minitron.space"), wheel}
     told = header(files["README.md"])
     assert (told["sdk"], told["app_file"]) == ("gradio", "app.py")
@@ -122,14 +122,14 @@ def test_the_space_arrives_whole_in_one_commit_with_links_as_files(hub: Hub) -> 
 def test_the_models_are_those_that_the_space_reads(
     hub: Hub, half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minitron.space.jobs.catalog import SETTING, Family
+    from minitron.space.jobs.catalog import SETTING, Catalog
 
     monkeypatch.delenv(SETTING, raising=False)
     push("tiny", f"{half}@main", space=REPO, commit_message="Two of them")
 
     files = pushed(hub)
-    family = Family.read(checkout(files, tmp_path / "space"))
-    sources = {member.name: member.source for member in family.members}
+    catalog = Catalog.read(checkout(files, tmp_path / "space"))
+    sources = {model.name: model.source for model in catalog.models}
     assert sources == {"tiny": "tiny", "tiny-half": f"{half}@main"}
     told = header(files["README.md"])
     assert told["models"] == [half]
@@ -222,7 +222,12 @@ def test_what_an_earlier_push_left_is_removed_and_what_others_added_stays(
 ) -> None:
     push(half, space=REPO)
     repository = the_space(hub)
-    left = {"minitron-0.0.1-py3-none-any.whl": b"\0", "old_tab.py": b"", "notes.md": b"mine"}
+    left = {
+        "minitron-0.0.1-py3-none-any.whl": b"\0",
+        "old_tab.py": b"",
+        "ui/templates/old.html.jinja": b"",
+        "notes.md": b"mine",
+    }
     hub.put(repository, {**pushed(hub), **left})
     push(space=REPO)
     assert {"models.yaml", *left} & pushed(hub).keys() == {"notes.md"}

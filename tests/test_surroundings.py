@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from minitron import space, surroundings
 from minitron.publish.own_wheel import own_wheel
-from minitron.space.jobs.semaphore import turns_of_this_machine
+from minitron.space.jobs.semaphore import compute_semaphore
 
 ROOT = Path(__file__).parent.parent
 SETUP = ConfigParser()
@@ -162,7 +162,7 @@ def test_cores_are_counted_where_no_affinity_is_known(monkeypatch: pytest.Monkey
     assert surroundings.cores() == 3
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
-    assert turns_of_this_machine()._free == 3
+    assert compute_semaphore()._free == 3
 
 
 def test_a_space_gets_the_same_ranges() -> None:

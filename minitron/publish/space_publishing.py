@@ -37,7 +37,15 @@ from minitron.sources.opening import open_source
 logger = logging.getLogger(__name__)
 
 _OWN = ("minitron-*.whl", "minitron-*.dist-info/*")  # by which a Space of ours is known
-_REPLACED = (*_OWN, "*.py", "models.yaml", "results/*", "minitron/*", "modeling_nemotron/*")
+_REPLACED = (
+    *_OWN,
+    "*.py",
+    "models.yaml",
+    "*.jinja",
+    "results/*",
+    "minitron/*",
+    "modeling_nemotron/*",
+)
 _THERE_FROM_THE_START = (".gitattributes", "README.md")
 _SPACE_ONLY = ("branch", "tag", "collection", "create_pr")
 _NO_NAME = re.compile(r"[^\w .-]")

@@ -18,8 +18,8 @@ def demo(recipe: DemoRecipe) -> None:
     """
     if find_spec("gradio") is None:
         raise MissingExtraError("gradio", "space")
-    from minitron.space.jobs.catalog import Family  # it and what follows import torch and gradio
+    from minitron.space.jobs.catalog import Catalog  # it and what follows import torch and gradio
     from minitron.space.page import serve
 
-    family = Family.of(recipe.sources) if recipe.sources else Family.read()
-    serve(family, server_port=recipe.port, inbrowser=recipe.open)
+    catalog = Catalog.of(recipe.sources) if recipe.sources else Catalog.read()
+    serve(catalog, server_port=recipe.port, inbrowser=recipe.open)

@@ -1,14 +1,13 @@
-"""Family: which models this Space shows, under which names, and who teaches whom.
+"""Catalog: the models of this Space, their names, and which model is whose teacher.
 
-Read from YAML: MINITRON_SPACE_MODELS (the text itself or a file's name), else `models.yaml` beside
-app.py, else every model of the embedded zoo. A visitor chooses by name only; a source never comes
-from one.
+Read from YAML: MINITRON_SPACE_MODELS (the text itself or the name of a file), else `models.yaml`
+beside app.py, else all embedded models. Visitors choose by name only; they cannot name a source.
 
-    family = Family.read()
-    family.member("tiny").source
+    catalog = Catalog.read()
+    catalog.model("tiny").source
 
-The YAML is a list of names of the zoo, or of mappings of `name`, `source` (anything that
-`minitron inspect` takes) and `teacher` (another name; the largest of the list unless given).
+The YAML is a list of names of embedded models, or of mappings of `name`, `source` (anything that
+`minitron inspect` opens) and `teacher` (another name; by default the largest model of the list).
 """
 
 import os
@@ -23,7 +22,7 @@ import yaml
 
 from minitron.model.source import Source
 from minitron.sources.opening import open_source, zoo
-from minitron.space.jobs.errors import VisitorError
+from minitron.space.jobs.request import VisitorError
 from minitron.verbs.inspect import Inspection, inspection_of
 
 SETTING = "MINITRON_SPACE_MODELS"
@@ -32,16 +31,16 @@ _NAME = re.compile(r"[\w][\w .-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Member:
-    """One model of the family."""
+class CatalogModel:
+    """One model of the Space."""
 
     name: str
     source: str
-    teacher: str | None = None  # another member's name; None for a teacher
+    teacher: str | None = None  # another model's name; None for a teacher
 
     @cached_property
     def inspection(self) -> Inspection:
-        """What it is, read once, without its weights."""
+        """Its sizes, read once, without its weights."""
         return inspection_of(self.open())
 
     def open(self) -> Source:
@@ -50,18 +49,19 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Family:
+class Catalog:
     """The models of this Space, the largest first."""
 
-    members: tuple[Member, ...]
+    models: tuple[CatalogModel, ...]
 
     @classmethod
-    def read(cls, folder: Path | None = None) -> "Family":
-        """As the environment, `models.yaml` in `folder`, or the zoo says. Raises VisitorError."""
-        said = os.environ.get(SETTING, "").strip()
-        path = Path(said) if said and "\n" not in said and len(said) < 255 else None
-        if said and not (path and path.suffix in (".yaml", ".yml")):
-            return cls.of(_entries(said, SETTING))
+    def read(cls, folder: Path | None = None) -> "Catalog":
+        """From the environment, `models.yaml` in `folder`, or the zoo. Raises VisitorError."""
+        setting = os.environ.get(SETTING, "").strip()
+        is_path = setting and "\n" not in setting and len(setting) < 255
+        path = Path(setting) if is_path else None
+        if setting and not (path and path.suffix in (".yaml", ".yml")):
+            return cls.of(_entries(setting, SETTING))
         if path is None and folder is not None and (folder / FILE).is_file():
             path = folder / FILE
         if path is None:
@@ -71,37 +71,36 @@ class Family:
         return cls.of(_entries(path.read_text(encoding="utf-8"), str(path)))
 
     @classmethod
-    def of(cls, entries: Iterable[str | Mapping[str, Any]]) -> "Family":
-        """A family of names of the zoo, of sources, or of mappings. Raises MinitronError."""
-        members = sorted(map(_member, entries), key=lambda m: -m.inspection.parameters)
-        names = [member.name for member in members]
+    def of(cls, entries: Iterable[str | Mapping[str, Any]]) -> "Catalog":
+        """From names of the zoo, sources, or mappings. Raises MinitronError."""
+        models = sorted(map(_model, entries), key=lambda m: -m.inspection.parameters)
+        names = [model.name for model in models]
         if not names or len(set(names)) < len(names):
             raise VisitorError(f"models are {names}: name at least one, and none twice")
-        for member in members:
-            if member.teacher is not None and member.teacher not in names:
+        for model in models:
+            if model.teacher is not None and model.teacher not in names:
                 raise VisitorError(
-                    f"{member.name} names teacher {member.teacher}: it must be one of the models"
+                    f"{model.name} names teacher {model.teacher}: it must be one of the models"
                 )
-        first = names[0]
+        largest = names[0]
         return cls(
             tuple(
-                member if member.teacher or member.name == first else replace(member, teacher=first)
-                for member in members
+                model if model.teacher or model.name == largest else replace(model, teacher=largest)
+                for model in models
             )
         )
 
     @property
     def names(self) -> list[str]:
-        """What a visitor may choose."""
-        return [member.name for member in self.members]
+        """The names that a visitor may choose."""
+        return [model.name for model in self.models]
 
-    def member(self, name: object) -> Member:
-        """The model of that name. Raises VisitorError, which names those there are."""
-        for member in self.members:
-            if member.name == name:
-                return member
-        shown = f"{name!r:.60}"
-        raise VisitorError(f"there is no model {shown} here: choose {' or '.join(self.names)}")
+    def model(self, name: object) -> CatalogModel:
+        """The model of that name. Raises VisitorError, which lists the names."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise VisitorError(f"there is no model {name!r:.60} here: choose {' or '.join(self.names)}")
 
 
 def _entries(text: str, where: str) -> list[Any]:
@@ -116,23 +115,22 @@ def _entries(text: str, where: str) -> list[Any]:
     return entries
 
 
-def _member(entry: str | Mapping[str, Any]) -> Member:
+def _model(entry: str | Mapping[str, Any]) -> CatalogModel:
     if isinstance(entry, str):
-        member = Member(_short(entry), entry)
+        model = CatalogModel(_short_name(entry), entry)
     elif isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
         unknown = sorted(set(entry) - {"name", "source", "teacher"})
         if unknown:
             raise VisitorError(f"a model has {unknown[0]!r}: known are name, source and teacher")
-        member = Member(
-            entry["name"], str(entry.get("source") or entry["name"]), entry.get("teacher")
-        )
+        source = str(entry.get("source") or entry["name"])
+        model = CatalogModel(entry["name"], source, entry.get("teacher"))
     else:
         raise VisitorError(f"a model is {entry!r:.60}: write a name, or name, source and teacher")
-    if not _NAME.fullmatch(member.name):
-        raise VisitorError(f"a model is called {member.name!r}: letters, digits, '.', '-' and '_'")
-    return member
+    if not _NAME.fullmatch(model.name):
+        raise VisitorError(f"a model is called {model.name!r}: letters, digits, '.', '-' and '_'")
+    return model
 
 
-def _short(source: str) -> str:
-    """A source's last part, without its revision."""
+def _short_name(source: str) -> str:
+    """The last part of a source, without its revision."""
     return Path(source).name.partition("@")[0].partition(":")[0]

@@ -1,9 +1,9 @@
-"""Comparing: several models continue one prompt at once, each watched by its teacher.
+"""Comparing: several models continue one prompt at the same time, each checked by its teacher.
 
-A column is one model's answer as far as it is. Each runs in a thread of its own and takes turns
-with everybody else's; whoever reads the columns sees them grow.
+A column is one model's answer so far. Each column is generated in a thread of its own; the caller
+gets the columns again and again as they grow.
 
-    for columns in compared(shelf, family, wish, turns, stop):
+    for columns in compare(cache, catalog, request, semaphore, stop):
         columns[0].text
 """
 
@@ -15,71 +15,84 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import MinitronError
-from minitron.space.jobs.agreement import TeacherCheck, Verdict
-from minitron.space.jobs.catalog import Family, Member
-from minitron.space.jobs.decoding import Piece, Pieces, Stop, continued
-from minitron.space.jobs.errors import VisitorError
-from minitron.space.jobs.models import Key, Loaded, Shelf, load_member
-from minitron.space.jobs.request import MAX_COLUMNS, MAX_SECONDS, Prompt, Settings
-from minitron.space.jobs.semaphore import Turns
+from minitron.space.jobs.catalog import Catalog, CatalogModel
+from minitron.space.jobs.decoding import StopSignal, generate_tokens
+from minitron.space.jobs.models import LoadedModel, ModelCache, ModelKey, load_entry
+from minitron.space.jobs.request import MAX_COLUMNS, Prompt, Settings, VisitorError
+from minitron.space.jobs.semaphore import FairSemaphore
+from minitron.space.jobs.teacher_check import TeacherCheck, TokenCheck
+from minitron.text.text_stream import TextStream
 
-_FRAME = 0.1  # seconds between two looks
-_AT_ONCE = 8  # tokens that a teacher reads together
+_FRAME = 0.1  # seconds between two updates of the page
+_CHECKED_AT_ONCE = 8  # tokens that a teacher reads in one step
 
 MEASURED = {
     "tokens_per_second": "Tokens after the first, divided by the seconds of computing them; "
     "waiting for other visitors is not counted.",
-    "seconds_to_first_token": "From the request to the first token, loading the model and waiting "
-    "for other visitors included.",
+    "seconds_to_first_token": "From the request to the first token, with loading the model and "
+    "waiting for other visitors.",
     "parameters": "Numbers in the weights, embeddings included.",
-    "weight_bytes": "Memory that the weights take as they are computed with here.",
-    "kv_cache_bytes_per_token": "Keys and values that each token leaves in memory, over all "
-    "layers, in the precision of the checkpoint.",
-    "agreement_with_teacher": "Share of the tokens that the teacher, reading the same text, "
-    "finds likeliest itself; of int8 weights, that the model's full weights do.",
+    "weight_bytes": "Memory of the weights in the precision that this Space computes with.",
+    "kv_cache_bytes_per_token": "Memory of each token's keys and values, over all layers, in the "
+    "precision of the checkpoint.",
+    "agreement_with_teacher": "Share of the tokens that are also the teacher's most likely token "
+    "after the same text; for int8 weights, that of the model's own full weights.",
 }
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a visitor wants compared."""
+class ComparisonRequest:
+    """The models, the prompt and the settings of a comparison."""
 
-    keys: tuple[Key, ...]
+    keys: tuple[ModelKey, ...]
     prompt: Prompt
     settings: Settings
 
     @classmethod
     def checked(
-        cls, family: Family, models: Any, prompt: Any, settings: Settings, quantization: str | None
-    ) -> "Wish":
-        """Raises VisitorError for names that are not there, none, or too many."""
+        cls,
+        catalog: Catalog,
+        models: Any,
+        prompt: Any,
+        settings: Settings,
+        quantization: str | None = None,
+    ) -> "ComparisonRequest":
+        """Raises VisitorError for unknown names, none, or too many."""
         names = [models] if isinstance(models, str) else models
         if not isinstance(names, list) or not names:
-            raise VisitorError(f"no model is chosen: choose {' or '.join(family.names)}")
-        names = list(dict.fromkeys(family.member(name).name for name in names))
+            raise VisitorError(f"no model is chosen: choose {' or '.join(catalog.names)}")
+        names = list(dict.fromkeys(catalog.model(name).name for name in names))
         if len(names) > MAX_COLUMNS:
             raise VisitorError(f"{len(names)} models are chosen: compare {MAX_COLUMNS} at most")
-        keys = [Key(name) for name in names]
+        keys = [ModelKey(name) for name in names]
         if quantization is not None:
-            keys = [key for name in names for key in (Key(name), Key(name, quantization))]
-        return cls(tuple(keys[: 2 * MAX_COLUMNS]), Prompt.checked(prompt), settings)
+            keys = [key for name in names for key in (ModelKey(name), ModelKey(name, quantization))]
+        return cls(tuple(keys), Prompt.checked(prompt), settings)
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Text that no later token changes, and the number of its tokens."""
+
+    text: str
+    tokens: int
 
 
 @dataclass
 class Column:
-    """One model's answer as far as it is."""
+    """One model's answer so far."""
 
-    key: Key
-    teacher: str | None  # who reads along; None where nobody does
-    reason: str = ""  # why nobody does
+    key: ModelKey
+    teacher: str | None = None  # the model that checks it
+    why_no_teacher: str = ""
     parameters: int = 0
     weight_bytes: int = 0
     kv_cache_bytes_per_token: int = 0
     prompt_tokens: int = 0
     notices: tuple[str, ...] = ()
-    pieces: list[Piece] = field(default_factory=list)
+    parts: list[TextPart] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
+    checks: list[TokenCheck] = field(default_factory=list)  # of the first tokens
     seconds_to_first_token: float | None = None
     seconds: float = 0.0  # of computing the tokens after the first
     is_done: bool = False
@@ -88,7 +101,7 @@ class Column:
     @property
     def text(self) -> str:
         """The answer."""
-        return "".join(piece.text for piece in self.pieces)
+        return "".join(part.text for part in self.parts)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -97,24 +110,30 @@ class Column:
 
     @property
     def agreement(self) -> float | None:
-        """The share of judged tokens; None where none is."""
-        if not self.verdicts:
+        """The share of checked tokens that agree; None where none is checked."""
+        if not self.checks:
             return None
-        return sum(verdict.agrees for verdict in self.verdicts) / len(self.verdicts)
+        return sum(check.agrees for check in self.checks) / len(self.checks)
 
-    def judged(self) -> Iterator[tuple[str, list[Verdict]]]:
-        """Each piece of text with what the teacher makes of its tokens, as far as it has read."""
-        at = 0
-        for piece in list(self.pieces):
-            yield piece.text, self.verdicts[at : at + piece.tokens]
-            at += piece.tokens
+    def checked_parts(self) -> Iterator[tuple[str, list[TokenCheck]]]:
+        """Each part of the text with the checks of its tokens, as far as there are any."""
+        position = 0
+        for part in list(self.parts):
+            yield part.text, self.checks[position : position + part.tokens]
+            position += part.tokens
+
+    def add_text(self, text: str) -> None:
+        """Append a part that holds all tokens since the last part."""
+        if text:
+            before = sum(part.tokens for part in self.parts)
+            self.parts.append(TextPart(text, len(self.tokens) - before))
 
     def to_json(self) -> dict[str, Any]:
         """A column of /compare."""
         differences = [
-            {"position": at, "teacher": verdict.choice, "probability": verdict.choice_probability}
-            for at, verdict in enumerate(self.verdicts)
-            if not verdict.agrees
+            {"position": at, "teacher": check.choice, "probability": check.choice_probability}
+            for at, check in enumerate(self.checks)
+            if not check.agrees
         ]
         return {
             "model": self.key.name,
@@ -134,33 +153,89 @@ class Column:
         }
 
 
-def compared(
-    shelf: Shelf, family: Family, wish: Wish, turns: Turns, stop: Stop
+@dataclass(frozen=True)
+class Comparison:
+    """A request while it runs."""
+
+    request: ComparisonRequest
+    semaphore: FairSemaphore
+    stop: StopSignal
+    started: float = field(default_factory=time.perf_counter)
+    a_column_ended: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self, column: Column, loaded: LoadedModel, teacher: LoadedModel | None) -> None:
+        """Generate one column to its end."""
+        inspection, settings = loaded.entry.inspection, self.request.settings
+        column.parameters = inspection.parameters
+        column.weight_bytes = loaded.weight_bytes
+        column.kv_cache_bytes_per_token = inspection.kv_cache_bytes_per_token
+        ids, column.notices = self.request.prompt.fitted(
+            loaded.encode(self.request.prompt.text), loaded.context, settings.max_new_tokens
+        )
+        column.prompt_tokens = len(ids)
+        stream = TextStream(loaded.tokenizer, ids)
+        check = None if teacher is None else TeacherCheck(teacher, ids, self.semaphore)
+        for token in generate_tokens(loaded, ids, settings, self.semaphore, self.stop):
+            if column.seconds_to_first_token is None:
+                column.seconds_to_first_token = time.perf_counter() - self.started
+            else:
+                column.seconds += token.seconds
+            column.tokens.append(token.id)
+            with loaded.tokenizer_lock:
+                column.add_text(stream.add(token.id))
+            if check is not None and len(column.tokens) - len(column.checks) >= _CHECKED_AT_ONCE:
+                column.checks += check.check(column.tokens[len(column.checks) :])
+        with loaded.tokenizer_lock:
+            column.add_text(stream.finish())
+        if check is not None:
+            column.checks += check.check(column.tokens[len(column.checks) :])
+
+    def answer_in_thread(self, column: Column, loaded: dict[ModelKey, LoadedModel]) -> None:
+        """The same; an error is kept in the column."""
+        own = loaded[column.key]
+        teacher = loaded[ModelKey(column.teacher)] if column.teacher else None
+        if teacher is not None and teacher.vocabulary != own.vocabulary:
+            column.why_no_teacher = f"{teacher.key.name} has another tokenizer"
+            column.teacher = teacher = None
+        try:
+            self.answer(column, own, teacher)
+        except (MinitronError, RuntimeError) as error:  # torch: too little memory
+            column.error = f"{column.key.label}: {error}"
+        finally:
+            column.is_done = True
+            self.a_column_ended.set()
+
+
+def compare(
+    cache: ModelCache,
+    catalog: Catalog,
+    request: ComparisonRequest,
+    semaphore: FairSemaphore,
+    stop: StopSignal,
 ) -> Iterator[list[Column]]:
     """The columns, again and again as they grow, until all are done. Raises MinitronError.
 
-    Left early, by an exception or because nobody reads on, the models stop after their step.
+    When the caller stops iterating, the models stop after their present step.
     """
-    begun = time.perf_counter()
-    columns = [Column(key, _teacher_of(family, key)) for key in wish.keys]
+    comparison = Comparison(request, semaphore, stop)
+    columns = [Column(key, _teacher_of(catalog, key)) for key in request.keys]
     yield columns
-    readers = [Key(column.teacher) for column in columns if column.teacher]
-    with shelf.lent(*wish.keys, *readers) as lent:
-        loaded = {one.key: one for one in lent}
-        ended = threading.Event()  # one of them
-        how = (loaded, wish, turns, stop, begun, ended)
+    teachers = [ModelKey(column.teacher) for column in columns if column.teacher]
+    with cache.acquire(*request.keys, *teachers) as models:
+        loaded = {model.key: model for model in models}
         threads = [
-            threading.Thread(target=_fill, args=(column, *how), daemon=True) for column in columns
+            threading.Thread(target=comparison.answer_in_thread, args=(column, loaded), daemon=True)
+            for column in columns
         ]
         try:
             for thread in threads:
                 thread.start()
             while not all(column.is_done for column in columns):
-                ended.wait(_FRAME)
-                ended.clear()
+                comparison.a_column_ended.wait(_FRAME)
+                comparison.a_column_ended.clear()
                 yield columns
         finally:
-            stop.say()
+            stop.set()
             for thread in threads:
                 thread.join()
     for column in columns:
@@ -169,91 +244,27 @@ def compared(
     yield columns
 
 
-def continued_text(
-    shelf: Shelf, family: Family, wish: Wish, turns: Turns
-) -> tuple[str, tuple[str, ...]]:
-    """One model's answer, and what to tell about it, with nobody reading along."""
-    stop = Stop(MAX_SECONDS)
-    with shelf.lent(wish.keys[0]) as (loaded,):
-        column = Column(wish.keys[0], None)
-        _answer(column, loaded, None, wish, turns, stop, time.perf_counter())
-    return column.text, column.notices
+def continue_prompt(
+    cache: ModelCache, request: ComparisonRequest, semaphore: FairSemaphore, stop: StopSignal
+) -> Column:
+    """One model's whole answer, without a teacher."""
+    column = Column(request.keys[0])
+    with cache.acquire(column.key) as (loaded,):
+        Comparison(request, semaphore, stop).answer(column, loaded, None)
+    return column
 
 
-def tried(shelf: Shelf, wish: Wish, folder: Path, turns: Turns, stop: Stop) -> list[Column]:
-    """A member's answer beside that of a model made from it, which is loaded for this alone."""
-    member = Member(f"{wish.keys[0].name}, pruned", str(folder))
-    columns = [Column(wish.keys[0], None), Column(Key(member.name), None)]
-    with shelf.lent(wish.keys[0]) as (original,):
-        for column, loaded in zip(
-            columns, (original, load_member(member, columns[1].key)), strict=True
-        ):
-            _answer(column, loaded, None, wish, turns, stop, time.perf_counter())
-    return columns
+def continue_pruned(
+    folder: Path, request: ComparisonRequest, semaphore: FairSemaphore, stop: StopSignal
+) -> Column:
+    """The answer of the pruned model in `folder`, which is loaded for this answer alone."""
+    entry = CatalogModel(f"{request.keys[0].name}, pruned", str(folder))
+    column = Column(ModelKey(entry.name))
+    loaded = load_entry(entry, column.key)
+    Comparison(request, semaphore, stop).answer(column, loaded, None)
+    return column
 
 
-def _teacher_of(family: Family, key: Key) -> str | None:
-    """Who reads along; of integers, the same model's full weights."""
-    return family.member(key.name).teacher if key.quantization is None else key.name
-
-
-def _fill(
-    column: Column,
-    loaded: dict[Key, Loaded],
-    wish: Wish,
-    turns: Turns,
-    stop: Stop,
-    begun: float,
-    ended: threading.Event,
-) -> None:
-    """The whole answer of one column, in its thread."""
-    mine = loaded[column.key]
-    teacher = loaded[Key(column.teacher)] if column.teacher else None
-    if teacher is not None and teacher.vocabulary != mine.vocabulary:
-        column.teacher, column.reason = None, f"{teacher.key.name} has another tokenizer"
-        teacher = None
-    try:
-        _answer(column, mine, teacher, wish, turns, stop, begun)
-    except (MinitronError, RuntimeError) as error:  # of torch: too little memory
-        column.error = f"{column.key.label}: {error}"
-    finally:
-        column.is_done = True
-        ended.set()
-
-
-def _answer(
-    column: Column,
-    mine: Loaded,
-    teacher: Loaded | None,
-    wish: Wish,
-    turns: Turns,
-    stop: Stop,
-    begun: float,
-) -> None:
-    inspection = mine.member.inspection
-    column.parameters = inspection.parameters
-    column.weight_bytes = mine.weight_bytes
-    column.kv_cache_bytes_per_token = inspection.kv_cache_bytes_per_token
-    ids, column.notices = wish.prompt.fitted(
-        mine.ids_of(wish.prompt.text), mine.context, wish.settings.max_new_tokens
-    )
-    column.prompt_tokens = len(ids)
-    pieces = Pieces(mine, ids)
-    check = None if teacher is None else TeacherCheck(teacher, ids, turns)
-    for token in continued(mine, ids, wish.settings, turns, stop):
-        if column.seconds_to_first_token is None:
-            column.seconds_to_first_token = time.perf_counter() - begun
-        else:
-            column.seconds += token.seconds
-        column.tokens.append(token.id)
-        _add(column, pieces.add(token.id))
-        if check is not None and len(column.tokens) - len(column.verdicts) >= _AT_ONCE:
-            column.verdicts += check.verdicts(column.tokens[len(column.verdicts) :])
-    _add(column, pieces.end())
-    if check is not None:
-        column.verdicts += check.verdicts(column.tokens[len(column.verdicts) :])
-
-
-def _add(column: Column, piece: Piece | None) -> None:
-    if piece is not None:
-        column.pieces.append(piece)
+def _teacher_of(catalog: Catalog, key: ModelKey) -> str | None:
+    """The teacher's name; for int8 weights, the model's own."""
+    return catalog.model(key.name).teacher if key.quantization is None else key.name

@@ -1,10 +1,9 @@
-"""Measures: what is measured of a member once and then known: importance, timings, held-out text.
+"""Measures: what is measured of a model once and then kept: importance, timings, held-out text.
 
-Importance and text are kept on disk, under the member's name, and made again where they are not of
-its weights; timings belong to this machine and process. Who comes while one is being made waits
-for it.
+Importance and text are kept on disk, under the model's name and the digest of its weights; timings
+belong to this machine and process. A second request for the same measurement waits for the first.
 
-    Measures(folder, turns).importance(member).heads   # (layers, heads)
+    Measurements(folder, semaphore).importance(entry).heads   # (layers, heads)
 """
 
 import logging
@@ -25,130 +24,130 @@ from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.sources.loading import default_device, fast_dtype, load_model
-from minitron.space.jobs.catalog import Member
-from minitron.space.jobs.semaphore import Turns
+from minitron.space.jobs.catalog import CatalogModel
+from minitron.space.jobs.semaphore import FairSemaphore
 from minitron.text.sampling import self_corpus
 from minitron.verbs.evaluate import evaluate
 from minitron.verbs.importance import measure_importance
 
-SAMPLES, SEQ_LEN = 64, 256  # sequences the model samples itself, to measure importance on
-HELD_OUT, HELD_OUT_SEED = 16, 1  # others, to evaluate on
+SAMPLES, SEQ_LEN = 64, 256  # sequences that the model samples, to measure importance on
+HELD_OUT, HELD_OUT_SEED = 16, 1  # other sequences, to evaluate on
 
 logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where measures outlive the process."""
+    """Where measurements outlive the process."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.environ.get("MINITRON_SPACE_CACHE") or Path(base) / "minitron" / "space")
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of a decode step at any sizes, and what they were taken with."""
+    """Seconds of a decode step at any sizes, and the conditions of the measurement."""
 
     table: LatencyTable
     conditions: Conditions
 
     def tokens_per_second(self, architecture: Architecture) -> float:
-        """Of one text at a time."""
+        """For one text at a time."""
         return 1 / max(self.table.predict(architecture), 1e-9)
 
 
-class Measures:
-    """Made when first asked for."""
+class Measurements:
+    """Each is made when first asked for."""
 
-    def __init__(self, folder: Path, turns: Turns) -> None:
-        self._folder, self._turns = folder, turns
+    def __init__(self, folder: Path, semaphore: FairSemaphore) -> None:
+        self._folder, self._semaphore = folder, semaphore
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._importance: dict[str, Importance] = {}
         self._timings: dict[str, Timings] = {}
         self._evaluations: dict[str, Evaluation] = {}
 
-    def sequence_length(self, member: Member) -> int:
-        """Tokens of a sequence to measure on."""
-        context = member.open().config.get("max_position_embeddings") or SEQ_LEN
+    def sequence_length(self, entry: CatalogModel) -> int:
+        """Tokens of a sequence to measure on, at most the model's context."""
+        context = entry.open().config.get("max_position_embeddings") or SEQ_LEN
         return min(SEQ_LEN, int(context))
 
-    def importance(self, member: Member) -> Importance:
-        """How much every part matters, on text that the model samples itself."""
-        with self._locks[member.name]:
-            if member.name not in self._importance:
-                self._importance[member.name] = self._stored_importance(member)
-            return self._importance[member.name]
+    def importance(self, entry: CatalogModel) -> Importance:
+        """The importance of every part, on text that the model samples itself."""
+        with self._locks[entry.name]:
+            if entry.name not in self._importance:
+                self._importance[entry.name] = self._stored_importance(entry)
+            return self._importance[entry.name]
 
-    def importance_file(self, member: Member) -> Path:
+    def importance_file(self, entry: CatalogModel) -> Path:
         """The same as a file."""
-        self.importance(member)
-        return self._path(member, "importance.safetensors")
+        self.importance(entry)
+        return self._path(entry, "importance.safetensors")
 
-    def timings(self, member: Member) -> Timings:
-        """Decode steps on this machine, layer by layer."""
-        with self._locks[member.name]:
-            if member.name not in self._timings:
-                with self._turns.turn():
-                    self._timings[member.name] = _timed(member, self.sequence_length(member))
-            return self._timings[member.name]
+    def timings(self, entry: CatalogModel) -> Timings:
+        """The time of a decode step on this machine, layer by layer."""
+        with self._locks[entry.name]:
+            if entry.name not in self._timings:
+                with self._semaphore.slot():
+                    self._timings[entry.name] = _timed(entry, self.sequence_length(entry))
+            return self._timings[entry.name]
 
-    def held_out(self, member: Member) -> Path:
-        """Token ids that the member sampled and importance was not measured on."""
-        with self._locks[member.name]:
-            path = self._path(member, "held-out.npy")
+    def held_out(self, entry: CatalogModel) -> Path:
+        """Token ids that the model sampled, other ones than importance was measured on."""
+        with self._locks[entry.name]:
+            path = self._path(entry, "held-out.npy")
             if not path.exists():
-                model = load_model(member.open(), device=default_device())
-                length = self.sequence_length(member)
-                with self._turns.turn():
+                model = load_model(entry.open(), device=default_device())
+                length = self.sequence_length(entry)
+                with self._semaphore.slot():
                     drawn = self_corpus(model, seq_len=length, samples=HELD_OUT, seed=HELD_OUT_SEED)
                 partial = path.with_name(f"{os.getpid()}.npy")
                 np.save(partial, drawn.sequences)
                 partial.rename(path)
             return path
 
-    def evaluation(self, member: Member) -> Evaluation:
-        """The member's own loss on it."""
-        corpus = self.held_out(member)
-        with self._locks[member.name]:
-            if member.name not in self._evaluations:
-                with self._turns.turn():
-                    self._evaluations[member.name] = evaluate(member.source, corpus=str(corpus))
-            return self._evaluations[member.name]
+    def evaluation(self, entry: CatalogModel) -> Evaluation:
+        """The model's own loss on its held-out text."""
+        corpus = self.held_out(entry)
+        with self._locks[entry.name]:
+            if entry.name not in self._evaluations:
+                with self._semaphore.slot():
+                    self._evaluations[entry.name] = evaluate(entry.source, corpus=str(corpus))
+            return self._evaluations[entry.name]
 
-    def _path(self, member: Member, name: str) -> Path:
-        """A place for what belongs to exactly these weights."""
-        folder = self._folder / f"{member.name}-{member.open().digest[:12]}"
+    def _path(self, entry: CatalogModel, name: str) -> Path:
+        """A file that belongs to exactly these weights."""
+        folder = self._folder / f"{entry.name}-{entry.open().digest[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
-    def _stored_importance(self, member: Member) -> Importance:
-        path = self._path(member, "importance.safetensors")
+    def _stored_importance(self, entry: CatalogModel) -> Importance:
+        path = self._path(entry, "importance.safetensors")
         if path.exists():
             try:
                 importance = Importance.load(path)
-                importance.check_made_for(member.open())
+                importance.check_made_for(entry.open())
             except ImportanceError as error:
-                logger.warning("measuring %s again: %s", member.name, error)
+                logger.warning("measuring %s again: %s", entry.name, error)
                 path.unlink()
             else:
                 return importance
-        logger.info("measuring the importance of %s", member.name)
+        logger.info("measuring the importance of %s", entry.name)
         own = path.with_name(f"{os.getpid()}.safetensors")
-        with self._turns.turn():
+        with self._semaphore.slot():
             importance = measure_importance(
-                member.source,
+                entry.source,
                 str(own),
                 corpus="self",
                 samples=SAMPLES,
-                seq_len=self.sequence_length(member),
+                seq_len=self.sequence_length(entry),
             )
         shutil.move(own, path)
         return importance
 
 
-def _timed(member: Member, context: int) -> Timings:
-    source = member.open()
+def _timed(entry: CatalogModel, context: int) -> Timings:
+    source = entry.open()
     whole = source.architecture
     device = default_device()
-    dtype = fast_dtype(dtype_named(member.inspection.dtype), device)
+    dtype = fast_dtype(dtype_named(entry.inspection.dtype), device)
     conditions = Conditions(device, dtype, batch=1, context=context)
     least = whole.resized(
         hidden_size=max(1, whole.hidden_size // 4),

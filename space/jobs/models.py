@@ -1,9 +1,9 @@
-"""Shelf: the models that are loaded, shared by all visitors, within a bound of memory.
+"""Models: those that are loaded, shared by all visitors, within a bound of memory.
 
-The one that was not used for longest goes first, and none that is in use. Who needs several gets
-them all or waits, so two visitors never wait for each other's.
+The least recently used model is evicted first, and none that is in use. A request that needs
+several models gets all of them or waits, so that two requests never wait for each other's.
 
-    with shelf.lent("tiny", "tiny-half") as (teacher, child):
+    with cache.acquire(ModelKey("tiny"), ModelKey("tiny-half")) as (teacher, student):
         teacher.model(...)
 """
 
@@ -11,64 +11,60 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.errors import TokenizerError
 from minitron.files.device_memory import readable_bytes
 from minitron.sources.loading import default_device, load_model, load_tokenizer
-from minitron.space.jobs.catalog import Family, Member
-from minitron.space.jobs.errors import BusyError, VisitorError
+from minitron.sources.quantization import quantized, weight_bytes
+from minitron.space.jobs.catalog import Catalog, CatalogModel
+from minitron.space.jobs.request import BusyError, VisitorError
 from minitron.text.encoding import prompt_ids
 
 INT8 = "int8"
-_PATIENCE = 60.0  # seconds to wait for a place
-_BYTES = 2  # of a number where a config says nothing else
+_WAIT_SECONDS = 60.0  # for memory that others use
+_BYTES = 2  # of a number on a GPU
 
 
 @dataclass(frozen=True)
-class Key:
-    """A model as it is loaded: by name, with its own weights or with integers."""
+class ModelKey:
+    """A model as it is loaded: its name, and None for its own weights."""
 
     name: str
     quantization: str | None = None
 
     @property
     def label(self) -> str:
-        """What a visitor reads."""
+        """The name that a visitor reads."""
         return self.name if self.quantization is None else f"{self.name} · {self.quantization}"
 
 
 @dataclass
-class Loaded:
-    """A model that computes, and its tokenizer."""
+class LoadedModel:
+    """A model in memory, and its tokenizer."""
 
-    key: Key
-    member: Member
+    key: ModelKey
+    entry: CatalogModel
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weight_bytes: int
     vocabulary: str  # digest; equal where two models' ids mean the same
-    lenders: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    # Encoding sets truncation in the tokenizer, which fails while another thread decodes with it.
+    tokenizer_lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def ids_of(self, prompt: str) -> list[int]:
+    def encode(self, prompt: str) -> list[int]:
         """The prompt's tokens; the text of a special token is text."""
-        with self._lock:
+        with self.tokenizer_lock:
             ids = prompt_ids(self.tokenizer, prompt)
         if ids and max(ids) >= self.model.config.vocab_size:
             raise TokenizerError(f"{self.key.label}: its tokenizer belongs to another model")
         return ids or [self.tokenizer.bos_token_id or 0]
-
-    def text_of(self, ids: Sequence[int]) -> str:
-        """What tokens read as, special ones left out."""
-        with self._lock:
-            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @property
     def context(self) -> int:
@@ -76,45 +72,48 @@ class Loaded:
         return int(getattr(self.model.config, "max_position_embeddings", None) or 4096)
 
     @property
-    def ends(self) -> frozenset[int]:
+    def end_tokens(self) -> frozenset[int]:
         """The tokens that end a text."""
-        said = self.model.generation_config.eos_token_id
-        said = said if said is not None else self.model.config.eos_token_id
-        return frozenset(said if isinstance(said, list) else [] if said is None else [said])
+        ids = self.model.generation_config.eos_token_id
+        ids = ids if ids is not None else self.model.config.eos_token_id
+        return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
-class Shelf:
+class ModelCache:
     """At most `limit` bytes of weights."""
 
     def __init__(
-        self, family: Family, limit: int, load: Callable[[Member, Key], Loaded] | None = None
+        self,
+        catalog: Catalog,
+        limit: int,
+        load: Callable[[CatalogModel, ModelKey], LoadedModel] | None = None,
     ) -> None:
-        self._family, self._limit = family, limit
-        self._load = load or load_member
-        self._loaded: OrderedDict[Key, Loaded] = OrderedDict()
+        self._catalog, self._limit = catalog, limit
+        self._load = load or load_entry
+        self._loaded: OrderedDict[ModelKey, LoadedModel] = OrderedDict()
         self._changed = threading.Condition()
 
     @property
-    def held(self) -> list[Key]:
-        """What is loaded now, the least recently used first."""
+    def keys(self) -> list[ModelKey]:
+        """The models in memory, the least recently used first."""
         with self._changed:
             return list(self._loaded)
 
     @contextmanager
-    def lent(self, *keys: Key) -> Iterator[list[Loaded]]:
-        """The models, kept loaded until the block ends. Raises BusyError, VisitorError."""
+    def acquire(self, *keys: ModelKey) -> Iterator[list[LoadedModel]]:
+        """The models, kept in memory until the block ends. Raises BusyError, VisitorError."""
         wanted = list(dict.fromkeys(keys))
-        self._check_fit(wanted)
-        lent = self._borrow(wanted)
+        self._check_limit(wanted)
+        acquired = self._load_all(wanted)
         try:
-            yield [lent[key] for key in keys]
+            yield [acquired[key] for key in keys]
         finally:
             with self._changed:
-                for loaded in lent.values():
-                    loaded.lenders -= 1
+                for loaded in acquired.values():
+                    loaded.users -= 1
                 self._changed.notify_all()
 
-    def _check_fit(self, wanted: list[Key]) -> None:
+    def _check_limit(self, wanted: list[ModelKey]) -> None:
         together = sum(map(self._size, wanted))
         if together > self._limit and len(wanted) > 1:
             raise VisitorError(
@@ -122,75 +121,56 @@ class Shelf:
                 f"{readable_bytes(self._limit)}: choose fewer or smaller ones"
             )
 
-    def _size(self, key: Key) -> int:
-        """Bytes, as loaded or, before, as they will at most be."""
+    def _size(self, key: ModelKey) -> int:
+        """Bytes of a loaded model, or at most of one that is not loaded yet."""
         if key in self._loaded:
             return self._loaded[key].weight_bytes
-        inspection = self._family.member(key.name).inspection
+        inspection = self._catalog.model(key.name).inspection
         on_cpu = default_device() == "cpu"
         return max(inspection.bytes, inspection.parameters * (4 if on_cpu else _BYTES))
 
-    def _borrow(self, wanted: list[Key]) -> dict[Key, Loaded]:
-        """Make room, load what is missing, one loader at a time."""
-        deadline = time.monotonic() + _PATIENCE
+    def _load_all(self, wanted: list[ModelKey]) -> dict[ModelKey, LoadedModel]:
+        """Evict what must go and load what is missing, one thread at a time."""
+        deadline = time.monotonic() + _WAIT_SECONDS
         with self._changed:
-            while not self._make_room(wanted):
+            while not self._evict_for(wanted):
                 if not self._changed.wait(deadline - time.monotonic()):
                     raise BusyError("all memory is in use by other visitors: try again in a minute")
             for key in wanted:
                 if key not in self._loaded:
-                    self._loaded[key] = self._load(self._family.member(key.name), key)
+                    self._loaded[key] = self._load(self._catalog.model(key.name), key)
                 self._loaded.move_to_end(key)
             for key in wanted:
-                self._loaded[key].lenders += 1
+                self._loaded[key].users += 1
             return {key: self._loaded[key] for key in wanted}
 
-    def _make_room(self, wanted: list[Key]) -> bool:
-        """Put away what nobody uses until all that is wanted fits; whether it does."""
+    def _evict_for(self, wanted: list[ModelKey]) -> bool:
+        """Evict unused models until all wanted ones fit; whether they do."""
         others = [key for key in self._loaded if key not in wanted]
-        taken = sum(map(self._size, {*others, *wanted}))
+        total = sum(map(self._size, {*others, *wanted}))
         for key in others:
-            if taken <= self._limit:
+            if total <= self._limit:
                 break
-            if not self._loaded[key].lenders:
-                taken -= self._size(key)
+            if not self._loaded[key].users:
+                total -= self._size(key)
                 del self._loaded[key]
-        in_use = any(self._loaded[key].lenders for key in self._loaded if key not in wanted)
-        return taken <= self._limit or not in_use  # one too large for the bound is held alone
+        in_use = any(self._loaded[key].users for key in self._loaded if key not in wanted)
+        return total <= self._limit or not in_use  # a model above the limit is held alone
 
 
 def can_quantize() -> bool:
-    """Whether int8 weights can be had here."""
-    return all(find_spec(name) for name in ("minitron.sources.quantization", "optimum")) and bool(
-        find_spec("optimum.quanto")
-    )
+    """Whether int8 weights are available here."""
+    return bool(find_spec("optimum")) and bool(find_spec("optimum.quanto"))
 
 
-def load_member(member: Member, key: Key) -> Loaded:
-    """Read a member's weights and tokenizer. Raises MinitronError."""
-    source = member.open()
+def load_entry(entry: CatalogModel, key: ModelKey) -> LoadedModel:
+    """Read a model's weights and tokenizer. Raises MinitronError."""
+    source = entry.open()
     tokenizer = load_tokenizer(source)
-    tokenizer.split_special_tokens = True  # what a visitor types is text
+    tokenizer.split_special_tokens = True  # "</s>" in a prompt is text
     model = load_model(source, device=default_device())
     if key.quantization is not None:
-        from minitron.sources.quantization import quantized
-
         model = quantized(model, key.quantization)
     vocabulary = repr(sorted(tokenizer.get_vocab().items()))
-    return Loaded(
-        key,
-        member,
-        model,
-        tokenizer,
-        _bytes_of(model),
-        hashlib.sha256(vocabulary.encode()).hexdigest(),
-    )
-
-
-def _bytes_of(model: torch.nn.Module) -> int:
-    """What the weights take, those of integers with their scales."""
-    try:
-        from minitron.sources.quantization import weight_bytes
-    except ImportError:
-        return sum(tensor.nbytes for tensor in model.parameters())
-    return weight_bytes(model)  # type: ignore[arg-type]
+    digest = hashlib.sha256(vocabulary.encode()).hexdigest()
+    return LoadedModel(key, entry, model, tokenizer, weight_bytes(model), digest)

@@ -1,10 +1,9 @@
-"""Cuts: what a member would be at other sizes, before anything is cut.
+"""Preview: a model at smaller sizes, before anything is pruned.
 
-Knows sizes, what is kept and what it takes; the decision is `minitron prune`'s own, from the same
-importance.
+The sizes, the kept parts and the estimates; the plan is the one that `minitron prune` makes from
+the same importance.
 
-    cut = planned(member, sizes, measures)
-    cut.to_json()["parameters"]
+    preview(entry, Sizes.of_share(entry, 0.5), measurements).to_json()["parameters"]
 """
 
 from dataclasses import asdict, dataclass
@@ -12,27 +11,21 @@ from typing import Any
 
 from minitron.candidates.space import checked_multiple, uniform
 from minitron.files.dtypes import dtype_named
-from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, choose_plan, share_kept
 from minitron.model.target_sizes import target_of
 from minitron.sources.loading import hub_config, takes_sizes
-from minitron.space.jobs.catalog import Member
-from minitron.space.jobs.measures import SAMPLES, Measures, Timings
+from minitron.space.jobs.catalog import CatalogModel
+from minitron.space.jobs.measures import SAMPLES, Measurements, Timings
 from minitron.space.jobs.request import number, whole
 
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-WORDS = {
-    "hidden_size": "Hidden size",
-    "intermediate_size": "MLP neurons",
-    "num_attention_heads": "Query heads",
-    "num_hidden_layers": "Layers",
-}
+LABELS = dict(zip(SIZES, ("Hidden size", "MLP neurons", "Query heads", "Layers"), strict=True))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a visitor wants kept."""
+    """The sizes that a visitor wants."""
 
     hidden_size: int
     intermediate_size: int
@@ -40,34 +33,43 @@ class Sizes:
     num_hidden_layers: int
 
     @classmethod
-    def checked(cls, member: Member, *values: Any) -> "Sizes":
-        """Sizes no larger than the member's; None keeps its own. Raises VisitorError."""
-        kept = {}
+    def checked(cls, entry: CatalogModel, *values: Any) -> "Sizes":
+        """Sizes up to the model's own; None keeps its own. Raises VisitorError."""
+        sizes = {}
         for name, value in zip(SIZES, values, strict=True):
-            most = getattr(member.inspection, name)
-            kept[name] = most if value is None else whole(value, name, 1, most)
-        return cls(**kept)
+            most = getattr(entry.inspection, name)
+            sizes[name] = most if value is None else whole(value, name, 1, most)
+        return cls(**sizes)
 
     @classmethod
-    def of_share(cls, member: Member, share: Any) -> "Sizes":
-        """One factor for both widths, as `minitron prune --ratio` where no text is named."""
-        ratio = number(share, "the share of parameters", 0.01, 1)
+    def full(cls, entry: CatalogModel) -> "Sizes":
+        """The model's own sizes."""
+        return cls.checked(entry, *[None] * len(SIZES))
+
+    @classmethod
+    def of_share(cls, entry: CatalogModel, share: Any) -> "Sizes":
+        """The widths scaled by one factor, as `minitron prune --ratio` does without a corpus."""
+        ratio, source = number(share, "the share of parameters", 0.01, 1), entry.open()
         found = uniform(
-            architecture_of(member), ratio, accepts=lambda one: is_accepted(member, one)
+            source.architecture, ratio, accepts=lambda target: takes_sizes(source, target)
         )
         return cls(*(getattr(found, name) for name in SIZES))
 
-    @property
-    def short(self) -> str:
-        """For a folder's name."""
-        return "-".join(
-            f"{letter}{getattr(self, name)}" for letter, name in zip("hfal", SIZES, strict=True)
-        )
+    def smaller_than(self, entry: CatalogModel) -> dict[str, int]:
+        """The sizes below the model's own."""
+        sizes = asdict(self).items()
+        return {name: value for name, value in sizes if value != getattr(entry.inspection, name)}
+
+    def folder_name(self, entry: CatalogModel) -> str:
+        """The name of the pruned model's folder."""
+        sizes = zip("hfal", asdict(self).values(), strict=True)
+        name = "-".join([entry.name, *(f"{letter}{size}" for letter, size in sizes)])
+        return name.replace(" ", "-")
 
 
 @dataclass(frozen=True)
-class Step:
-    """The sizes a slider may take."""
+class SliderRange:
+    """The values of a slider."""
 
     least: int
     most: int
@@ -75,123 +77,88 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What would be kept, and what that model would take."""
+class Preview:
+    """What would be kept, and the estimated cost of that model."""
 
-    member: Member
+    entry: CatalogModel
     plan: PruningPlan
     importance: Importance
-    shares: dict[str, float]  # of the importance, by axis that is cut
+    shares: dict[str, float]  # of the importance that is kept, by pruned axis
     timings: Timings
 
-    @property
-    def target(self) -> Architecture:
-        """The sizes after."""
-        return self.plan.target
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a number, as the member's weights are stored."""
-        return int(dtype_named(self.member.inspection.dtype).itemsize)
-
     def to_json(self) -> dict[str, Any]:
-        """inspect's keys, the share of importance kept, and what the member is now."""
-        target = self.target
-        sizes = {
-            key: value
-            for key, value in asdict(target).items()
-            if key in self.member.inspection.to_json()
-        }
-        counted = {
-            "parameters": target.parameters,
-            "non_embedding_parameters": target.non_embedding_parameters,
-            "bytes": target.parameters * self.itemsize,
-            "kv_cache_bytes_per_token": target.kv_cache_elements_per_token * self.itemsize,
-        }
+        """The keys of inspect, the share of importance kept, and `before`, the full model's."""
+        target, inspection = self.plan.target, self.entry.inspection.to_json()
+        itemsize = dtype_named(self.entry.inspection.dtype).itemsize
         return {
-            **self.member.inspection.to_json(),
+            **inspection,
             "format": "hub",
             "layout": "safetensors",
-            **sizes,
-            **counted,
+            **{key: value for key, value in asdict(target).items() if key in inspection},
+            "parameters": target.parameters,
+            "non_embedding_parameters": target.non_embedding_parameters,
+            "bytes": target.parameters * itemsize,
+            "kv_cache_bytes_per_token": target.kv_cache_elements_per_token * itemsize,
             "share_of_importance_kept": self.shares,
             "tokens_per_second_estimated": self.timings.tokens_per_second(target),
             "kept": self.plan.to_json(),
             "before": {
-                **self.member.inspection.to_json(),
+                **inspection,
                 "tokens_per_second_estimated": self.timings.tokens_per_second(self.plan.source),
             },
         }
 
 
-def architecture_of(member: Member) -> Architecture:
-    """Its sizes as the rest of minitron speaks of them."""
-    return member.open().architecture
+def preview(entry: CatalogModel, sizes: Sizes, measurements: Measurements) -> Preview:
+    """The plan for these sizes. Raises MinitronError for sizes that the family does not allow."""
+    source = entry.open()
+    target = target_of(source.architecture, asdict(sizes))
+    hub_config(source.config_at(target))  # raises where the family has no model of these sizes
+    importance = measurements.importance(entry)
+    plan = choose_plan(importance, source.architecture, target)
+    shares = share_kept(plan, importance)
+    return Preview(entry, plan, importance, shares, measurements.timings(entry))
 
 
-def steps_of(member: Member) -> dict[str, Step]:
-    """The sizes worth offering: multiples that kernels like, whole KV groups, any depth."""
-    sizes = architecture_of(member)
+def slider_ranges(entry: CatalogModel) -> dict[str, SliderRange]:
+    """The sizes to offer: multiples that GPU kernels prefer, whole KV groups, any depth."""
+    sizes = entry.open().architecture
     multiple = checked_multiple(sizes, None)
     groups = sizes.num_key_value_heads if sizes.has_groups else 1
     return {
-        "hidden_size": _step(sizes.hidden_size, multiple),
-        "intermediate_size": _step(sizes.intermediate_size, multiple * 2),
-        "num_attention_heads": Step(groups, sizes.num_attention_heads, groups),
-        "num_hidden_layers": Step(1, sizes.num_hidden_layers, 1),
+        "hidden_size": _slider_range(sizes.hidden_size, multiple),
+        "intermediate_size": _slider_range(sizes.intermediate_size, multiple * 2),
+        "num_attention_heads": SliderRange(groups, sizes.num_attention_heads, groups),
+        "num_hidden_layers": SliderRange(1, sizes.num_hidden_layers, 1),
     }
 
 
-def planned(member: Member, sizes: Sizes, measures: Measures) -> Cut:
-    """The cut that `minitron prune` would make. Raises MinitronError for sizes that do not go."""
-    source = architecture_of(member)
-    target = target_of(source, asdict(sizes))
-    hub_config(member.open().config_at(target))
-    importance = measures.importance(member)
-    plan = choose_plan(importance, source, target)
-    return Cut(member, plan, importance, share_kept(plan, importance), measures.timings(member))
-
-
-def is_accepted(member: Member, target: Architecture) -> bool:
-    """Whether the family has models of these sizes."""
-    return takes_sizes(member.open(), target)
-
-
-def command(member: Member, sizes: Sizes, out: str, seq_len: int) -> str:
+def command(entry: CatalogModel, sizes: Sizes, out: str, seq_len: int) -> str:
     """The command line that writes the same model."""
-    flags = " ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in _smaller(member, sizes).items()
-    )
-    return (
-        f"minitron prune {member.source} {out} {flags} "
-        f"--corpus self --samples {SAMPLES} --seq-len {seq_len}"
-    ).replace("  ", " ")
+    flags = [f"--{k.replace('_', '-')} {v}" for k, v in sizes.smaller_than(entry).items()]
+    corpus = f"--corpus self --samples {SAMPLES} --seq-len {seq_len}"
+    return " ".join([f"minitron prune {entry.source} {out}", *flags, corpus])
 
 
-def python_lines(member: Member, sizes: Sizes, out: str, seq_len: int) -> str:
+def python_lines(entry: CatalogModel, sizes: Sizes, out: str, seq_len: int) -> str:
     """The same in Python."""
-    arguments = "".join(f"    {name}={value},\n" for name, value in _smaller(member, sizes).items())
-    return (
-        "import minitron\n\nfolder = minitron.prune(\n"
-        f'    "{member.source}",\n    "{out}",\n{arguments}'
-        f'    corpus="self",\n    samples={SAMPLES},\n    seq_len={seq_len},\n)'
+    lines = [f"    {name}={value}," for name, value in sizes.smaller_than(entry).items()]
+    return "\n".join(
+        [
+            "import minitron",
+            "",
+            "folder = minitron.prune(",
+            f'    "{entry.source}",',
+            f'    "{out}",',
+            *lines,
+            '    corpus="self",',
+            f"    samples={SAMPLES},",
+            f"    seq_len={seq_len},",
+            ")",
+        ]
     )
 
 
-def out_name(member: Member, sizes: Sizes) -> str:
-    """What the folder is called."""
-    return f"{member.name}-{sizes.short}".replace(" ", "-")
-
-
-def _smaller(member: Member, sizes: Sizes) -> dict[str, int]:
-    """What is cut."""
-    return {
-        name: value
-        for name, value in asdict(sizes).items()
-        if value != getattr(member.inspection, name)
-    }
-
-
-def _step(size: int, multiple: int) -> Step:
+def _slider_range(size: int, multiple: int) -> SliderRange:
     step = multiple if not size % multiple else 1
-    return Step(max(step, size // 8 // step * step), size, step)
+    return SliderRange(max(step, size // 8 // step * step), size, step)

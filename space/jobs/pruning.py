@@ -1,6 +1,6 @@
-"""Workshop: where a visitor's model is really cut, evaluated, tried and packed.
+"""Pruning: a visitor's model is pruned, evaluated and packed.
 
-for state in pruned(...): state.note
+for result in Pruner(measurements, semaphore).run(preview, sizes): print(result.note)
 """
 
 import re
@@ -17,12 +17,12 @@ from typing import Any
 from minitron.errors import OutputError
 from minitron.evaluation.loss import Evaluation
 from minitron.sources.opening import open_source
-from minitron.space.jobs.errors import VisitorError
-from minitron.space.jobs.freed_memory import give_back_freed_memory
-from minitron.space.jobs.measures import HELD_OUT, Measures
-from minitron.space.jobs.preview import Cut, Sizes, out_name
-from minitron.space.jobs.results import KeptResults
-from minitron.space.jobs.semaphore import Turns
+from minitron.space.jobs.measures import HELD_OUT, Measurements
+from minitron.space.jobs.preview import Preview, Sizes
+from minitron.space.jobs.process import release_freed_memory
+from minitron.space.jobs.request import VisitorError
+from minitron.space.jobs.results import ResultStore
+from minitron.space.jobs.semaphore import FairSemaphore
 from minitron.verbs.evaluate import evaluate
 from minitron.verbs.inspect import inspection_of
 from minitron.verbs.prune import prune
@@ -31,12 +31,12 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
-class Result:
-    """A cut model, as far as it is done."""
+class PruningResult:
+    """A pruned model, as far as it is done."""
 
-    cut: Cut
+    preview: Preview
     sizes: Sizes
-    note: str  # what is being done
+    note: str  # the step that runs now
     folder: Path | None = None
     archive: Path | None = None
     before: Evaluation | None = None
@@ -44,92 +44,82 @@ class Result:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Before and after, of a result that is done."""
+        """Before and after, for a result that is done."""
         assert self.folder is not None
         assert self.before is not None
         assert self.after is not None
-        member = self.cut.member
+        entry = self.preview.entry
         return {
-            "before": {**member.inspection.to_json(), **_scores(self.before)},
+            "before": {**entry.inspection.to_json(), **_scores(self.before)},
             "after": {
                 **inspection_of(open_source(str(self.folder))).to_json(),
                 **_scores(self.after),
-                "share_of_importance_kept": self.cut.shares,
+                "share_of_importance_kept": self.preview.shares,
             },
-            "evaluated_on": f"{HELD_OUT} sequences that {member.name} sampled itself",
+            "evaluated_on": f"{HELD_OUT} sequences that {entry.name} sampled itself",
             "seconds": self.seconds,
         }
 
 
-class Workshop:
-    """One cut at a time."""
+class Pruner:
+    """Prunes models into folders of its result store."""
 
-    def __init__(self, measures: Measures, turns: Turns) -> None:
-        self._measures, self._turns = measures, turns
-        self.results = KeptResults()
+    def __init__(self, measurements: Measurements, semaphore: FairSemaphore) -> None:
+        self._measurements, self._semaphore = measurements, semaphore
+        self.results = ResultStore()
 
-    def pruned(self, cut: Cut, sizes: Sizes, visitor: str | None = None) -> Iterator[Result]:
-        """The steps of a cut, the last one with everything. Raises MinitronError.
+    def run(
+        self, preview: Preview, sizes: Sizes, visitor: str | None = None
+    ) -> Iterator[PruningResult]:
+        """The steps of a pruning, the last one with everything. Raises MinitronError.
 
-        What is left of one that failed, or that nobody waits for, is removed.
+        The files of one that fails, or whose caller stops iterating, are removed.
         """
-        place = self.results.new(visitor)
+        folder = self.results.create(visitor)
         is_done = False
         try:
-            for result in self._steps(cut, sizes, place):
+            for result in self._steps(preview, sizes, folder):
                 is_done = result.archive is not None
                 yield result
         finally:
             if not is_done:
-                self.results.remove(place)
-            give_back_freed_memory()
+                self.results.remove(folder)
+            release_freed_memory()
 
-    def _steps(self, cut: Cut, sizes: Sizes, place: Path) -> Iterator[Result]:
-        begun = time.perf_counter()
-        member = cut.member
-        folder = place / out_name(member, sizes)
-        result = Result(cut, sizes, f"Cutting {member.name} …")
+    def _steps(self, preview: Preview, sizes: Sizes, parent: Path) -> Iterator[PruningResult]:
+        started = time.perf_counter()
+        entry = preview.entry
+        folder = parent / sizes.folder_name(entry)
+        result = PruningResult(preview, sizes, f"Pruning {entry.name} …")
         yield result
-        with self._turns.turn():
-            prune(
-                member.source,
-                str(folder),
-                importance=str(self._measures.importance_file(member)),
-                **vars(sizes),
-            )
-        result = replace(result, folder=folder, note="Evaluating both on the same text …")
+        importance = str(self._measurements.importance_file(entry))
+        with self._semaphore.slot():
+            prune(entry.source, str(folder), importance=importance, **vars(sizes))
+        result = replace(result, folder=folder, note="Evaluating both models on the same text …")
         yield result
-        before = self._measures.evaluation(member)
-        corpus = self._measures.held_out(member)
-        with self._turns.turn():
-            after = evaluate(str(folder), corpus=str(corpus))
+        before = self._measurements.evaluation(entry)
+        corpus = str(self._measurements.held_out(entry))
+        with self._semaphore.slot():
+            after = evaluate(str(folder), corpus=corpus)
         result = replace(result, before=before, after=after, note="Packing …")
         yield result
-        yield replace(
-            result,
-            archive=_packed(folder),
-            seconds=time.perf_counter() - begun,
-            note="Done.",
-        )
+        archive, seconds = _pack(folder), time.perf_counter() - started
+        yield replace(result, archive=archive, seconds=seconds, note="Done.")
 
-    @property
-    def _place(self) -> Path:
-        return self.results.place
-
-    def place_of(self, name: str) -> Path:
-        """The folder of a result of this Space. Raises VisitorError where it is gone."""
+    def check_folder(self, name: str) -> Path:
+        """The folder of a result. Raises VisitorError for any other, or a removed one."""
         path = Path(name)
-        if self._place not in path.parents or not path.is_dir():
+        if self.results.root not in path.parents or not path.is_dir():
             raise VisitorError("this model is not here any more: prune it again")
         return path
 
 
-def push_as(token: str, folder: Path, repo: str) -> str:
-    """Push a result with a visitor's own token; where it went.
+def push_with_token(token: str, folder: Path, repo: str) -> str:
+    """Push a result with the visitor's own token; returns its address.
 
     `minitron push` runs in a process of its own, so that no other visitor's request can see the
-    token: it is in that process's environment, never in an argument, a log or ours. Raises
-    OutputError with the reason.
+    token: it is in that process's environment, never in an argument, a log or our environment.
+    Raises OutputError with the reason.
     """
     if not _REPO.fullmatch(repo.strip()):
         raise VisitorError(f"{repo!r:.60} is no name for a repository: write owner/name")
@@ -142,13 +132,13 @@ def push_as(token: str, folder: Path, repo: str) -> str:
         check=False,
     )
     if ran.returncode:
-        last = ran.stderr.strip().splitlines()[-1:] or ["the push ended without a word"]
+        last = ran.stderr.strip().splitlines()[-1:] or ["the push ended without a message"]
         raise OutputError(last[0].replace(token, "…").removeprefix("minitron: "))
     return ran.stdout.strip().splitlines()[-1]
 
 
-def _packed(folder: Path) -> Path:
-    """The folder in one file; weights do not compress, so nothing is."""
+def _pack(folder: Path) -> Path:
+    """The folder as one zip; uncompressed, as weights do not compress."""
     archive = folder.with_name(f"{folder.name}.zip")
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         for path in sorted(folder.iterdir()):

@@ -8,19 +8,27 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from minitron.space.jobs.errors import VisitorError
+from minitron.errors import MinitronError
 
 MAX_NEW_TOKENS = 256
-MAX_SECONDS = 60.0  # of one request, waiting for turns included
-MAX_CHARACTERS = 8_000  # of a prompt, its end
+MAX_SECONDS = 60.0  # of one request, waiting for others included
+MAX_CHARACTERS = 8_000  # of a prompt; of a longer one, its end
 MAX_TEMPERATURE = 5.0
 MAX_SEED = 2**32 - 1
 MAX_COLUMNS = 4
 
 
+class VisitorError(MinitronError):
+    """A request that this Space refuses; the text tells the visitor what to change."""
+
+
+class BusyError(MinitronError):
+    """More at once than this machine holds; the visitor may ask again."""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How a text is continued."""
+    """How a text is sampled."""
 
     max_new_tokens: int = 96
     temperature: float = 0.0
@@ -29,7 +37,7 @@ class Settings:
 
     @classmethod
     def checked(cls, max_new_tokens: Any, temperature: Any, top_p: Any, seed: Any) -> "Settings":
-        """The same, or VisitorError that tells which value means nothing and which would."""
+        """Settings within the bounds. Raises VisitorError, which names the value and the bounds."""
         settings = cls(
             max_new_tokens=whole(max_new_tokens, "max_new_tokens", 1, MAX_NEW_TOKENS),
             temperature=number(temperature, "temperature", 0, MAX_TEMPERATURE),
@@ -43,48 +51,50 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text to continue, and what was done to it that its writer should know."""
+    """Text to continue, and notices about how it was shortened."""
 
     text: str
     notices: tuple[str, ...] = ()
 
     @classmethod
     def checked(cls, text: Any) -> "Prompt":
-        """A prompt of a size that this machine continues. Raises VisitorError for none at all."""
+        """A prompt of at most MAX_CHARACTERS. Raises VisitorError for one that is no text."""
         if not isinstance(text, str):
             raise VisitorError(f"the prompt is {text!r:.40}: give text")
-        unprintable = next((c for c in text if _is_control(c)), None)
-        if unprintable is not None:
-            at = text.index(unprintable)
+        control = next((c for c in text if _is_control(c)), None)
+        if control is not None:
+            code, position = f"U+{ord(control):04X}", text.index(control)
             raise VisitorError(
-                f"the prompt has a control character, U+{ord(unprintable):04X}, at {at}: remove it"
+                f"the prompt has a control character, {code}, at {position}: remove it"
             )
         if not text.strip():
-            raise VisitorError("the prompt is empty: write a few words to go on from")
+            raise VisitorError("the prompt is empty: write a few words for the model to continue")
         if len(text) <= MAX_CHARACTERS:
             return cls(text)
-        told = (
-            f"The prompt has {len(text):,} characters; only its last {MAX_CHARACTERS:,} are read."
+        notice = (
+            f"The prompt has {len(text):,} characters; only the last {MAX_CHARACTERS:,} are used."
         )
-        return cls(text[-MAX_CHARACTERS:], (told,))
+        return cls(text[-MAX_CHARACTERS:], (notice,))
 
     def fitted(
-        self, ids: list[int], context: int, wished: int
+        self, ids: list[int], context: int, new_tokens: int
     ) -> tuple[list[int], tuple[str, ...]]:
-        """The last tokens that leave room for an answer, and what to tell."""
-        room = max(1, context - wished)
+        """The last tokens that leave room for an answer, and all notices."""
+        room = max(1, context - new_tokens)
         if len(ids) <= room:
             return ids, self.notices
-        told = f"The prompt has {len(ids):,} tokens; only the last {room:,} fit before the answer."
-        return ids[-room:], (*self.notices, told)
+        notice = (
+            f"The prompt has {len(ids):,} tokens; only the last {room:,} fit before the answer."
+        )
+        return ids[-room:], (*self.notices, notice)
 
 
 def whole(value: Any, name: str, least: int, most: int) -> int:
     """A whole number within bounds, 8.0 included. Raises VisitorError."""
-    found = number(value, name, least, most)
-    if found != int(found):
+    checked = number(value, name, least, most)
+    if checked != int(checked):
         raise VisitorError(f"{name} is {value}: give a whole number from {least:,} to {most:,}")
-    return int(found)
+    return int(checked)
 
 
 def number(value: Any, name: str, least: float, most: float) -> float:

@@ -1,9 +1,9 @@
-"""Turns: who computes next, when more visitors ask than there are cores.
+"""Semaphore: which request computes next, when visitors are more than processor cores.
 
-One turn is one decoding step or one measurement. Turns are given in the order they were asked for,
-so that twenty visitors on two cores all see their text grow, and no more threads compute than can.
+One slot is held for one decoding step or one measurement. Slots are given in the order of asking,
+so that the texts of twenty visitors on two cores all grow, and no more threads compute than can.
 
-    with turns.turn():
+    with semaphore.slot():
         model(...)
 """
 
@@ -17,8 +17,8 @@ import torch
 from minitron.surroundings import cores
 
 
-class Turns:
-    """First come, first served, for `slots` at once."""
+class FairSemaphore:
+    """First come, first served, for `slots` at once. threading.Semaphore keeps no order."""
 
     def __init__(self, slots: int) -> None:
         self._free = slots
@@ -26,15 +26,15 @@ class Turns:
         self._lock = threading.Lock()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for a turn and hold it."""
-        self._begin()
+    def slot(self) -> Iterator[None]:
+        """Wait for a slot and hold it."""
+        self._acquire()
         try:
             yield
         finally:
-            self._end()
+            self._release()
 
-    def _begin(self) -> None:
+    def _acquire(self) -> None:
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -43,17 +43,17 @@ class Turns:
             self._waiting.append(mine)
         mine.wait()
 
-    def _end(self) -> None:
+    def _release(self) -> None:
         with self._lock:
             if self._waiting:
-                self._waiting.popleft().set()  # the slot goes from hand to hand
+                self._waiting.popleft().set()  # that thread holds the slot now
             else:
                 self._free += 1
 
 
-def turns_of_this_machine() -> Turns:
-    """A turn a core, each of one thread; on a GPU one at a time, in the device's own order."""
+def compute_semaphore() -> FairSemaphore:
+    """One slot per core, each of one thread; on a GPU one slot, as the device works in order."""
     if torch.cuda.is_available():
-        return Turns(1)
+        return FairSemaphore(1)
     torch.set_num_threads(1)
-    return Turns(cores())
+    return FairSemaphore(cores())

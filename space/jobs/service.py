@@ -1,9 +1,9 @@
-"""Service: what the Space does for a visitor, without a page: four questions and their answers.
+"""Service: what the Space does for visitors and programs, without a page.
 
-Holds what lives as long as the process: the family, its loaded models, whose turn it is, what was
-measured, and who may be told to stop.
+Holds what lives as long as the process: the models, the loaded ones, the semaphore, measurements,
+results, and a stop signal for each visitor whose comparison runs.
 
-    Service.of(Family.read()).plan("tiny", 192, None, None, None)["parameters"]
+    Service.create(Catalog.read()).plan("tiny", 192, None, None, None)["parameters"]
 """
 
 import threading
@@ -14,41 +14,46 @@ from pathlib import Path
 from typing import Any
 
 from minitron.files.device_memory import total_memory
-from minitron.space.jobs.catalog import Family
-from minitron.space.jobs.comparing import Column, Wish, compared, continued_text, tried
-from minitron.space.jobs.decoding import Stop
-from minitron.space.jobs.errors import VisitorError
-from minitron.space.jobs.measures import Measures, cache_folder
-from minitron.space.jobs.models import Shelf
-from minitron.space.jobs.preview import Cut, Sizes, planned
-from minitron.space.jobs.pruning import Result, Workshop
-from minitron.space.jobs.request import MAX_SECONDS, Settings
-from minitron.space.jobs.semaphore import Turns, turns_of_this_machine
+from minitron.space.jobs.catalog import Catalog
+from minitron.space.jobs.comparing import (
+    Column,
+    ComparisonRequest,
+    compare,
+    continue_prompt,
+    continue_pruned,
+)
+from minitron.space.jobs.decoding import StopSignal
+from minitron.space.jobs.measures import Measurements, cache_folder
+from minitron.space.jobs.models import ModelCache
+from minitron.space.jobs.preview import Preview, Sizes, preview
+from minitron.space.jobs.pruning import Pruner, PruningResult
+from minitron.space.jobs.request import MAX_SECONDS, Settings, VisitorError
+from minitron.space.jobs.semaphore import FairSemaphore, compute_semaphore
 
-_SHARE_OF_MEMORY = 0.5  # that loaded weights may take
-TRY_PROMPT = "It was the best of times,"
-TRY_TOKENS = 40
+_SHARE_OF_MEMORY = 0.5  # for loaded weights
+SAMPLE_PROMPT = "It was the best of times,"
+SAMPLE_TOKENS = 40
 
 
 @dataclass
 class Service:
-    """Everything a page or an endpoint asks."""
+    """What a page or an endpoint asks for."""
 
-    family: Family
-    shelf: Shelf
-    turns: Turns
-    measures: Measures
-    workshop: Workshop
-    _stops: dict[str, Stop] = field(default_factory=dict)
+    catalog: Catalog
+    cache: ModelCache
+    semaphore: FairSemaphore
+    measurements: Measurements
+    pruner: Pruner
+    _stop_signals: dict[str, StopSignal] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, family: Family, cache: Path | None = None) -> "Service":
-        """For this machine; measures are kept in `cache`."""
-        turns = turns_of_this_machine()
-        measures = Measures(cache or cache_folder(), turns)
-        limit = int(total_memory() * _SHARE_OF_MEMORY)
-        return cls(family, Shelf(family, limit), turns, measures, Workshop(measures, turns))
+    def create(cls, catalog: Catalog, folder: Path | None = None) -> "Service":
+        """For this machine; measurements are kept in `folder`."""
+        semaphore = compute_semaphore()
+        measurements = Measurements(folder or cache_folder(), semaphore)
+        cache = ModelCache(catalog, int(total_memory() * _SHARE_OF_MEMORY))
+        return cls(catalog, cache, semaphore, measurements, Pruner(measurements, semaphore))
 
     def generate(
         self,
@@ -59,10 +64,11 @@ class Service:
         top_p: float,
         seed: int,
     ) -> tuple[str, tuple[str, ...]]:
-        """What a model goes on with, and what to tell about the prompt."""
+        """A model's continuation, and notices about the prompt."""
         settings = Settings.checked(max_new_tokens, temperature, top_p, seed)
-        wish = Wish.checked(self.family, [model], prompt, settings, None)
-        return continued_text(self.shelf, self.family, wish, self.turns)
+        request = ComparisonRequest.checked(self.catalog, [model], prompt, settings)
+        column = continue_prompt(self.cache, request, self.semaphore, StopSignal(MAX_SECONDS))
+        return column.text, column.notices
 
     def compare(
         self,
@@ -73,32 +79,32 @@ class Service:
         quantization: str | None = None,
         visitor: str | None = None,
     ) -> Iterator[list[Column]]:
-        """The columns as they grow; a visitor's next comparison ends the one before."""
-        wish = Wish.checked(self.family, models, prompt, settings, quantization)
-        with self._stoppable(visitor) as stop:
-            yield from compared(self.shelf, self.family, wish, self.turns, stop)
-
-    def leave(self, visitor: str | None) -> None:
-        """Let go of all that this visitor has here: what is running, and soon its results."""
-        self.stop(visitor)
-        self.workshop.results.leave(visitor)
-
-    def close(self) -> None:
-        """Remove every visitor's files."""
-        self.workshop.results.close()
+        """The columns as they grow; a visitor's next comparison stops the one before."""
+        request = ComparisonRequest.checked(self.catalog, models, prompt, settings, quantization)
+        with self._stop_signal(visitor) as stop:
+            yield from compare(self.cache, self.catalog, request, self.semaphore, stop)
 
     def stop(self, visitor: str | None) -> None:
-        """Let go of what this visitor has running."""
+        """Stop this visitor's comparison."""
         with self._lock:
-            stop = self._stops.get(visitor or "")
+            stop = self._stop_signals.get(visitor or "")
         if stop is not None:
-            stop.say()
+            stop.set()
 
-    def cut(self, model: str, *sizes: Any) -> tuple[Cut, Sizes]:
+    def leave(self, visitor: str | None) -> None:
+        """Stop this visitor's comparison, and remove the results some minutes later."""
+        self.stop(visitor)
+        self.pruner.results.expire(visitor)
+
+    def close(self) -> None:
+        """Remove all visitors' files."""
+        self.pruner.results.close()
+
+    def preview(self, model: str, *sizes: Any) -> tuple[Preview, Sizes]:
         """What would be kept."""
-        member = self.family.member(model)
-        wanted = Sizes.checked(member, *sizes)
-        return planned(member, wanted, self.measures), wanted
+        entry = self.catalog.model(model)
+        wanted = Sizes.checked(entry, *sizes)
+        return preview(entry, wanted, self.measurements), wanted
 
     def plan(
         self,
@@ -110,36 +116,40 @@ class Service:
     ) -> dict[str, Any]:
         """The same as JSON."""
         sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
-        return self.cut(model, *sizes)[0].to_json()
+        return self.preview(model, *sizes)[0].to_json()
 
-    def prune(self, model: str, *sizes: Any, visitor: str | None = None) -> Iterator[Result]:
-        """Cut for real, step by step; the result is kept for its visitor for a while."""
-        cut, wanted = self.cut(model, *sizes)
-        if cut.target == cut.plan.source:
-            raise VisitorError("nothing is cut: choose at least one smaller size")
-        yield from self.workshop.pruned(cut, wanted, visitor)
+    def prune(self, model: str, *sizes: Any, visitor: str | None = None) -> Iterator[PruningResult]:
+        """Prune step by step; the result is kept for its visitor for a limited time."""
+        preview, wanted = self.preview(model, *sizes)
+        if preview.plan.target == preview.plan.source:
+            raise VisitorError("nothing is pruned: choose at least one smaller size")
+        yield from self.pruner.run(preview, wanted, visitor)
 
-    def tried(self, result: Result) -> list[Column]:
-        """The member and its cut, both asked to go on with the same words."""
+    def sample(self, result: PruningResult) -> list[Column]:
+        """The continuations of one prompt by the model and by its pruned version."""
         assert result.folder is not None
-        settings = Settings(max_new_tokens=TRY_TOKENS)
-        member = result.cut.member
-        wish = Wish.checked(self.family, [member.name], TRY_PROMPT, settings, None)
-        return tried(self.shelf, wish, result.folder, self.turns, Stop(MAX_SECONDS))
+        name, settings = result.preview.entry.name, Settings(max_new_tokens=SAMPLE_TOKENS)
+        request = ComparisonRequest.checked(self.catalog, [name], SAMPLE_PROMPT, settings)
+        stop = StopSignal(MAX_SECONDS)
+        return [
+            continue_prompt(self.cache, request, self.semaphore, stop),
+            continue_pruned(result.folder, request, self.semaphore, stop),
+        ]
 
     @contextmanager
-    def _stoppable(self, visitor: str | None) -> Iterator[Stop]:
-        stop = Stop(MAX_SECONDS)
+    def _stop_signal(self, visitor: str | None) -> Iterator[StopSignal]:
+        """A signal that `stop` finds while the block runs; without a visitor nobody can stop it."""
+        stop = StopSignal(MAX_SECONDS)
         if visitor is None:
             yield stop
             return
         self.stop(visitor)
         with self._lock:
-            self._stops[visitor] = stop
+            self._stop_signals[visitor] = stop
         try:
             yield stop
         finally:
-            stop.say()
+            stop.set()
             with self._lock:
-                if self._stops.get(visitor) is stop:
-                    del self._stops[visitor]
+                if self._stop_signals.get(visitor) is stop:
+                    del self._stop_signals[visitor]

@@ -8,9 +8,8 @@ import gradio as gr
 from minitron.space.jobs.models import INT8, can_quantize
 from minitron.space.jobs.request import MAX_NEW_TOKENS, MAX_TEMPERATURE, Settings
 from minitron.space.jobs.service import Service
-from minitron.space.ui.column_cards import cards, empty_cards, how_measured
-from minitron.space.ui.handlers import on_gpu, told
-from minitron.space.ui.html import Html
+from minitron.space.ui.cards import answer_cards, empty_cards, how_measured
+from minitron.space.ui.handlers import on_gpu, show_errors
 
 EXAMPLES = (
     "It was the best of times,",
@@ -21,78 +20,33 @@ EXAMPLES = (
 _LINK = """(prompt, models, tokens, temperature, top_p, seed) => window.minitronLink({
   tab: "compare", prompt, models: models.join(","), max_new_tokens: tokens, temperature, top_p, seed
 })"""
+_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def compare_tab(service: Service) -> dict[str, gr.Component]:
-    """Lay it out; returns what a link may set, by its name there."""
-    names = service.family.names
+    """Lay out the tab; returns the components that a link may set, by their name there."""
+    names = service.catalog.names
     chosen = names[:2]
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
-            prompt = gr.Textbox(
-                EXAMPLES[0], label="Prompt", lines=3, max_lines=8, elem_id="mt-prompt"
-            )
-            with gr.Row(elem_classes="mt-examples"):
-                for example in EXAMPLES[1:]:
-                    button = gr.Button(example, size="sm", scale=0, min_width=60)
-                    button.click(
-                        lambda text=example: text,
-                        outputs=prompt,
-                        queue=False,
-                        api_visibility="private",
-                        show_progress="hidden",
-                    )
+            prompt = _prompt()
         with gr.Column(scale=2, min_width=280):
             models = gr.CheckboxGroup(
                 names,
                 value=chosen,
                 label="Models",
                 elem_id="mt-models",
-                info="The first is the teacher: it reads along with the others.",
+                info=f"{names[0]} is the teacher: other answers are compared with its choices.",
             )
-            with gr.Accordion("Sampling", open=False):
-                tokens = gr.Slider(
-                    1,
-                    MAX_NEW_TOKENS,
-                    96,
-                    step=1,
-                    label="New tokens",
-                    info="At most; a model may end its text before.",
-                )
-                temperature = gr.Slider(
-                    0,
-                    MAX_TEMPERATURE,
-                    0,
-                    step=0.05,
-                    label="Temperature",
-                    info="0 takes the likeliest token every time.",
-                )
-                top_p = gr.Slider(
-                    0.05,
-                    1,
-                    1,
-                    step=0.05,
-                    label="Top p",
-                    info="Draw from the likeliest tokens that together reach this probability.",
-                )
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-                int8 = gr.Checkbox(
-                    False,
-                    label="Also with int8 weights",
-                    visible=can_quantize(),
-                    info="Each model again with its layers' weights as 8-bit integers; "
-                    "its full weights read along.",
-                )
+            settings, int8 = _sampling()
     with gr.Row(elem_classes="mt-actions"):
         run = gr.Button("Compare", variant="primary", elem_id="mt-run", scale=0, min_width=190)
         stop = gr.Button("Stop", interactive=False, elem_id="mt-stop", scale=0, min_width=110)
         link = gr.Button("Copy link", elem_id="mt-link", scale=0, min_width=110)
-    shown = gr.HTML(
+    answers = gr.HTML(
         empty_cards(chosen), elem_classes="mt-block", elem_id="mt-answers", padding=False
     )
     gr.HTML(how_measured(), elem_classes="mt-block", padding=False)
-
-    settings = [tokens, temperature, top_p, seed]
 
     def compare(
         models: list[str],
@@ -103,40 +57,87 @@ def compare_tab(service: Service) -> dict[str, gr.Component]:
         seed: float,
         int8: bool,
         request: gr.Request,
-    ) -> Iterator[Html]:
+    ) -> Iterator[str]:
         wanted = Settings.checked(tokens, temperature, top_p, seed)
         quantization = INT8 if int8 and can_quantize() else None
         visitor = request.session_hash
         for columns in service.compare(
             models, prompt, wanted, quantization=quantization, visitor=visitor
         ):
-            yield cards(columns)
+            yield answer_cards(columns)
 
-    def leave(request: gr.Request) -> None:
+    def stop_comparing(request: gr.Request) -> None:
         service.stop(request.session_hash)
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    answering = gr.on(
+    comparison = gr.on(
         [run.click, prompt.submit],
         lambda: (gr.update(interactive=False), gr.update(interactive=True)),
         outputs=[run, stop],
         queue=False,
-        **quiet,
-    ).then(told(on_gpu(compare)), inputs=[models, prompt, *settings, int8], outputs=shown, **quiet)
-    for ended in (answering.success, answering.failure):  # `then` is left out after a mistake
+        **_QUIET,
+    ).then(
+        show_errors(on_gpu(compare)),
+        inputs=[models, prompt, *settings.values(), int8],
+        outputs=answers,
+        **_QUIET,
+    )
+    for ended in (comparison.success, comparison.failure):  # `then` does not run after an error
         ended(
             lambda: (gr.update(interactive=True), gr.update(interactive=False)),
             outputs=[run, stop],
             queue=False,
-            **quiet,
+            **_QUIET,
         )
-    stop.click(leave, queue=False, **quiet)
-    link.click(None, inputs=[prompt, models, *settings], js=_LINK, api_visibility="private")
-    return {
-        "prompt": prompt,
-        "models": models,
-        "max_new_tokens": tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-    }
+    stop.click(stop_comparing, queue=False, **_QUIET)
+    inputs = [prompt, models, *settings.values()]
+    link.click(None, inputs=inputs, js=_LINK, api_visibility="private")
+    return {"prompt": prompt, "models": models, **settings}
+
+
+def _prompt() -> gr.Textbox:
+    prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=3, max_lines=8, elem_id="mt-prompt")
+    with gr.Row(elem_classes="mt-examples"):
+        for example in EXAMPLES[1:]:
+            button = gr.Button(example, size="sm", scale=0, min_width=60)
+            button.click(lambda text=example: text, outputs=prompt, queue=False, **_QUIET)
+    return prompt
+
+
+def _sampling() -> tuple[dict[str, gr.Component], gr.Checkbox]:
+    """The settings by their name in a link, and the choice of int8 weights."""
+    with gr.Accordion("Sampling", open=False):
+        settings: dict[str, gr.Component] = {
+            "max_new_tokens": gr.Slider(
+                1,
+                MAX_NEW_TOKENS,
+                96,
+                step=1,
+                label="New tokens",
+                info="At most; a model may end its text earlier.",
+            ),
+            "temperature": gr.Slider(
+                0,
+                MAX_TEMPERATURE,
+                0,
+                step=0.05,
+                label="Temperature",
+                info="0 always chooses the most likely token.",
+            ),
+            "top_p": gr.Slider(
+                0.05,
+                1,
+                1,
+                step=0.05,
+                label="Top p",
+                info="Choose among the most likely tokens that together have this probability.",
+            ),
+            "seed": gr.Number(0, label="Seed", precision=0, minimum=0),
+        }
+        int8 = gr.Checkbox(
+            False,
+            label="Also with int8 weights",
+            visible=can_quantize(),
+            info="Each model again with its layers' weights as 8-bit integers, compared with its "
+            "full weights.",
+        )
+    return settings, int8

@@ -1,4 +1,4 @@
-"""Prune tab: sizes to drag, what they would leave, and the cut itself."""
+"""Prune tab: sliders for the sizes, a preview of the model, and the pruning itself."""
 
 from collections.abc import Iterator
 from os import environ
@@ -7,36 +7,36 @@ from typing import Any
 import gradio as gr
 
 from minitron.errors import MinitronError
-from minitron.space.jobs.errors import VisitorError
-from minitron.space.jobs.preview import SIZES, WORDS, Sizes, steps_of
-from minitron.space.jobs.pruning import push_as
+from minitron.space.jobs.preview import LABELS, SIZES, Sizes, slider_ranges
+from minitron.space.jobs.pruning import push_with_token
+from minitron.space.jobs.request import VisitorError
 from minitron.space.jobs.service import Service
-from minitron.space.ui.handlers import on_gpu, told
-from minitron.space.ui.pruning_cards import (
-    cut_card,
+from minitron.space.ui.cards import (
+    preview_card,
     progress_card,
     recipe_card,
     result_card,
     waiting_card,
 )
+from minitron.space.ui.handlers import on_gpu, show_errors
 
 _FIRST_SHARE = 0.5
 _INFO = {
     "hidden_size": "Width of the residual stream: every layer reads and writes it.",
     "intermediate_size": "Neurons in each layer's MLP.",
-    "num_attention_heads": "Query heads in each layer; every KV group keeps equally many.",
-    "num_hidden_layers": "Depth: the least important layers go.",
+    "num_attention_heads": "Query heads in each layer; all KV groups keep the same number.",
+    "num_hidden_layers": "The least important layers are removed.",
 }
 _LINK = """(model, hidden, ffn, heads, layers) => window.minitronLink({
   tab: "prune", model, hidden_size: hidden, intermediate_size: ffn, num_attention_heads: heads,
   num_hidden_layers: layers
 })"""
+_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
-    """Lay it out; returns what a link may set, by its name there."""
-    names = service.family.names
-    first = _first_sizes(service, names[0])
+    """Lay out the tab; returns the components that a link may set, by their name there."""
+    names = service.catalog.names
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             model = gr.Dropdown(names, value=names[0], label="Model", elem_id="mt-model")
@@ -47,11 +47,11 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
                 step=1,
                 elem_id="mt-share",
                 label="Parameter budget (%)",
-                info="Moves both widths by one factor.",
+                info="Scales both widths by one factor.",
             )
-            sliders = _sliders(service, names[0], first)
+            sliders = _sliders(service, names[0])
             with gr.Row(elem_classes="mt-actions"):
-                go = gr.Button(
+                start = gr.Button(
                     "Prune", variant="primary", elem_id="mt-prune", scale=0, min_width=190
                 )
                 link = gr.Button("Copy link", scale=0, min_width=110)
@@ -67,35 +67,9 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
     recipe = gr.HTML("", elem_classes="mt-block", elem_id="mt-recipe", padding=False)
     if environ.get("SPACE_ID"):
         _push_row(service, folder)
+    _connect_sliders(service, tab, model, share, sliders, [shown, recipe])
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-    def plan(model: str, *sizes: float) -> tuple[str, str]:
-        cut, wanted = service.cut(model, *sizes)
-        length = service.measures.sequence_length(cut.member)
-        return cut_card(cut), recipe_card(cut.member, wanted, length)
-
-    def choose(model: str) -> list[Any]:
-        wanted = _first_sizes(service, model)
-        steps = steps_of(service.family.member(model))
-        return [
-            round(100 * _FIRST_SHARE),
-            *(
-                gr.update(
-                    minimum=steps[name].least,
-                    maximum=steps[name].most,
-                    step=steps[name].step,
-                    value=getattr(wanted, name),
-                )
-                for name in SIZES
-            ),
-        ]
-
-    def by_share(model: str, share: float) -> list[int]:
-        wanted = Sizes.of_share(service.family.member(model), share / 100)
-        return [getattr(wanted, name) for name in SIZES]
-
-    def cut(
+    def prune(
         model: str,
         hidden_size: float,
         intermediate_size: float,
@@ -108,59 +82,99 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         for done in service.prune(model, *sizes, visitor=request.session_hash):
             yield progress_card(done), gr.skip(), gr.skip()
         if done is None or done.archive is None:
-            raise VisitorError("nothing was cut: choose smaller sizes")
+            raise VisitorError("nothing was pruned: choose smaller sizes")
         yield (
-            result_card(done, service.tried(done)),
+            result_card(done, service.sample(done)),
             gr.update(value=str(done.archive), visible=True),
             str(done.folder),
         )
 
-    gr.on(
-        [tab.select, *(slider.change for slider in sliders.values())],
-        told(plan),
-        inputs=[model, *sliders.values()],
-        outputs=[shown, recipe],
-        trigger_mode="always_last",
-        **quiet,
-    )
-    model.input(told(choose), inputs=model, outputs=[share, *sliders.values()], **quiet)
-    share.input(
-        told(by_share),
-        inputs=[model, share],
-        outputs=[*sliders.values()],
-        trigger_mode="always_last",
-        **quiet,
-    )
-    go.click(
-        told(on_gpu(cut)),
+    start.click(
+        show_errors(on_gpu(prune)),
         inputs=[model, *sliders.values()],
         outputs=[result, archive, folder],
         concurrency_id="prune",
         concurrency_limit=1,
-        **quiet,
+        **_QUIET,
     )
     link.click(None, inputs=[model, *sliders.values()], js=_LINK, api_visibility="private")
     return {"model": model, **sliders}
 
 
+def slider_updates(service: Service, name: str, sizes: Sizes) -> dict[str, Any]:
+    """The sliders of a model, at these sizes."""
+    ranges = slider_ranges(service.catalog.model(name))
+    return {
+        size: gr.update(
+            minimum=ranges[size].least,
+            maximum=ranges[size].most,
+            step=ranges[size].step,
+            value=getattr(sizes, size),
+        )
+        for size in SIZES
+    }
+
+
+def _connect_sliders(
+    service: Service,
+    tab: gr.Tab,
+    model: gr.Dropdown,
+    share: gr.Slider,
+    sliders: dict[str, gr.Slider],
+    outputs: list[gr.HTML],
+) -> None:
+    """A slider updates the preview; the model and the budget update the sliders."""
+
+    def preview(model: str, *sizes: float) -> tuple[str, str]:
+        found, wanted = service.preview(model, *sizes)
+        length = service.measurements.sequence_length(found.entry)
+        return preview_card(found), recipe_card(found, wanted, length)
+
+    def choose_model(model: str) -> list[Any]:
+        updates = slider_updates(service, model, _first_sizes(service, model))
+        return [round(100 * _FIRST_SHARE), *updates.values()]
+
+    def choose_share(model: str, share: float) -> list[int]:
+        wanted = Sizes.of_share(service.catalog.model(model), share / 100)
+        return [getattr(wanted, name) for name in SIZES]
+
+    every = [*sliders.values()]
+    gr.on(
+        [tab.select, *(slider.change for slider in every)],
+        show_errors(preview),
+        inputs=[model, *every],
+        outputs=outputs,
+        trigger_mode="always_last",
+        **_QUIET,
+    )
+    model.input(show_errors(choose_model), inputs=model, outputs=[share, *every], **_QUIET)
+    share.input(
+        show_errors(choose_share),
+        inputs=[model, share],
+        outputs=every,
+        trigger_mode="always_last",
+        **_QUIET,
+    )
+
+
 def _first_sizes(service: Service, name: str) -> Sizes:
-    """About half of the parameters, or all where that has no sizes."""
-    member = service.family.member(name)
+    """About half of the parameters, or all where no sizes give that."""
+    entry = service.catalog.model(name)
     try:
-        return Sizes.of_share(member, _FIRST_SHARE)
+        return Sizes.of_share(entry, _FIRST_SHARE)
     except MinitronError:
-        return Sizes.checked(member, *[None] * len(SIZES))
+        return Sizes.full(entry)
 
 
-def _sliders(service: Service, name: str, values: Sizes) -> dict[str, gr.Slider]:
-    steps = steps_of(service.family.member(name))
+def _sliders(service: Service, name: str) -> dict[str, gr.Slider]:
+    ranges, sizes = slider_ranges(service.catalog.model(name)), _first_sizes(service, name)
     return {
         size: gr.Slider(
-            steps[size].least,
-            steps[size].most,
-            getattr(values, size),
-            step=steps[size].step,
-            label=WORDS[size],
+            ranges[size].least,
+            ranges[size].most,
+            getattr(sizes, size),
+            step=ranges[size].step,
+            label=LABELS[size],
             info=_INFO[size],
             elem_id=f"mt-{size}",
         )
@@ -169,25 +183,24 @@ def _sliders(service: Service, name: str, values: Sizes) -> dict[str, gr.Slider]
 
 
 def _push_row(service: Service, folder: gr.State) -> None:
-    """On a Space: send the result to the visitor's own account, with the visitor's own token."""
+    """On a Space: push the result to the visitor's own account, with the visitor's own token."""
     with gr.Row():
         gr.LoginButton(min_width=180)
         repo = gr.Textbox(label="Repository", placeholder="name/my-pruned-model", min_width=200)
         send = gr.Button("Push to the Hub", min_width=160)
-    said = gr.Markdown("")
+    address = gr.Markdown("")
 
-    def push(repo: str, place: str, token: gr.OAuthToken | None) -> str:
+    def push(repo: str, folder: str, token: gr.OAuthToken | None) -> str:
         if token is None:
-            raise VisitorError("you are not signed in: use the button beside it first")
-        if not place:
+            raise VisitorError("you are not signed in: use the sign-in button first")
+        if not folder:
             raise VisitorError("there is nothing to push yet: prune a model first")
-        url = push_as(token.token, service.workshop.place_of(place), repo)
-        return f"Pushed: {url}"
+        return f"Pushed: {push_with_token(token.token, service.pruner.check_folder(folder), repo)}"
 
     send.click(
-        told(push),
+        show_errors(push),
         inputs=[repo, folder],
-        outputs=said,
+        outputs=address,
         api_visibility="private",
         concurrency_id="push",
         concurrency_limit=2,

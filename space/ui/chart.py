@@ -1,169 +1,193 @@
-"""Chart: points and lines as SVG, in the page's own colours and letters.
+"""Charts of evidence.json: where lines, dots and ticks are drawn. The templates write the SVG.
 
-chart([Series("tiny", [(6.7e6, 3.92)])], x="parameters", y="loss", log_x=True)
+line_chart({"x": "tokens", "y": "loss", "series": [...]}).dots
+dot_plot({"unit": "loss", "rows": [...]}).rows
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from minitron.space.ui.html import Html, count, tag
+from minitron.space.ui.html import count
 
-_WIDTH, _HEIGHT = 540.0, 270.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42.0, 14.0, 14.0, 26.0
+WIDTH, HEIGHT = 540.0, 270.0
+LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 14.0, 26.0  # margins
+_OTHER = 5  # the series of dots that are not of the lowest row
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Series:
-    """Points of one kind, each a dot with its own name; or a line, whose dots tell theirs when
-    pointed at."""
+class Tick:
+    """A value beside an axis; `at` is in pixels, or in percent of a dot plot's width."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class ChartDot:
+    """A point of a line chart; one that is not on a line has its name beside it."""
+
+    x: float
+    y: float
+    series: int
+    title: str
+    name: str
+
+    @property
+    def is_near_the_right(self) -> bool:
+        """Whether its name is written to its left."""
+        return self.x > WIDTH * 0.75
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Lines and dots in pixels, on a logarithmic x axis."""
+
+    x: str
+    y: str
+    names: tuple[str, ...]  # of the series
+    lines: tuple[tuple[int, str], ...]  # the number of the series, the points of the polyline
+    dots: tuple[ChartDot, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    level: Tick | None  # a horizontal line with a name
+
+
+def line_chart(chart: Mapping[str, Any]) -> LineChart:
+    """A chart of evidence.json."""
+    series, level = chart["series"], chart.get("level")
+    points = [point for one in series for point in one["points"]]
+    xs = [math.log10(point["x"]) for point in points]
+    ys = [point["y"] for point in points] + ([level["value"]] if level else [])
+    left, right = _padded(min(xs), max(xs), 0.06)
+    low, high = _padded(min(ys), max(ys), 0.08)
+
+    def across(x: float) -> float:
+        share = (math.log10(x) - left) / (right - left)
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+    def height(y: float) -> float:
+        return round(HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    lines = [
+        (index, " ".join(f"{across(p['x'])},{height(p['y'])}" for p in one["points"]))
+        for index, one in enumerate(series)
+        if one["is_line"]
+    ]
+    level_tick = (
+        Tick(height(level["value"]), f"{level['name']}: {level['value']:.3f}") if level else None
+    )
+    return LineChart(
+        chart["x"],
+        chart["y"],
+        tuple(one["name"] for one in series),
+        tuple(lines),
+        tuple(_dots(series, across, height)),
+        tuple(Tick(across(value), _short_count(value)) for value in _log_ticks(left, right)),
+        tuple(Tick(height(value), f"{value:g}") for value in _ticks(low, high, 5)),
+        level_tick,
+    )
+
+
+def _dots(
+    series: Sequence[Mapping[str, Any]],
+    across: Callable[[float], float],
+    height: Callable[[float], float],
+) -> Iterator[ChartDot]:
+    for index, one in enumerate(series):
+        for point in one["points"]:
+            x, y, name = point["x"], point["y"], "" if one["is_line"] else point["label"]
+            title = f"{name}: {y:.3f} at {count(x)}" if name else point["label"]
+            yield ChartDot(across(x), height(y), index, f"{title} ({point['source']})", name)
+
+
+@dataclass(frozen=True)
+class PlotDot:
+    """A dot of a dot plot."""
+
+    at: float  # percent of the width
+    series: int
+    title: str
+
+
+@dataclass(frozen=True)
+class PlotRow:
+    """A name, its dots, and their mean or summary in words."""
 
     name: str
-    points: Sequence[Point]
-    labels: Sequence[str]  # of the points
-    is_line: bool = False
+    note: str
+    value: str
+    is_lowest: bool
+    dots: tuple[PlotDot, ...]
 
 
-def chart(
-    series: Sequence[Series],
-    *,
-    x: str,
-    y: str,
-    log_x: bool = False,
-    level: tuple[str, float] | None = None,
-) -> Html:
-    """All series on the same axes, with a legend of the lines; `level` is a height with a name."""
-    points = [point for one in series for point in one.points]
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    scale = math.log10 if log_x else float
-    left, right = padded(min(map(scale, xs)), max(map(scale, xs)), 0.06 if log_x else 0.0)
-    if level is not None:
-        ys.append(level[1])
-    low, high = padded(min(ys), max(ys), 0.08)
+@dataclass(frozen=True)
+class DotPlot:
+    """Named rows of dots on one axis."""
 
-    def at(point: Point) -> Point:
-        across = (scale(point[0]) - left) / (right - left)
-        up = (point[1] - low) / (high - low)
-        return (
-            _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
+    unit: str
+    legend: tuple[str, ...]
+    rows: tuple[PlotRow, ...]
+    ticks: tuple[Tick, ...]
+
+
+def dot_plot(plot: Mapping[str, Any]) -> DotPlot:
+    """A dot plot of evidence.json."""
+    values = [dot["value"] for row in plot["rows"] for dot in row["dots"]]
+    low, high = _padded(min(values), max(values), 0.04)
+
+    def across(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
+    legend = tuple(plot.get("legend", ()))
+    rows = tuple(_plot_row(row, across, has_legend=bool(legend)) for row in plot["rows"])
+    ticks = tuple(Tick(across(value), f"{value:g}") for value in _ticks(low, high, 3))
+    return DotPlot(plot["unit"], legend, rows, ticks)
+
+
+def _plot_row(
+    row: Mapping[str, Any], across: Callable[[float], float], *, has_legend: bool
+) -> PlotRow:
+    is_lowest = row.get("is_lowest", False)
+    one_colour = 0 if is_lowest else _OTHER
+    dots = tuple(
+        PlotDot(
+            across(dot["value"]),
+            dot.get("series", 0) if has_legend else one_colour,
+            f"{dot['label']} ({dot['source']})",
         )
-
-    drawn = [shape for index, one in enumerate(series) for shape in _drawn(one, index, at)]
-    return tag(
-        "figure",
-        _legend(series),
-        tag("div", y, class_="mt-axis-name"),
-        tag(
-            "svg",
-            *_grid(left, right, low, high, at, log_x=log_x),
-            *_level(level, at, xs),
-            *drawn,
-            viewBox=f"0 0 {_WIDTH:.0f} {_HEIGHT:.0f}",
-            role="img",
-            aria_label=f"{y} against {x}: {', '.join(one.name for one in series)}",
-        ),
-        tag("div", x, class_="mt-axis-name mt-axis-x"),
-        class_="mt-chart",
+        for dot in row["dots"]
     )
+    return PlotRow(row["name"], _note(row), _value(row), is_lowest, dots)
 
 
-def _drawn(one: Series, index: int, at: Callable[[Point], Point]) -> list[Html]:
-    kind = f"mt-series-{index % 5}"
-    shapes = []
-    if one.is_line:
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, one.points))
-        shapes.append(tag("polyline", points=line, class_=f"mt-line {kind}"))
-    for point, label in zip(one.points, one.labels, strict=True):
-        x, y = at(point)
-        told = label if one.is_line else f"{label}: {point[1]:.3f} at {count(point[0])}"
-        shapes.append(
-            tag(
-                "g",
-                tag("title", told),
-                tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=5),
-                class_=f"mt-dot {kind}",
-            )
-        )
-        if one.is_line:
-            continue
-        side = "end" if x > _WIDTH * 0.75 else "start"
-        shift = -9 if side == "end" else 9
-        shapes.append(
-            tag(
-                "text",
-                label,
-                x=f"{x + shift:.1f}",
-                y=f"{y + 4:.1f}",
-                text_anchor=side,
-                class_="mt-dot-name",
-            )
-        )
-    return shapes
+def _value(row: Mapping[str, Any]) -> str:
+    if "summary" in row:
+        return str(row["summary"])
+    spread = f" ± {row['spread']:.3f}" if "spread" in row else ""
+    return f"{row['mean']:.3f}{spread}"
 
 
-def _grid(
-    left: float, right: float, low: float, high: float, at: Callable[[Point], Point], *, log_x: bool
-) -> list[Html]:
-    shapes = []
-    for value in ticks(low, high):
-        _, y = at((10**left if log_x else left, value))
-        shapes.append(
-            tag(
-                "line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="mt-grid"
-            )
-        )
-        shapes.append(
-            tag("text", f"{value:g}", x=_LEFT - 7, y=f"{y + 4:.1f}", class_="mt-tick mt-tick-y")
-        )
-    values = _log_ticks(left, right) if log_x else ticks(left, right)
-    for value in values:
-        x, _ = at((value, low))
-        shapes.append(
-            tag(
-                "text",
-                _tick(value),
-                x=f"{x:.1f}",
-                y=_HEIGHT - _BOTTOM + 16,
-                class_="mt-tick",
-            )
-        )
-    return shapes
-
-
-def _level(
-    level: tuple[str, float] | None, at: Callable[[Point], Point], xs: Sequence[float]
-) -> list[Html]:
-    if level is None:
-        return []
-    _, y = at((xs[0], level[1]))
-    line = {"x1": _LEFT, "x2": _WIDTH - _RIGHT, "y1": f"{y:.1f}", "y2": f"{y:.1f}"}
-    told = f"{level[0]}: {level[1]:.3f}"
-    return [
-        tag("line", **line, class_="mt-level"),
-        tag("text", told, x=_LEFT + 6, y=f"{y - 5:.1f}", class_="mt-dot-name"),
+def _note(row: Mapping[str, Any]) -> str:
+    notes = [
+        count(row["parameters"]) if "parameters" in row else "",
+        f"before {row['before']:.3f}" if "before" in row else "",
+        f"paper {row['paper']}" if "paper" in row else "",
+        row.get("note", ""),
     ]
+    return " · ".join(filter(None, notes))
 
 
-def _legend(series: Sequence[Series]) -> Html:
-    if not any(one.is_line for one in series):  # named dots say it
-        return Html("")
-    keys = (
-        tag("span", tag("i", class_=f"mt-swatch mt-series-{index % 5}"), one.name)
-        for index, one in enumerate(series)
-    )
-    return tag("div", *keys, class_="mt-chart-legend")
-
-
-def padded(low: float, high: float, share: float) -> Point:
+def _padded(low: float, high: float, share: float) -> Point:
     """A range with some room on both sides, also of a single value."""
     spread = (high - low) or abs(high) * 0.2 or 1.0
     return low - share * spread, high + share * spread or low + 1.0
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
+def _ticks(low: float, high: float, about: int) -> list[float]:
     """Round values."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -172,15 +196,15 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, int(high / step) + 1)]
 
 
-def _tick(value: float) -> str:
-    """3 M rather than 3.00 M."""
-    told, _, unit = count(value).partition(" ")
-    return " ".join(filter(None, (f"{float(told):g}", unit))) if value else "0"
-
-
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of every decade; of a narrow range, round values."""
+    """1, 2 and 5 of every decade; in a narrow range, round values."""
     decades = range(math.floor(low), math.ceil(high) + 1)
     values = [by * 10.0**decade for decade in decades for by in (1, 2, 5)]
     inside = [value for value in values if low <= math.log10(value) <= high]
-    return inside if len(inside) > 1 else ticks(10**low, 10**high)
+    return inside if len(inside) > 1 else _ticks(10**low, 10**high, 5)
+
+
+def _short_count(value: float) -> str:
+    """3 M rather than 3.00 M."""
+    digits, _, unit = count(value).partition(" ")
+    return " ".join(filter(None, (f"{float(digits):g}", unit))) if value else "0"

@@ -1,6 +1,6 @@
-"""Telling: a mistake of a visitor as a message on the page, and work where the GPU is.
+"""Handlers: what surrounds a function that gradio calls: errors shown to the visitor, a GPU.
 
-button.click(told(run), ...)
+button.click(show_errors(on_gpu(run)), ...)
 """
 
 import functools
@@ -18,8 +18,8 @@ Handler = Callable[..., Any]
 _GPU_SECONDS = 90
 
 
-def told(run: Handler) -> Handler:
-    """`run`, with a MinitronError shown to the visitor in its own words."""
+def show_errors(run: Handler) -> Handler:
+    """`run`, with the message of a MinitronError shown to the visitor."""
     if inspect.isgeneratorfunction(run):
 
         @functools.wraps(run)
@@ -27,7 +27,7 @@ def told(run: Handler) -> Handler:
             try:
                 yield from run(*args, **kwargs)
             except MinitronError as error:
-                raise _shown(error) from error
+                raise _as_message(error) from error
 
         return stream
 
@@ -36,18 +36,18 @@ def told(run: Handler) -> Handler:
         try:
             return run(*args, **kwargs)
         except MinitronError as error:
-            raise _shown(error) from error
+            raise _as_message(error) from error
 
     return answer
 
 
 def on_gpu(run: Handler) -> Handler:
-    """`run` with a GPU of ZeroGPU, where the Space has that."""
+    """`run` with a GPU of ZeroGPU, on a Space that has it."""
     if find_spec("spaces") is None:
         return run
     decorated: Handler = import_module("spaces").GPU(duration=_GPU_SECONDS)(run)
     return decorated
 
 
-def _shown(error: MinitronError) -> gr.Error:
+def _as_message(error: MinitronError) -> gr.Error:
     return gr.Error(" ".join(str(error).split()), duration=8, print_exception=False)

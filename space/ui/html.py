@@ -1,32 +1,25 @@
-"""Markup: HTML and SVG made of nested calls, escaped wherever text comes in.
+"""HTML of the page's parts, from the templates beside this file; all values are escaped.
 
-tag("p", "1 < 2", tag("b", "!"), title="so")   # <p title="so">1 &lt; 2<b>!</b></p>
+render("head", models=[("tiny", 6_724_096)])
 """
 
-from html import escape
+import re
+from pathlib import Path
+from typing import Any
 
-_EMPTY = frozenset({"br", "circle", "line", "path", "polyline", "rect"})
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-
-class Html(str):
-    """Text that is HTML already."""
-
-
-def tag(name: str, *content: object, **attributes: object) -> Html:
-    """An element. `class_` and `data_tip` read as class and data-tip; None leaves one out."""
-    said = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
-    if name in _EMPTY:
-        return Html(f"<{name}{said}/>")
-    return Html(f"<{name}{said}>{joined(*content)}</{name}>")
+_INLINE = (  # of Markdown, what the texts of evidence.json use
+    (re.compile(r"\*\*(.+?)\*\*"), r"<b>\1</b>"),
+    (re.compile(r"`(.+?)`"), r"<code>\1</code>"),
+    (re.compile(r"\[(.+?)\]\((https://[^)]+)\)"), r'<a href="\2">\1</a>'),
+)
 
 
-def joined(*content: object) -> Html:
-    """Parts one after the other, each escaped unless it is HTML."""
-    return Html("".join(part if isinstance(part, Html) else escape(str(part)) for part in content))
+def render(template: str, **values: Any) -> str:
+    """The HTML of templates/TEMPLATE.html.jinja."""
+    return _ENVIRONMENT.get_template(f"{template}.html.jinja").render(values)
 
 
 def count(value: float) -> str:
@@ -37,7 +30,7 @@ def count(value: float) -> str:
     return _three_digits(value)
 
 
-def size(value: float) -> str:
+def byte_size(value: float) -> str:
     """Bytes in three digits: 26.9 MB."""
     for unit_size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= unit_size:
@@ -45,22 +38,34 @@ def size(value: float) -> str:
     return f"{value:.0f} B"
 
 
-def _three_digits(value: float) -> str:
-    """3.40, 26.9, 262."""
-    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:.0f}"
-
-
 def percent(share: float) -> str:
     """A share: 83 %, and 99.6 % where it is nearly all."""
     return f"{100 * share:.1f} %" if 0.99 <= share < 1 else f"{100 * share:.0f} %"
 
 
-def stat(label: str, value: str, measured: str, *, extra: object = "") -> Html:
-    """A number with its name, and how it was measured when asked."""
-    return tag(
-        "div",
-        tag("dt", label),
-        tag("dd", value, extra),
-        class_="mt-stat",
-        title=measured,
-    )
+def inline(text: str) -> Markup:
+    """Text with **bold**, `code` and [links](https://...)."""
+    html = str(escape(text))
+    for pattern, replacement in _INLINE:
+        html = pattern.sub(replacement, html)
+    return Markup(html)
+
+
+def _three_digits(value: float) -> str:
+    """3.40, 26.9, 262."""
+    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:.0f}"
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+_ENVIRONMENT.filters |= {
+    "count": count,
+    "byte_size": byte_size,
+    "percent": percent,
+    "inline": inline,
+}

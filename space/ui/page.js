@@ -1,6 +1,6 @@
-// Copy buttons, and the line below a text that says what the touched or focused mark means.
+// Copy buttons, and the line below a text that shows the hint of the touched or focused mark.
 (() => {
-  const copied = async (text) => {
+  const copy = async (text) => {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
@@ -15,24 +15,24 @@
   document.addEventListener("click", async (event) => {
     const button = event.target.closest(".mt-copy");
     if (!button) return;
-    await copied(button.dataset.copy);
+    await copy(button.dataset.copy);
     const before = button.textContent;
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = before), 1200);
   });
-  const tell = (event) => {
+  const showHint = (event) => {
     const mark = event.target.closest && event.target.closest("mark[data-tip]");
     if (!mark) return;
     const line = mark.closest(".mt-card").querySelector(".mt-tip");
     line.textContent = mark.dataset.tip;
   };
-  for (const kind of ["click", "focusin", "mouseover"]) document.addEventListener(kind, tell);
+  for (const kind of ["click", "focusin", "mouseover"]) document.addEventListener(kind, showHint);
   window.minitronLink = async (values) => {
     const query = new URLSearchParams();
     for (const [key, value] of Object.entries(values)) query.set(key, value);
     const link = `${location.origin}${location.pathname}?${query}`;
     history.replaceState(null, "", `?${query}`);
-    await copied(link);
+    await copy(link);
     return link;
   };
 })();

@@ -1,4 +1,4 @@
-"""Look: colours, letters and the page's own style sheet and script. Nothing is fetched for it."""
+"""Theme: colours, fonts, style sheet and script of the page; none is fetched from elsewhere."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono
 
 
 def theme() -> gr.themes.Base:
-    """Paper and fern; light and dark."""
+    """Light and dark, on gradio's base theme."""
     base = gr.themes.Base(
         primary_hue=FERN,
         secondary_hue=FERN,
@@ -71,5 +71,5 @@ def style() -> str:
 
 
 def script() -> str:
-    """What the page does by itself: copying, and telling what a mark means."""
+    """The page's script: copies texts and shows the hint of a marked token."""
     return f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>"

@@ -1,0 +1,140 @@
+"""Evidence: rows of measured values with mean, spread and verdict, as docs/family.md and the Space
+show them.
+
+Knows the one rule by which two rows are called different; knows no file of results.
+
+    Row("width", (Dot(4.10, "seed 0", "t13/width-0.json"), ...)).mean
+"""
+
+import math
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+LOSS = "held-out loss (nats per token)"
+RULE = (
+    "Two rows are called different only where their means differ by more than 2·√(s₁² + s₂²); s is "
+    "the sample standard deviation over seeds, 0 for a single run."
+)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A measured value, and the file it is read from."""
+
+    value: float
+    label: str
+    source: str
+    series: int = 0  # the colour
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one setting, which differ by their seed only."""
+
+    name: str
+    dots: tuple[Dot, ...]
+    parameters: int | None = None
+    before: float | None = None  # the loss before retraining
+    tokens: int = 0
+    paper: str = ""  # the paper's number for the same row
+    rank: float | None = None  # the number by which the paper orders its rows
+    note: str = ""
+    summary: str = ""  # in place of mean and spread
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.mean(dot.value for dot in self.dots)
+
+    @property
+    def spread(self) -> float | None:
+        """The sample standard deviation over the seeds; None for a single run."""
+        if len(self.dots) < 2:
+            return None
+        return statistics.stdev(dot.value for dot in self.dots)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, with mean and spread unless a summary stands for both."""
+        values = _without_empty(asdict(self)) | {
+            "dots": [_without_empty(asdict(d)) for d in self.dots]
+        }
+        values.pop("rank", None)
+        if self.summary:
+            return values
+        return _without_empty({**values, "mean": self.mean, "spread": self.spread})
+
+
+@dataclass(frozen=True)
+class DotPlot:
+    """Rows on one axis; the legend names the series of dots."""
+
+    rows: tuple[Row, ...]
+    legend: tuple[str, ...] = ()
+
+    @property
+    def lowest(self) -> Row:
+        """The row of the lowest mean."""
+        return min(self.rows, key=lambda row: row.mean)
+
+    def to_json(self) -> dict[str, Any]:
+        """Rows, with the lowest one marked unless dots are of several series."""
+        rows = [row.to_json() for row in self.rows]
+        if not self.legend:
+            rows[self.rows.index(self.lowest)]["is_lowest"] = True
+        return _without_empty({"unit": LOSS, "rows": rows, "legend": list(self.legend)})
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a chart, joined by a line or each with its own name."""
+
+    name: str
+    points: tuple[dict[str, Any], ...]  # x, y, label, source
+    is_line: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Series on a logarithmic x axis; `level` is a horizontal line with a name."""
+
+    x: str
+    series: tuple[Series, ...]
+    level: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question, its answer, what was measured, and where the numbers come from."""
+
+    title: str
+    explanation: str
+    verdict: str = ""
+    paper_verdict: str = ""  # whether the paper has the same order
+    headline: tuple[str, str] | None = None  # a number and its words
+    chart: Chart | None = None
+    plots: tuple[DotPlot, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()  # the first row is the head
+    table_title: str = ""  # of a table that is folded away
+    is_wide: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields that are not empty."""
+        values = _without_empty(asdict(self)) | {"plots": [plot.to_json() for plot in self.plots]}
+        if self.chart is not None:
+            values["chart"] = {**_without_empty(asdict(self.chart)), "y": LOSS}
+        return _without_empty(values)
+
+
+def are_different(gap: float, *spreads: float | None) -> bool:
+    """RULE, of the difference of two means and their spreads."""
+    return abs(gap) > 2 * math.hypot(*(spread or 0.0 for spread in spreads))
+
+
+def loss_text(mean: float, spread: float | None, digits: int) -> str:
+    """`4.130 ± 0.036`, or the mean alone."""
+    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value or isinstance(value, float)}

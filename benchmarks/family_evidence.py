@@ -1,0 +1,366 @@
+"""Family evidence: the sections of docs/family.md and of the Space's Evidence tab, read from
+benchmarks/results.
+
+A run without a result file is left out, and a section without rows.
+
+    sections()[0].to_json()["title"]   # "Tokens to reach a loss"
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import yaml
+from evidence import Chart, Dot, DotPlot, Row, Section, Series, are_different, loss_text
+
+from minitron.sources.opening import zoo
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+TABLES = Path(__file__).parent / "family_tables.yaml"
+PUBLISHED = ROOT / "minitron" / "records" / "published_cards.yaml"
+
+
+def sections() -> list[Section]:
+    """All that were measured, in the order of the Evidence tab."""
+    found = [
+        token_curves(),
+        loss_against_parameters(),
+        importance_against_random(),
+        ranking_by_axis(),
+        *paper_tables(),
+        published_scores(),
+    ]
+    return [section for section in found if section is not None]
+
+
+def result(name: str) -> dict[str, Any]:
+    """The content of NAME.json, empty where that is not there."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def family_runs(pattern: str) -> list[tuple[str, dict[str, Any]]]:
+    """The results of benchmarks/family.py whose file name matches, each with that name."""
+    paths = sorted((RESULTS / "family").glob(f"{pattern}.json"))
+    return [(f"{path.parent.name}/{path.name}", json.loads(path.read_text())) for path in paths]
+
+
+def zoo_record(name: str) -> dict[str, Any]:
+    """The minitron.json of an embedded model."""
+    return dict(json.loads((zoo()[name] / "minitron.json").read_text(encoding="utf-8")))
+
+
+def recorded_loss(name: str) -> float:
+    """The held-out loss that an embedded model's minitron.json holds."""
+    return float(zoo_record(name)["results"]["rows"][0]["values"][0])
+
+
+def curve(kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """The runs of a curve, by their number of training tokens."""
+    return sorted(family_runs(f"curve/{kind}-*"), key=lambda run: run[1]["tokens"])
+
+
+def token_curves() -> Section | None:
+    """Loss against training tokens, from random weights and pruned from the teacher."""
+    scratch, distilled = curve("scratch"), curve("distill")
+    if not (scratch and distilled):
+        return None
+    teacher = result("family/teacher/tiny")
+    series = (
+        Series("pruned and distilled", tuple(_points(distilled)), is_line=True),
+        Series("random weights", tuple(_points(scratch)), is_line=True),
+    )
+    held_out = f"{teacher['held_out_tokens']:,} held-out tokens" if teacher else "held-out text"
+    headline, verdict = _tokens_saved([r for _, r in scratch], [r for _, r in distilled])
+    return Section(
+        "Tokens to reach a loss",
+        f"Two models of the same sizes ({scratch[-1][1]['parameters']:,} parameters), one run per "
+        f"point, evaluated on {held_out}. The teacher's own training tokens are not counted. "
+        "Measured by benchmarks/family.py; results in benchmarks/results/family/curve.",
+        verdict=verdict,
+        headline=headline,
+        chart=Chart(
+            "training tokens",
+            series,
+            {"name": "teacher", "value": teacher["loss"]} if teacher else None,
+        ),
+        is_wide=True,
+    )
+
+
+def _points(runs: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    for source, run in runs:
+        yield {"x": run["tokens"], "y": run["loss"], "label": _label(run), "source": source}
+
+
+def _label(run: dict[str, Any]) -> str:
+    seconds = f", {run['seconds']:,.0f} s of training" if "seconds" in run else ""
+    return f"{run['loss']:.4f} nats per token after {run['tokens']:,} tokens{seconds}"
+
+
+def _tokens_saved(
+    scratch: list[dict[str, Any]], distilled: list[dict[str, Any]]
+) -> tuple[tuple[str, str] | None, str]:
+    """How many times fewer tokens the pruned model needs for the loss of the longest other run."""
+    longest = scratch[-1]
+    enough = next((run for run in distilled if run["loss"] <= longest["loss"]), None)
+    if enough is None:
+        return None, ""
+    ratio = f"{longest['tokens'] / enough['tokens']:.0f}"
+    at_least = "at least " if enough is distilled[0] else ""  # fewer tokens were not tried
+    return (f"{ratio}×", f"{at_least}{ratio} times fewer tokens"), (
+        f"From random weights, {longest['tokens']:,} tokens reach {longest['loss']:.3f} nats per "
+        f"token. Pruned from the teacher and distilled, {enough['tokens']:,} tokens give "
+        f"{enough['loss']:.3f}. The papers report up to 40 times, against a model trained on as "
+        "many tokens as its teacher; ours was trained on fewer and its loss still falls, so the "
+        "two ratios answer different questions."
+    )
+
+
+def loss_against_parameters() -> Section | None:
+    """The embedded family, and one model that was pruned and briefly retrained."""
+    members = result("members").get("members", {})
+    series = [Series("the tiny family", tuple(map(_member_point, members, members.values())))]
+    against = result("importance_against_random")
+    names = {"pruned": "just pruned", "retrained": "pruned, briefly retrained"} if against else {}
+    for stage, name in names.items():
+        point = {
+            "x": against["parameters"],
+            "y": _student(against, "importance")[stage]["loss"],
+            "label": name,
+            "source": "importance_against_random.json",
+        }
+        series.append(Series(name, (point,)))
+    series = [one for one in series if one.points]
+    if sum(len(one.points) for one in series) < 2:
+        return None
+    return Section(
+        "Loss against parameters",
+        "The embedded models, on held-out books that no model was trained on. From each model's "
+        "minitron.json, benchmarks/results/members.json and importance_against_random.json.",
+        chart=Chart("parameters, embeddings included", tuple(series)),
+    )
+
+
+def _member_point(name: str, member: dict[str, Any]) -> dict[str, Any]:
+    loss, source = recorded_loss(name), f"{name}/minitron.json"
+    return {"x": member["parameters"], "y": loss, "label": name, "source": source}
+
+
+def _student(against: dict[str, Any], name: str) -> dict[str, Any]:
+    return dict(next(one for one in against["students"] if one["name"] == name))
+
+
+def importance_against_random() -> Section | None:
+    """The same sizes, with the kept parts chosen by importance and at random."""
+    against = result("importance_against_random")
+    if not against:
+        return None
+    plots = tuple(_stage(against, key, key) for key in ("pruned", "retrained"))
+    answers = [_lower_by(*plot.rows) for plot in plots]
+    is_lower = all("lower" in answer for answer in answers)
+    return Section(
+        "Does importance matter?",
+        f"Pruned to the same {against['parameters']:,} parameters, kept by importance or at random "
+        f"(one dot per seed), then retrained on {against['tokens']:,} tokens. Evaluated on "
+        f"{against['teacher']['tokens']:,} held-out tokens, where the teacher has "
+        f"{against['teacher']['loss']:.3f}. Measured by benchmarks/importance_against_random.py.",
+        verdict=f"{'Yes: ' if is_lower else ''}importance against random: {answers[0]} just after "
+        f"pruning, {answers[1]} after retraining.",
+        plots=plots,
+    )
+
+
+def _stage(against: dict[str, Any], stage: str, words: str) -> DotPlot:
+    source = "importance_against_random.json"
+    dots = {"by importance": [], "at random": []}  # type: dict[str, list[Dot]]
+    for student in against["students"]:
+        is_ours, loss = student["name"] == "importance", student[stage]["loss"]
+        name = student["name"].replace("-", " ")
+        label = f"{name}, {words}: {loss:.4f} nats per token"
+        dots["by importance" if is_ours else "at random"].append(Dot(loss, label, source))
+    return DotPlot(tuple(Row(name, tuple(found), note=words) for name, found in dots.items()))
+
+
+def _lower_by(ours: Row, other: Row) -> str:
+    gap = other.mean - ours.mean
+    if not are_different(gap, ours.spread, other.spread):
+        return "too close to tell"
+    return f"**{abs(gap):.3f} nats per token {'lower' if gap > 0 else 'higher'}**"
+
+
+def ranking_by_axis() -> Section | None:
+    """Table 1 without retraining: each axis pruned to half, by what ranks its parts."""
+    results = result("zero_shot")
+    rows = [row for row in results.get("rows", ()) if row["table"] == "axes"]
+    if not rows:
+        return None
+    ways = list(dict.fromkeys(row["how"] for row in rows))
+    cuts = {row["cut"]: [one for one in rows if one["cut"] == row["cut"]] for row in rows}
+    table = [("pruned", *ways)]
+    for cut, found in cuts.items():
+        losses = {row["how"]: loss_text(row["loss"], row["spread"], 3) for row in found}
+        table.append((cut, *(losses.get(way, "") for way in ways)))
+    return Section(
+        "What should rank the parts?",
+        f"The teacher ({results['teacher']:.3f}) pruned and not retrained, one axis at a time, as "
+        "in arXiv 2407.14679, table 1; on the right the lowest loss. Evaluated on "
+        f"{results['tokens']:,} held-out tokens; importance from {results['samples']} sequences. "
+        "Measured by benchmarks/zero_shot.py; results in benchmarks/results/zero_shot.json.",
+        verdict=compare_rankings(rows),
+        plots=(DotPlot(tuple(_axis_row(cut, cuts[cut], ways) for cut in cuts), tuple(ways)),),
+        table=tuple(table),
+        table_title="All numbers",
+        is_wide=True,
+    )
+
+
+def _axis_row(cut: str, rows: list[dict[str, Any]], ways: list[str]) -> Row:
+    dots = []
+    for row in rows:
+        loss = loss_text(row["loss"], row["spread"], 3)
+        label = f"{cut}, {row['how']}: {loss} nats per token"
+        dots.append(Dot(row["loss"], label, "zero_shot.json", ways.index(row["how"])))
+    lowest = min(rows, key=lambda row: row["loss"])
+    summary = f"{lowest['loss']:.3f} by {lowest['how']}"
+    return Row(cut, tuple(dots), rows[0]["parameters"], summary=summary)
+
+
+def compare_rankings(rows: list[dict[str, Any]]) -> str:
+    """Where importance gives a lower loss than the magnitude of weights and than chance."""
+    by_cut: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_cut.setdefault(row["cut"], {})[row["how"]] = row
+    sentences = []
+    for other in ("magnitude", "random, mean of 3"):
+        answers: dict[str, list[str]] = {}
+        for cut, found in by_cut.items():
+            if {"importance", other} <= found.keys():
+                answers.setdefault(_answer(found["importance"], found[other]), []).append(cut)
+        words = [f"{answer} on {', '.join(cuts)}" for answer, cuts in answers.items()]
+        if words:
+            sentences.append(f"Importance against {other.split(',')[0]}: {'; '.join(words)}.")
+    return " ".join(sentences)
+
+
+def _answer(ours: dict[str, Any], other: dict[str, Any]) -> str:
+    gap = other["loss"] - ours["loss"]
+    if gap == 0:
+        return "the same loss"
+    if not are_different(gap, ours["spread"], other["spread"]):
+        return "too close to tell"
+    return "a lower loss" if gap > 0 else "**a higher loss**"
+
+
+def paper_tables() -> list[Section]:
+    """The tables of family_tables.yaml of which two rows or more were run."""
+    tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
+    return [section for table in tables if (section := _paper_table(table)) is not None]
+
+
+def _paper_table(table: dict[str, Any]) -> Section | None:
+    found = [row for row in table["rows"] if family_runs(f"{row['runs']}-[0-9]")]
+    if len(found) < 2:
+        return None
+    rows = tuple(map(_table_row, found))
+    seeds = " to ".join(str(n) for n in sorted({len(row.dots) for row in rows}))
+    folders = ", ".join(sorted({row["runs"].split("/")[0] for row in found}))
+    return Section(
+        table["title"],
+        f"{table['what'].strip()} {max(row.tokens for row in rows):,} tokens per run, {seeds} "
+        "seeds per row; mean ± sample standard deviation. The paper: "
+        f"{table['source'].strip()}. Results in benchmarks/results/family/{folders}.",
+        verdict=_lowest_verdict(rows),
+        paper_verdict=_paper_verdict(rows, table.get("higher_is_better", False)),
+        plots=(DotPlot(rows),),
+    )
+
+
+def _table_row(row: dict[str, Any]) -> Row:
+    runs = family_runs(f"{row['runs']}-[0-9]")
+    first = runs[0][1]
+    return Row(
+        row["name"],
+        tuple(Dot(run["loss"], _label(run), source) for source, run in runs),
+        first["parameters"],
+        first["before"],
+        max(run["tokens"] for _, run in runs),
+        row.get("paper", ""),
+        row.get("rank"),
+    )
+
+
+def _lowest_verdict(rows: Sequence[Row]) -> str:
+    """The lowest row, and whether the next one is different."""
+    lowest, second = sorted(rows, key=lambda row: row.mean)[:2]
+    gap = second.mean - lowest.mean
+    if not are_different(gap, lowest.spread, second.spread):
+        return (
+            f"Too close to tell: **{lowest.name}** and {_quoted(second.name)} differ by {gap:.3f}."
+        )
+    return f"Lowest: **{lowest.name}**, {gap:.3f} nats per token below {_quoted(second.name)}."
+
+
+def _paper_verdict(rows: Sequence[Row], higher_is_better: bool) -> str:
+    """Which pairs have the order that the paper gives them."""
+    agree, disagree, unclear = [], [], []
+    ranked = [row for row in rows if row.rank is not None]
+    for pair in combinations(ranked, 2):
+        better, worse = sorted(pair, key=lambda row: row.rank or 0, reverse=higher_is_better)
+        words = f"{_quoted(better.name)} before {_quoted(worse.name)}"
+        if not are_different(better.mean - worse.mean, better.spread, worse.spread):
+            unclear.append(words)
+        else:
+            (agree if better.mean < worse.mean else disagree).append(words)
+    count = len(agree) + len(disagree) + len(unclear)
+    if count == 0:
+        return ""
+    if count == 1:
+        order = "same" if agree else "opposite" if disagree else ""
+        return f"The paper has the {order} order." if order else ""
+    sentences = [f"Of the paper's {count} comparisons, {len(agree)} have the same order here."]
+    if disagree:
+        sentences.append(f"**The paper has the opposite order**: {'; '.join(disagree)}.")
+    if unclear:
+        sentences.append(f"Too close to tell: {'; '.join(unclear)}.")
+    return " ".join(sentences)
+
+
+def _quoted(name: str) -> str:
+    return f"“{name}”" if "," in name else name
+
+
+def published_scores() -> Section | None:
+    """What the papers report of the published models."""
+    cards = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    rows = [row for name, of in cards["members"].items() for row in _scores(name, of, cards)]
+    benchmarks = {
+        key: benchmark
+        for key, benchmark in cards["benchmarks"].items()
+        if any(key in scores for _, _, scores in rows)
+    }
+    head = ("model", *(f"{b['name']} ({b['shots']})" for b in benchmarks.values()), "source")
+    body = [
+        (name, *(f"{scores[key]:.1f}" if key in scores else "" for key in benchmarks), source)
+        for name, source, scores in rows
+    ]
+    return Section(
+        "What the papers report of the published models",
+        "Percent; after each benchmark, the number of examples shown before the question. Reported "
+        "by the papers, not measured here.",
+        table=(head, *body),
+        is_wide=True,
+    )
+
+
+def _scores(
+    name: str, member: dict[str, Any], cards: dict[str, Any]
+) -> Iterator[tuple[str, str, dict[str, float]]]:
+    for where, scores in (member.get("scores") or {}).items():
+        short, _, place = where.partition(" ")
+        if paper := cards["sources"].get(short):
+            number = paper["url"].rpartition("/")[2]
+            yield name, f"[{number}, {place}]({paper['url']})", scores

@@ -1,0 +1,241 @@
+"""Cards: the texts and numbers of an answer, a preview, a result. The templates write the HTML."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from minitron.space.jobs.comparing import MEASURED, Column
+from minitron.space.jobs.measures import SAMPLES
+from minitron.space.jobs.models import ModelKey
+from minitron.space.jobs.preview import LABELS, Preview, Sizes, command, python_lines
+from minitron.space.jobs.pruning import PruningResult
+from minitron.space.jobs.teacher_check import TokenCheck
+from minitron.space.ui.heat_map import heat_maps
+from minitron.space.ui.html import byte_size, count, percent, render
+
+_UNKNOWN = "–"
+_STAT_NAMES = dict(
+    zip(
+        MEASURED,
+        ("tokens / s", "first token", "parameters", "weights", "KV / token", "agreement"),
+        strict=True,
+    )
+)
+_AXES = {"hidden": "hidden channels", "ffn": "MLP neurons", "heads": "query heads"}
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A number with its name, and how it is measured."""
+
+    name: str
+    value: str
+    measured: str
+
+
+@dataclass(frozen=True)
+class AnswerPart:
+    """A part of a text; one with a hint is marked."""
+
+    text: str
+    hint: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class AnswerCard:
+    """A column of the Compare tab; one without a state waits for the first comparison."""
+
+    name: str
+    stats: tuple[Stat, ...]
+    hint: str = "\u00a0"
+    placeholder: str = "The answer appears here."
+    state: str = ""
+    role: str = ""
+    text: str = ""
+    parts: tuple[AnswerPart, ...] = ()
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number of a model before and after, and how it is measured."""
+
+    name: str
+    before: str
+    after: str
+    measured: str
+    ratio: float = 1.0
+
+
+def answer_cards(columns: list[Column]) -> str:
+    """The answers so far."""
+    return render("answers", cards=[_answer_card(column) for column in columns])
+
+
+def empty_cards(names: list[str]) -> str:
+    """The cards before the first comparison, of the same height."""
+    return render(
+        "answers", cards=[AnswerCard(name, _stats(Column(ModelKey(name)))) for name in names]
+    )
+
+
+def how_measured() -> str:
+    """The explanations of all numbers."""
+    return render("how_measured", numbers=MEASURED)
+
+
+def _answer_card(column: Column) -> AnswerCard:
+    return AnswerCard(
+        column.key.label,
+        _stats(column),
+        hint=_hint(column),
+        placeholder="(no text)" if column.is_done else "…",
+        state="done" if column.is_done else "writing",
+        role=_role(column),
+        text=column.text,
+        parts=tuple(_parts(column)),
+        notices=column.notices,
+    )
+
+
+def _role(column: Column) -> str:
+    if column.key.quantization is not None:
+        return "against full weights"
+    return "teacher" if column.teacher is None and not column.why_no_teacher else "student"
+
+
+def _hint(column: Column) -> str:
+    if column.why_no_teacher:
+        return f"No agreement: {column.why_no_teacher}."
+    if column.teacher is None:
+        return "The other answers are compared with this model."
+    if column.checks and column.agreement == 1:
+        return f"{column.teacher} finds every one of these tokens most likely, too."
+    return f"Marked: tokens that {column.teacher} would not choose. Touch one to see its choice."
+
+
+def _parts(column: Column) -> Iterator[AnswerPart]:
+    reader = "The full weights" if column.key.quantization is not None else "The teacher"
+    for text, checks in column.checked_parts():
+        other = next((check for check in checks if not check.agrees), None)
+        yield AnswerPart(text) if other is None else _marked(text, other, reader)
+
+
+def _marked(text: str, check: TokenCheck, reader: str) -> AnswerPart:
+    hint = (
+        f"{reader}: “{check.choice}” {percent(check.choice_probability)}; "
+        f"this: {percent(check.probability)}"
+    )
+    is_far = check.probability < 0.1 * check.choice_probability
+    return AnswerPart(text, hint, "far" if is_far else "near")
+
+
+def _stats(column: Column) -> tuple[Stat, ...]:
+    speed, first, share = column.tokens_per_second, column.seconds_to_first_token, column.agreement
+    is_known = column.parameters > 0
+    cache = byte_size(column.kv_cache_bytes_per_token)
+    values = (
+        _UNKNOWN if speed is None else f"{speed:.0f}",
+        _UNKNOWN if first is None else f"{first:.2f} s",
+        count(column.parameters) if is_known else _UNKNOWN,
+        byte_size(column.weight_bytes) if is_known else _UNKNOWN,
+        cache if is_known else _UNKNOWN,
+        _UNKNOWN if share is None else percent(share),
+    )
+    rows = zip(MEASURED, values, strict=True)
+    return tuple(Stat(_STAT_NAMES[key], value, MEASURED[key]) for key, value in rows)
+
+
+def preview_card(preview: Preview) -> str:
+    """The numbers of a preview, and its heat maps."""
+    return render(
+        "preview",
+        changes=_changes(preview),
+        shares={_AXES.get(axis, axis): share for axis, share in preview.shares.items()},
+        samples=SAMPLES,
+        maps=heat_maps(preview.plan, preview.importance),
+    )
+
+
+def _changes(preview: Preview) -> list[Change]:
+    after = preview.to_json()
+    before, dtype = after["before"], preview.entry.inspection.dtype
+    context = preview.timings.conditions.context
+
+    def change(key: str, name: str, shown: str, measured: str) -> Change:
+        text = {"count": count, "bytes": byte_size}.get(shown, lambda v: f"{v:.0f} {shown}")
+        ratio = after[key] / before[key]
+        return Change(name, text(before[key]), text(after[key]), measured, ratio)
+
+    return [
+        change(
+            "parameters",
+            "Parameters",
+            "count",
+            "Numbers in the weights, embeddings included; counted from the sizes.",
+        ),
+        change(
+            "bytes", "Weights", "bytes", f"Parameters in {dtype}, as the checkpoint stores them."
+        ),
+        change(
+            "kv_cache_bytes_per_token",
+            "KV cache per token",
+            "bytes",
+            f"Memory of each token's keys and values, over all layers, in {dtype}.",
+        ),
+        change(
+            "tokens_per_second_estimated",
+            "Estimated speed",
+            "tokens/s",
+            "One text at a time on this machine: layers and output embedding were timed at the "
+            f"largest and smallest sizes with {context} tokens in the cache; sizes between are "
+            "interpolated.",
+        ),
+    ]
+
+
+def waiting_card() -> str:
+    """Before the first preview."""
+    text = "Measuring the importance of this model's parts: a few seconds, only the first time."
+    return render("progress", kind="mt-plan", text=text)
+
+
+def progress_card(result: PruningResult) -> str:
+    """The step of a pruning that runs now."""
+    return render("progress", kind="mt-result", text=result.note)
+
+
+def result_card(result: PruningResult, texts: list[Column]) -> str:
+    """Losses and sizes before and after, and a text of both models."""
+    done = result.to_json()
+    before, after = done["before"], done["after"]
+    evaluated = f"On {done['evaluated_on']}; nats per token, lower is better."
+    rows = [
+        Change("Loss", f"{before['loss']:.3f}", f"{after['loss']:.3f}", evaluated),
+        Change(
+            "Perplexity", f"{before['perplexity']:.1f}", f"{after['perplexity']:.1f}", "exp(loss)"
+        ),
+    ]
+    sizes = {"parameters": "Parameters", "bytes": "Bytes", **LABELS}
+    measured = {"parameters": "In the weight files.", "bytes": "Size of the weight files."}
+    for key, name in sizes.items():
+        if before[key] != after[key] or key in measured:
+            how = measured.get(key, "From config.json.")
+            rows.append(Change(name, f"{before[key]:,}", f"{after[key]:,}", how))
+    return render(
+        "result",
+        name=result.preview.entry.name,
+        rows=rows,
+        seconds=result.seconds,
+        texts=texts,
+    )
+
+
+def recipe_card(preview: Preview, sizes: Sizes, seq_len: int) -> str:
+    """The command and the Python lines that write the same model elsewhere."""
+    entry, out = preview.entry, sizes.folder_name(preview.entry)
+    parts = [
+        ("Command", "mt-command", command(entry, sizes, out, seq_len)),
+        ("Python", "mt-python", python_lines(entry, sizes, out, seq_len)),
+    ]
+    return render("recipe", parts=parts)
