@@ -27,7 +27,7 @@ import numpy as np
 
 import minitron
 from minitron.candidates.texts import first_tokens
-from minitron.evaluation.loss import evaluate_model
+from minitron.evaluation.loss import evaluate_text
 from minitron.records.folder_writer import write_json
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source
@@ -127,7 +127,7 @@ class Work:
 
     def loss(self, name: str) -> float:
         """Of a model on the held-out text, nats a token."""
-        return evaluate_model(load_model(open_source(name)), self.held_out).loss
+        return evaluate_text(load_model(open_source(name)), self.held_out).loss
 
     def pruned(self, name: str, source: str = "tiny", **sizes: Any) -> str:
         """A pruned model, made once."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from minitron.evaluation.loss import evaluate_model
+from minitron.evaluation.loss import evaluate_text
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, choose_plan
@@ -93,7 +93,7 @@ class Bench:
     def loss(self, plan: PruningPlan | None) -> float:
         """Held-out loss of the pruned teacher, or of the teacher."""
         source = self.source if plan is None else PrunedSource(self.source, plan)
-        return evaluate_model(load_model(source), self.held_out).loss
+        return evaluate_text(load_model(source), self.held_out).loss
 
     def row(self, table: str, cut: str, how: str, plan: PruningPlan) -> Row:
         """One table row."""

@@ -65,7 +65,7 @@ def _examples(*commands: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"  {command}" for command in commands)
 
 
-def _takes(recipe_type: type[Any]) -> Callable[[Command], Command]:
+def _with_options_of(recipe_type: type[Any]) -> Callable[[Command], Command]:
     """Give a command the fields of a recipe as its arguments, each with its help."""
 
     def decorate(run: Command) -> Command:
@@ -106,7 +106,7 @@ def _whole_number(annotation: Any, tokens: Sequence[Token]) -> int:
         "minitron quickstart my-first-student --seed 1",
     )
 )
-@_takes(QuickstartRecipe)
+@_with_options_of(QuickstartRecipe)
 def quickstart(recipe: QuickstartRecipe) -> None:
     """Prune, distill and compare the embedded teacher: minutes on two cores, no network."""
     from minitron.verbs.quickstart import quickstart
@@ -125,7 +125,7 @@ def quickstart(recipe: QuickstartRecipe) -> None:
         "minitron inspect nvidia/Minitron-8B-Base --json",
     )
 )
-@_takes(InspectRecipe)
+@_with_options_of(InspectRecipe)
 def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
     """Tell what a model is: sizes, parameters, bytes, layout. Reads no weights."""
     from minitron.sources.opening import open_source
@@ -143,7 +143,7 @@ def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
         "minitron prune tiny tiny-shallow --num-hidden-layers 4 --importance tiny.safetensors",
     )
 )
-@_takes(PruneRecipe)
+@_with_options_of(PruneRecipe)
 def prune(recipe: PruneRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Cut a model to a smaller size, ranked by importance, into a Hub-ready folder."""
     from minitron.verbs.inspect import inspection_of
@@ -161,7 +161,7 @@ def prune(recipe: PruneRecipe, *, recipe_file: RecipeFile = None) -> None:
         "minitron convert tiny tiny.nemo --to nemo",
     )
 )
-@_takes(ConvertRecipe)
+@_with_options_of(ConvertRecipe)
 def convert(recipe: ConvertRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Bring a model to another format: .nemo, NeMo 2, Hub, TensorRT-LLM, ONNX."""
     from minitron.verbs.convert import convert
@@ -178,7 +178,7 @@ def convert(recipe: ConvertRecipe, *, recipe_file: RecipeFile = None) -> None:
         "8b.safetensors --corpus books.jsonl.gz",
     )
 )
-@_takes(ImportanceRecipe)
+@_with_options_of(ImportanceRecipe)
 def importance(recipe: ImportanceRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Measure importance once, for many targets: `minitron prune --importance FILE`.
 
@@ -202,7 +202,7 @@ def importance(recipe: ImportanceRecipe, *, recipe_file: RecipeFile = None) -> N
         "--held-out held-out.txt --retrain-steps 50 --retrain-corpus books.jsonl.gz",
     )
 )
-@_takes(SearchRecipe)
+@_with_options_of(SearchRecipe)
 def search(
     recipe: SearchRecipe, *, as_json: AsJson = False, recipe_file: RecipeFile = None
 ) -> None:
@@ -229,7 +229,7 @@ def search(
         "--trainer.optim adafactor",
     )
 )
-@_takes(TrainRecipe)
+@_with_options_of(TrainRecipe)
 def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Train a causal language model, from scratch or further, into a Hub-ready folder.
 
@@ -237,7 +237,7 @@ def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
     from minitron.verbs.train import train
 
     train(**vars(recipe))
-    _say_written(recipe.out)
+    _print_written(recipe.out)
 
 
 @app.command(
@@ -245,12 +245,13 @@ def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
         "minitron distill tiny-half tiny-student --teacher tiny --corpus books.jsonl.gz",
         "minitron distill 4b 4b-student --teacher nvidia/Minitron-8B-Base --corpus books.jsonl.gz "
         "--seq-len 4096 --gradient-checkpointing --eval-corpus held-out.jsonl.gz",
-        "minitron distill tiny-half tiny-student --teacher-cache tiny-says --corpus books.jsonl.gz",
+        "minitron distill tiny-half tiny-student --teacher-cache tiny-cache "
+        "--corpus books.jsonl.gz",
         "torchrun --nproc-per-node 8 -m minitron distill 4b 4b-student "
         "--recipe distill-8-gpus --corpus books.jsonl.gz",
     )
 )
-@_takes(DistillRecipe)
+@_with_options_of(DistillRecipe)
 def distill(recipe: DistillRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Train a student on its teacher's predictions, into a Hub-ready folder.
 
@@ -258,16 +259,17 @@ def distill(recipe: DistillRecipe, *, recipe_file: RecipeFile = None) -> None:
     from minitron.verbs.distill import distill
 
     distill(**vars(recipe))
-    _say_written(recipe.out)
+    _print_written(recipe.out)
 
 
 @app.command(
     help_epilogue=_examples(
-        "minitron teacher-cache tiny tiny-says --corpus books.jsonl.gz",
-        "minitron teacher-cache nvidia/Minitron-8B-Base 8b-says --corpus books.jsonl.gz --top-k 64",
+        "minitron teacher-cache tiny tiny-cache --corpus books.jsonl.gz",
+        "minitron teacher-cache nvidia/Minitron-8B-Base 8b-cache --corpus books.jsonl.gz "
+        "--top-k 64",
     )
 )
-@_takes(TeacherCacheRecipe)
+@_with_options_of(TeacherCacheRecipe)
 def teacher_cache(recipe: TeacherCacheRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Write a teacher's outputs on a corpus, to distill from without it.
 
@@ -275,7 +277,7 @@ def teacher_cache(recipe: TeacherCacheRecipe, *, recipe_file: RecipeFile = None)
     from minitron.verbs.teacher_cache import cache_teacher
 
     cache_teacher(**vars(recipe))
-    _say_written(recipe.out)
+    _print_written(recipe.out)
 
 
 @app.command(
@@ -288,7 +290,7 @@ def teacher_cache(recipe: TeacherCacheRecipe, *, recipe_file: RecipeFile = None)
         "minitron evaluate tiny --tasks my_quiz --include-path my-tasks --num-fewshot 2",
     )
 )
-@_takes(EvaluateRecipe)
+@_with_options_of(EvaluateRecipe)
 def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
     """Measure loss (nats a token), perplexity and bits per byte on text, or scores on benchmarks.
 
@@ -302,14 +304,14 @@ def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
         record(evaluation, recipe)
 
 
-def _show_evaluation(told: dict[str, Any], recipe: EvaluateRecipe, *, as_json: bool) -> None:
+def _show_evaluation(evaluation: dict[str, Any], recipe: EvaluateRecipe, *, as_json: bool) -> None:
     """What was measured, as JSON or as tables."""
     if as_json:
-        _show(told, as_json=True)
+        _show(evaluation, as_json=True)
         return
-    tasks: Any = told.pop("tasks")
+    tasks: Any = evaluation.pop("tasks")
     if recipe.corpus is not None:
-        _show(told, as_json=False)
+        _show(evaluation, as_json=False)
     rows = [[name, m, _readable(v)] for name, task in tasks.items() for m, v in task.items()]
     if rows:
         _show_table(["task", "", "score"], [row for row in rows if row[2] != "None"])
@@ -322,20 +324,20 @@ def _show_evaluation(told: dict[str, Any], recipe: EvaluateRecipe, *, as_json: b
         'minitron generate tiny "Call me" --temperature 0.8 --seed 3',
     )
 )
-@_takes(GenerateRecipe)
+@_with_options_of(GenerateRecipe)
 def generate(recipe: GenerateRecipe) -> None:
     """Continue a prompt, word by word."""
     from minitron.verbs.generate import stream
 
-    unsaid = recipe.prompt  # until there is something to say after it
+    prompt = recipe.prompt  # printed with the first text after it, so that no error follows it
 
-    def say(text: str) -> None:
-        nonlocal unsaid
-        print(unsaid + _without_controls(text), end="", flush=True)
-        unsaid = ""
+    def write(text: str) -> None:
+        nonlocal prompt
+        print(prompt + _without_controls(text), end="", flush=True)
+        prompt = ""
 
-    stream(recipe, say)
-    print(unsaid)
+    stream(recipe, write)
+    print(prompt)
 
 
 @app.command(
@@ -344,7 +346,7 @@ def generate(recipe: GenerateRecipe) -> None:
         "minitron card tiny-half --overwrite",
     )
 )
-@_takes(CardRecipe)
+@_with_options_of(CardRecipe)
 def card(recipe: CardRecipe) -> None:
     """Write a folder's model card: what was removed, how it was trained, scores, use, remaking.
 
@@ -363,7 +365,7 @@ def card(recipe: CardRecipe) -> None:
         "minitron push --space me/minitron-demo nvidia/Minitron-8B-Base me/tiny-half",
     )
 )
-@_takes(PushRecipe)
+@_with_options_of(PushRecipe)
 def push(recipe: PushRecipe) -> None:
     """Upload a model folder to the Hub, in one commit: only one that loads, and no pickles.
 
@@ -381,7 +383,7 @@ def push(recipe: PushRecipe) -> None:
         "minitron remake tiny-half tiny-half-again --source elsewhere/tiny",
     )
 )
-@_takes(RemakeRecipe)
+@_with_options_of(RemakeRecipe)
 def remake(recipe: RemakeRecipe) -> None:
     """Build a pruned or converted folder's weights again: the same bytes, and no text needed."""
     from minitron.verbs.remake import remake
@@ -396,7 +398,7 @@ def remake(recipe: RemakeRecipe) -> None:
         "minitron demo tiny tiny-half --port 8000",
     )
 )
-@_takes(DemoRecipe)
+@_with_options_of(DemoRecipe)
 def demo(recipe: DemoRecipe) -> None:
     """Show models in a browser: compare them, prune one, see what was measured."""
     from minitron.verbs.demo import demo
@@ -426,7 +428,7 @@ def _run(tokens: list[str]) -> None:
             app.config, mapped = _recipe_file(tokens)
             tokens = [*tokens, *mapped]
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        _part()
+        _destroy_process_group()
     except (MinitronError, CycloptsError) as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -497,15 +499,15 @@ def _options(name: str) -> dict[str, Any]:
     return options
 
 
-def _part() -> None:
-    """Leave the other processes of this run in order, where there are any."""
+def _destroy_process_group() -> None:
+    """Leave the process group of a distributed run, where there is one."""
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def _say_written(out: str) -> None:
-    """Say it once, however many processes wrote."""
+def _print_written(out: str) -> None:
+    """Print it in one process, however many wrote."""
     from minitron.sources.processes import is_first_process
 
     if is_first_process():

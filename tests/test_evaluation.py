@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import minitron
 from minitron import cli
 from minitron.errors import CorpusError, SourceError, TargetError, TokenizerError
-from minitron.evaluation.loss import Evaluation, evaluate_model
+from minitron.evaluation.loss import Evaluation, TextLoss, evaluate_text
 from minitron.sources.opening import zoo
 from minitron.text.held_out import UNCOUNTED, held_out_ids, held_out_text
 from tests.tiny import tiny_folder, tiny_model, write_text, zoo_tokenizer
@@ -190,7 +190,7 @@ def test_every_token_is_predicted_exactly_once_from_the_one_before_it(
 def test_a_model_that_knows_nothing_scores_the_size_of_its_vocabulary(text: str) -> None:
     model = tiny_model("qwen3", vocab_size=VOCABULARY)
     torch.nn.init.zeros_(model.lm_head.weight)
-    scored = evaluate_model(model, held_out_text(text, zoo_tokenizer(), 8))
+    scored = evaluate_text(model, held_out_text(text, zoo_tokenizer(), 8))
     assert scored.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)
     assert scored.perplexity == pytest.approx(VOCABULARY, rel=1e-5)
     size = sum(len(document.encode()) for document in DOCUMENTS)
@@ -203,10 +203,10 @@ def test_how_much_is_computed_at_once_changes_nothing(
 ) -> None:
     model = tiny_model("nemotron-tied", vocab_size=VOCABULARY)
     held_out = held_out_text(text, zoo_tokenizer(), 7)
-    whole = evaluate_model(model, held_out)
+    whole = evaluate_text(model, held_out)
     monkeypatch.setattr("minitron.evaluation.loss._BATCH_TOKENS", batch)
     monkeypatch.setattr("minitron.evaluation.loss._LOGITS_TOKENS", logits)
-    parts = evaluate_model(model, held_out)
+    parts = evaluate_text(model, held_out)
     assert parts.tokens == whole.tokens
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
 
@@ -225,7 +225,7 @@ def test_json_has_the_promised_keys(folder: Path, text: str) -> None:
 
 
 def test_a_perplexity_beyond_floating_point_is_infinite_and_null_in_json() -> None:
-    evaluation = Evaluation(loss=800.0, tokens=1, bits_per_byte=None)
+    evaluation = Evaluation(TextLoss(loss=800.0, tokens=1, bits_per_byte=None))
     assert evaluation.perplexity == math.inf
     assert evaluation.to_json()["perplexity"] is None
 
@@ -236,7 +236,7 @@ def test_a_loss_that_is_no_number_is_refused(text: str) -> None:
         model.lm_head.weight *= 1e38
         model.lm_head.weight *= 10
     with pytest.raises(SourceError, match="the model has a loss of nan in float32: compute with"):
-        evaluate_model(model, held_out_text(text, zoo_tokenizer(), 16))
+        evaluate_text(model, held_out_text(text, zoo_tokenizer(), 16))
 
 
 @pytest.mark.parametrize("content", ["", "  \n "])

@@ -285,5 +285,5 @@ def test_a_setting_of_the_model_that_fails_is_named_in_one_line(
     copy = shutil.copytree(folder, tmp_path / "model")
     path = copy / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), setting: value}))
-    with pytest.raises(SourceError, match=f"mend or remove what it says of {setting}"):
+    with pytest.raises(SourceError, match=f"mend or remove {setting}"):
         minitron.generate(str(copy), PROMPT, max_new_tokens=2)

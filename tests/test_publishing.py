@@ -464,7 +464,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a record of nothing": (
         lambda f: (f / "minitron.json").write_text('{"source": 3}'),
-        "minitron.json has no command: it tells too little",
+        "minitron.json has no command: it records too little",
     ),
     "other sizes": (lambda f: edit_config(f, hidden_size=40), "but config.json asks for"),
     "no tokenizer": (

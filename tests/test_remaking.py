@@ -230,7 +230,7 @@ def test_a_change_that_the_digest_does_not_see_is_refused_too(
     alone = record_alone(pruned, tmp_path / "alone")
     told = refused(alone)
     assert told == (
-        f"model.safetensors does not come out as {alone}/minitron.json tells: "
+        f"model.safetensors does not come out as {alone}/minitron.json records: "
         f"{tmp_path / 'source'} has changed since"
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from minitron.candidates import comparison
 from minitron.errors import CorpusError
-from minitron.evaluation.loss import evaluate_model
+from minitron.evaluation.loss import evaluate_text
 from minitron.sources.loading import load_model, loaded_bytes
 from minitron.sources.opening import open_source
 from minitron.sources.streamed_loss import streamed_loss
@@ -33,7 +33,7 @@ def test_the_streamed_loss_is_that_of_the_loaded_model(variant: str, tmp_path: P
     source = open_source(str(tiny_folder(tmp_path / "it", variant)))
     text = held_out(101)
     nats, counted = streamed_loss(source, text.inputs, text.targets)
-    loaded = evaluate_model(load_model(source), text)
+    loaded = evaluate_text(load_model(source), text)
     assert counted == loaded.tokens == 5 * 19 + 7 - 6
     assert nats / counted == pytest.approx(loaded.loss, rel=1e-6)
 

@@ -24,7 +24,7 @@ from minitron.candidates.report import Candidate, SearchReport, candidate_name
 from minitron.candidates.shortlist import Shortlist, shortlist
 from minitron.candidates.texts import SearchTexts, search_texts
 from minitron.errors import CorpusError
-from minitron.evaluation.loss import evaluate_model
+from minitron.evaluation.loss import evaluate_text
 from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import free_memory
 from minitron.files.dtypes import name_of
@@ -230,7 +230,7 @@ def zero_shot_loss(source: Source, held_out: HeldOut) -> float:
         logger.info("%s is read layer by layer: it does not fit into memory", source.name)
         nats, counted = streamed_loss(source, held_out.inputs, held_out.targets, device=device)
         return nats / counted
-    return evaluate_model(load_model(source, device=device), held_out).loss
+    return evaluate_text(load_model(source, device=device), held_out).loss
 
 
 def retrained_loss(

@@ -3,7 +3,7 @@
 Logits are made a few hundred tokens at a time: with a vocabulary of 256,000 they would be the
 largest thing in memory. How text is cut into windows is in `minitron.text.held_out`.
 
-    evaluate_model(model, held_out_text("books.txt", tokenizer, 512)).perplexity
+    evaluate_text(model, held_out_text("books.txt", tokenizer, 512)).perplexity
 """
 
 import math
@@ -25,32 +25,60 @@ _LOGITS_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a model scores: on a text, on benchmarks, or on both."""
+class TextLoss:
+    """How well a model predicts a text."""
 
-    loss: float = math.nan  # nats a token; no number where no text was given
-    tokens: int = 0  # predicted
-    bits_per_byte: float | None = None  # None where the text was given as ids
-    tasks: Mapping[str, TaskScores] = field(default_factory=dict)
+    loss: float  # nats a token
+    tokens: int  # predicted
+    bits_per_byte: float | None  # None where the text was given as ids
 
     @property
     def perplexity(self) -> float:
         """exp(loss), infinity where that overflows."""
         return math.inf if self.loss >= 700 else math.exp(self.loss)
 
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a model: on a text, on benchmarks, or on both."""
+
+    text: TextLoss | None = None
+    tasks: Mapping[str, TaskScores] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float | None:
+        """Nats a token; None where no text was given."""
+        return None if self.text is None else self.text.loss
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(loss), infinity where that overflows; None where no text was given."""
+        return None if self.text is None else self.text.perplexity
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """None where no text was given, or one as ids."""
+        return None if self.text is None else self.text.bits_per_byte
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of text were predicted."""
+        return 0 if self.text is None else self.text.tokens
+
     def to_json(self) -> dict[str, object]:
         """The keys of `minitron evaluate --json`."""
+        perplexity = self.perplexity
         return {
-            "loss": self.loss if math.isfinite(self.loss) else None,
-            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
+            "loss": self.loss,
+            "perplexity": None if perplexity == math.inf else perplexity,
             "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens,
             "tasks": {name: scores.to_json() for name, scores in self.tasks.items()},
         }
 
 
-def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
-    """What a loaded model scores.
+def evaluate_text(model: PreTrainedModel, held_out: HeldOut) -> TextLoss:
+    """How well a loaded model predicts held-out text.
 
     Raises CorpusError for ids outside its vocabulary, SourceError for a loss that is no number.
     """
@@ -76,7 +104,7 @@ def evaluate_model(model: PreTrainedModel, held_out: HeldOut) -> Evaluation:
             "compute with --dtype float32, or retrain it"
         )
     bits = None if held_out.bytes is None else nats / math.log(2) / held_out.bytes
-    return Evaluation(loss=nats / counted, tokens=counted, bits_per_byte=bits)
+    return TextLoss(nats / counted, counted, bits)
 
 
 def _batches(held_out: HeldOut) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

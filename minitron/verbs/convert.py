@@ -1,4 +1,4 @@
-"""Converting: the steps from any readable model to any format that is written here.
+"""`minitron convert`: bring a model from any readable format to another.
 
 convert(source="minitron-8b-base.nemo", out="minitron-8b-base")
 """
@@ -42,8 +42,7 @@ logger = logging.getLogger(__name__)
 
 _NEMO = ("nemo", "nemo2")
 _SIZE = re.compile(r"\d+ ?[KMGT]B", re.IGNORECASE)
-# Options that only some targets have, with what they are where nobody chose.
-_ONLY = {
+_TARGETS_OF_OPTION = {  # of the options that only some targets have
     "tp": ("trtllm",),
     "pp": ("trtllm",),
     "dist_format": ("nemo",),
@@ -55,8 +54,8 @@ _ONLY = {
 def convert(recipe: ConvertRecipe) -> Path:
     """Bring a model to another format: Hub folder, `.nemo`, NeMo 2, TensorRT-LLM or ONNX.
 
-    Weights are streamed: bytes that lie as they are wanted are copied from file to file, the rest
-    is made some megabytes at a time (ONNX loads the model). Returns `out`. Raises a MinitronError,
+    Weights are streamed: bytes that need no change are copied from file to file, the rest is
+    computed some megabytes at a time (ONNX loads the model). Returns `out`. Raises a MinitronError,
     with nothing written, for a source that cannot be read or that the target cannot hold.
     """
     out = Path(recipe.out)
@@ -65,7 +64,7 @@ def convert(recipe: ConvertRecipe) -> Path:
     source = open_source(
         recipe.source, keep_vocab_padding=recipe.keep_vocab_padding, low_disk=recipe.low_disk
     )
-    model = _read(source, recipe)
+    model = _conversion_of(source, recipe)
     if recipe.to == "hub":
         for note in load_notes(model.config):
             logger.warning("%s", note)
@@ -74,8 +73,8 @@ def convert(recipe: ConvertRecipe) -> Path:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """What is converted: everything of it that is known before a weight is read."""
+class _Conversion:
+    """A model and what it becomes: everything that is known before a weight is read."""
 
     recipe: ConvertRecipe
     source: Source
@@ -85,20 +84,20 @@ class _Model:
 
     @property
     def tensors(self) -> Mapping[str, LazyTensor]:
-        """The tensors in the dtype wished for."""
+        """The tensors in the target's dtype."""
         if self.recipe.dtype is None:
             return self.stored
         return {name: Cast(tensor, self.dtype) for name, tensor in self.stored.items()}
 
     @property
     def dtype(self) -> torch.dtype:
-        """The one wished for, else that of the largest tensor."""
+        """That of the recipe, else that of the largest tensor."""
         if self.recipe.dtype is not None:
             return dtype_named(self.recipe.dtype)
         return max(self.stored.values(), key=lambda tensor: tensor.nbytes).dtype
 
-    def checked(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-        """Tensors, each refused as it is read where it is not finite."""
+    def finite(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+        """Tensors, each refused as it is read where it is not finite, unless --no-check."""
         if not self.recipe.check:
             return tensors
         return {
@@ -108,14 +107,14 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """The tokenizer as NeMo wants it: a SentencePiece model, else an id on the Hub."""
+    """The tokenizer of a NeMo checkpoint: a SentencePiece model, else an id on the Hub."""
 
-    found: "FoundTokenizer"
+    on_hub: "FoundTokenizer | None"  # None where the archive carries `model_file`
     size: int
     model_file: Path | None
 
     @classmethod
-    def of(cls, model: _Model) -> "_Tokenizer":
+    def of(cls, model: _Conversion) -> "_Tokenizer":
         """Raises TokenizerError for a model that has neither."""
         from minitron.conversion.nemo_tokenizer import FoundTokenizer
         from minitron.conversion.sentencepiece_model import read_model
@@ -124,26 +123,28 @@ class _Tokenizer:
         files = {path.name: path for path in source.companions.tokenizer_files()}
         if "tokenizer.model" in files:
             size = len(read_model(files["tokenizer.model"]).pieces)
-            return cls(FoundTokenizer("sentencepiece", "x"), size, files["tokenizer.model"])
+            return cls(None, size, files["tokenizer.model"])
         if files and source.format == "hub" and not Path(source.name).exists():
-            found = FoundTokenizer("huggingface", hub_id=source.name)
-            return cls(found, model.architecture.vocab_size, None)
+            on_hub = FoundTokenizer("huggingface", hub_id=source.name)
+            return cls(on_hub, model.architecture.vocab_size, None)
         raise TokenizerError(
             f"{source.name} has no tokenizer.model: a .nemo carries a SentencePiece model, add it"
         )
 
 
 def _check_options(recipe: ConvertRecipe) -> None:
-    """Refuse options of another target than the one chosen."""
-    for name, targets in _ONLY.items():
+    """Refuse options that the target does not have."""
+    for name, targets in _TARGETS_OF_OPTION.items():
         if getattr(recipe, name) != _DEFAULTS[name] and recipe.to not in targets:
             flag = "--" + name.replace("_", "-")
             raise TargetError(f"{flag} is for --to {' or '.join(targets)}, not {recipe.to}")
     if not _SIZE.fullmatch(recipe.max_shard_size):
-        raise TargetError(f"--max-shard-size is {recipe.max_shard_size!r}: say a size, as 2GB")
+        raise TargetError(
+            f"--max-shard-size is {recipe.max_shard_size!r}: write a size, such as 2GB"
+        )
 
 
-def _read(source: Source, recipe: ConvertRecipe) -> _Model:
+def _conversion_of(source: Source, recipe: ConvertRecipe) -> _Conversion:
     """Config and tensors, refused where they do not belong together."""
     architecture = source.architecture
     if recipe.to in _NEMO and recipe.to not in architecture.family.formats:
@@ -154,10 +155,10 @@ def _read(source: Source, recipe: ConvertRecipe) -> _Model:
     tensors = source.weights
     config = source.config_at(architecture)
     hub_config(config)
-    return _Model(recipe, source, architecture, config, tensors)
+    return _Conversion(recipe, source, architecture, config, tensors)
 
 
-def _write_hub(model: _Model, out: Path) -> None:
+def _write_hub(model: _Conversion, out: Path) -> None:
     recipe, source = model.recipe, model.source
     inherited = inherited_from(source)
     check_companions(source, model.config)
@@ -168,7 +169,7 @@ def _write_hub(model: _Model, out: Path) -> None:
         write_weights(
             folder,
             specs_of(model.tensors),
-            _while_well(pieces, companions),
+            _until_failure(pieces, companions),
             max_shard_size=recipe.max_shard_size,
         )
         companions.result()
@@ -183,17 +184,17 @@ def _write_hub(model: _Model, out: Path) -> None:
         write_card(folder)
 
 
-def _while_well(
+def _until_failure(
     pieces: Iterator[tuple[str, Piece]], beside: Future[None]
 ) -> Iterator[tuple[str, Piece]]:
-    """The pieces, until what is done beside them fails."""
+    """The pieces, until the work beside them fails."""
     for piece in pieces:
         if beside.done():
             beside.result()
         yield piece
 
 
-def _write_nemo(model: _Model, out: Path) -> None:
+def _write_nemo(model: _Conversion, out: Path) -> None:
     from minitron.conversion.hub_to_nemo import nemo1_settings
     from minitron.conversion.megatron_names import megatron_tensors
     from minitron.conversion.nemo_writer import write_nemo
@@ -201,14 +202,14 @@ def _write_nemo(model: _Model, out: Path) -> None:
     tokenizer = _Tokenizer.of(model)
     settings = nemo1_settings(
         model.config,
-        tokenizer=tokenizer.found,
+        tokenizer=tokenizer.on_hub,
         tokenizer_size=tokenizer.size,
         dtype=model.dtype,
         dist_ckpt_format=model.recipe.dist_format,
     )
     rows = model.architecture.vocab_size
     tensors = megatron_tensors(
-        model.checked(model.tensors), model.architecture, padded_vocab_size=rows
+        model.finite(model.tensors), model.architecture, padded_vocab_size=rows
     )
     with unfinished_file(out) as file, _progress(tensors) as progress:
         write_nemo(
@@ -221,18 +222,18 @@ def _write_nemo(model: _Model, out: Path) -> None:
         )
 
 
-def _write_nemo2(model: _Model, out: Path) -> None:
+def _write_nemo2(model: _Conversion, out: Path) -> None:
     from minitron.conversion.hub_to_nemo import nemo2_settings
     from minitron.conversion.megatron_names import megatron_tensors
     from minitron.conversion.nemo_writer import write_nemo2
 
     tokenizer = _Tokenizer.of(model)
     settings = nemo2_settings(
-        model.config, tokenizer=tokenizer.found, tokenizer_size=tokenizer.size, dtype=model.dtype
+        model.config, tokenizer=tokenizer.on_hub, tokenizer_size=tokenizer.size, dtype=model.dtype
     )
     rows = model.architecture.vocab_size
     tensors = megatron_tensors(
-        model.checked(model.tensors), model.architecture, padded_vocab_size=rows
+        model.finite(model.tensors), model.architecture, padded_vocab_size=rows
     )
     with (
         unfinished_folder(out, asdict(model.recipe)) as folder,
@@ -243,7 +244,7 @@ def _write_nemo2(model: _Model, out: Path) -> None:
         )
 
 
-def _write_trtllm(model: _Model, out: Path) -> None:
+def _write_trtllm(model: _Conversion, out: Path) -> None:
     from minitron.conversion.trtllm_checkpoint import write_trtllm
 
     recipe = model.recipe
@@ -251,7 +252,7 @@ def _write_trtllm(model: _Model, out: Path) -> None:
         write_trtllm(
             folder,
             model.config,
-            model.checked(model.stored),  # norms are made from what is stored, then cast
+            model.finite(model.stored),  # norms are made from what is stored, then cast
             tp=recipe.tp,
             pp=recipe.pp,
             dtype=model.dtype,
@@ -259,7 +260,7 @@ def _write_trtllm(model: _Model, out: Path) -> None:
         )
 
 
-def _write_onnx(model: _Model, out: Path) -> None:
+def _write_onnx(model: _Conversion, out: Path) -> None:
     from minitron.conversion.onnx_export import export_onnx
 
     recipe = model.recipe
@@ -274,14 +275,14 @@ def _write_onnx(model: _Model, out: Path) -> None:
 
 @contextmanager
 def _progress(tensors: Mapping[str, LazyTensor]) -> Iterator[Callable[[int], object]]:
-    """A bar in bytes; it is told of those that were written."""
+    """A progress bar; call what this yields with the number of bytes written."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="write", disable=None) as bar:
         yield bar.update
 
 
 _DEFAULTS = {field.name: field.default for field in fields(ConvertRecipe)}
-_WRITERS: Mapping[str, Callable[[_Model, Path], None]] = {
+_WRITERS: Mapping[str, Callable[[_Conversion, Path], None]] = {
     "hub": _write_hub,
     "nemo": _write_nemo,
     "nemo2": _write_nemo2,

@@ -1,4 +1,4 @@
-"""Showing: `minitron demo`, the Space on this machine.
+"""`minitron demo`: the Space on this machine.
 
 demo(["tiny", "my-students/half"])
 """

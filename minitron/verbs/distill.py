@@ -1,8 +1,7 @@
-"""Distilling: trains a student to predict what its teacher predicts, and writes a Hub folder.
+"""`minitron distill`: train a student to predict what its teacher predicts, and write a Hub folder.
 
-Knows the order of the steps, and what is refused before anything is loaded. How a batch is learnt
-is in `trainers`, the loss in `distillation`, where lessons come from in `teacher` and
-`teacher_cache`.
+Knows the order of the steps, and what is refused before anything is loaded. The trainer is in
+`trainers`, the loss in `distillation`, the teacher in `teacher` and `teacher_cache`.
 
     distill("tiny-half", "tiny-student", teacher="tiny", corpus="books.jsonl.gz")
 """
@@ -62,9 +61,9 @@ logger = logging.getLogger(__name__)
 def distill(recipe: DistillRecipe) -> HubFolder:
     """Train a student on its teacher's predictions, and write a Hub-ready folder.
 
-    The teacher runs beside the student, or was written down by `cache_teacher`. The loss is
+    The teacher runs beside the student, or its outputs were written by `cache_teacher`. The loss is
     `distillation_loss`, plus alpha times the distance of inner states: unless others are named,
-    those that the embeddings and the third last layers give (2407.14679, section 3 and table 17).
+    those of the embeddings and of the third last layers (2407.14679, section 3 and table 17).
     An interrupted run goes on from its last checkpoint when the same call is made again; under
     torchrun or accelerate launch all processes train together. Returns the folder, with
     `training.jsonl` and, where matplotlib is installed, `loss.png`. Raises SourceError,
@@ -74,16 +73,16 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     check_absent(out)
     check_options(recipe)
     student = open_source(recipe.student)
-    told = _instruction(recipe, student)
+    plan = _plan_of(recipe, student)
     with shared_folder(out, recipe) as folder:
         if not is_complete(folder):
-            _distill(student, told, recipe, folder)
+            _distill(student, plan, recipe, folder)
     return HubFolder.at(out)
 
 
 @dataclass(frozen=True)
-class _Instruction:
-    """Who teaches, and how; known before anything is loaded."""
+class _DistillationPlan:
+    """The teacher, the loss and what is compared; known before anything is loaded."""
 
     source: Source  # of a cache: the teacher without its weights
     cache: TeacherCache | None
@@ -93,7 +92,7 @@ class _Instruction:
     rows: int  # of both embeddings that are their vocabulary
 
     def teacher(self, recipe: DistillRecipe, student: Source, *, seq_len: int) -> Teacher:
-        """Load it, open it to be read layer by layer, or open what it wrote down."""
+        """Load the teacher, stream it layer by layer, or read its cached outputs."""
         device = device_of_run()
         if self.cache is not None:
             return self.cache.teacher(device)
@@ -110,19 +109,19 @@ class _Instruction:
         return RunningTeacher(load_model(self.source, dtype=dtype, device=device), places)
 
 
-def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder: Path) -> None:
+def _distill(student: Source, plan: _DistillationPlan, recipe: DistillRecipe, folder: Path) -> None:
     inherited = inherited_from(student)
-    texts = _texts(recipe, student, told, folder)
+    texts = _texts(recipe, student, plan, folder)
     for corpus in (texts.corpus, texts.held_out):
         if corpus is not None:
-            corpus.check_fits(told.rows)
-    teacher = told.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
+            corpus.check_fits(plan.rows)
+    teacher = plan.teacher(recipe, student, seq_len=texts.corpus.sequences.shape[1])
     set_seed(recipe.seed)
     model = initial_model(student, recipe)
-    teachers_width = told.source.architecture.hidden_size
-    add_projection(model, teachers_width, told.inner)
+    teachers_width = plan.source.architecture.hidden_size
+    add_projection(model, teachers_width, plan.inner)
     make_trainer = partial(
-        DistillTrainer, teacher=teacher, loss=told.loss, inner=told.inner, rows=told.rows
+        DistillTrainer, teacher=teacher, loss=plan.loss, inner=plan.inner, rows=plan.rows
     )
     fitted = fit(
         model,
@@ -130,24 +129,24 @@ def _distill(student: Source, told: _Instruction, recipe: DistillRecipe, folder:
         folder / CHECKPOINTS,
         recipe,
         make_trainer=make_trainer,
-        models={"student": digest_of(student), "teacher": told.record["digest"]},
+        models={"student": digest_of(student), "teacher": plan.record["digest"]},
         verb="distill",
     )
     write_trained(
         folder,
         student,
         recipe,
-        _silenced(fitted, student, told.rows),
+        _without_padding(fitted, student, plan.rows),
         texts,
         command="distill",
         loss=f"{recipe.kind} from the teacher",
         inherited=inherited,
-        teacher=told.record,
+        teacher=plan.record,
     )
 
 
-def _silenced(fitted: FitResult, student: Source, rows: int) -> FitResult:
-    """What was trained, with the student's padding rows made such that none is generated."""
+def _without_padding(fitted: FitResult, student: Source, rows: int) -> FitResult:
+    """The trained weights, with padding rows of which greedy decoding generates none."""
     architecture = student.architecture
     if not fitted.weights or rows == architecture.vocab_size:
         return fitted
@@ -156,9 +155,9 @@ def _silenced(fitted: FitResult, student: Source, rows: int) -> FitResult:
     return replace(fitted, weights={**fitted.weights, head: silent})
 
 
-def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
-    """Who teaches and how, checked against the student."""
-    cache, source = _teaching(recipe)
+def _plan_of(recipe: DistillRecipe, student: Source) -> _DistillationPlan:
+    """The teacher and the loss, checked against the student."""
+    cache, source = _teacher_of(recipe)
     loss = DistillLoss(recipe.kind, recipe.temperature, recipe.ce_weight, recipe.beta)
     _check_loss(loss, cache)
     rows = shared_rows(student, source)
@@ -171,7 +170,7 @@ def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
             f"{ours.parameters:,}",
         )
     described = cache.described["teacher"] if cache is not None else source.description
-    return _Instruction(
+    return _DistillationPlan(
         source=source,
         cache=cache,
         record={**described, **sizes_of(theirs)},
@@ -181,8 +180,8 @@ def _instruction(recipe: DistillRecipe, student: Source) -> _Instruction:
     )
 
 
-def _teaching(recipe: DistillRecipe) -> tuple[TeacherCache | None, Source]:
-    """The cache, if there is one, and the teacher."""
+def _teacher_of(recipe: DistillRecipe) -> tuple[TeacherCache | None, Source]:
+    """The cached outputs, where they are given, and the teacher."""
     named = None if recipe.teacher is None else open_source(recipe.teacher)
     if recipe.teacher_cache is not None:
         cache = open_teacher_cache(Path(recipe.teacher_cache))
@@ -195,7 +194,7 @@ def _teaching(recipe: DistillRecipe) -> tuple[TeacherCache | None, Source]:
 
 
 def _check_loss(loss: DistillLoss, cache: TeacherCache | None) -> None:
-    """Refuse options that the loss refuses, and those that the cache has no answer to."""
+    """Refuse options that the loss refuses, and those that the cache cannot answer."""
     one = torch.zeros(1, 1)
     distillation_loss(one, one, one, one, labels=torch.zeros(1, dtype=torch.long), **vars(loss))
     kept_all = cache is None or cache.top_k is None
@@ -237,21 +236,21 @@ def _inner_states(
     )
 
 
-def _texts(recipe: DistillRecipe, student: Source, told: _Instruction, folder: Path) -> Texts:
+def _texts(recipe: DistillRecipe, student: Source, plan: _DistillationPlan, folder: Path) -> Texts:
     """The text to train on, which must be the cache's if there is one, and the held-out text."""
     seq_len, samples, seed = recipe.seq_len, recipe.samples, recipe.seed
-    if told.cache is not None:  # as the cache was made, where nothing else is said
-        made = told.cache.described
+    if plan.cache is not None:  # the options of the cache, where none are given
+        made = plan.cache.described
         seq_len, seed = seq_len or made["seq_len"], made["recipe"]["seed"]
         samples = samples or made["recipe"]["samples"]
     seq_len = sequence_length(student, seq_len)
     load = partial(load_text, seq_len=seq_len, folder=folder, seed=seed)
     held_out = None if recipe.eval_corpus is None else load(student, recipe.eval_corpus)
-    if told.cache is None:
-        source = told.source if recipe.corpus == "self" else student
+    if plan.cache is None:
+        source = plan.source if recipe.corpus == "self" else student
         return Texts(load(source, recipe.corpus, samples=samples), held_out)
-    if recipe.corpus == told.cache.corpus.name == "self":
-        return Texts(told.cache.corpus, held_out)
+    if recipe.corpus == plan.cache.corpus.name == "self":
+        return Texts(plan.cache.corpus, held_out)
     corpus = load(student, recipe.corpus, samples=samples)
-    told.cache.check_corpus(corpus)
+    plan.cache.check_corpus(corpus)
     return Texts(corpus, held_out)

@@ -6,14 +6,14 @@ evaluate(source="tiny", tasks="hellaswag", num_fewshot=10).tasks["hellaswag"].me
 
 import logging
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from minitron.errors import TargetError
-from minitron.evaluation.loss import Evaluation, evaluate_model
+from minitron.evaluation.loss import Evaluation, TextLoss, evaluate_text
 from minitron.evaluation.preset import Preset, read_preset
 from minitron.evaluation.summaries import Articles, read_articles, summarize
 from minitron.evaluation.task_harness import Tasks, load_tasks, run_tasks
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """All that a model is to be measured on, read before the model is."""
+class _Measurements:
+    """Texts and tasks to measure a model on, read before the model is."""
 
     held_out: HeldOut | None
     tasks: Tasks | None
@@ -48,7 +48,7 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
     At least one of `corpus`, `tasks` and `preset` must be given. Raises SourceError,
     TokenizerError, CorpusError for text or data that is missing, empty or not of the model's
     vocabulary, TargetError for options and tasks that do not exist, MissingExtraError where
-    benchmarks are asked for without the extra `evals`.
+    benchmarks are to run without the extra `evals`.
     """
     evaluation = measured(recipe)
     if recipe.record:
@@ -58,21 +58,22 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
 
 def measured(recipe: EvaluateRecipe) -> Evaluation:
     """The same, but nothing is written; a folder without a record to add to is refused."""
-    preset = _checked(recipe)
+    preset = _preset_of(recipe)
     source = open_source(recipe.source)
     seq_len = sequence_length(source, recipe.seq_len)
     if recipe.record:
         folder = Path(recipe.source)  # refused where it has no record to add to
         check_record(read_record(folder), str(folder / FILE))
-    asked = _asked(recipe, preset, source, seq_len)
+    measurements = _measurements(recipe, preset, source, seq_len)
     dtype = dtype_named(recipe.dtype)
     model = load_model(source, dtype=dtype, device=default_device())
-    evaluation = Evaluation() if asked.held_out is None else evaluate_model(model, asked.held_out)
-    return replace(evaluation, tasks=_task_scores(recipe, asked, model, source))
+    held_out = measurements.held_out
+    text = None if held_out is None else evaluate_text(model, held_out)
+    return Evaluation(text, _task_scores(recipe, measurements, model, source))
 
 
-def _checked(recipe: EvaluateRecipe) -> Preset:
-    """Refuse options that mean nothing; the preset, an empty one where none is named."""
+def _preset_of(recipe: EvaluateRecipe) -> Preset:
+    """The preset, an empty one where none is named. Raises TargetError for wrong options."""
     if recipe.corpus is None and recipe.tasks is None and recipe.preset is None:
         raise TargetError("nothing to evaluate on: give --corpus, --tasks or --preset")
     preset = Preset() if recipe.preset is None else read_preset(recipe.preset)
@@ -87,7 +88,9 @@ def _checked(recipe: EvaluateRecipe) -> Preset:
     return preset
 
 
-def _asked(recipe: EvaluateRecipe, preset: Preset, source: Source, seq_len: int) -> _Asked:
+def _measurements(
+    recipe: EvaluateRecipe, preset: Preset, source: Source, seq_len: int
+) -> _Measurements:
     held_out = None
     if recipe.corpus is not None:
         held_out = _held_out(recipe, recipe.corpus, source, seq_len)
@@ -111,7 +114,7 @@ def _asked(recipe: EvaluateRecipe, preset: Preset, source: Source, seq_len: int)
         )
     if preset.summaries is not None:
         articles = read_articles(recipe.articles, preset.summaries, limit=recipe.limit)
-    return _Asked(held_out, tasks, articles, preset)
+    return _Measurements(held_out, tasks, articles, preset)
 
 
 def _held_out(recipe: EvaluateRecipe, corpus: str, source: Source, seq_len: int) -> HeldOut:
@@ -123,21 +126,25 @@ def _held_out(recipe: EvaluateRecipe, corpus: str, source: Source, seq_len: int)
 
 
 def _task_scores(
-    recipe: EvaluateRecipe, asked: _Asked, model: PreTrainedModel, source: Source
+    recipe: EvaluateRecipe, measurements: _Measurements, model: PreTrainedModel, source: Source
 ) -> dict[str, TaskScores]:
     scores: dict[str, TaskScores] = {}
-    if asked.tasks is not None:
+    if measurements.tasks is not None:
         scores |= run_tasks(
-            asked.tasks,
+            measurements.tasks,
             model,
             load_tokenizer(source),
             batch_size=recipe.batch_size,
             max_length=recipe.seq_len,
         )
-    settings = asked.preset.summaries
-    if asked.articles is not None and settings is not None:
+    settings = measurements.preset.summaries
+    if measurements.articles is not None and settings is not None:
         summed = summarize(
-            asked.articles, model, load_tokenizer(source), settings, batch_size=recipe.batch_size
+            measurements.articles,
+            model,
+            load_tokenizer(source),
+            settings,
+            batch_size=recipe.batch_size,
         )
         scores[summed.name] = summed
     return scores
@@ -150,13 +157,13 @@ def record(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
     """
     folder = Path(recipe.source)
     scores = list(evaluation.tasks.values())
-    found = {}
-    if recipe.corpus is not None:
+    results = {}
+    if recipe.corpus is not None and evaluation.text is not None:
         seq_len = sequence_length(open_source(recipe.source), recipe.seq_len)
-        found["results"] = _results(evaluation, recipe, recipe.corpus, seq_len)
+        results["results"] = _results(evaluation.text, recipe, recipe.corpus, seq_len)
     if scores:
-        found["benchmarks"] = record_of_scores(scores, _command(recipe))
-    add_measured(folder, **found)
+        results["benchmarks"] = record_of_scores(scores, _command(recipe))
+    add_measured(folder, **results)
     if scores:
         write_eval_results(folder, scores)
     write_card(folder)
@@ -164,33 +171,31 @@ def record(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
 
 def _command(recipe: EvaluateRecipe) -> str:
     """The benchmarks' command, without the folders of this machine."""
-    told = ["minitron", "evaluate", Path(recipe.source).name]
+    words = ["minitron", "evaluate", Path(recipe.source).name]
     for name in ("tasks", "include_path", "preset", "num_fewshot", "limit", "articles"):
         value = getattr(recipe, name)
         if value is not None:
             text = Path(value).name if name in ("include_path", "articles") else str(value)
-            told += [f"--{name.replace('_', '-')}", text]
-    return shlex.join([*told, *(["--run-generated-code"] if recipe.run_generated_code else [])])
+            words += [f"--{name.replace('_', '-')}", text]
+    return shlex.join([*words, *(["--run-generated-code"] if recipe.run_generated_code else [])])
 
 
-def _results(
-    evaluation: Evaluation, recipe: EvaluateRecipe, corpus: str, seq_len: int
-) -> dict[str, Any]:
+def _results(text: TextLoss, recipe: EvaluateRecipe, corpus: str, seq_len: int) -> dict[str, Any]:
     """The loss on text as minitron.json and the card hold it."""
     corpus = Path(corpus).name
-    bits = evaluation.bits_per_byte
-    told = "" if bits is None else f"{bits:.3f} bits per byte on "
+    bits = text.bits_per_byte
+    in_bits = "" if bits is None else f"{bits:.3f} bits per byte on "
     least = "" if recipe.stride is None else f"at least {seq_len - recipe.stride} and "
     stride = "" if recipe.stride is None else f" --stride {recipe.stride}"
     return {
-        "measured": f"{told}{corpus}, held out: {evaluation.tokens:,} tokens, each predicted from "
+        "measured": f"{in_bits}{corpus}, held out: {text.tokens:,} tokens, each predicted from "
         f"{least}at most {seq_len} before it. `minitron evaluate {Path(recipe.source).name} "
         f"--corpus {corpus}{stride}`",
         "columns": ["loss (nats a token)", "perplexity"],
         "rows": [
             {
                 "name": Path(recipe.source).name,
-                "values": [f"{evaluation.loss:.4f}", f"{evaluation.perplexity:.2f}"],
+                "values": [f"{text.loss:.4f}", f"{text.perplexity:.2f}"],
             }
         ],
     }

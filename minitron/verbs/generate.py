@@ -1,4 +1,4 @@
-"""Generation: a prompt continued, with each piece of text handed on as it comes.
+"""`minitron generate`: continue a prompt, and give each part of the text as soon as it is known.
 
 generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
 """
@@ -21,7 +21,7 @@ from minitron.text.text_stream import TextStream
 
 Emit = Callable[[str], None]
 
-# Of a model's own settings those that cannot fail here: checked as they are read, or numbers.
+# Settings of generation_config.json that cannot fail here: checked when read, or numbers.
 _CHECKED = (
     *("bos_token_id", "eos_token_id", "pad_token_id"),
     *("_from_model_config", "transformers_version"),
@@ -36,16 +36,16 @@ _NUMBERS = (
 def generate(recipe: GenerateRecipe) -> str:
     """The text that a model continues `prompt` with, without the prompt itself.
 
-    Raises SourceError, TokenizerError, TargetError for settings that mean nothing, or
-    MissingExtraError to quantize without optimum-quanto.
+    Raises SourceError, TokenizerError, TargetError for settings out of range, or MissingExtraError
+    to quantize without optimum-quanto.
     """
-    pieces: list[str] = []
-    stream(recipe, pieces.append)
-    return "".join(pieces)
+    parts: list[str] = []
+    stream(recipe, parts.append)
+    return "".join(parts)
 
 
 def stream(recipe: GenerateRecipe, emit: Emit) -> None:
-    """Give `emit` the same text piece by piece, as soon as each is certain."""
+    """Call `emit` with each part of the same text, as soon as no later token can change it."""
     if recipe.quantize is not None:
         check_quantization(recipe.quantize)
     source = open_source(recipe.source)
@@ -71,7 +71,7 @@ def stream_model(
         )
     ids = ids.to(model.device)
     set_seed(recipe.seed)
-    with _checked_settings(model):
+    with _settings_boundary(model):
         # Without gradients; not in inference mode, in which 4-bit weights cannot be used.
         model.generate(  # type: ignore[operator]  # mixed in without types
             ids,
@@ -101,20 +101,20 @@ class _Streamer(BaseStreamer):
             self._emit(text)
 
 
-def _checked_settings(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Around generating, one line where a model brings settings that transformers fails on.
+def _settings_boundary(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Around generation: SourceError for settings of the model that transformers fails on.
 
-    It takes any value of generation_config.json that we do not set, and fails only here.
+    transformers accepts any value in generation_config.json, and fails only when it generates.
     """
     own = model.generation_config.to_diff_dict()
-    more = [
+    unchecked = [
         key
         for key, value in own.items()
         if key not in _CHECKED and not (key in _NUMBERS and isinstance(value, (int, float)))
     ]
-    if not more:
+    if not unchecked:
         return nullcontext()
-    remedy = f"mend or remove what it says of {', '.join(sorted(more)):.200}"
+    remedy = f"mend or remove {', '.join(sorted(unchecked)):.200}"
     return foreign_parser(f"{model.name_or_path}/{FILE}".lstrip("/"), SourceError, remedy)
 
 

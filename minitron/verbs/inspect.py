@@ -1,4 +1,4 @@
-"""Inspection: what a model is, from its config and headers, without reading weights.
+"""`minitron inspect`: what a model is, from its config and headers, without reading weights.
 
 inspect(source="tiny").to_json()["parameters"]
 """
@@ -16,7 +16,7 @@ from minitron.model.source import Source
 from minitron.recipe import InspectRecipe, verb
 from minitron.sources.opening import open_source
 
-_TOLD = ("tokenizer", "writer")  # to a person, not in --json
+_TEXT_ONLY = ("tokenizer", "writer")  # not in --json
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Inspection:
     dtype: str
     kv_cache_bytes_per_token: int
     tokenizer: list[str]
-    writer: str | None = None  # what a NeMo checkpoint says of its format
+    writer: str | None = None  # the version that a NeMo checkpoint names
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `minitron inspect --json`."""
-        return {key: value for key, value in asdict(self).items() if key not in _TOLD}
+        return {key: value for key, value in asdict(self).items() if key not in _TEXT_ONLY}
 
 
 @verb(InspectRecipe)
@@ -57,7 +57,7 @@ def inspect(recipe: InspectRecipe) -> Inspection:
 
 
 def inspection_of(source: Source) -> Inspection:
-    """The same of an open source."""
+    """What an open source is."""
     architecture = source.architecture
     dtype, size = _stored(source, architecture)
     return Inspection(
@@ -84,7 +84,7 @@ def inspection_of(source: Source) -> Inspection:
 def _stored(source: Source, architecture: Architecture) -> tuple[torch.dtype, int]:
     """The dtype of most bytes, and the bytes of all."""
     if source.layout is None:
-        dtype = _said_dtype(source)
+        dtype = _config_dtype(source)
         return dtype, architecture.parameters * dtype.itemsize
     bytes_by_dtype: Counter[torch.dtype] = Counter()
     for tensor in source.weights.values():
@@ -92,7 +92,7 @@ def _stored(source: Source, architecture: Architecture) -> tuple[torch.dtype, in
     return bytes_by_dtype.most_common(1)[0][0], bytes_by_dtype.total()
 
 
-def _said_dtype(source: Source) -> torch.dtype:
+def _config_dtype(source: Source) -> torch.dtype:
     """The dtype that config.json names, float32 where it names none."""
     name = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
     try:

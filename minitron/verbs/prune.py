@@ -1,4 +1,4 @@
-"""Pruning: the steps from a source to a smaller model's Hub folder, in order.
+"""`minitron prune`: cut a model to smaller sizes and write it as a Hub folder.
 
 prune(source="tiny", out="tiny-half", hidden_size=192, corpus="self")
 """
@@ -46,8 +46,8 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     Width (hidden, ffn, heads) and depth in one pass; sizes not given stay. Weights are streamed:
     some megabytes are held, never a tensor. Returns the folder. Raises a MinitronError, with
     nothing written, for a source that cannot be read, sizes that are no cut of it or that its
-    family refuses, missing text, an `out` that exists, or a destination on the Hub that will not
-    do; where only the push fails, `out` is there and the error says so. Source: arXiv 2407.14679,
+    family refuses, missing text, an `out` that exists, or a destination that the Hub refuses; where
+    only the push fails, `out` is there and the error says so. Source: arXiv 2407.14679,
     section 2.
     """
     out = Path(recipe.out)
@@ -58,7 +58,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     whole = source.architecture
     inherited = inherited_from(source)
     check_companions(source, source.config)
-    choice = _chosen(source, whole, recipe)
+    choice = _choose_sizes(source, whole, recipe)
     target = choice.target
     config = source.config_at(target)
     hub_config(config)
@@ -69,7 +69,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     plan, importance = decision.plan, decision.importance
     if recipe.head_residual and plan.partners is None:
         logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
-    _tell(plan, decision.shares)
+    _log_kept(plan, decision.shares)
     with unfinished_folder(out, asdict(recipe)) as folder:
         kept, names = narrowed(plan, tensors), source_names(plan)
         write_weights(folder, specs_of(kept), stream_tensors(kept, source.name, source_names=names))
@@ -103,8 +103,8 @@ def _check_choices(recipe: PruneRecipe) -> None:
         )
 
 
-def _chosen(source: Source, whole: Architecture, recipe: PruneRecipe) -> Choice:
-    """The sizes as they are named, or as a budget leads to them."""
+def _choose_sizes(source: Source, whole: Architecture, recipe: PruneRecipe) -> Choice:
+    """The sizes that the recipe names, or those that its budget leads to."""
     if not names_budget(recipe):
         target = target_architecture(whole, recipe)
         if recipe.compatible:
@@ -124,8 +124,8 @@ def target_architecture(source: Architecture, recipe: PruneRecipe) -> Architectu
 
     Raises ArchitectureError or TargetError for sizes that are no cut of the source.
     """
-    wished = {AXIS_KEYS[axis]: getattr(recipe, AXIS_KEYS[axis]) for axis in PRUNABLE}
-    return target_of(source, {size: value for size, value in wished.items() if value is not None})
+    named = {AXIS_KEYS[axis]: getattr(recipe, AXIS_KEYS[axis]) for axis in PRUNABLE}
+    return target_of(source, {size: value for size, value in named.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _importance(
     return score(source, recipe)
 
 
-def _tell(plan: PruningPlan, shares: Mapping[str, float]) -> None:
+def _log_kept(plan: PruningPlan, shares: Mapping[str, float]) -> None:
     """Log what is kept of every axis that is cut, and of the parameters."""
     for axis, share in shares.items():
         kept, whole = plan.target.size(axis), plan.source.size(axis)

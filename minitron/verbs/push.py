@@ -1,8 +1,8 @@
-"""Publishing: a folder that loads becomes a model repository on the Hub, in one commit.
+"""`minitron push`: upload a folder that loads to a model repository on the Hub, in one commit.
 
-Everything that can be wrong with the folder is found before anything is sent. What an interrupted
+Everything that can be wrong with the folder is checked before anything is sent. What an interrupted
 push has sent is not sent again: the Hub knows large files by their checksum. Weights of an earlier
-push that the folder does not have are removed in the same commit, as transformers might take them.
+push that the folder does not have are removed in the same commit: transformers might load them.
 
     push("tiny-half", "me/tiny-half", private=True)
 """
@@ -42,8 +42,8 @@ from minitron.sources.opening import zoo
 
 logger = logging.getLogger(__name__)
 
-# What a commit's message says of a minitron.json.
-_TOLD = {
+# The keys of minitron.json that a commit's message is made of.
+_MESSAGE_KEYS = {
     "command": str,
     "source": {"name": str, **{f"{size}?": int for size in SIZES}},
     "target": {**{f"{size}?": int for size in SIZES}, "parameters": int},
@@ -77,11 +77,11 @@ def push(recipe: PushRecipe) -> Publication:
     files: dict[str, Path | bytes] = {**check_publishable(folder)}
     if FILE in files and (record := _public_record(folder)) is not None:
         files[FILE] = record
-    told = _commit_message(folder, recipe.commit_message)
+    message = _commit_message(folder, recipe.commit_message)
     destination = find_destination(recipe.repo, private=recipe.private, create_pr=recipe.create_pr)
     check_weights(folder)
     with speaking_of(destination.repo):
-        return _upload(files, told, destination, recipe)
+        return _upload(files, message, destination, recipe)
 
 
 def _check_options(recipe: PushRecipe) -> None:
@@ -98,7 +98,7 @@ def _check_options(recipe: PushRecipe) -> None:
 
 def _upload(
     files: Mapping[str, Path | bytes],
-    told: tuple[str, str],
+    message: tuple[str, str],
     destination: HubDestination,
     recipe: PushRecipe,
 ) -> Publication:
@@ -108,7 +108,7 @@ def _upload(
     assert isinstance(card, Path)
     _let_hub_check_card(card)
     _prepare(api, destination, recipe)
-    title, description = told
+    title, description = message
     size = sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
     logger.info("%d files, %.1f MB, to %s: %s", len(files), size / 1e6, repo, title)
     stale = _stale(api, repo, recipe.branch, files)
@@ -145,7 +145,7 @@ def _upload(
 
 
 def _prepare(api: HfApi, destination: HubDestination, recipe: PushRecipe) -> None:
-    """Make repository and branch; refuse a tag that is taken and a collection that is not there."""
+    """Make repository and branch; refuse a tag that exists and a collection that is not there."""
     repo = destination.repo
     if recipe.collection is not None:
         _check_collection(api, recipe.collection, destination)
@@ -200,23 +200,23 @@ def _public_record(folder: Path) -> bytes | None:
     return json_bytes(public)
 
 
-def _commit_message(folder: Path, wished: str | None) -> tuple[str, str]:
-    """What was done to get here, as minitron.json tells it: a title and the sizes that changed."""
+def _commit_message(folder: Path, given: str | None) -> tuple[str, str]:
+    """The title and the description: `given`, else what minitron.json records."""
     if not (folder / FILE).is_file():
-        return wished or f"Upload {folder.name}", ""
+        return given or f"Upload {folder.name}", ""
     record = read_record(folder)
-    remedy = "it tells too little; make the folder again, or push it without that file"
-    check_kind(record, _TOLD, str(folder / FILE), SourceError, remedy)
-    title, sizes = _told(record)
-    return wished or title, "\n".join(sizes)
+    remedy = "it records too little; make the folder again, or push it without that file"
+    check_kind(record, _MESSAGE_KEYS, str(folder / FILE), SourceError, remedy)
+    title, sizes = _title_and_sizes(record)
+    return given or title, "\n".join(sizes)
 
 
-def _told(record: dict[str, Any]) -> tuple[str, list[str]]:
-    """What was done, in a line, and the sizes that it changed."""
+def _title_and_sizes(record: dict[str, Any]) -> tuple[str, list[str]]:
+    """What the command did, in one line, and the sizes that it changed."""
     before, after = record["source"], record["target"]
     known = [key for key in SIZES if key in before and key in after]
     changed = {key: after[key] for key in known if before[key] != after[key]}
-    # A folder of this machine is nobody else's business.
+    # The path of a folder on this machine is not published.
     name = Path(before["name"]).name if Path(before["name"]).is_absolute() else before["name"]
     title = f"{record['command'].capitalize()} {name}: "
     title += f"{after['parameters']:,} parameters"
@@ -247,7 +247,7 @@ def check_push_to_hub(repo: str | None, *, private: bool) -> None:
 
 
 def push_result(out: Path, repo: str, *, private: bool) -> None:
-    """Push what a command has written. Raises OutputError that tells how to do it again."""
+    """Push what a command has written. Raises OutputError with the command that repeats it."""
     try:
         logger.info("pushed: %s", push(str(out), repo, private=private).url)
     except MinitronError as error:

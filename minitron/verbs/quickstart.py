@@ -1,8 +1,8 @@
-"""The first run: `minitron quickstart`, the main job on the embedded teacher.
+"""`minitron quickstart`: prune, distill and compare the embedded teacher.
 
-Prunes it to about half by importance on text it samples itself, distills it briefly, and treats a
-random pruning of the same sizes alike, so that the table shows what importance is worth. Only
-public verbs, in the order a user would call them; the teacher says what it predicts once, for both.
+Prunes it to about half by importance on text that it samples itself, distills the result briefly,
+and does the same with a random pruning to the same sizes, so that the table shows the effect of
+importance. Calls only public verbs, in the order of a user; both students share one teacher cache.
 
     quickstart("tiny-half").folder
 """
@@ -39,7 +39,7 @@ HELD_OUT, CALIBRATION, TRAINING = 64, 64, 320  # sequences the teacher samples
 # Selects the text only: the first seed with which the teacher has 3.92 +- 0.01. On the texts of
 # seeds 0 to 6 it has 3.85 to 3.93, 3.88 in the mean.
 TEXT_SEED = 3
-LESSONS = "lessons"
+_CACHE = "teacher-cache"
 MEASURED = (
     f"Loss in nats a token and perplexity, on {HELD_OUT} sequences of {SEQ_LEN} tokens that the "
     f"teacher sampled and no student saw; distilled from the teacher on {TRAINING} others."
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class QuickstartReport:
-    """What `minitron quickstart` found, and the folder it wrote."""
+    """The losses that `minitron quickstart` measured, and the folder it wrote."""
 
     folder: HubFolder
     rows: tuple[Row, ...]
@@ -87,10 +87,10 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
     with unfinished_folder(out, asdict(recipe)) as folder:
         work = folder / "work"
         work.mkdir()
-        logger.info("1/4 the teacher samples text, to measure on and to learn from")
+        logger.info("1/4 the teacher samples text to measure and to train on")
         texts = _sampled_texts(work, recipe.seed)
-        logger.info("2/4 what the teacher predicts there, and its own loss")
-        cache_teacher(TEACHER, str(work / LESSONS), corpus=texts["training"])
+        logger.info("2/4 write the teacher's outputs on that text, and measure its loss")
+        cache_teacher(TEACHER, str(work / _CACHE), corpus=texts["training"])
         rows = [_teacher_row(texts)]
         logger.info("3/4 prune to half by importance, distill")
         rows.append(_student_row(work, "importance", "paper", texts, recipe.seed))
@@ -103,7 +103,7 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
 
 
 def _sampled_texts(work: Path, seed: int) -> dict[str, str]:
-    """Files of token ids that the teacher samples: what for -> path."""
+    """Files of token ids that the teacher samples: purpose to path."""
     # In float32 the text, and so the teacher's loss on it, is the same on every processor.
     teacher = load_model(open_source(TEACHER), dtype=torch.float32, device=default_device())
     samples = HELD_OUT + CALIBRATION + TRAINING
@@ -138,7 +138,7 @@ def _student_row(work: Path, name: str, scores: Scores, texts: dict[str, str], s
     distill(
         pruned,
         distilled,
-        teacher_cache=str(work / LESSONS),
+        teacher_cache=str(work / _CACHE),
         corpus=texts["training"],
         batch_size=8,
         learning_rate=2e-3,

@@ -1,8 +1,7 @@
-"""Remaking: a folder's weights again, byte for byte, from its minitron.json and the same source.
+"""`minitron remake`: build a folder's weights again, byte for byte, from its minitron.json.
 
-What was measured is not measured again: the kept indices are on record, so that no text is needed.
-Refuses a source that is not the recorded one, and whatever does not come out as it is on record.
-Does not train.
+Nothing is measured again: the kept indices are recorded, so that no text is needed. Refuses a
+source that is not the recorded one, and weights that differ from the recorded ones. Does not train.
 
     remake("tiny-half", "tiny-half-again")
 """
@@ -37,18 +36,18 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
     """Build a pruned or converted folder again: the same safetensors, byte for byte.
 
     `folder` is a folder, or a Hub id of which no weights are fetched. Its minitron.json is enough:
-    the kept indices are used, nothing is measured, and where the weights lie beside it they are
+    the kept indices are used, nothing is measured, and where the weights are beside it they are
     compared whole. Returns the folder. Raises SourceError, with nothing written, where
     minitron.json is missing, damaged or of a newer minitron, and where the source is gone or
     another model now; TargetError for what training made.
     """
     out = Path(recipe.out)
     check_absent(out)
-    found, original = _found(recipe.folder)
-    record = _to_remake(found, recipe)
+    own_record, original = _read_folder(recipe.folder)
+    record = _record_to_remake(own_record, recipe)
     making = Making.of(record, f"{recipe.folder}/{FILE}")
     name = recipe.source or making.source
-    plan = _checked_plan(making, name, recipe)
+    plan = _recorded_plan(making, name, recipe)
     check_record(record, making.file)
     with unfinished_folder(out, asdict(recipe)) as folder:
         if plan is None:
@@ -57,15 +56,15 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
             source = open_source(name, low_disk=recipe.low_disk)
             _prune_again(making, source, plan, folder)
         _check_recorded(making, name, folder)
-        if original is not None and record is found:
+        if original is not None and record is own_record:
             _check_beside(name, folder, original)
         write_json(folder / FILE, record)
         write_card(folder)
     return HubFolder.at(out)
 
 
-def _found(folder: str) -> tuple[dict[str, Any], Path | None]:
-    """The record of a folder, and where it is one of this machine the folder itself."""
+def _read_folder(folder: str) -> tuple[dict[str, Any], Path | None]:
+    """The record of a folder, and the folder itself where it is on this machine."""
     path = Path(folder)
     if not path.exists():
         path = zoo().get(folder, path)
@@ -78,7 +77,7 @@ def _found(folder: str) -> tuple[dict[str, Any], Path | None]:
 
 
 def _before_training(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of the model that training began with; None where it is not told."""
+    """The record of the model that training began with; None where there is none."""
     made: Any = record
     while isinstance(made, dict) and made.get("command") in _TRAINED:
         source = made.get("source")
@@ -86,28 +85,28 @@ def _before_training(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return made if isinstance(made, dict) else None
 
 
-def _to_remake(record: dict[str, Any], recipe: RemakeRecipe) -> dict[str, Any]:
-    """The record to go by. Raises TargetError for what training made."""
-    command, begun = record.get("command"), _before_training(record)
+def _record_to_remake(record: dict[str, Any], recipe: RemakeRecipe) -> dict[str, Any]:
+    """The record of the model to build. Raises TargetError for what training made."""
+    command, initial = record.get("command"), _before_training(record)
     if command not in _TRAINED:
         if recipe.before_training:
             raise TargetError(f"{recipe.folder} was not trained: do without --before-training")
         return record
-    if recipe.before_training and begun is not None:
-        return begun
-    told = f"{recipe.folder} was made by minitron {command}: trained weights cannot be remade "
-    told += "without training"
+    if recipe.before_training and initial is not None:
+        return initial
+    reason = f"{recipe.folder} was made by minitron {command}: trained weights cannot be remade "
+    reason += "without training"
     if command == "quickstart":
         options = record.get("recipe")
         seed = options.get("seed", 0) if isinstance(options, dict) else 0
         again = f"minitron quickstart {recipe.out} --seed {seed}"
-        raise TargetError(f"{told}; {again} trains them again")
-    if begun is None:
-        raise TargetError(f"{told}; its minitron.json has the recipe to do that again")
-    raise TargetError(f"{told}; --before-training remakes the model that it began with")
+        raise TargetError(f"{reason}; {again} trains them again")
+    if initial is None:
+        raise TargetError(f"{reason}; its minitron.json has the recipe to do that again")
+    raise TargetError(f"{reason}; --before-training remakes the model that it began with")
 
 
-def _opened(making: Making, name: str, recipe: RemakeRecipe) -> Source:
+def _open_recorded(making: Making, name: str, recipe: RemakeRecipe) -> Source:
     try:
         padded = making.recipe.get("keep_vocab_padding") is True
         return open_source(name, keep_vocab_padding=padded, low_disk=recipe.low_disk)
@@ -120,9 +119,9 @@ def _opened(making: Making, name: str, recipe: RemakeRecipe) -> Source:
         ) from error
 
 
-def _checked_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPlan | None:
-    """What is kept of the source, None for all; once it is sure that it is the same model."""
-    source = _opened(making, name, recipe)
+def _recorded_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPlan | None:
+    """What is kept of the source, None for all. Raises SourceError for another model."""
+    source = _open_recorded(making, name, recipe)
     if source.digest != making.digest:
         raise SourceError(
             f"{name} is not the model that {making.file} was written for: its digest is another; "
@@ -134,7 +133,7 @@ def _checked_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPla
 
 
 def _prune_again(making: Making, source: Source, plan: PruningPlan, folder: Path) -> None:
-    """Write what `prune` wrote, by the plan on record."""
+    """Write what `prune` wrote, by the recorded plan."""
     pruned = PrunedSource(source, plan)
     pieces = stream_tensors(pruned.tensors, source.name, source_names=source_names(plan))
     sizes = specs_of(pruned.tensors)
@@ -143,7 +142,7 @@ def _prune_again(making: Making, source: Source, plan: PruningPlan, folder: Path
 
 
 def _convert_again(making: Making, name: str, folder: Path, *, low_disk: bool) -> None:
-    """Write what `convert` wrote, by the options on record."""
+    """Write what `convert` wrote, by the recorded options."""
     recipe, work = making.recipe, folder / "again"
     dtype = recipe.get("dtype")
     if dtype not in (None, *get_args(DType)):
@@ -164,17 +163,17 @@ def _convert_again(making: Making, name: str, folder: Path, *, low_disk: bool) -
 
 
 def _check_recorded(making: Making, name: str, folder: Path) -> None:
-    """Refuse weights that are not those on record."""
+    """Refuse weights that differ from the recorded ones."""
     made = outlines_of(folder)
     for file in sorted({*made, *making.files}):
         if made.get(file) != making.files.get(file):
             raise SourceError(
-                f"{file} does not come out as {making.file} tells: {name} has changed since"
+                f"{file} does not come out as {making.file} records: {name} has changed since"
             )
 
 
 def _check_beside(name: str, folder: Path, original: Path) -> None:
-    """Refuse weights that are not those that lie beside the record, where they do."""
+    """Refuse weights that differ from those beside the record, where there are any."""
     for made in sorted(folder.glob("*.safetensors")):
         beside = original / made.name
         if beside.is_file() and not filecmp.cmp(made, beside, shallow=False):

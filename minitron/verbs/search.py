@@ -39,15 +39,15 @@ def search(recipe: SearchRecipe) -> SearchReport:
     ranks them by loss as they are pruned, then the `top` ones by loss after `retrain_steps`.
     Returns the report; with `out`, a folder of search.json, search.md, importance.safetensors and,
     where matplotlib is installed, pareto.png. Interrupted, it goes on when the same call is made
-    again. Raises a MinitronError for a budget that means nothing or that nothing meets (it tells
-    what comes nearest), text that is missing, a device that is not there.
+    again. Raises a MinitronError for a budget that is wrong or that nothing meets (it names
+    the nearest sizes), text that is missing, a device that is not there.
     """
     _check(recipe)
     out = None if recipe.out is None else Path(recipe.out)
     if out is not None:
         check_absent(out)
     source = open_source(recipe.source)
-    with _workplace(out, recipe) as folder:
+    with _work_folder(out, recipe) as folder:
         comparison = Comparison.begun(source, recipe, folder)
         candidates = comparison.compared()
         candidates = comparison.timed(candidates, recipe.top)
@@ -69,8 +69,8 @@ def _check(recipe: SearchRecipe) -> None:
 
 
 @contextmanager
-def _workplace(out: Path | None, recipe: SearchRecipe) -> Iterator[Path]:
-    """The folder that becomes `out`, or one that goes when all is shown."""
+def _work_folder(out: Path | None, recipe: SearchRecipe) -> Iterator[Path]:
+    """The folder that becomes `out`, or a temporary one where nothing is to be written."""
     if out is not None:
         with unfinished_folder(out, asdict(recipe), resumable=True) as folder:
             yield folder
@@ -80,7 +80,7 @@ def _workplace(out: Path | None, recipe: SearchRecipe) -> Iterator[Path]:
 
 
 def _write(report: SearchReport, folder: Path) -> None:
-    """The report's files; what only served an interrupted search goes."""
+    """Write the report's files, and remove what only an interrupted search needs."""
     write_json(folder / "search.json", report.to_json())
     (folder / "search.md").write_text(report.to_markdown(), encoding="utf-8")
     if can_draw():

@@ -1,9 +1,9 @@
-"""Writing a teacher's cache: runs a teacher over a corpus once, and keeps what it says.
+"""`minitron teacher-cache`: run a teacher over a corpus once, and write its outputs.
 
 Knows how much space that takes, and that layers run one after another over a whole shard, so that
 the teacher need not fit into memory. The folder is described in `teacher_cache`.
 
-    cache_teacher("tiny", "tiny-says", corpus="books.jsonl.gz")
+    cache_teacher("tiny", "tiny-cache", corpus="books.jsonl.gz")
 """
 
 import json
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 @verb(TeacherCacheRecipe)
 def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
-    """Write what a teacher says on a corpus, for `distill(teacher_cache=...)`.
+    """Write a teacher's outputs on a corpus, for `distill(teacher_cache=...)`.
 
     An interrupted run goes on with the next shard when the same call is made again; processes that
     torchrun launched share the shards. Returns the cache. Raises SourceError, CorpusError,
@@ -115,12 +115,12 @@ def _bytes_a_token(recipe: TeacherCacheRecipe, source: Source) -> int:
 def _begin(
     folder: Path, out: Path, source: Source, corpus: Corpus, described: Mapping[str, Any]
 ) -> None:
-    """Write all but the shards, or find it as an earlier run left it; tell the space it takes."""
+    """Write all but the shards, unless an earlier run did; log how much disk they take."""
     processes = processes_of_run()
     if processes.is_main_process:
         if (folder / FILE).exists():
-            begun = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            if begun != json.loads(json.dumps(described)):
+            earlier = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            if earlier != json.loads(json.dumps(described)):
                 raise OutputError(
                     f"{folder} was begun on another text or teacher of this name: remove it"
                 )
@@ -141,15 +141,15 @@ def _check_space(out: Path, source: Source, described: Mapping[str, Any]) -> Non
     a_token = _bytes_a_token(recipe, source)
     head = output_embedding(source).nbytes if recipe.top_k is None else 0
     needed, free = tokens * a_token + head, shutil.disk_usage(out.absolute().parent).free
-    said = f"{readable_bytes(needed)}: {a_token:,} bytes for each of {tokens:,} tokens" + (
+    size = f"{readable_bytes(needed)}: {a_token:,} bytes for each of {tokens:,} tokens" + (
         f" and {readable_bytes(head)} of output embedding" if head else ""
     )
     if needed > free:
         raise OutputError(
-            f"the cache takes {said}, and {out.absolute().parent} has {readable_bytes(free)} "
+            f"the cache takes {size}, and {out.absolute().parent} has {readable_bytes(free)} "
             "free: keep fewer samples, or --top-k"
         )
-    logger.info("the cache takes %s (%s free)", said, readable_bytes(free))
+    logger.info("the cache takes %s (%s free)", size, readable_bytes(free))
 
 
 def _write_shards(
@@ -201,8 +201,8 @@ def _hidden(stream: LayerStream, ids: Tensor, batch: int, progress: "tqdm[Any]")
 def _top_k(hidden: Tensor, head: Tensor, k: int) -> dict[str, Tensor]:
     """The k likeliest tokens on each position, and the logs of their and the others' share."""
     chunks = hidden.flatten(0, 1).split(max(1, _LOGITS // head.shape[0]))
-    found = [_likeliest(chunk, head, k) for chunk in chunks]
-    ids, kept = (torch.cat(parts) for parts in zip(*found, strict=True))
+    likeliest = [_likeliest(chunk, head, k) for chunk in chunks]
+    ids, kept = (torch.cat(parts) for parts in zip(*likeliest, strict=True))
     shape = hidden.shape[:2]
     return {"ids": ids.view(*shape, k), "log_probabilities": kept.view(*shape, k + 1)}
 
