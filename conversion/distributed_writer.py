@@ -1,18 +1,16 @@
-"""Writes a Megatron-core distributed checkpoint, in either of its formats, as a list of files.
+"""Plans the files of a Megatron-core distributed checkpoint, in either of its formats.
 
-Every size is known from shapes before a weight is read; each tensor is then pulled once, some
-megabytes at a time. Layers are stacked on a new first axis, one chunk a layer, and an empty state
-stands for each Transformer Engine module, which Megatron insists on finding. Does not know what
-the files are put into.
+Every size follows from shapes, before a weight is read; writing then reads each tensor once, in
+pieces. Layers are stacked on a new first axis, one chunk a layer. Each Transformer Engine module
+has an empty state, because Megatron requires one. Does not know what contains the files.
 
-    for member in checkpoint_members(tensors, "model.", "torch_dist", progress.update):
-        member.write(file)
+    for planned in plan_checkpoint(tensors, "model.", "torch_dist", progress.update):
+        planned.write(file)
 """
 
 import json
 import pickle
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -30,70 +28,69 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from minitron.conversion.megatron_names import FINAL_NORM, FUSED_NORMS, LAYERS
-from minitron.conversion.torch_zip import LARGEST, saved_nbytes, saved_object, write_saved
+from minitron.conversion.megatron_names import FINAL_NORM, FUSED_NORMS, LAYERS, split_layer
+from minitron.conversion.torch_zip import LARGEST, torch_save, write_zip, zip_nbytes
 from minitron.errors import TargetError
 from minitron.files.dtypes import name_of
 from minitron.files.lazy_tensor import LazyTensor, Rows
+from minitron.files.tensor_stream import pieces_of
 
 DistFormat = Literal["torch_dist", "zarr"]
 Progress = Callable[[int], object]
 
-# zarr's names; bfloat16 is none, but the one that Megatron writes and asks for.
+# zarr's names, but for bfloat16, which zarr does not have: Megatron writes and expects this one.
 _ZARR_DTYPES = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "bfloat16"}
-# What Transformer Engine keeps an FP8 state for. The final norm has one too, since its version 2;
-# None is the state that every version takes for "there is none".
-_STATEFUL = (
+# The modules for which Transformer Engine keeps an FP8 state; since version 2 the final norm has
+# one too. Every version reads None as "no state".
+_MODULES_WITH_STATE = (
     "self_attention.core_attention",
     "self_attention.linear_proj",
     "self_attention.linear_qkv",
     "mlp.linear_fc1",
     "mlp.linear_fc2",
 )
-_LAYERED = re.compile(re.escape(LAYERS) + r"(\d+)\.(.+)")
 _DATA_FILE = "__0_0.distcp"
-_PIECE_BYTES = 1 << 20  # read at once: what stays in a core's cache until it is written
 
 
 @dataclass(frozen=True)
-class Member:
-    """A file to be: its name, its size, and what appends its bytes."""
+class PlannedFile:
+    """A file of the checkpoint: its name, its size, and a function that appends its bytes."""
 
     name: str
     nbytes: int
     write: Callable[[IO[bytes]], object]
 
     @classmethod
-    def of(cls, name: str, content: bytes) -> "Member":
-        """A file whose content is at hand."""
+    def of(cls, name: str, content: bytes) -> "PlannedFile":
+        """A file whose content is in memory."""
         return cls(name, len(content), lambda file: file.write(content))
 
 
-def checkpoint_members(
+def plan_checkpoint(
     tensors: Mapping[str, LazyTensor], prefix: str, dist_format: DistFormat, progress: Progress
-) -> list[Member]:
+) -> list[PlannedFile]:
     """The files of a checkpoint of `tensors` (Megatron's names with layer numbers, no prefix).
 
-    `progress` hears the bytes of tensors as they are written. Raises TargetError for a dtype that
-    the formats do not have, or layers of different dtypes.
+    `progress` is called with the number of tensor bytes after each write. Raises TargetError for a
+    dtype that the formats do not have, and for layers of different dtypes.
     """
     arrays = list(_arrays(tensors, prefix))
     states = list(_states(arrays, prefix))
-    make = {"torch_dist": _torch_dist_members, "zarr": _zarr_members}[dist_format]
-    about = {
+    plan = {"torch_dist": _plan_torch_dist, "zarr": _plan_zarr}[dist_format]
+    metadata = {
         "sharded_backend": dist_format,
         "sharded_backend_version": 1,
         "common_backend": "torch",
         "common_backend_version": 1,
     }
-    common = Member.of("common.pt", saved_object({}))
-    metadata = Member.of("metadata.json", json.dumps(about).encode())
-    return [*make(arrays, states, progress), common, metadata]
+    common = PlannedFile.of("common.pt", torch_save({}))
+    about = PlannedFile.of("metadata.json", json.dumps(metadata).encode())
+    return [*plan(arrays, states, progress), common, about]
 
 
 @dataclass(frozen=True)
 class _Array:
-    """One tensor of the checkpoint: a part a layer, or only one part."""
+    """One tensor of the checkpoint: one part for each layer, or a single part."""
 
     key: str
     parts: tuple[LazyTensor, ...]
@@ -116,7 +113,7 @@ class _Array:
 
 @dataclass(frozen=True)
 class _State:
-    """The empty state of a module: of one layer of several, or the only one."""
+    """The empty state of a module, in layer `index` of `count`."""
 
     key: str
     index: int
@@ -129,8 +126,9 @@ def _arrays(tensors: Mapping[str, LazyTensor], prefix: str) -> Iterator[_Array]:
         if tensor.dtype not in _ZARR_DTYPES:
             dtype = name_of(tensor.dtype)
             raise TargetError(f"{name} is {dtype}, which Megatron does not store: choose bfloat16")
-        if found := _LAYERED.fullmatch(name):
-            layered.setdefault(_fused_name(found[2]), {})[int(found[1])] = tensor
+        if in_layer := split_layer(name):
+            layer, inner = in_layer
+            layered.setdefault(_fused_name(inner), {})[layer] = tensor
         else:
             yield _Array(prefix + name, (tensor,), is_layered=False)
     for name, layers in layered.items():
@@ -141,25 +139,25 @@ def _arrays(tensors: Mapping[str, LazyTensor], prefix: str) -> Iterator[_Array]:
 
 
 def _fused_name(name: str) -> str:
-    for plain, fused in FUSED_NORMS.items():
-        name = name.replace(plain, fused)
+    for separate, fused in FUSED_NORMS.items():
+        name = name.replace(separate, fused)
     return name
 
 
 def _states(arrays: Iterable[_Array], prefix: str) -> Iterator[_State]:
     layers = max((len(array.parts) for array in arrays if array.is_layered), default=0)
     yield _State(f"{prefix}{FINAL_NORM}._extra_state", 0, 1)
-    for module in _STATEFUL:
+    for module in _MODULES_WITH_STATE:
         for layer in range(layers):
             yield _State(f"{prefix}{LAYERS}{module}._extra_state", layer, layers)
 
 
-def _zarr_members(
+def _plan_zarr(
     arrays: Iterable[_Array], states: Iterable[_State], progress: Progress
-) -> Iterator[Member]:
-    """A folder a tensor, a file a layer."""
+) -> Iterator[PlannedFile]:
+    """A folder for each tensor, with a file for each layer."""
     for array in arrays:
-        about = {
+        zarray = {
             "chunks": array.chunk_shape,
             "compressor": None,
             "dtype": _ZARR_DTYPES[array.dtype],
@@ -169,84 +167,86 @@ def _zarr_members(
             "shape": array.shape,
             "zarr_format": 2,
         }
-        yield Member.of(f"{array.key}/.zarray", json.dumps(about, indent=4).encode())
+        yield PlannedFile.of(f"{array.key}/.zarray", json.dumps(zarray, indent=4).encode())
         for number, part in enumerate(array.parts):
-            place = (number if array.is_layered else 0, *(0 for _ in array.chunk_shape[1:]))
-            name = f"{array.key}/{'.'.join(map(str, place))}"
-            yield Member(name, part.nbytes, partial(_write_tensor, part, progress))
+            position = (number if array.is_layered else 0, *(0 for _ in array.chunk_shape[1:]))
+            name = f"{array.key}/{'.'.join(map(str, position))}"
+            yield PlannedFile(name, part.nbytes, partial(_write_tensor, part, progress))
     for state in states:
         name = f"{state.key}/shard_{state.index}_{state.count}.pt"
-        yield Member.of(name, saved_object(None))
+        yield PlannedFile.of(name, torch_save(None))
 
 
-def _torch_dist_members(
+def _plan_torch_dist(
     arrays: Iterable[_Array], states: Iterable[_State], progress: Progress
-) -> list[Member]:
-    """One file of many torch.save zips, and the pickle that says where each begins."""
+) -> list[PlannedFile]:
+    """One file of many torch.save zips, and a pickled index of their positions."""
     arrays = list(arrays)
     metadata: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    items: list[tuple[MetadataIndex, Member]] = []
+    chunks: list[tuple[MetadataIndex, PlannedFile]] = []
     for array in arrays:
-        chunks = list(_chunks(array))
+        parts = list(_chunks(array))
         metadata[array.key] = TensorStorageMetadata(
             properties=TensorProperties(dtype=array.dtype),
             size=torch.Size(array.shape),
-            chunks=[chunk for chunk, _ in chunks],
+            chunks=[chunk for chunk, _ in parts],
         )
-        for index, (chunk, tensor) in enumerate(chunks):
-            place = MetadataIndex(array.key, chunk.offsets, index)
-            items.append((place, _saved_chunk(chunk, tensor, progress)))
+        for index, (chunk, tensor) in enumerate(parts):
+            position = MetadataIndex(array.key, chunk.offsets, index)
+            chunks.append((position, _plan_chunk(chunk, tensor, progress)))
     for state in states:
         key = f"{state.key}/shard_{state.index}_{state.count}"
         metadata[key] = BytesStorageMetadata()
-        items.append((MetadataIndex(key), Member.of(_DATA_FILE, saved_object([None]))))
-    # planner_data is what Megatron wants to be a dict, and is about nested ones; ours is flat.
-    about = Metadata(metadata, planner_data={}, storage_data=_places(items))
+        chunks.append((MetadataIndex(key), PlannedFile.of(_DATA_FILE, torch_save([None]))))
+    # planner_data describes nested state dicts; ours is flat, but Megatron requires a dict.
+    index = Metadata(metadata, planner_data={}, storage_data=_storage_data(chunks))
 
     def write(file: IO[bytes]) -> None:
-        for _, item in items:
-            item.write(file)
+        for _, chunk in chunks:
+            chunk.write(file)
 
-    nbytes = sum(item.nbytes for _, item in items)
+    nbytes = sum(chunk.nbytes for _, chunk in chunks)
     return [
-        Member.of(".metadata", pickle.dumps(about, protocol=4)),
-        Member(_DATA_FILE, nbytes, write),
+        PlannedFile.of(".metadata", pickle.dumps(index, protocol=4)),
+        PlannedFile(_DATA_FILE, nbytes, write),
     ]
 
 
-def _places(items: Iterable[tuple[MetadataIndex, Member]]) -> dict[MetadataIndex, _StorageInfo]:
-    items = list(items)
-    ends = list(accumulate(item.nbytes for _, item in items))
+def _storage_data(
+    chunks: Sequence[tuple[MetadataIndex, PlannedFile]],
+) -> dict[MetadataIndex, _StorageInfo]:
+    """Where each chunk is in the data file."""
+    ends = accumulate(chunk.nbytes for _, chunk in chunks)
     return {
-        place: _StorageInfo(_DATA_FILE, end - item.nbytes, item.nbytes)
-        for (place, item), end in zip(items, ends, strict=True)
+        position: _StorageInfo(_DATA_FILE, end - chunk.nbytes, chunk.nbytes)
+        for (position, chunk), end in zip(chunks, ends, strict=True)
     }
 
 
 def _chunks(array: _Array) -> Iterator[tuple[ChunkStorageMetadata, LazyTensor]]:
-    """A chunk a layer, or several of whole rows where one would be too large for its zip."""
+    """One chunk for each layer, or several of whole rows where a zip would be too large."""
     for number, part in enumerate(array.parts):
         rows = part.shape[0]
         step = max(1, LARGEST * rows // max(1, part.nbytes))
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            within = (start, *(0 for _ in part.shape[1:]))
+            offsets = (start, *(0 for _ in part.shape[1:]))
             sizes = (stop - start, *part.shape[1:])
             chunk = ChunkStorageMetadata(
-                offsets=torch.Size((number, *within) if array.is_layered else within),
+                offsets=torch.Size((number, *offsets) if array.is_layered else offsets),
                 sizes=torch.Size((1, *sizes) if array.is_layered else sizes),
             )
             yield chunk, part if step >= rows else Rows(part, [(start, stop)])
 
 
-def _saved_chunk(chunk: ChunkStorageMetadata, tensor: LazyTensor, progress: Progress) -> Member:
+def _plan_chunk(chunk: ChunkStorageMetadata, tensor: LazyTensor, progress: Progress) -> PlannedFile:
     shape = tuple(chunk.sizes)
     assert prod(shape) * tensor.dtype.itemsize == tensor.nbytes
 
     def write(file: IO[bytes]) -> None:
-        write_saved(file, tensor.dtype, shape, _pieces(tensor, progress))
+        write_zip(file, tensor.dtype, shape, _pieces(tensor, progress))
 
-    return Member(_DATA_FILE, saved_nbytes(tensor.dtype, shape), write)
+    return PlannedFile(_DATA_FILE, zip_nbytes(tensor.dtype, shape), write)
 
 
 def _write_tensor(tensor: LazyTensor, progress: Progress, file: IO[bytes]) -> None:
@@ -256,10 +256,8 @@ def _write_tensor(tensor: LazyTensor, progress: Progress, file: IO[bytes]) -> No
 
 def _pieces(tensor: LazyTensor, progress: Progress) -> Iterator[memoryview]:
     """The bytes of a tensor, some rows at a time."""
-    rows = tensor.shape[0]
-    step = max(1, _PIECE_BYTES * rows // max(1, tensor.nbytes))
-    for start in range(0, rows, step):
-        read = tensor.read(start, min(start + step, rows))
-        piece = read.contiguous().view(-1).view(torch.uint8).numpy().data
+    for start, stop in pieces_of(tensor):
+        rows = tensor.read(start, stop)
+        piece = rows.contiguous().view(-1).view(torch.uint8).numpy().data
         yield piece
         progress(piece.nbytes)

@@ -1,8 +1,8 @@
-"""A `.nemo` as named members, whatever holds them: a tar, a tar.gz or an unpacked folder.
+"""The members of a `.nemo` as files: of a tar, a tar.gz or an unpacked folder.
 
-Knows where the bytes of each member are and what a `.nemo` must not contain, but not what the
-members mean. A plain tar is read in place. A tar.gz cannot be: it is unpacked once, to a temporary
-tar that is deleted when the archive is closed, or nothing refers to any of its members any more.
+Knows the position of each member and what a `.nemo` may not contain, not what the members mean. A
+plain tar is read in place. A tar.gz is unpacked once, to a temporary tar, which is deleted when the
+archive is closed or nothing refers to it and its members any more.
 
     with open_archive(Path("model.nemo")) as archive:
         archive.read("model_config.yaml", limit=1 << 20)
@@ -24,9 +24,9 @@ from minitron.files.local_folder import leads_outside
 
 logger = logging.getLogger(__name__)
 
-LARGEST_HEADER = 1 << 20  # bytes; long names have some hundreds
+_LARGEST_HEADER = 1 << 20  # bytes; long names have some hundreds
 MOST_MEMBERS = 1 << 20
-BEGINNINGS = {
+_KNOWN_FORMATS = {
     b"PK\x03\x04": "a zip, as torch.save writes it",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
     b"\xfd7zXZ": "compressed with xz: unpack it first",
@@ -75,7 +75,7 @@ class Archive:
         return member.read()
 
     def close(self) -> None:
-        """Delete what was unpacked; a plain tar or a folder stays as it is."""
+        """Delete the unpacked tar; a plain tar or a folder stays as it is."""
         if self._unpacked is not None:
             self._unpacked.delete()
 
@@ -86,24 +86,24 @@ class Archive:
         self.close()
 
 
-def open_archive(place: Path | File, scratch: Path | None = None) -> Archive:
+def open_archive(path: Path | File, scratch: Path | None = None) -> Archive:
     """The checkpoint in a folder or file; a compressed one is unpacked to a file in `scratch`.
 
     `scratch` is the system's temporary folder where none is given. Raises SourceError for what is
     no `.nemo`, is truncated, unsafe to unpack, or larger than the disk.
     """
-    if isinstance(place, Path) and place.is_dir():
-        return Archive(str(place), "folder", dict(_files(place)))
-    file = LocalFile.at(place) if isinstance(place, Path) else place
+    if isinstance(path, Path) and path.is_dir():
+        return Archive(str(path), "folder", dict(_files(path)))
+    file = LocalFile.at(path) if isinstance(path, Path) else path
     beginning = file.read(0, min(tarfile.BLOCKSIZE, file.size))
     if beginning.startswith(b"\x1f\x8b") and isinstance(file, LocalFile):
-        return _unpacked(file, scratch or Path(tempfile.gettempdir()))
+        return _open_compressed(file, scratch or Path(tempfile.gettempdir()))
     if not is_tar_header(beginning):
-        raise SourceError(f"{file.name} is no .nemo: it is {_nature(beginning)}")
+        raise SourceError(f"{file.name} is no .nemo: it is {_describe_format(beginning)}")
     return Archive(file.name, "tar", _tar_members(file))
 
 
-def _unpacked(file: LocalFile, scratch: Path) -> Archive:
+def _open_compressed(file: LocalFile, scratch: Path) -> Archive:
     try:
         tar = unpack(file, scratch)
     except OSError as error:
@@ -117,7 +117,7 @@ def _unpacked(file: LocalFile, scratch: Path) -> Archive:
 
 
 def _tar_members(tar: File) -> dict[str, File]:
-    """Members of a plain tar. Only headers are read: a tar of 16 GB takes as long as its names."""
+    """Members of a plain tar. Only headers are read: the time depends on their number alone."""
     members: dict[str, File] = {}
     for entry in _entries(_Headers(tar)):
         if entry.isdir():
@@ -135,21 +135,21 @@ def _tar_members(tar: File) -> dict[str, File]:
 
 
 class _Headers(Cursor):
-    """A tar whose headers alone are read: none may ask for more memory than a header needs."""
+    """A tar of which only headers are read: none may claim more memory than a header needs."""
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= LARGEST_HEADER:
+        if not 0 <= size <= _LARGEST_HEADER:
             raise ValueError(f"a header of {size} bytes")
         return super().read(size)
 
 
 def _entries(headers: _Headers) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar, each checked to be in the file and behind the one before."""
+    """The headers of a tar, each checked to be in the file and after the one before."""
     name, size, end = headers.file.name, headers.file.size, 0
     try:
         with tarfile.open(fileobj=headers, mode="r:") as tar:
             for count, entry in enumerate(tar):
-                # A negative size would lead back to a header already read, for ever.
+                # With a negative size tarfile would read the same header again, for ever.
                 if entry.offset < end or entry.size < 0 or count > MOST_MEMBERS:
                     raise ValueError(f"the header of {entry.name!r} is out of order")
                 end = entry.offset_data + (entry.size if entry.isreg() else 0)
@@ -158,7 +158,7 @@ def _entries(headers: _Headers) -> Iterator[tarfile.TarInfo]:
                         f"{name} is truncated: {entry.name!r} ends at byte {end}, it has {size}"
                     )
                 yield entry
-            # tarfile takes a damaged header for the end; the true end is a block of zeros.
+            # tarfile stops at a damaged header as if it were the end; the end is a block of zeros.
             headers.seek(tar.offset)
     except (tarfile.TarError, EOFError, OSError, *DAMAGE) as error:
         raise SourceError(f"{name} is truncated or damaged: {error}") from None
@@ -166,11 +166,11 @@ def _entries(headers: _Headers) -> Iterator[tarfile.TarInfo]:
         raise SourceError(f"{name} is truncated or damaged: it has no end mark at {tar.offset}")
 
 
-def _nature(beginning: bytes) -> str:
-    """What a file that is no tar seems to be."""
+def _describe_format(beginning: bytes) -> str:
+    """What a file that is no tar appears to be."""
     if not beginning:
         return "empty"
-    known = (nature for magic, nature in BEGINNINGS.items() if beginning.startswith(magic))
+    known = (kind for magic, kind in _KNOWN_FORMATS.items() if beginning.startswith(magic))
     return next(known, f"no tar, it begins with {beginning[:8]!r}")
 
 
@@ -186,7 +186,7 @@ def _safe_name(name: str, archive: str) -> str:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, LocalFile]]:
-    """Regular files below a folder. Links lead only to where the folder's own files are."""
+    """Regular files below a folder. Links out of the folder are left out."""
     for count, path in enumerate(_walk(folder)):
         if count > MOST_MEMBERS:
             raise SourceError(f"{folder} has more than {MOST_MEMBERS} files: it is no checkpoint")

@@ -1,7 +1,7 @@
-"""A causal language model as an ONNX graph with its key-value cache going in and coming out.
+"""Exports a causal language model as an ONNX graph whose inputs and outputs hold the KV cache.
 
-Knows the names and axes that optimum's ORTModelForCausalLM reads. It traces a loaded model of any
-family in float32 and trusts no graph that `check_onnx` has not compared with it. Needs the extra
+Inputs and outputs have the names and axes that optimum's ORTModelForCausalLM reads. A loaded model
+of any family is traced in float32, and `check_onnx` compares the graph with it. Needs the extra
 `onnx`.
 
     export_onnx(AutoModelForCausalLM.from_pretrained("OUT", dtype=torch.float32), Path("OUT.onnx"))
@@ -27,27 +27,28 @@ from modeling_nemotron import CACHE_NAME
 MODEL, DATA = "model.onnx", "model.onnx_data"
 TOLERANCE = 1e-4  # of a logit, against the largest one or 1
 
-# Weights above this lie in a file of their own: protobuf holds no 2 GB, and what is embedded is
-# copied twice in memory as it is written and read.
+# More bytes of weights get a file of their own: protobuf holds no 2 GB, and embedded weights are
+# copied twice in memory, when written and when read.
 _EMBEDDED_BYTES = 1 << 26
 _PACKAGES = ("onnx", "onnxscript", "onnx_ir", "onnxruntime")
-# Traced with sizes that differ, and none of them 1 or 0: torch.export takes those for fixed.
+# The sizes of the example inputs. They differ, and none is 0 or 1, which torch.export treats as
+# constants.
 _BATCH, _LENGTH, _PAST = 2, 3, 5
-# Prefills to check: tokens to the left that are padding, one number a row; and their length.
+# Prefills to check: the number of padding tokens at the left of each row, and the length.
 _PREFILLS: Sequence[tuple[tuple[int, ...], int]] = (((0,), 7), ((0, 2, 4), 5), ((0, 0), 1))
-_STEPS = (1, 1, 2)  # tokens that each decode step brings
-_NOISE = (  # of torch.onnx itself, on every export
+_STEPS = (1, 1, 2)  # new tokens of each decode step
+_WARNINGS = (  # of torch.onnx itself, on every export
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
     (UserWarning, "# The axis name: .* will not be used"),
 )
 
 
 def export_onnx(model: PreTrainedModel, folder: Path) -> float:
-    """Write model.onnx, checked; returns the largest difference that `check_onnx` found.
+    """Write and check model.onnx; returns the largest difference that `check_onnx` found.
 
-    Weights above 64 MiB lie beside it in model.onnx_data. Raises MissingExtraError, TargetError for
-    a model that is not in float32, cannot be traced or computes otherwise as a graph, and
-    SourceError for one whose logits are not finite; then neither file is there.
+    More than 64 MiB of weights are written to model.onnx_data. Raises MissingExtraError,
+    TargetError for a model that is not in float32, cannot be traced or computes other logits as a
+    graph, and SourceError for one whose logits are not finite; no file is left then.
     """
     for name in _PACKAGES:
         _package(name)
@@ -55,13 +56,13 @@ def export_onnx(model: PreTrainedModel, folder: Path) -> float:
         dtype = name_of(model.dtype)
         raise TargetError(f"the model is in {dtype}: load it in float32 to export it")
     folder.mkdir(parents=True, exist_ok=True)
-    with _nothing_left(folder):
-        _save(_traced(model), folder, model.num_parameters() * 4)
+    with _remove_on_error(folder):
+        _save(_trace(model), folder, model.num_parameters() * 4)
         return check_onnx(model, folder)
 
 
 def check_onnx(model: PreTrainedModel, folder: Path) -> float:
-    """Run model.onnx by onnxruntime against `model`: prefill, left padding, and decode steps.
+    """Compare model.onnx in onnxruntime with `model`: prefill, left padding and decode steps.
 
     Returns the largest difference of a logit, relative to the largest logit or 1. Raises
     TargetError above TOLERANCE and SourceError where the model's own logits are not finite.
@@ -81,7 +82,7 @@ def check_onnx(model: PreTrainedModel, folder: Path) -> float:
 
 
 class _WithFlatCache(nn.Module):
-    """The model with its cache as a list of tensors: each layer's keys and values, in turn."""
+    """The model with its cache as a list of tensors: keys and values of each layer in turn."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class _WithFlatCache(nn.Module):
             use_cache=True,
             **{CACHE_NAME: cache},
         )
-        layers: list[Any] = cache.layers  # typed as any kind of layer, of which some have no keys
+        layers: list[Any] = cache.layers  # its type includes layers without keys
         present = [part for layer in layers for part in (layer.keys, layer.values)]
         return outputs.logits, *present
 
@@ -110,8 +111,8 @@ def _cache_names(model: PreTrainedModel) -> list[str]:
     return [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
 
 
-def _traced(model: PreTrainedModel) -> Any:
-    """The graph, as torch.onnx gives it."""
+def _trace(model: PreTrainedModel) -> Any:
+    """The ONNX program of torch.onnx."""
     cache = _cache_names(model)
     sizes = Architecture.from_config(model.config.to_dict())  # transformers' Qwen2 has no head_dim
     past_shape = (_BATCH, sizes.num_key_value_heads, _PAST, sizes.head_dim)
@@ -128,7 +129,7 @@ def _traced(model: PreTrainedModel) -> Any:
         {0: batch, 1: new},
         [{0: batch, 2: "past_sequence_length"} for _ in cache],
     )
-    with _ready(model), _quiet():
+    with _prepare(model), _silence_exporter():
         try:
             return torch.onnx.export(
                 _WithFlatCache(model).eval(),
@@ -151,32 +152,32 @@ def _traced(model: PreTrainedModel) -> Any:
 
 def _save(program: Any, folder: Path, nbytes: int) -> None:
     external = DATA if nbytes > _EMBEDDED_BYTES else None
-    without_traces = _package("onnx_ir.passes.common").ClearMetadataAndDocStringPass()
-    without_traces(program.model)  # they name the paths of this machine
+    remove_traces = _package("onnx_ir.passes.common").ClearMetadataAndDocStringPass()
+    remove_traces(program.model)  # stack traces name paths of this machine
     _package("onnx_ir").save(program.model, folder / MODEL, external_data=external)
 
 
 def _difference(
     model: PreTrainedModel, session: Any, padding: tuple[int, ...], length: int
 ) -> float:
-    """Of the logits: the graph step by step with its cache, the model all at once without one."""
+    """The largest difference of a logit: the graph in steps with its cache, the model at once."""
     total = length + sum(_STEPS)
     seeded = torch.Generator().manual_seed(length)
     ids = torch.randint(model.config.vocab_size, (len(padding), total), generator=seeded)
     mask = (torch.arange(total) >= torch.tensor(padding)[:, None]).long()  # (batch, total)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad(), _ready(model):
+    with torch.no_grad(), _prepare(model):
         expected = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
     if not expected.isfinite().all():
         raise SourceError("the model's logits are not finite: the checkpoint is damaged")
     found = _run(session, ids, mask, positions, length)
-    shown = mask.bool()  # what stands at padding means nothing
-    worst = (found - expected)[shown].abs().max() / expected[shown].abs().max().clamp(min=1)
+    is_token = mask.bool()  # logits at padding have no meaning
+    worst = (found - expected)[is_token].abs().max() / expected[is_token].abs().max().clamp(min=1)
     return float(worst.nan_to_num(nan=torch.inf))
 
 
 def _run(session: Any, ids: Tensor, mask: Tensor, positions: Tensor, length: int) -> Tensor:
-    """The graph's logits of every position: a prefill of `length`, then the decode steps."""
+    """The graph's logits at every position: a prefill of `length`, then the decode steps."""
     past_inputs = session.get_inputs()[3:]
     shapes = [(len(ids), value.shape[1], 0, value.shape[3]) for value in past_inputs]
     past = [torch.zeros(shape).numpy() for shape in shapes]
@@ -196,11 +197,11 @@ def _run(session: Any, ids: Tensor, mask: Tensor, positions: Tensor, length: int
 
 
 @contextmanager
-def _ready(model: PreTrainedModel) -> Iterator[None]:
-    """The model without dropout and with the attention that is traced, both undone after.
+def _prepare(model: PreTrainedModel) -> Iterator[None]:
+    """The model without dropout and with eager attention; both are restored afterwards.
 
-    Eager attention: what onnxruntime makes of sdpa's rows that see nothing, which left padding
-    has, is not what torch makes of them.
+    With left padding some rows attend to no token; for these, onnxruntime and torch compute sdpa
+    differently.
     """
     attention, trains = model.config._attn_implementation, model.training
     model.eval()
@@ -213,14 +214,16 @@ def _ready(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch.onnx says on every export, whatever the model."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # no torchvision
+def _silence_exporter() -> Iterator[None]:
+    """Without the warnings that torch.onnx gives on every export of any model."""
+    logger = logging.getLogger(
+        "torch.onnx._internal.exporter._registration"
+    )  # warns of torchvision
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for category, message in _NOISE:
+            for category, message in _WARNINGS:
                 warnings.filterwarnings("ignore", message, category)
             yield
     finally:
@@ -228,8 +231,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _nothing_left(folder: Path) -> Iterator[None]:
-    """Remove the files again if what follows fails."""
+def _remove_on_error(folder: Path) -> Iterator[None]:
+    """Remove the exported files if the block raises."""
     try:
         yield
     except BaseException:

@@ -1,10 +1,10 @@
-"""Writes what torch.save writes, by streaming: a zip of stored records around one tensor.
+"""Writes a tensor as torch.save does, but streamed: a zip of uncompressed records.
 
-The length is known from dtype and shape before a number is read, so that such a zip can stand
-inside a larger file. torch.load reads it, also with weights_only.
+Its size follows from dtype and shape, before any number is read, so that it can be placed inside a
+larger file. torch.load reads it, also with weights_only.
 
-    nbytes = saved_nbytes(torch.bfloat16, (256000, 3072))
-    write_saved(file, torch.bfloat16, (256000, 3072), pieces)
+    nbytes = zip_nbytes(torch.bfloat16, (256000, 3072))
+    write_zip(file, torch.bfloat16, (256000, 3072), pieces)
 """
 
 import io
@@ -29,14 +29,14 @@ _STORAGE_KINDS = {
 Bytes = bytes | memoryview
 
 
-def write_saved(
+def write_zip(
     file: IO[bytes], dtype: torch.dtype, shape: tuple[int, ...], pieces: Iterable[Bytes]
 ) -> None:
-    """Append torch.save of a contiguous tensor, whose bytes are `pieces` one after the other."""
+    """Append torch.save of a contiguous tensor, whose bytes come in `pieces`."""
     nbytes = prod(shape) * dtype.itemsize
     assert nbytes <= LARGEST, f"{nbytes} bytes are too many for one record"
-    with ZipFile(_Appended(file), "w") as archive:
-        archive.writestr(_record("data.pkl"), _pickled(dtype, shape))
+    with ZipFile(_AppendOnly(file), "w") as archive:
+        archive.writestr(_record("data.pkl"), _pickle_tensor(dtype, shape))
         archive.writestr(_record("byteorder"), b"little")
         with archive.open(_record("data/0", nbytes), "w") as record:
             for piece in pieces:
@@ -44,23 +44,23 @@ def write_saved(
         archive.writestr(_record("version"), b"3\n")
 
 
-def saved_nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    """How many bytes `write_saved` appends: all but the data have a length that is fixed."""
+def zip_nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    """How many bytes `write_zip` appends: the data, and records of known size."""
     without_data = io.BytesIO()
-    write_saved(without_data, dtype, shape, ())
+    write_zip(without_data, dtype, shape, ())
     return len(without_data.getvalue()) + prod(shape) * dtype.itemsize
 
 
-def saved_object(value: object) -> bytes:
-    """torch.save of a small value."""
+def torch_save(value: object) -> bytes:
+    """torch.save of a small value, as bytes."""
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
 
 
 @dataclass(frozen=True)
-class _Appended:
-    """A file that only grows, and so the zip puts sizes and checksums behind the data."""
+class _AppendOnly:
+    """A file without seek: ZipFile then writes sizes and checksums after the data."""
 
     file: IO[bytes]
 
@@ -68,14 +68,14 @@ class _Appended:
         return self.file.write(data)
 
     def flush(self) -> None:
-        """Left to whoever opened the file."""
+        """Only the owner of the file flushes it."""
 
     def close(self) -> None:
-        """Likewise."""
+        """Only the owner of the file closes it."""
 
 
 def _record(name: str, nbytes: int = 0) -> ZipInfo:
-    """A record that bears no time and no trace of the machine."""
+    """A record without time and machine, so that equal content gives equal bytes."""
     record = ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
     record.create_system = 3
     record.file_size = nbytes
@@ -84,7 +84,7 @@ def _record(name: str, nbytes: int = 0) -> ZipInfo:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Stands for the numbers, which are outside the pickle."""
+    """A reference to the numbers, which are in a record of their own."""
 
     dtype: torch.dtype
     count: int
@@ -92,7 +92,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Pickled as a tensor is."""
+    """An object that is pickled like a tensor of its dtype and shape."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -111,7 +111,7 @@ class _Pickler(pickle.Pickler):
         return None
 
 
-def _pickled(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+def _pickle_tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
     _Pickler(file, 2).dump(_Tensor(dtype, shape))
     return file.getvalue()

@@ -1,8 +1,8 @@
 """Writes a TensorRT-LLM checkpoint: config.json and one safetensors file a rank.
 
-Knows how TensorRT-LLM's GPT model names, joins and splits the tensors of a Nemotron (its
-tensorrt_llm/models/gpt, and what modelopt writes for it). It builds no engine and knows no other
-family: TensorRT-LLM has converters of its own for them.
+Knows how TensorRT-LLM's GPT model names, joins and splits the tensors of a Nemotron (sources:
+tensorrt_llm/models/gpt, and modelopt's exporter for it). Builds no engine. TensorRT-LLM has its own
+converters for the other families.
 
     write_trtllm(Path("OUT.partial"), config, tensors, tp=2, pp=1, dtype=torch.bfloat16)
 """
@@ -36,10 +36,6 @@ from minitron.model.config_json import resized_config
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _silent(nbytes: int) -> None:
-    """Progress that nobody watches."""
-
-
 def write_trtllm(
     folder: Path,
     config: Mapping[str, Any],
@@ -48,37 +44,39 @@ def write_trtllm(
     tp: int,
     pp: int,
     dtype: torch.dtype,
-    progress: Callable[[int], object] = _silent,
+    progress: Callable[[int], object] = lambda nbytes: None,
 ) -> None:
     """Write the checkpoint of `tp * pp` ranks into `folder`, a few megabytes in memory at a time.
 
-    `config` and the names of `tensors` are the Hub's; `progress` is told the bytes as they are
-    written. Engines compute in float16 and bfloat16; float32 is for comparisons.
+    `config` and the names of `tensors` are the Hub's; `progress` is called with the number of bytes
+    after each write. Engines compute in float16 and bfloat16; float32 is for comparisons.
 
-    Give tensors in the dtype they are stored in, so that a norm's 1 is added before the only cast.
-    Raises, before anything is written: TargetError where the model cannot be split so or is none
-    that TensorRT-LLM's GPT holds, SourceError where a tensor is missing or misshapen; and, as they
-    are read, TargetError for values that `dtype` cannot hold.
+    Pass tensors in their stored dtype, so that a norm's 1 is added before the only cast. Raises,
+    before anything is written: TargetError where TensorRT-LLM's GPT cannot hold the model or split
+    it so, SourceError where a tensor is missing or has another shape; and while tensors are read,
+    TargetError for values that `dtype` cannot hold.
     """
     architecture = Architecture.from_config(config)
     modern = resized_config(config, architecture, tuple(range(architecture.num_hidden_layers)))
     _check_target(architecture, tp, pp, dtype)
-    described = _trtllm_config(modern, architecture, tp, pp, dtype)
+    trtllm_config = _trtllm_config(modern, architecture, tp, pp, dtype)
     _check_tensors(architecture, tensors)
     weights = _Weights(architecture, tensors, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(tp * pp):
         rank = _Rank(number % tp, tp, number // tp, pp)
-        found = dict(_rank_tensors(weights, rank))
-        specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in found.items()}
-        pieces = ((n, t.read(*run)) for n, t in found.items() for run in pieces_of(t))
+        parts = dict(_rank_tensors(weights, rank))
+        specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in parts.items()}
+        pieces = ((n, t.read(*run)) for n, t in parts.items() for run in pieces_of(t))
         write_safetensors(folder / f"rank{number}.safetensors", specs, pieces, progress)
-    (folder / "config.json").write_text(json.dumps(described, indent=4) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(trtllm_config, indent=4) + "\n", encoding="utf-8"
+    )
 
 
 @dataclass(frozen=True)
 class _Rank:
-    """One process of the engine: its place among the tensor-parallel ones, and its stage."""
+    """One process of the engine: its tensor-parallel rank and its pipeline stage."""
 
     tp_rank: int
     tp: int
@@ -86,17 +84,17 @@ class _Rank:
     pp: int
 
     def run(self, size: int) -> tuple[int, int]:
-        """This rank's share of an axis that is split evenly."""
+        """This rank's range of an axis that is split evenly."""
         return self.tp_rank * size // self.tp, (self.tp_rank + 1) * size // self.tp
 
     def kv_run(self, heads: int, head_dim: int) -> tuple[int, int]:
-        """The rows of this rank's KV heads; where ranks are more than heads, some share one."""
+        """The rows of this rank's KV heads; with more ranks than heads, several ranks hold one."""
         first, last = self.run(heads)
         return first * head_dim, max(last, first + 1) * head_dim
 
 
-class _Fitting(Cast):
-    """A tensor in another dtype, refused as it is read where that cannot hold its values."""
+class _CheckedCast(Cast):
+    """A tensor in another dtype. Reading raises TargetError for values that it cannot hold."""
 
     def __init__(self, tensor: LazyTensor, dtype: torch.dtype, name: str) -> None:
         super().__init__(tensor, dtype)
@@ -122,12 +120,12 @@ class _Weights:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What every linear layer has: TensorRT-LLM knows one flag for all their biases."""
+        """What every linear layer has: TensorRT-LLM has one flag for all biases."""
         has_bias = {"attention_bias", "mlp_bias"} & self.architecture.flags
         return ("weight", "bias") if has_bias else ("weight",)
 
     def linear(self, part: str, kind: str, layer: int | None = None) -> LazyTensor:
-        """Weight or bias; a bias the source does without is zero."""
+        """A weight or bias; zeros for a bias that the source does not have."""
         family = self.architecture.family
         name = family.tensor(part, kind, layer)
         if name not in self.tensors:
@@ -135,20 +133,20 @@ class _Weights:
         return self._cast(name)
 
     def norm(self, part: str, layer: int | None = None) -> Iterator[tuple[str, LazyTensor]]:
-        """LayerNorm1P as a plain LayerNorm, which does not add 1 to its weight."""
+        """A zero-centered norm as a plain LayerNorm, whose weight is the gain itself."""
         family = self.architecture.family
         weight = family.tensor(part, layer=layer)
         gain = Shifted(self.tensors[weight], 1.0, self.dtype)
-        yield "weight", _Fitting(gain, self.dtype, weight)
+        yield "weight", _CheckedCast(gain, self.dtype, weight)
         yield "bias", self._cast(family.tensor(part, "bias", layer))
 
     def _cast(self, name: str) -> LazyTensor:
         tensor = self.tensors[name]
-        return tensor if tensor.dtype == self.dtype else _Fitting(tensor, self.dtype, name)
+        return tensor if tensor.dtype == self.dtype else _CheckedCast(tensor, self.dtype, name)
 
 
 def _rank_tensors(weights: _Weights, rank: _Rank) -> Iterator[tuple[str, LazyTensor]]:
-    """Everything in one rank's file; layers count from 0 on every stage."""
+    """The tensors of one rank's file; layers count from 0 in every stage."""
     head = "embedding" if weights.architecture.tie_word_embeddings else "head"
     layers = weights.architecture.num_hidden_layers // rank.pp
     if rank.stage == 0:
@@ -163,7 +161,7 @@ def _rank_tensors(weights: _Weights, rank: _Rank) -> Iterator[tuple[str, LazyTen
 
 
 def _layer_tensors(weights: _Weights, layer: int, rank: _Rank) -> Iterator[tuple[str, LazyTensor]]:
-    """One layer's share of a rank, under the names that follow the layer's number."""
+    """A rank's part of one layer, by the names inside the layer."""
     sizes = weights.architecture
     inner = rank.run(sizes.num_attention_heads * sizes.head_dim)
     kv = rank.kv_run(sizes.num_key_value_heads, sizes.head_dim)
@@ -176,7 +174,7 @@ def _layer_tensors(weights: _Weights, layer: int, rank: _Rank) -> Iterator[tuple
         yield f"attention.qkv.{kind}", Stacked(qkv)
         output = weights.linear("o", kind, layer)
         down = weights.linear("down", kind, layer)
-        # Their outputs are summed over the ranks and the bias is added after, by each alike.
+        # The ranks' outputs are summed; then every rank adds the bias, which is not split.
         split = kind == "weight"
         yield f"attention.dense.{kind}", Columns(output, *inner) if split else output
         yield f"mlp.fc.{kind}", Rows(weights.linear("up", kind, layer), [ffn])
@@ -187,7 +185,7 @@ def _layer_tensors(weights: _Weights, layer: int, rank: _Rank) -> Iterator[tuple
 
 
 def _vocabulary(weights: _Weights, part: str, rank: _Rank) -> LazyTensor:
-    """This rank's rows of an embedding, which is padded with zeros to divide evenly."""
+    """This rank's rows of an embedding, padded with zeros to a multiple of the ranks."""
     rows = weights.linear(part, "weight")
     missing = -rows.shape[0] % rank.tp
     padded = Stacked([rows, Zeros(rows.dtype, (missing, *rows.shape[1:]))])
@@ -195,7 +193,7 @@ def _vocabulary(weights: _Weights, part: str, rank: _Rank) -> LazyTensor:
 
 
 def _check_target(architecture: Architecture, tp: int, pp: int, dtype: torch.dtype) -> None:
-    """Refuse what the format cannot hold, or this model cannot be split into."""
+    """Raise TargetError where the format cannot hold the model, or it cannot be split so."""
     if "trtllm" not in architecture.family.formats:
         example = architecture.family.trtllm_example
         raise TargetError(
@@ -237,7 +235,7 @@ def _check_tensors(architecture: Architecture, tensors: Mapping[str, LazyTensor]
 def _trtllm_config(
     config: Mapping[str, Any], architecture: Architecture, tp: int, pp: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The checkpoint's config.json. Raises TargetError for what its words cannot say."""
+    """The checkpoint's config.json. Raises TargetError for what it has no key for."""
     if (activation := config.get("hidden_act", "relu2")) != "relu2":
         raise TargetError(f"hidden_act is {activation!r}: only Nemotron's relu2 can be written")
     rotary = config["rope_parameters"]
@@ -260,7 +258,7 @@ def _trtllm_config(
         "head_size": architecture.head_dim,
         "intermediate_size": architecture.intermediate_size,
         "position_embedding_type": "rope_gpt_neox",
-        "share_embedding_table": False,  # a tied head is written too: the last stage needs it
+        "share_embedding_table": False,  # the last stage has its own copy of a tied embedding
         "residual_mlp": False,
         "bias": bool({"attention_bias", "mlp_bias"} & architecture.flags),
         "rotary_pct": rotary["partial_rotary_factor"],
@@ -276,7 +274,7 @@ def _trtllm_config(
 
 
 def _rotary_scaling(rotary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Linear interpolation, the one scaling that the engine computes as transformers does."""
+    """Linear interpolation: the only scaling that engine and transformers compute alike."""
     kind = rotary["rope_type"]
     if kind == "default":
         return None

@@ -1,6 +1,6 @@
 """A tar.gz as a plain tar in a temporary file, which is deleted when nothing refers to it.
 
-It knows what a decompressor must not do: fill the disk, or unpack what is no archive of weights.
+Refuses to fill the disk, and to unpack what is no archive of weights.
 
     tar = unpack(LocalFile.at(Path("model.nemo")), Path("/tmp"))
 """
@@ -23,18 +23,18 @@ from minitron.files.unfinished import is_file_of, is_locked
 
 logger = logging.getLogger(__name__)
 
-PIECE = 1 << 20
+_BLOCK_BYTES = 1 << 20  # decompressed at once
 _PREFIX, _SUFFIX = "minitron-unpacked-", ".tar"
-# Trained weights shrink by a half at best; a bomb by a factor of a thousand.
+# Trained weights compress to a half at best, a decompression bomb to a thousandth.
 LARGEST_RATIO = 100
-FREE_OF_RATIO = 1 << 26  # bytes
-SPARE_DISK = 1 << 28  # bytes that unpacking leaves to others
+FREE_OF_RATIO = 1 << 26  # bytes that may be written before the ratio is checked
+SPARE_DISK = 1 << 28  # bytes of the disk that unpacking leaves free
 
 
 class TemporaryFile:
     """A new file that is deleted with this object, and locked until then.
 
-    The lock distinguishes it from one that a killed run has left.
+    A file of a killed run has no lock, which is how `_remove_leftovers` recognizes it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +43,7 @@ class TemporaryFile:
             self.path = Path(name)
             if is_locked(descriptor) and is_file_of(descriptor, self.path):
                 break
-            os.close(descriptor)  # another run has just looked for what was left
+            os.close(descriptor)  # another run has just removed it as a leftover
         self.delete = weakref.finalize(self, _unlink, name, descriptor)
 
 
@@ -53,8 +53,8 @@ def _unlink(path: str, descriptor: int) -> None:
         os.unlink(path)
 
 
-def _remove_left(folder: Path) -> None:
-    """Remove what runs that were killed have left in a folder: files of ours that none locks."""
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the files of killed runs from a folder: those that no process locks."""
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         with suppress(OSError):  # another user's
             descriptor = os.open(path, os.O_RDWR)
@@ -73,7 +73,7 @@ def unpack(file: LocalFile, scratch: Path) -> TemporaryFile:
     logger.info(
         "%s is compressed: unpacking it into %s, at least %d bytes", file.name, scratch, file.size
     )
-    _remove_left(scratch)
+    _remove_leftovers(scratch)
     tar = TemporaryFile(scratch)
     try:
         with tar.path.open("wb") as target, file.path.open("rb") as source:
@@ -89,18 +89,18 @@ def _decompress(source: BinaryIO, target: BinaryIO, name: str, scratch: Path) ->
     written = 0
     try:
         with gzip.GzipFile(fileobj=source) as plain:
-            while piece := plain.read(PIECE):
-                if written == 0 and not is_tar_header(piece[: tarfile.BLOCKSIZE]):
+            while block := plain.read(_BLOCK_BYTES):
+                if written == 0 and not is_tar_header(block[: tarfile.BLOCKSIZE]):
                     raise SourceError(f"{name} is no .nemo: it is gzip, but not of a tar")
-                if written // FREE_OF_RATIO != (written + len(piece)) // FREE_OF_RATIO:
+                if written // FREE_OF_RATIO != (written + len(block)) // FREE_OF_RATIO:
                     _check_disk(name, scratch, FREE_OF_RATIO)
-                written += len(piece)
+                written += len(block)
                 if written > FREE_OF_RATIO + LARGEST_RATIO * source.tell():
                     raise SourceError(
                         f"{name} unpacks to more than {LARGEST_RATIO} times its size: no weights "
                         "do, it is refused as a bomb"
                     )
-                target.write(piece)
+                target.write(block)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SourceError(f"{name} is truncated or damaged: {error}") from None
     if not written:

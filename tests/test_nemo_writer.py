@@ -19,7 +19,7 @@ import yaml
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from minitron.conversion import nemo_writer, torch_zip
-from minitron.conversion.distributed_writer import DistFormat, Member
+from minitron.conversion.distributed_writer import DistFormat, PlannedFile
 from minitron.conversion.megatron_names import megatron_tensors
 from minitron.conversion.nemo_writer import write_nemo, write_nemo2
 from minitron.errors import SourceError, TargetError
@@ -290,7 +290,7 @@ def test_the_shells_tar_reads_the_archive_too(tmp_path: Path) -> None:
 
 
 def test_a_member_may_be_larger_than_a_plain_tar_can_say() -> None:
-    header = nemo_writer._header("./model_weights/__0_0.distcp", Member("", 31 * 2**30, print))
+    header = nemo_writer._header("./model_weights/__0_0.distcp", PlannedFile("", 31 * 2**30, print))
     with tarfile.open(fileobj=io.BytesIO(header), mode="r:") as tar:
         member = tar.next()
 
@@ -411,10 +411,10 @@ def test_a_streamed_zip_is_what_torch_loads(
     raw = bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     path = tmp_path / "x"
     with path.open("wb") as file:
-        torch_zip.write_saved(file, dtype, shape, [raw[:3], raw[3:]])
+        torch_zip.write_zip(file, dtype, shape, [raw[:3], raw[3:]])
     found = torch.load(path, weights_only=True)
 
-    assert path.stat().st_size == torch_zip.saved_nbytes(dtype, shape)
+    assert path.stat().st_size == torch_zip.zip_nbytes(dtype, shape)
     assert (found.dtype, found.shape, found.stride()) == (dtype, tensor.shape, tensor.stride())
     assert torch.equal(found, tensor)
 
@@ -425,7 +425,7 @@ def test_a_streamed_zip_can_stand_inside_a_file(tmp_path: Path) -> None:
     raw = bytes(tensor.view(-1).view(torch.uint8).numpy())
     with path.open("wb") as file:
         file.write(b"before")
-        torch_zip.write_saved(file, torch.float32, (2, 3), [raw])
+        torch_zip.write_zip(file, torch.float32, (2, 3), [raw])
         file.write(b"after")
     inside = path.read_bytes()[6:-5]
     (tmp_path / "inside").write_bytes(inside)
