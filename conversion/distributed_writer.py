@@ -199,7 +199,7 @@ def _plan_torch_dist(
         metadata[key] = BytesStorageMetadata()
         chunks.append((MetadataIndex(key), PlannedFile.of(_DATA_FILE, torch_save([None]))))
     # planner_data describes nested state dicts; ours is flat, but Megatron requires a dict.
-    index = Metadata(metadata, planner_data={}, storage_data=_storage_data(chunks))
+    content = Metadata(metadata, planner_data={}, storage_data=_storage_data(chunks))
 
     def write(file: IO[bytes]) -> None:
         for _, chunk in chunks:
@@ -207,7 +207,7 @@ def _plan_torch_dist(
 
     nbytes = sum(chunk.nbytes for _, chunk in chunks)
     return [
-        PlannedFile.of(".metadata", pickle.dumps(index, protocol=4)),
+        PlannedFile.of(".metadata", pickle.dumps(content, protocol=4)),
         PlannedFile(_DATA_FILE, nbytes, write),
     ]
 
