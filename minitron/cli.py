@@ -1,8 +1,8 @@
-"""The command line: `minitron VERB ...`, one verb a Python function of the same name.
+"""The command line: `minitron VERB ...`; each verb is a Python function of the same name.
 
-Knows words a person types and how results look in a terminal; flags come from the recipes. Heavy
-modules are imported inside the commands, so that `--help` answers at once. A user's mistake is one
-line on stderr and exit code 2.
+Knows the flags beside a recipe's and how results are printed; all other flags come from the
+recipes. Heavy modules are imported inside the commands, so that `--help` answers at once. A user's
+mistake is one line on stderr and exit code 2.
 """
 
 import json
@@ -46,8 +46,8 @@ RecipeFile = Annotated[
     Path | None,
     Parameter(
         name="--recipe",
-        help="A YAML file of these options, or a published one by name, such as minitron-8b-prune; "
-        "flags come before it.",
+        help="A YAML file of these options, or the name of a published one, such as "
+        "minitron-8b-prune; flags override it.",
     ),
 ]
 Command = Callable[..., None]
@@ -127,7 +127,7 @@ def quickstart(recipe: QuickstartRecipe) -> None:
 )
 @_with_options_of(InspectRecipe)
 def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
-    """Tell what a model is: sizes, parameters, bytes, layout. Reads no weights."""
+    """Print a model's sizes, parameters, bytes and layout. Reads no weights."""
     from minitron.sources.opening import open_source
     from minitron.verbs.inspect import inspection_of
 
@@ -163,7 +163,7 @@ def prune(recipe: PruneRecipe, *, recipe_file: RecipeFile = None) -> None:
 )
 @_with_options_of(ConvertRecipe)
 def convert(recipe: ConvertRecipe, *, recipe_file: RecipeFile = None) -> None:
-    """Bring a model to another format: .nemo, NeMo 2, Hub, TensorRT-LLM, ONNX."""
+    """Convert a model to another format: .nemo, NeMo 2, Hub, TensorRT-LLM, ONNX."""
     from minitron.verbs.convert import convert
 
     print(f"{convert(**vars(recipe))}: written")
@@ -180,10 +180,10 @@ def convert(recipe: ConvertRecipe, *, recipe_file: RecipeFile = None) -> None:
 )
 @_with_options_of(ImportanceRecipe)
 def importance(recipe: ImportanceRecipe, *, recipe_file: RecipeFile = None) -> None:
-    """Measure importance once, for many targets: `minitron prune --importance FILE`.
+    """Measure importance once, for several prunings: `minitron prune --importance FILE`.
 
     A model larger than the memory budget is read layer by layer; processes that torchrun launched
-    share the corpus. Interrupted, the same command goes on from the last finished chunk."""
+    share the corpus. If interrupted, the same command resumes from the last finished chunk."""
     from minitron.sources.processes import is_first_process
     from minitron.verbs.importance import measure_importance
 
@@ -208,7 +208,7 @@ def search(
 ) -> None:
     """Find the best sizes within a budget of parameters, memory or latency, by held-out loss.
 
-    Interrupted, the same command goes on where it was."""
+    If interrupted, the same command resumes where it stopped."""
     from minitron.verbs.search import search
 
     report = search(**vars(recipe))
@@ -233,7 +233,7 @@ def search(
 def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Train a causal language model, from scratch or further, into a Hub-ready folder.
 
-    Interrupted, the same command goes on from the last checkpoint."""
+    If interrupted, the same command resumes from the last checkpoint."""
     from minitron.verbs.train import train
 
     train(**vars(recipe))
@@ -255,7 +255,7 @@ def train(recipe: TrainRecipe, *, recipe_file: RecipeFile = None) -> None:
 def distill(recipe: DistillRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Train a student on its teacher's predictions, into a Hub-ready folder.
 
-    Interrupted, the same command goes on from the last checkpoint."""
+    If interrupted, the same command resumes from the last checkpoint."""
     from minitron.verbs.distill import distill
 
     distill(**vars(recipe))
@@ -273,7 +273,7 @@ def distill(recipe: DistillRecipe, *, recipe_file: RecipeFile = None) -> None:
 def teacher_cache(recipe: TeacherCacheRecipe, *, recipe_file: RecipeFile = None) -> None:
     """Write a teacher's outputs on a corpus, to distill from without it.
 
-    Interrupted, the same command goes on with what is missing."""
+    If interrupted, the same command resumes with the missing shards."""
     from minitron.verbs.teacher_cache import cache_teacher
 
     cache_teacher(**vars(recipe))
@@ -297,10 +297,10 @@ def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
     Benchmarks are lm-eval's, ROUGE of summaries is rouge-score's: pip install 'minitron[evals]'."""
     from minitron.verbs.evaluate import measured, record
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant here
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about intended options
     evaluation = measured(recipe)
     _show_evaluation(evaluation.to_json(), recipe, as_json=as_json)
-    if recipe.record:  # hours of work are on the screen before anything is written
+    if recipe.record:  # hours of work are printed before anything is written
         record(evaluation, recipe)
 
 
@@ -326,7 +326,7 @@ def _show_evaluation(evaluation: dict[str, Any], recipe: EvaluateRecipe, *, as_j
 )
 @_with_options_of(GenerateRecipe)
 def generate(recipe: GenerateRecipe) -> None:
-    """Continue a prompt, word by word."""
+    """Continue a prompt, and print the text while it is generated."""
     from minitron.verbs.generate import stream
 
     prompt = recipe.prompt  # printed with the first text after it, so that no error follows it
@@ -348,9 +348,9 @@ def generate(recipe: GenerateRecipe) -> None:
 )
 @_with_options_of(CardRecipe)
 def card(recipe: CardRecipe) -> None:
-    """Write a folder's model card: what was removed, how it was trained, scores, use, remaking.
+    """Write a folder's model card: sizes removed, training, scores, use, and how to remake it.
 
-    A README.md that was written or changed by hand stays, unless --overwrite is given."""
+    A README.md that was written or changed by hand is kept, unless --overwrite is given."""
     from minitron.verbs.card import card
 
     print(f"{card(**vars(recipe))}: written")
@@ -369,8 +369,8 @@ def card(recipe: CardRecipe) -> None:
 def push(recipe: PushRecipe) -> None:
     """Upload a model folder to the Hub, in one commit: only one that loads, and no pickles.
 
-    With --space, upload what `minitron demo` shows as a Space instead, with minitron beside it.
-    Interrupted, the same command sends only what is missing."""
+    With --space, upload the Space that `minitron demo` shows, with minitron itself, instead.
+    If interrupted, the same command sends only the missing files."""
     from minitron.verbs.push import push
 
     print(push(**vars(recipe)).url)
@@ -385,7 +385,7 @@ def push(recipe: PushRecipe) -> None:
 )
 @_with_options_of(RemakeRecipe)
 def remake(recipe: RemakeRecipe) -> None:
-    """Build a pruned or converted folder's weights again: the same bytes, and no text needed."""
+    """Build a pruned or converted folder's weights again: the same bytes, without any text."""
     from minitron.verbs.remake import remake
 
     files = remake(**vars(recipe)).files_of_tensors
@@ -400,7 +400,7 @@ def remake(recipe: RemakeRecipe) -> None:
 )
 @_with_options_of(DemoRecipe)
 def demo(recipe: DemoRecipe) -> None:
-    """Show models in a browser: compare them, prune one, see what was measured."""
+    """Show models in a browser: compare them, prune one, see measured results."""
     from minitron.verbs.demo import demo
 
     demo(**vars(recipe))
@@ -412,7 +412,7 @@ def main(arguments: list[str] | None = None) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_VisibleLines("%(message)s"))
     logging.basicConfig(handlers=[handler])
-    logging.getLogger("minitron").setLevel(logging.INFO)  # libraries only where something is wrong
+    logging.getLogger("minitron").setLevel(logging.INFO)  # other libraries: warnings only
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     # It logs what it then raises, and a mistake is to be one line.
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
@@ -439,15 +439,15 @@ def _run(tokens: list[str]) -> None:
 
 
 class _VisibleLines(logging.Formatter):
-    """Messages may quote files: no line of them reaches the terminal as anything but text."""
+    """Messages may quote files: control characters in them are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(visible, super().format(record).split("\n")))
 
 
 def _recipe_file(tokens: list[str]) -> tuple[tuple[Dict, ...], list[str]]:
-    """The file that --recipe names, as a source of options behind the flags; and what its mappings
-    hold, as flags, since cyclopts takes a mapping from one place only."""
+    """The options of the file that --recipe names, which flags override; and the entries of its
+    mappings as flags, since cyclopts reads a mapping from one place only."""
     for index, token in enumerate(tokens):
         if token == "--recipe" and index + 1 < len(tokens):
             name = tokens[index + 1]
@@ -457,7 +457,7 @@ def _recipe_file(tokens: list[str]) -> tuple[tuple[Dict, ...], list[str]]:
             continue
         options = _options(name)
         plain = {key: value for key, value in options.items() if not isinstance(value, dict)}
-        # Filed under each verb: at the top, cyclopts takes a key that is a verb's name for a verb.
+        # Under each verb: at the top, cyclopts takes a key that is a verb's name for a verb.
         return (Dict(dict.fromkeys(app, plain), source=name),), _mapped(options, tokens)
     return (), []
 
@@ -475,7 +475,7 @@ def _mapped(options: dict[str, Any], tokens: list[str]) -> list[str]:
 
 
 def _options(name: str) -> dict[str, Any]:
-    """What a recipe file says."""
+    """The options in a recipe file. Raises TargetError."""
     from minitron.files.plain_yaml import read_yaml
 
     published = {path.stem: path for path in PUBLISHED.glob("*.yaml")}
@@ -540,7 +540,7 @@ def _show_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def _without_controls(text: str) -> str:
-    """What a model writes, of which a terminal obeys only line ends and tabs."""
+    """A model's text, with escapes for all control characters but line ends and tabs."""
     return "".join(
         letter if letter in "\n\t" or category(letter) != "Cc" else visible(letter)
         for letter in text

@@ -1,8 +1,8 @@
-"""Recipe: one dataclass a command. Its fields are the flags, the YAML keys and the record.
+"""Recipe: one dataclass for each command. Its fields are the flags, the YAML keys and the record.
 
-A field is written once, here, with its help beside it: the command line derives its flags, a
-recipe file its keys, the Python verb its arguments, and `minitron.json` what was done. Imports no
-torch, so that `--help` answers at once.
+A field is written once, here, with its help and its bounds beside it: the command line derives its
+flags, a recipe file its keys, the Python verb its arguments, and `minitron.json` what was done.
+Imports no torch, so that `--help` answers at once.
 
     PruneRecipe(source="tiny", out="tiny-half", hidden_size=192, corpus="self")
 """
@@ -28,7 +28,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 
 _DESTINATION = ("out", "push_to_hub", "private")
-_ROAD = ("low_disk",)  # how the source comes here, which does not change what is made of it
+_TRANSFER_OPTIONS = ("low_disk",)  # how the source is read, which does not change the result
 
 
 def verb(
@@ -51,14 +51,14 @@ def verb(
 
 
 def record_of(recipe: Any) -> dict[str, Any]:
-    """What a recipe says, without where its result goes: equal records make equal results."""
-    left_out = (*_DESTINATION, *_ROAD)
+    """A recipe's fields, but for its destination: equal records make equal results."""
+    left_out = (*_DESTINATION, *_TRANSFER_OPTIONS)
     return {key: value for key, value in asdict(recipe).items() if key not in left_out}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every command's recipe is."""
+    """The options of a command; numbers out of their bounds raise TargetError."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -80,23 +80,24 @@ class CalibrationRecipe(Recipe):
     seq_len: int | None = bounded(None, at_least=1)
     """Tokens in a sequence; the model's context unless given, at most 4096."""
     scores: Scores = "paper"
-    """What ranks: activations as in the paper or as NVIDIA's ModelOpt takes them, magnitude of
-    weights, or nothing (random)."""
+    """What is ranked by: activations as in the paper (paper) or as in NVIDIA's ModelOpt (modelopt),
+    the magnitude of weights (magnitude), or random numbers (random)."""
     aggregation: str = "l2,mean"
-    """How activations become a score, over the batch and over a sequence: two of l2, mean, var."""
+    """How activations are reduced to a score, over the batch and over the sequence: two of l2,
+    mean, var."""
     neurons: Literal["after", "before"] = "after"
     """Where neurons are scored: after the activation function, or before it as in the paper."""
     layer_scores: Literal["influence", "loss", "logits"] = "influence"
-    """What ranks layers: block influence, which costs nothing; the loss or the squared change of
-    the logits without each layer, which cost about half a pass over the corpus for each layer."""
+    """What layers are ranked by: block influence, at no extra cost; or the loss, or the squared
+    change of the logits, without each layer, at about half a pass over the corpus for each."""
     block_size: int | None = None
-    """Also score every run of so many layers, to be dropped together."""
+    """Also score every block of this many consecutive layers, to be dropped together."""
     memory_budget: str | None = None
-    """Memory to use, such as 6GiB; most of what is free unless given. A model that does not fit is
-    read layer by layer."""
+    """Memory to use, such as 6GiB; most of the free memory unless given. A model that does not fit
+    is read layer by layer."""
     compute_dtype: DType | None = None
     """Precision of the forward pass; the checkpoint's own unless given, or float32 where the
-    processor only emulates that."""
+    processor only emulates it."""
     seed: int = bounded(0, at_least=0)
     """Seed of everything drawn at random."""
 
@@ -116,7 +117,7 @@ class ImportanceRecipe(CalibrationRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetRecipe(CalibrationRecipe):
-    """What a smaller model may take, and how the best of those that do is found."""
+    """The resources that a smaller model may use, and how the best such model is chosen."""
 
     params: str | None = None
     """Parameters to keep, embeddings included, such as 4B or 500M; within 5 %."""
@@ -126,20 +127,20 @@ class BudgetRecipe(CalibrationRecipe):
     """Memory to run in, such as 8GiB, within 5 % (above it too): weights, KV cache at --batch and
     --context, activations."""
     latency: str | None = None
-    """Time of a decode step at --batch and --context, such as 20ms, within 5 %, as measured on
+    """Time of a decode step at --batch and --context, such as 20ms, within 5 %, measured on
     --device."""
     batch: int = bounded(1, at_least=1)
-    """Sequences at once, for memory and latency."""
+    """Sequences in a batch, for memory and latency."""
     context: int | None = bounded(None, at_least=1)
     """Tokens of each sequence, for memory and latency; the model's context unless given, at most
     4096."""
     device: str | None = None
-    """Where latency is measured, such as cuda:1; the GPU where there is one. Given without
-    --latency, latency is only told."""
+    """The device that latency is measured on, such as cuda:1; the GPU where there is one. Given
+    without --latency, latency is reported but not limited."""
     space: Space = "default"
     """The sizes to choose from: around the source's own, or those of the paper for Nemotron-4."""
     multiple_of: int | None = None
-    """What hidden and MLP sizes are multiples of; 64 unless given, less for a narrow model."""
+    """Hidden and MLP sizes are multiples of this; 64 unless given, less for a narrow model."""
     min_layers: int | None = None
     """Fewest layers to choose; three quarters of the source's unless given."""
     contiguous_layers: bool = False
@@ -147,17 +148,16 @@ class BudgetRecipe(CalibrationRecipe):
     head_residual: bool = False
     """Fold pruned query heads into kept ones of their KV group (the paper's section 2.3)."""
     importance: str | None = None
-    """Importance measured before (minitron importance): nothing is measured again."""
+    """A file that minitron importance wrote, instead of measuring."""
     held_out: str | None = None
     """Text to compare candidates on, as for --corpus; its own last part unless given."""
     eval_tokens: int = bounded(16384, at_least=1)
-    """Tokens of it to compare on."""
+    """Tokens of the held-out text to compare on."""
     max_candidates: int = bounded(64, at_least=1)
-    """Candidates to compare: those nearest to the budget, depths in turn."""
+    """Candidates to compare: the nearest to the budget, taken from each depth in turn."""
     compatible: bool | None = None
-    """Keep to sizes that other engines (llama.cpp, mlx-lm, vLLM) open. Unless given, a budget does
-    where there are such sizes within it, as far as the source is opened; --no-compatible does not.
-    """
+    """Choose only sizes that llama.cpp, mlx-lm and vLLM can load. By default a budget does so where
+    it has such sizes and these engines can load the source; --no-compatible never does."""
 
 
 @dataclass(frozen=True)
@@ -181,19 +181,19 @@ class PruneRecipe(BudgetRecipe):
     num_hidden_layers: int | None = None
     """Layers to keep."""
     eval_tokens: int = bounded(2048, at_least=1)
-    """Tokens of text to compare shapes on, where a budget is given."""
+    """Tokens of text to compare candidates on, where a budget is given."""
     max_candidates: int = bounded(8, at_least=1)
-    """Shapes to compare, where a budget is given: of those near it the ones that keep most of their
+    """Candidates to compare, where a budget is given: those near it that keep most of their
     scores."""
     steps: int = bounded(1, at_least=1)
-    """Prune in so many steps, each measured on the model that the last one left."""
+    """Prune in this many steps; each measures the model that the step before it made."""
     low_disk: bool = False
-    """Read the weights of a Hub id over the network, anew for each pass over them: none is stored
-    on this machine, and nothing but their sizes is compared with what the Hub says."""
+    """Read the weights of a Hub id over the network, again in each pass over them: none is stored
+    on this machine, and of the files only the sizes are verified."""
     push_to_hub: str | None = None
     """The model repository to push the result to as well (minitron push)."""
     private: bool = False
-    """Make that repository a private one."""
+    """Create that repository as a private one."""
 
 
 @dataclass(frozen=True)
@@ -203,23 +203,24 @@ class SearchRecipe(BudgetRecipe):
     source: str
     """The model: a folder, a Hub id or a name of the zoo."""
     out: str | None = None
-    """The folder to write: table, plans, importance and picture; only shown unless given."""
+    """The folder to write: table, plans, importance and plot; without it they are only printed."""
     _: KW_ONLY
     top: int = bounded(3, at_least=1)
-    """Finalists: measured whole where latency is, and retrained."""
+    """How many of the best candidates to time end to end (with --latency) and to retrain (with
+    --retrain-steps)."""
     retrain_steps: int = bounded(0, at_least=0)
-    """Optimizer steps to retrain each finalist before they are ranked again."""
+    """Optimizer steps to retrain each of the best candidates before they are ranked again."""
     retrain_corpus: str | None = None
     """Text to retrain on; the calibration text unless given."""
     batch_size: int = bounded(8, at_least=1)
-    """Sequences a step of retraining."""
+    """Sequences in a step of retraining."""
     learning_rate: float = bounded(1e-4, above=0)
     """Peak of retraining's cosine schedule."""
 
 
 @dataclass(frozen=True)
 class ConvertRecipe(Recipe):
-    """Bring a model from any readable format to another."""
+    """Convert a model from any readable format to another."""
 
     source: str
     """The model: a .nemo file or folder, a folder, a Hub id or a name of the zoo."""
@@ -238,14 +239,14 @@ class ConvertRecipe(Recipe):
     pp: int = bounded(1, at_least=1)
     """Pipeline-parallel ranks (trtllm)."""
     dist_format: DistFormat = "torch_dist"
-    """How the weights lie in a .nemo; megatron-core reads zarr up to 0.15."""
+    """Storage format of the weights in a .nemo; megatron-core up to 0.15 reads zarr."""
     keep_vocab_padding: bool = False
-    """Keep the rows of a .nemo's vocabulary beyond its tokenizer's size."""
+    """Keep the embedding rows of a .nemo beyond its tokenizer's size."""
     check: bool = True
-    """Refuse NaN and infinity (--no-check: look at no value)."""
+    """Refuse NaN and infinity (--no-check: do not read the values)."""
     low_disk: bool = False
-    """Read the weights of a Hub id over the network as they are written: none is stored on this
-    machine, and nothing but their sizes is compared with what the Hub says."""
+    """Read the weights of a Hub id over the network while they are written: none is stored on this
+    machine, and of the files only the sizes are verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +254,7 @@ class FitRecipe(Recipe):
     """How a model is trained."""
 
     scratch: bool = False
-    """Start from random weights at the sizes of the model that is named, with its tokenizer."""
+    """Start from random weights, with the sizes and the tokenizer of the named model."""
     corpus: str
     """Text to train on: a .txt, .jsonl, .json or .parquet file (or .gz), a Hub dataset
     (owner/name:config:split), .npy of token ids, or self (init, or the teacher, samples it).
@@ -272,7 +273,7 @@ class FitRecipe(Recipe):
     steps: int | None = bounded(None, at_least=1)
     """Optimizer steps."""
     batch_size: int = bounded(8, at_least=1)
-    """Sequences a step on each device."""
+    """Sequences in a step on each device."""
     gradient_accumulation_steps: int = bounded(1, at_least=1)
     """Batches summed before an optimizer step."""
     gradient_checkpointing: bool = False
@@ -295,9 +296,9 @@ class FitRecipe(Recipe):
     dtype: DType = "bfloat16"
     """Precision of the weights that are written."""
     save_steps: int = bounded(500, at_least=1)
-    """Steps between checkpoints, from which an interrupted run goes on."""
+    """Steps between checkpoints; an interrupted run resumes from the last one."""
     report_to: str = "none"
-    """Trackers to log to, as they are installed: tensorboard, trackio, wandb (several: a,b)."""
+    """Installed trackers to log to: tensorboard, trackio, wandb (several: a,b)."""
     trainer: dict[str, Any] | None = None
     """Any other of transformers' TrainingArguments: --trainer.optim adafactor."""
     seed: int = bounded(0, at_least=0)
@@ -325,15 +326,15 @@ class DistillRecipe(FitRecipe):
     """The folder to write, ready for the Hub."""
     _: KW_ONLY
     teacher: str | None = None
-    """The model to learn from, of the same vocabulary; the one before pruning serves best."""
+    """The model to learn from, with the same vocabulary; best is the model before pruning."""
     teacher_cache: str | None = None
-    """The teacher's outputs on this corpus (minitron teacher-cache): no teacher runs."""
+    """The teacher's outputs on this corpus (minitron teacher-cache), instead of a teacher."""
     stream_teacher: bool | None = None
-    """Read the teacher layer by layer at every batch; unless given, where it does not fit into
-    memory beside the training."""
+    """Read the teacher layer by layer at every batch; the default is to do so where it does not fit
+    into memory beside the training."""
     teacher_dtype: DType | None = None
     """Precision the teacher computes in; its checkpoint's own unless given, or float32 where the
-    processor only emulates that."""
+    processor only emulates it."""
     kind: Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine"] = "forward_kl"
     """Distance of the student's predictions from the teacher's."""
     temperature: float = bounded(1.0, above=0)
@@ -341,13 +342,13 @@ class DistillRecipe(FitRecipe):
     ce_weight: float = bounded(0.0, at_least=0)
     """Weight of the cross-entropy with the text itself, beside the distance."""
     beta: float = 0.5
-    """The teacher's share in the mixture of jsd."""
+    """The teacher's weight in the mixture of jsd."""
     alpha: float | Literal["auto", "dynamic"] = "auto"
-    """Weight of the distance between inner states; dynamic: as large as that of the predictions;
-    auto: dynamic where at least half of the teacher's layers are cut, else 0."""
+    """Weight of the distance between hidden states; dynamic: scaled to the distance of the
+    predictions; auto: dynamic where at least half of the teacher's layers are cut, else 0."""
     inner_states: str = "embedding,hidden"
-    """States that alpha weighs (several: a,b): embedding, hidden (what a layer gives), mlp_input,
-    mlp_output, attention (how queries, keys and values relate)."""
+    """States that alpha weighs (several: a,b): embedding, hidden (a layer's output), mlp_input,
+    mlp_output, attention (relations of queries, keys and values)."""
     layer_map: str | None = None
     """Layers whose states are compared, teacher's:student's, counted from 0 (several: a:b,c:d); the
     third last ones unless given."""
@@ -369,15 +370,15 @@ class TeacherCacheRecipe(Recipe):
     seq_len: int | None = bounded(None, at_least=2)
     """Tokens in a sequence; the teacher's context unless given, at most 4096."""
     top_k: int | None = bounded(None, at_least=1)
-    """Keep the probabilities of the k likeliest tokens and the rest's sum; unless given, the last
-    hidden states, from which all probabilities follow."""
+    """Keep the probabilities of the k most probable tokens and the sum of all others; the default
+    is to keep the last hidden states, which give every probability exactly."""
     dtype: DType | None = None
     """Precision to compute in; the checkpoint's own unless given, or float32 where the processor
-    only emulates that."""
+    only emulates it."""
     batch_size: int = bounded(8, at_least=1)
-    """Sequences that run at once."""
+    """Sequences in a batch."""
     seed: int = bounded(0, at_least=0)
-    """Seed of what is drawn at random."""
+    """Seed of everything drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -408,16 +409,17 @@ class EvaluateRecipe(Recipe):
     limit: int | None = bounded(None, at_least=1)
     """Documents of each task, or articles; all unless given (of cnn_dailymail 20)."""
     batch_size: int = bounded(8, at_least=1)
-    """Prompts that run at once."""
+    """Prompts in a batch."""
     articles: str | None = None
     """Articles for cnn_dailymail: .jsonl or .parquet (or .gz) with columns article and highlights;
     the dataset on the Hub unless given."""
     run_generated_code: bool = False
-    """Let tasks such as humaneval run the code that the model writes, on this machine."""
+    """Let tasks such as humaneval run the code that the model writes, on this machine; sets
+    HF_ALLOW_CODE_EVAL=1, which evaluate's code_eval requires."""
     dtype: DType | None = None
     """Precision to compute in; the checkpoint's unless given."""
     record: bool = False
-    """Write the result into the folder's minitron.json, model card and .eval_results."""
+    """Add the result to the folder's minitron.json, model card and .eval_results."""
 
 
 @dataclass(frozen=True)
@@ -432,19 +434,19 @@ class GenerateRecipe(Recipe):
     max_new_tokens: int = bounded(128, at_least=1)
     """Tokens to generate at most."""
     temperature: float = bounded(0.0, at_least=0)
-    """0 takes the likeliest token; higher values sample more freely."""
+    """0 takes the most probable token; higher values sample more freely."""
     top_p: float = bounded(1.0, above=0, at_most=1)
-    """Sample only from the likeliest tokens that together reach this probability."""
+    """Sample only from the most probable tokens that together reach this probability."""
     seed: int = bounded(0, at_least=0)
     """Seed of sampling."""
     quantize: Quantization | None = None
-    """Bring the layers' weights to 8- or 4-bit integers first: less memory, now and then another
-    word."""
+    """Quantize the layers' weights to 8- or 4-bit integers first: less memory, and slightly
+    different text."""
 
 
 @dataclass(frozen=True)
 class InspectRecipe(Recipe):
-    """Tell what a model is, without reading its weights."""
+    """Print what a model is, without reading its weights."""
 
     source: str
     """The model: a folder, a Hub id or a name of the zoo."""
@@ -457,25 +459,25 @@ class PushRecipe(Recipe):
     folder: str | None = None
     """The folder to upload, or a name of the zoo; with --space the first model to show."""
     repo: str | None = None
-    """The model repository: owner/name, or a name of one's own. Made where it is not there."""
+    """The model repository: owner/name, or a name of your own account; created if missing."""
     models: list[str] | None = None
     """With --space: the models to show, each a Hub id or a name of the zoo; the whole zoo unless
     given."""
     _: KW_ONLY
     space: str | None = None
-    """Upload the Space instead: its repository, owner/name. Made where it is not there."""
+    """Upload the Space instead, to this repository, owner/name; created if missing."""
     private: bool = False
-    """Make the repository a private one."""
+    """Create the repository as a private one."""
     create_pr: bool = False
     """Open a pull request instead of committing."""
     branch: str | None = None
-    """The branch to commit to, made where it is not there; main unless given."""
+    """The branch to commit to, created if missing; main unless given."""
     tag: str | None = None
     """Also tag the commit."""
     commit_message: str | None = None
-    """The commit's title; what minitron.json says was done unless given."""
+    """The commit's title; made from minitron.json unless given."""
     collection: str | None = None
-    """Also add the model to a collection: its title (made where it is not there) or its slug."""
+    """Also add the model to a collection: its title (created if missing) or its slug."""
 
 
 @dataclass(frozen=True)
@@ -499,9 +501,9 @@ class RemakeRecipe(Recipe):
     """The folder to write."""
     _: KW_ONLY
     source: str | None = None
-    """Where the model that it was made from lies now; where minitron.json says unless given."""
+    """The model that it was made from, if it has moved; the one in minitron.json unless given."""
     before_training: bool = False
-    """Of a trained folder, build the model that its training began with."""
+    """For a trained folder, build the model that its training began with."""
     low_disk: bool = False
     """Read the weights of a Hub id over the network; none is stored on this machine."""
 
@@ -514,7 +516,7 @@ class DemoRecipe(Recipe):
     """The models: folders, Hub ids or names of the zoo; the whole zoo unless given."""
     _: KW_ONLY
     port: int | None = bounded(None, at_least=1, at_most=65535)
-    """Where to serve; GRADIO_SERVER_PORT, else the first free one from 7860, unless given."""
+    """The port to serve on; GRADIO_SERVER_PORT, else the first free one from 7860, unless given."""
     open: bool = False
     """Also open the page in a browser."""
 
