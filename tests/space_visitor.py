@@ -48,11 +48,11 @@ def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
     folder = place / "space"
     shutil.copytree(Path(minitron.space.__file__).parent, folder)
     port = free_port()
-    told = (place / "told.txt").open("w")
+    output = (place / "output.txt").open("w")
     process = subprocess.Popen(
         [sys.executable, "app.py"],
         cwd=folder,
-        stdout=told,
+        stdout=output,
         stderr=subprocess.STDOUT,
         env={
             **os.environ,
@@ -64,12 +64,12 @@ def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(url, process, place / "told.txt")
+        wait_for(url, process, place / "output.txt")
         yield RunningSpace(url, process.pid)
     finally:
         process.terminate()
         process.wait(20)
-        told.close()
+        output.close()
 
 
 def free_port() -> int:
@@ -79,13 +79,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], told: Path) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], output: Path) -> None:
     deadline = time.monotonic() + 8 * START_SECONDS
     while time.monotonic() < deadline:
-        assert process.poll() is None, told.read_text()
+        assert process.poll() is None, output.read_text()
         try:
             with urlopen(url, timeout=5):
                 return
         except OSError:
             time.sleep(0.1)
-    raise AssertionError(f"{url} does not answer: {told.read_text()}")
+    raise AssertionError(f"{url} does not answer: {output.read_text()}")

@@ -17,7 +17,7 @@ import minitron
 from minitron.errors import MinitronError
 from minitron.space.jobs.catalog import Catalog, CatalogModel
 from minitron.space.jobs.comparing import Column, ComparisonRequest, TextPart, compare
-from minitron.space.jobs.decoding import StopSignal
+from minitron.space.jobs.decoding import StopSignal, TokenCheck
 from minitron.space.jobs.measures import Measurements
 from minitron.space.jobs.models import LoadedModel, ModelCache, ModelKey
 from minitron.space.jobs.preview import SIZES, Sizes, command, preview
@@ -31,7 +31,6 @@ from minitron.space.jobs.request import (
 )
 from minitron.space.jobs.semaphore import FairSemaphore
 from minitron.space.jobs.service import Service
-from minitron.space.jobs.teacher_check import TokenCheck
 from minitron.space.ui.cards import answer_cards, preview_card
 from minitron.space.ui.html import byte_size, count, inline, percent, render
 
@@ -63,7 +62,7 @@ def continuation(service: Service, **changed: object) -> str:
 # Who may be chosen.
 
 
-def test_the_whole_zoo_is_shown_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_zoo_is_shown_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINITRON_SPACE_MODELS", raising=False)
     assert Catalog.read().names == ["tiny", "tiny-half", "tiny-quarter"]
     assert [model.teacher for model in Catalog.read().models] == [None, "tiny", "tiny"]
@@ -90,7 +89,7 @@ def test_models_are_read_from_a_file_beside_the_app(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "{}",
         "- [",
@@ -102,8 +101,8 @@ def test_models_are_read_from_a_file_beside_the_app(
         "missing.yaml",
     ],
 )
-def test_a_family_that_means_nothing_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINITRON_SPACE_MODELS", said)
+def test_a_damaged_list_of_models_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINITRON_SPACE_MODELS", text)
     with pytest.raises(VisitorError):
         Catalog.read()
 
@@ -111,7 +110,7 @@ def test_a_family_that_means_nothing_is_refused(said: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "name", ["huge", "/etc/passwd", "../tiny", "nvidia/Minitron-8B-Base", 7, None]
 )
-def test_only_names_of_the_family_can_be_chosen(name: object, service: Service) -> None:
+def test_only_listed_names_can_be_chosen(name: object, service: Service) -> None:
     with pytest.raises(VisitorError, match="choose tiny"):
         service.generate(name, PROMPT, 4, 0.0, 1.0, 0)
 
@@ -140,9 +139,7 @@ def test_only_names_of_the_family_can_be_chosen(name: object, service: Service) 
         ("seed", math.nan),
     ],
 )
-def test_a_setting_that_means_nothing_is_named(
-    setting: str, value: object, service: Service
-) -> None:
+def test_a_setting_out_of_bounds_is_named(setting: str, value: object, service: Service) -> None:
     with pytest.raises(VisitorError, match=f"{setting} is"):
         continuation(service, **{setting: value})
 
@@ -153,13 +150,13 @@ def test_a_prompt_that_is_no_text_is_refused(prompt: object) -> None:
         Prompt.checked(prompt)
 
 
-def test_a_long_prompt_is_cut_and_said_to_be() -> None:
+def test_a_long_prompt_is_shortened_with_a_notice() -> None:
     prompt = Prompt.checked("word " * 20_000)
     assert len(prompt.text) == MAX_CHARACTERS
     assert "100,000 characters" in prompt.notices[0]
 
 
-def test_what_does_not_fit_the_context_is_left_out_and_said_to_be(service: Service) -> None:
+def test_a_prompt_is_shortened_to_the_context_with_a_notice(service: Service) -> None:
     text, notices = service.generate("tiny", "word " * 20_000, 8, 0.0, 1.0, 0)
     assert text
     assert len(notices) == 2
@@ -207,7 +204,7 @@ def test_the_text_of_a_special_token_is_text(service: Service) -> None:
         assert special in loaded.tokenizer.decode(ids)
 
 
-def test_pieces_put_together_are_the_whole_text(service: Service) -> None:
+def test_the_parts_of_a_text_join_to_the_whole(service: Service) -> None:
     settings = Settings(max_new_tokens=64, temperature=1.5, seed=5)
     *_, (column,) = service.compare(["tiny"], "Ça coûte 5 € — été", settings)
     with service.cache.acquire(ModelKey("tiny")) as (loaded,):
@@ -217,7 +214,7 @@ def test_pieces_put_together_are_the_whole_text(service: Service) -> None:
     assert sum(part.tokens for part in column.parts) == len(column.tokens)
 
 
-def test_a_teacher_agrees_with_itself_word_for_word(tmp_path: Path) -> None:
+def test_a_teacher_agrees_with_every_token_of_its_own(tmp_path: Path) -> None:
     models = (CatalogModel("first", "tiny"), CatalogModel("twin", "tiny", teacher="first"))
     service = Service.create(Catalog(models), tmp_path)
     *_, columns = service.compare(["first", "twin"], PROMPT, Settings(max_new_tokens=24))
@@ -228,7 +225,7 @@ def test_a_teacher_agrees_with_itself_word_for_word(tmp_path: Path) -> None:
     assert len(twin.checks) == 24
 
 
-def test_agreement_is_what_one_pass_of_the_teacher_says(pair: Service) -> None:
+def test_agreement_equals_one_forward_pass_of_the_teacher(pair: Service) -> None:
     *_, columns = pair.compare(["child"], PROMPT, Settings(max_new_tokens=21))
     (column,) = columns
     with pair.cache.acquire(ModelKey("tiny")) as (teacher,):
@@ -241,7 +238,7 @@ def test_agreement_is_what_one_pass_of_the_teacher_says(pair: Service) -> None:
     assert column.to_json()["agreement_with_teacher"] == sum(agrees) / 21
 
 
-def test_integers_are_judged_by_the_full_weights_of_their_own_model(pair: Service) -> None:
+def test_int8_weights_are_compared_with_the_full_weights_of_the_same_model(pair: Service) -> None:
     pytest.importorskip("optimum.quanto")
     settings = Settings(max_new_tokens=24)
     *_, columns = pair.compare(["child"], PROMPT, settings, quantization="int8")
@@ -282,7 +279,7 @@ def test_a_stop_ends_a_text_within_a_step(service: Service) -> None:
     assert all(one.users == 0 for one in service.cache._loaded.values())
 
 
-def test_leaving_a_comparison_gives_its_models_back(service: Service) -> None:
+def test_a_comparison_that_nobody_reads_releases_its_models(service: Service) -> None:
     columns = service.compare(["tiny"], PROMPT, Settings(max_new_tokens=256))
     next(columns)
     next(columns)
@@ -417,7 +414,7 @@ def test_slots_are_given_in_the_order_of_asking() -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_no_more_compute_at_once_than_there_are_slots() -> None:
+def test_no_more_threads_compute_than_there_are_slots() -> None:
     semaphore, now, most = FairSemaphore(2), 0, 0
     lock = threading.Lock()
 
@@ -441,7 +438,7 @@ def test_no_more_compute_at_once_than_there_are_slots() -> None:
     assert now == 0
 
 
-def test_time_that_is_over_stops_a_text(service: Service) -> None:
+def test_a_text_stops_when_its_time_is_over(service: Service) -> None:
     settings = Settings(max_new_tokens=256)
     request = ComparisonRequest.checked(service.catalog, ["tiny"], PROMPT, settings)
     *_, (column,) = compare(
@@ -450,7 +447,7 @@ def test_time_that_is_over_stops_a_text(service: Service) -> None:
     assert column.tokens == []
 
 
-def test_importance_is_measured_once_and_kept(
+def test_importance_is_measured_once_and_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = Catalog.of(["tiny"]).model("tiny")
@@ -473,15 +470,15 @@ def test_a_share_of_the_parameters_is_met_within_five_percent(service: Service) 
 # Pushing and the command line.
 
 
-def test_a_visitors_token_goes_into_one_process_and_into_no_argument_or_message(
+def test_a_visitors_token_is_in_one_process_and_in_no_argument_or_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
     def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         calls.append((arguments, options["env"]["HF_TOKEN"]))
-        said = "minitron: cannot push to me/half: hf_secret may only read"
-        return subprocess.CompletedProcess(arguments, 2, "", said)
+        text = "minitron: cannot push to me/half: hf_secret may only read"
+        return subprocess.CompletedProcess(arguments, 2, "", text)
 
     monkeypatch.setattr("minitron.space.jobs.pruning.subprocess.run", run)
     with pytest.raises(MinitronError, match="may only read") as error:
@@ -503,15 +500,15 @@ def test_a_name_that_is_no_repository_is_refused_before_anything_runs(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["demo", "nowhere-at-all"], "nowhere-at-all does not exist"),
         (["demo", "tiny", "--port", "70000"], "--port is 70000"),
         (["demo", "tiny", "tiny"], "none twice"),
     ],
 )
-def test_a_demo_of_nothing_is_refused(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_a_demo_with_wrong_arguments_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("gradio")
     from minitron.cli import main
@@ -519,10 +516,10 @@ def test_a_demo_of_nothing_is_refused(
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_link_sets_what_it_may_and_leaves_what_means_nothing(service: Service) -> None:
+def test_a_link_sets_valid_values_and_ignores_others(service: Service) -> None:
     pytest.importorskip("gradio")
     from minitron.space.page import link_values
 
@@ -541,7 +538,7 @@ def test_a_link_sets_what_it_may_and_leaves_what_means_nothing(service: Service)
     assert (wanted["seed"], wanted["hidden_size"]["value"]) == (7, 128)
 
 
-def test_the_header_of_the_space_names_what_is_there() -> None:
+def test_the_header_of_the_space_names_existing_files() -> None:
     place = Path(minitron.space.__file__).parent
     header = yaml.safe_load((place / "README.md").read_text().split("---")[1])
     assert header["sdk"] == "gradio"

@@ -55,7 +55,7 @@ def test_the_newest_results_are_kept_and_no_more() -> None:
     kept.close()
 
 
-def test_a_result_that_is_old_goes_by_itself() -> None:
+def test_an_old_result_is_removed_without_a_request() -> None:
     kept = ResultStore(seconds=0.05)
     for _ in range(2):
         (kept.create() / "model.safetensors").write_bytes(b"1")
@@ -63,7 +63,7 @@ def test_a_result_that_is_old_goes_by_itself() -> None:
     kept.close()
 
 
-def test_a_visitors_results_go_after_the_visitor_and_nobody_elses(kept: ResultStore) -> None:
+def test_only_the_results_of_a_visitor_who_left_are_removed(kept: ResultStore) -> None:
     mine, yours, nobodys = kept.create("me"), kept.create("you"), kept.create()
     kept.expire("me", seconds=0.05)
     kept.expire(None, seconds=0)
@@ -72,14 +72,14 @@ def test_a_visitors_results_go_after_the_visitor_and_nobody_elses(kept: ResultSt
     assert nobodys.exists()
 
 
-def test_results_wait_in_one_thread_at_most(kept: ResultStore) -> None:
+def test_all_results_share_one_timer(kept: ResultStore) -> None:
     before = threading.active_count()
     for number in range(20):
         kept.create(str(number))
     assert in_time(lambda: threading.active_count() <= before + 1)
 
 
-def test_closing_leaves_nothing_though_something_is_still_written(kept: ResultStore) -> None:
+def test_closing_leaves_no_file_while_a_pruning_still_writes(kept: ResultStore) -> None:
     folder = kept.create()
     (folder / "half").mkdir()
     parent, name = kept.root.parent, kept.root.name
@@ -91,7 +91,7 @@ def test_closing_leaves_nothing_though_something_is_still_written(kept: ResultSt
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_process_that_is_told_to_end_leaves_no_files(number: int, tmp_path: Path) -> None:
+def test_a_process_that_is_terminated_leaves_no_files(number: int, tmp_path: Path) -> None:
     code = """
 import time
 from minitron.space.jobs.results import ResultStore
@@ -132,7 +132,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("how", ["done", "left", "failed"])
-def test_after_a_pruning_freed_memory_is_given_back_and_no_half_is_kept(
+def test_after_a_pruning_freed_memory_is_released_and_no_unfinished_result_stays(
     how: str, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -165,7 +165,7 @@ def test_after_a_pruning_freed_memory_is_given_back_and_no_half_is_kept(
 @pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc"
 )
-def test_giving_back_shrinks_what_threads_have_freed() -> None:
+def test_releasing_shrinks_the_memory_that_threads_have_freed() -> None:
     """In a process of its own, whose arenas hold nothing else."""
     code = """
 import threading
@@ -179,11 +179,11 @@ def work():
 thread = threading.Thread(target=work); thread.start(); thread.join()
 before = resident(); release_freed_memory(); print(before - resident())
 """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(said.stdout) > 40e6
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) > 40e6
 
 
-# What is taken of a request.
+# Requests that are refused.
 
 
 def answered(headers: dict[str, str], *pieces: bytes) -> tuple[int, bytes, int]:
@@ -235,7 +235,7 @@ MULTIPART = {"content-type": "Multipart/form-data; boundary=x"}
         ({}, [NAMED_FILE.decode().encode("utf-16")], (415, NO_FILES.encode(), 1)),
     ],
 )
-def test_files_and_what_is_longer_than_any_prompt_are_refused(
+def test_files_and_bodies_longer_than_any_prompt_are_refused(
     headers: dict[str, str], pieces: list[bytes], answer: tuple[int, bytes, int]
 ) -> None:
     assert answered(headers, *pieces) == answer

@@ -123,14 +123,14 @@ def test_two_columns_grow_and_end_with_their_numbers(visit: Visit) -> None:
     visit.wait_for_answers()
     assert visit.answers().count() == 2
     assert visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight") == heights
-    told = visit.answers().nth(1).inner_text()
-    assert "100 %" in told
-    assert "6.72 M" in told
+    shown = visit.answers().nth(1).inner_text()
+    assert "100 %" in shown
+    assert "6.72 M" in shown
     for stat in visit.page.locator("#mt-answers .mt-stat").all():
         assert stat.get_attribute("title")
 
 
-def test_stop_ends_a_text_before_its_time(visit: Visit) -> None:
+def test_stop_ends_a_text_early(visit: Visit) -> None:
     visit.page.get_by_text("Sampling").click()
     visit.page.get_by_label("number input for New tokens").fill("256")
     visit.page.keyboard.press("Tab")
@@ -145,19 +145,19 @@ def test_stop_ends_a_text_before_its_time(visit: Visit) -> None:
     visit.page.wait_for_selector("#mt-run:enabled")
 
 
-def test_integers_are_shown_beside_with_speed_memory_and_agreement(visit: Visit) -> None:
+def test_int8_weights_are_shown_with_speed_memory_and_agreement(visit: Visit) -> None:
     pytest.importorskip("optimum.quanto")
     visit.page.get_by_text("Sampling").click()
     visit.page.get_by_label("Also with int8 weights").check()
     visit.compare()
     visit.wait_for_answers()
     assert visit.answers().count() == 4
-    told = {}
+    shown = {}
     for model in ("tiny", "tiny · int8"):
         card = visit.page.locator(f'#mt-answers .mt-card[data-model="{model}"]')
         rows = zip(card.locator("dt").all(), card.locator("dd").all(), strict=True)
-        told[model] = {name.inner_text(): value.inner_text() for name, value in rows}
-    full, integers = told["tiny"], told["tiny · int8"]
+        shown[model] = {name.inner_text(): value.inner_text() for name, value in rows}
+    full, integers = shown["tiny"], shown["tiny · int8"]
     assert float(integers["tokens / s"]) > 0
     assert integers["weights"].endswith(" MB")
     assert float(integers["weights"][:-3]) < float(full["weights"][:-3])
@@ -171,8 +171,8 @@ def test_the_zoo_is_compared_pruned_and_shown(whole_zoo: RunningSpace, browser: 
         assert visit.answers().count() == 2
         visit.compare()
         visit.wait_for_answers()
-        told = [visit.answers().nth(at).get_attribute("data-model") for at in range(2)]
-        assert told == ["tiny", "tiny-half"]
+        shown = [visit.answers().nth(at).get_attribute("data-model") for at in range(2)]
+        assert shown == ["tiny", "tiny-half"]
         visit.show_prune()
         visit.page.get_by_label("Model", exact=True).first.click()
         offered = visit.page.get_by_role("option").all_inner_texts()
@@ -184,7 +184,7 @@ def test_the_zoo_is_compared_pruned_and_shown(whole_zoo: RunningSpace, browser: 
             playwright.expect(dots.first.get_by_text(name, exact=True)).to_be_visible()
 
 
-def test_a_mistake_is_told_and_the_page_goes_on(visit: Visit) -> None:
+def test_an_error_is_shown_and_the_page_works_on(visit: Visit) -> None:
     visit.page.locator("#mt-prompt textarea").fill("")
     visit.page.click("#mt-run")
     visit.page.get_by_text("the prompt is empty").wait_for(timeout=PATIENCE)

@@ -107,8 +107,8 @@ def test_the_space_arrives_whole_in_one_commit(hub: Hub) -> None:
     assert files["evidence.json"].startswith(b"{")
     assert {"tabs/evidence.py", "ui/templates/evidence.html.jinja"} <= files.keys()
     assert set(files) == {*package_files("minitron.space"), wheel}
-    told = header(files["README.md"])
-    assert (told["sdk"], told["app_file"]) == ("gradio", "app.py")
+    card = header(files["README.md"])
+    assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
     repository = the_space(hub)
     assert repository.private is False
     commit, initial = repository.history(repository.commits[publication.commit])
@@ -131,10 +131,10 @@ def test_the_models_are_those_that_the_space_reads(
     catalog = Catalog.read(checkout(files, tmp_path / "space"))
     sources = {model.name: model.source for model in catalog.models}
     assert sources == {"tiny": "tiny", "tiny-half": f"{half}@main"}
-    told = header(files["README.md"])
-    assert told["models"] == [half]
-    assert told["hf_oauth_scopes"] == ["write-repos", "manage-repos"]
-    assert told["python_version"] == "3.12"
+    card = header(files["README.md"])
+    assert card["models"] == [half]
+    assert card["hf_oauth_scopes"] == ["write-repos", "manage-repos"]
+    assert card["python_version"] == "3.12"
     assert "✂️" in files["README.md"].decode()
     repository = the_space(hub)
     commit = repository.commits[repository.branches["main"]]
@@ -303,30 +303,30 @@ def test_a_mistake_is_one_line_and_makes_nothing(
     for name in ("here", "tiny-half"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
-    arguments, told = BAD[bad]
+    arguments, message = BAD[bad]
     with pytest.raises(SystemExit) as left:
         cli.main(["push", *arguments])
     assert left.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("minitron: ")
-    assert told in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("minitron: ")
+    assert message in printed
+    assert printed.count("\n") == 1
     assert hub.repositories == []
 
 
 @pytest.mark.parametrize(
-    ("token", "told"),
+    ("token", "message"),
     [(None, "there is no token; log in"), ("hf_reads", "the token of me may only read")],
 )
 def test_a_token_that_does_not_do_is_told(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None, told: str
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None, message: str
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(MinitronError) as refused:
         push(space=REPO)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert str(token) not in str(refused.value)
     assert hub.repositories == []
 
@@ -340,11 +340,11 @@ def test_the_command_prints_where_the_space_is_and_its_token_is_nowhere(
     hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["push", "--space", REPO, "tiny"])
-    said = capfd.readouterr()
-    assert said.out == f"{hub.url}/spaces/{REPO}\n"
+    printed = capfd.readouterr()
+    assert printed.out == f"{hub.url}/spaces/{REPO}\n"
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    told = [*pushed(hub).values(), *kept, said.out.encode(), said.err.encode()]
-    assert not any(TOKEN.encode() in text for text in told)
+    texts = [*pushed(hub).values(), *kept, printed.out.encode(), printed.err.encode()]
+    assert not any(TOKEN.encode() in text for text in texts)
 
 
 @pytest.mark.slow
@@ -371,16 +371,16 @@ def test_what_was_pushed_installs_in_a_fresh_environment_and_answers(
     )
     assert ran.returncode == 0, ran.stderr
     port = free_port()
-    log = tmp_path / "told.txt"
+    log = tmp_path / "output.txt"
     variables = {
         **{k: v for k, v in environment(hub, tmp_path / "home").items() if k != "PYTHONPATH"},
         "GRADIO_SERVER_PORT": str(port),
         "MINITRON_SPACE_CACHE": str(tmp_path / "cache"),
         "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
     }
-    with log.open("w") as told:
+    with log.open("w") as output:
         process = subprocess.Popen(
-            [str(python), "app.py"], cwd=folder, stdout=told, stderr=told, env=variables
+            [str(python), "app.py"], cwd=folder, stdout=output, stderr=output, env=variables
         )
         try:
             wait_for(f"http://127.0.0.1:{port}", process, log)

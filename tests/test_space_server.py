@@ -1,4 +1,4 @@
-"""The Space as it is served: to programs, to many at once, to the ill-meaning, and for long."""
+"""The Space as it is served: to programs, to many at once, to hostile clients, and for long."""
 
 import itertools
 import json
@@ -52,7 +52,7 @@ def visitor(space: RunningSpace, downloads: Path) -> Any:
     )
 
 
-def test_it_starts_and_answers_from_a_folder_that_holds_only_itself(client: Any) -> None:
+def test_it_starts_and_answers_from_a_copy_of_its_folder(client: Any) -> None:
     assert client.predict("tiny", PROMPT, *SETTINGS, api_name="/generate")
 
 
@@ -60,7 +60,8 @@ def test_the_endpoints_are_these_and_documented(client: Any) -> None:
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(named) == {"/generate", "/compare", "/plan", "/prune"}
     parameters = {
-        name: [p["parameter_name"] for p in told["parameters"]] for name, told in named.items()
+        name: [p["parameter_name"] for p in endpoint["parameters"]]
+        for name, endpoint in named.items()
     }
     settings = ["prompt", "max_new_tokens", "temperature", "top_p", "seed"]
     sizes = ["hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"]
@@ -72,23 +73,23 @@ def test_the_endpoints_are_these_and_documented(client: Any) -> None:
     }
 
 
-def test_generate_gives_the_text_of_minitron_generate(client: Any) -> None:
+def test_generate_returns_the_text_of_minitron_generate(client: Any) -> None:
     import minitron
 
-    said = client.predict("tiny", PROMPT, 24, 0.9, 0.8, 5, api_name="/generate")
-    assert said == minitron.generate(
+    text = client.predict("tiny", PROMPT, 24, 0.9, 0.8, 5, api_name="/generate")
+    assert text == minitron.generate(
         "tiny", PROMPT, max_new_tokens=24, temperature=0.9, top_p=0.8, seed=5
     )
 
 
-def test_compare_tells_every_number_and_how_it_was_measured(client: Any) -> None:
-    told = client.predict(["tiny"], PROMPT, 16, 0.0, 1.0, 0, api_name="/compare")
-    (column,) = told["columns"]
+def test_compare_returns_every_number_and_how_it_is_measured(client: Any) -> None:
+    answer = client.predict(["tiny"], PROMPT, 16, 0.0, 1.0, 0, api_name="/compare")
+    (column,) = answer["columns"]
     assert column["model"] == "tiny"
     assert column["tokens"] == 16
     assert column["tokens_per_second"] > 0
     assert column["seconds_to_first_token"] > 0
-    assert set(told["measured"]) <= set(column)
+    assert set(answer["measured"]) <= set(column)
 
 
 def test_plan_and_prune_agree_and_the_zip_loads_in_transformers(
@@ -110,7 +111,7 @@ def test_plan_and_prune_agree_and_the_zip_loads_in_transformers(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("huge", PROMPT, *SETTINGS), "choose tiny"),
         (("../../etc/passwd", PROMPT, *SETTINGS), "choose tiny"),
@@ -123,16 +124,16 @@ def test_plan_and_prune_agree_and_the_zip_loads_in_transformers(
         (("tiny", PROMPT, 8, 0.0, 1.0, -7), "seed is -7"),
     ],
 )
-def test_what_means_nothing_is_told_and_the_server_lives(
-    arguments: tuple[Any, ...], told: str, client: Any
+def test_a_wrong_value_is_named_and_the_server_answers_on(
+    arguments: tuple[Any, ...], message: str, client: Any
 ) -> None:
-    with pytest.raises(Exception, match=told):
+    with pytest.raises(Exception, match=message):
         client.predict(*arguments, api_name="/generate")
     assert client.predict("tiny", PROMPT, *SETTINGS, api_name="/generate")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", '"hot"', "null", "[1]"])
-def test_what_is_no_number_is_told_to_whoever_sends_it(
+def test_a_setting_that_is_no_number_is_an_error_event(
     number: str, space: RunningSpace, client: Any
 ) -> None:
     """Gradio's own client sends no NaN; anybody else can."""
@@ -142,16 +143,16 @@ def test_what_is_no_number_is_told_to_whoever_sends_it(
     with urlopen(Request(call, body, headers), timeout=30) as answer:
         event = json.load(answer)["event_id"]
     with urlopen(f"{call}/{event}", timeout=30) as answer:
-        told = answer.read().decode()
-    assert "event: error" in told
-    assert "event: complete" not in told
+        events = answer.read().decode()
+    assert "event: error" in events
+    assert "event: complete" not in events
     assert client.predict("tiny", PROMPT, *SETTINGS, api_name="/generate")
 
 
-def test_a_prompt_of_100_kb_is_cut_and_answered(client: Any) -> None:
+def test_a_prompt_of_100_kb_is_shortened_and_answered(client: Any) -> None:
     assert client.predict("tiny", "word " * 20_000, *SETTINGS, api_name="/generate")
-    told = client.predict(["tiny"], "word " * 20_000, *SETTINGS, api_name="/compare")
-    assert "100,000 characters" in told["columns"][0]["notices"][0]
+    answer = client.predict(["tiny"], "word " * 20_000, *SETTINGS, api_name="/compare")
+    assert "100,000 characters" in answer["columns"][0]["notices"][0]
 
 
 def test_the_text_of_special_tokens_is_answered_as_text(client: Any) -> None:
@@ -163,9 +164,7 @@ def test_the_text_of_special_tokens_is_answered_as_text(client: Any) -> None:
     "sizes", [(-4, None, None, None), (None, None, 7, None), (4096, None, None, None)]
 )
 @pytest.mark.parametrize("endpoint", ["/plan", "/prune"])
-def test_sizes_that_mean_nothing_are_told(
-    sizes: tuple[Any, ...], endpoint: str, client: Any
-) -> None:
+def test_sizes_out_of_bounds_are_named(sizes: tuple[Any, ...], endpoint: str, client: Any) -> None:
     with pytest.raises(Exception, match=r"hidden_size|num_attention_heads|heads"):
         client.predict("tiny", *sizes, api_name=endpoint)
 
@@ -218,8 +217,8 @@ def test_memory_is_flat_over_300_new_visitors(space: RunningSpace) -> None:
 
 def test_the_newest_prunings_are_kept_once_and_no_more(space: RunningSpace, place: Path) -> None:
     for number in range(KEEP_RESULTS + 2):
-        told = called(space, "prune", ["tiny", None, 608 - 32 * number, None, 5])
-        (archive, _) = json.loads(told.rpartition("data: ")[2])
+        events = called(space, "prune", ["tiny", None, 608 - 32 * number, None, 5])
+        (archive, _) = json.loads(events.rpartition("data: ")[2])
         with urlopen(f"{space.url}/gradio_api/file={archive['path']}", timeout=30) as answer:
             assert len(answer.read()) == Path(archive["path"]).stat().st_size
     assert len(list(place.rglob("*.zip"))) == KEEP_RESULTS
@@ -262,7 +261,7 @@ def called(space: RunningSpace, name: str, data: list[Any]) -> str:
         return str(answer.read().decode())
 
 
-def test_models_that_speak_mcp_find_the_same_four_tools(space: RunningSpace) -> None:
+def test_mcp_clients_find_the_same_four_tools(space: RunningSpace) -> None:
     pytest.importorskip("mcp")
     with urlopen(f"{space.url}/gradio_api/mcp/schema", timeout=30) as answer:
         tools = {tool["name"]: tool for tool in json.load(answer)}

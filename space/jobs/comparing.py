@@ -16,11 +16,10 @@ from typing import Any
 
 from minitron.errors import MinitronError
 from minitron.space.jobs.catalog import Catalog, CatalogModel
-from minitron.space.jobs.decoding import StopSignal, generate_tokens
+from minitron.space.jobs.decoding import StopSignal, TeacherCheck, TokenCheck, generate_tokens
 from minitron.space.jobs.models import LoadedModel, ModelCache, ModelKey, load_entry
 from minitron.space.jobs.request import MAX_COLUMNS, Prompt, Settings, VisitorError
 from minitron.space.jobs.semaphore import FairSemaphore
-from minitron.space.jobs.teacher_check import TeacherCheck, TokenCheck
 from minitron.text.text_stream import TextStream
 
 _FRAME = 0.1  # seconds between two updates of the page

@@ -47,7 +47,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
                 step=1,
                 elem_id="mt-share",
                 label="Parameter budget (%)",
-                info="Scales both widths by one factor.",
+                info="Scales both widths equally.",
             )
             sliders = _sliders(service, names[0])
             with gr.Row(elem_classes="mt-actions"):
