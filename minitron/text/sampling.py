@@ -1,6 +1,6 @@
 """Text that a model samples itself, as a corpus: calibration without data.
 
-Each sequence starts with a token drawn uniformly from the vocabulary and goes on by sampling at
+Each sequence starts with a token drawn uniformly from the vocabulary and continues by sampling at
 temperature 1, past ends of documents, as packed text does (LLM-QAT, arXiv 2305.17888, section 3.1).
 
     self_corpus(model, seq_len=512, samples=256, seed=0).sequences.shape   # (256, 512)
@@ -19,7 +19,7 @@ from minitron.text.corpus import Corpus
 from minitron.text.encoding import TokenIds
 from modeling_nemotron import CACHE_NAME
 
-_BATCH_TOKENS = 65_536  # cached at once
+_BATCH_TOKENS = 65_536  # in the KV cache at once
 _DRAWN_ROWS = 32  # bounds the memory of float64 probabilities where the vocabulary is large
 
 
@@ -89,7 +89,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _special_ids(model: PreTrainedModel) -> set[int]:
-    """Ids that begin, end or pad a text, and so start no sentence."""
+    """Ids that begin, end or pad a text: no text starts with one."""
     ids: set[int] = set()
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(model.config, key, None)

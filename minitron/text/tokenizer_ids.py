@@ -1,8 +1,8 @@
-"""The tokenizer of a folder, with the ids that its tokenizer.json gives.
+"""Opens the tokenizer of a folder so that it gives the ids of its tokenizer.json.
 
-transformers 5 makes some classes (LlamaTokenizer, Qwen2Tokenizer) of a tokenizer.json's vocabulary
-alone and builds the rest anew: where the file is of another kind, ids differ without a word. A
-model was trained on those of the file, which transformers 4 and every engine follow.
+transformers 5 builds some classes (LlamaTokenizer, Qwen2Tokenizer) from nothing but the vocabulary
+of a tokenizer.json. Where the file is of another kind, ids differ, without a warning. The model was
+trained on those of the file, which transformers 4 and every engine use.
 
     open_tokenizer(Path("deepseek-r1-distill"), "deepseek-r1-distill")
 """
@@ -29,7 +29,7 @@ from minitron.files.model_files import TOKENIZER_CONFIG, tokenizer_names
 logger = logging.getLogger(__name__)
 
 FILE = "tokenizer.json"
-# What tokenizers cut differently: numbers, blanks, contractions, case, accents, ligatures, bytes.
+# What tokenizers split differently: numbers, blanks, contractions, case, accents, ligatures, bytes.
 SAMPLES = (
     "It was the best of times,\n\n  42 naïve 漢字 🙂\tdon't I'LL 1234567.89   "
     "e\u0301 \ufb01ne Ⅳ ＦＵＬＬ\u00a0x_y==z;\r\n if(a):\n    pass   ",
@@ -38,10 +38,10 @@ SAMPLES = (
     "\nnext",
     "A",
 )
-# What transformers 5 maps model types to whose tokenizer.json it reads unchanged.
+# The classes of transformers 5 that read tokenizer.json unchanged.
 _UNCHANGED = ("TokenizersBackend", "MistralCommonBackend")
 _COMMON = PreTrainedTokenizerFast
-# Digests of the folders that follow tokenizer.json: a large one takes four seconds to compare.
+# Digests of the folders whose tokenizer follows its file: comparing a large one takes 4 seconds.
 _following: set[bytes] = set()
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 CODE_FILE = "tokenizer_json.py"  # its name begins so that it is copied as a tokenizer's file
@@ -56,20 +56,22 @@ class TokenizerJson(PreTrainedTokenizerFast):
 
 
 def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `folder`, which errors call `name`.
+    """The tokenizer of `folder`; errors call it `name`.
 
     Raises TokenizerError for files that cannot be read, and where tokenizer.json gives other ids
-    than transformers' class and it is not clear which special tokens go with them.
+    than transformers' class and it is not clear which special tokens belong to them.
     """
     with foreign_parser(f"{name}: its tokenizer", TokenizerError, "fetch it again"):
-        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        made.decode(made(SAMPLES[0])["input_ids"])  # damage may show only here
-        # A class of its own is what builds anew; the common one reads the file as it is.
-        if not (folder / FILE).is_file() or _follows(made, folder) or type(made) is _COMMON:
-            return made
-        followed: PreTrainedTokenizerBase = _COMMON.from_pretrained(folder)
-        is_right = _agree(followed, folder) and made("")["input_ids"] == followed("")["input_ids"]
-    kind = type(made).__name__
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        loaded.decode(loaded(SAMPLES[0])["input_ids"])  # some damage raises only here
+        # The common class reads the file as it is; the others may build from the vocabulary.
+        if not (folder / FILE).is_file() or _follows(loaded, folder) or type(loaded) is _COMMON:
+            return loaded
+        from_file: PreTrainedTokenizerBase = _COMMON.from_pretrained(folder)
+        is_right = (
+            _agree(from_file, folder) and loaded("")["input_ids"] == from_file("")["input_ids"]
+        )
+    kind = type(loaded).__name__
     if not is_right:
         raise TokenizerError(
             f"{name}: transformers makes a {kind} of its tokenizer.json that gives other ids or "
@@ -82,36 +84,36 @@ def open_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         name,
         kind,
     )
-    return followed
+    return from_file
 
 
 def rebuilt_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase | None:
-    """What AutoTokenizer makes of a written folder, if its ids are not those of tokenizer.json.
+    """The tokenizer that AutoTokenizer builds of a folder; None where it follows tokenizer.json.
 
     Raises TokenizerError for files that cannot be read.
     """
     with foreign_parser(f"{name}: its tokenizer", TokenizerError, "fetch it again"):
         if _digest(folder) in _following:
             return None
-        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        if _follows(made, folder):
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        if _follows(loaded, folder):
             return None
-        return LlamaTokenizer.from_pretrained(folder) if type(made) is _COMMON else made
+        return LlamaTokenizer.from_pretrained(folder) if type(loaded) is _COMMON else loaded
 
 
 def following_settings(
     rebuilt: PreTrainedTokenizerBase, folder: Path, settings: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """What tokenizer_config.json may hold so that AutoTokenizer follows tokenizer.json.
+    """Contents of tokenizer_config.json with which AutoTokenizer follows tokenizer.json.
 
-    The first is enough but for a qwen2: transformers 5 makes a Qwen2Tokenizer of it whatever class
-    is named, unless `auto_map` is there; it runs no code then, unless trust_remote_code is set.
-    Both keep the special tokens and inputs that the class of `rebuilt` brings by itself.
+    The first is enough but for a qwen2: transformers 5 builds a Qwen2Tokenizer whatever class is
+    named, except where `auto_map` exists, whose code runs only with trust_remote_code. Both keep
+    the special tokens and inputs that are defaults of the class of `rebuilt`.
     """
     added = Tokenizer.from_file(str(folder / FILE)).get_added_tokens_decoder().values()
-    held = {token.content for token in added}
+    contents = {token.content for token in added}
     first = {
-        **{key: token for key in _SPECIAL if (token := getattr(rebuilt, key)) in held},
+        **{key: token for key in _SPECIAL if (token := getattr(rebuilt, key)) in contents},
         "model_input_names": rebuilt.model_input_names,
         "padding_side": rebuilt.padding_side,
         **settings,
@@ -122,27 +124,27 @@ def following_settings(
     yield {**first, "auto_map": {"AutoTokenizer": [code, code]}}
 
 
-def _follows(made: PreTrainedTokenizerBase, folder: Path) -> bool:
-    """Whether AutoTokenizer, which made this of `folder`, follows tokenizer.json in each version.
+def _follows(loaded: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Whether `loaded`, AutoTokenizer's of `folder`, follows tokenizer.json in every version.
 
     Where tokenizer_class is LlamaTokenizer and the file is byte-level, transformers 5.20 builds a
     LlamaTokenizer; later versions read the file as it is.
     """
-    if type(made) is _COMMON:
+    if type(loaded) is _COMMON:
         config, settings = _read(folder / "config.json"), _read(folder / TOKENIZER_CONFIG)
         named = str(settings.get("tokenizer_class") or config.get("tokenizer_class"))
         is_llama = named.removesuffix("Fast") == "LlamaTokenizer" and "auto_map" not in settings
         mapped = TOKENIZER_MAPPING_NAMES.get(config.get("model_type", ""))
         follows = mapped in _UNCHANGED or not is_llama
     else:
-        follows = _agree(made, folder)
+        follows = _agree(loaded, folder)
     if follows:
         _following.add(_digest(folder))
     return follows
 
 
 def _digest(folder: Path) -> bytes:
-    """Of all that AutoTokenizer reads in a folder."""
+    """A digest of everything that AutoTokenizer reads in a folder."""
     config = _read(folder / "config.json")
     digest = sha256(repr([config.get(key) for key in ("model_type", "tokenizer_class")]).encode())
     for name in tokenizer_names(path.name for path in folder.iterdir() if path.is_file()):
@@ -155,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _agree(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
-    """Whether ids of texts, and the texts of these ids, are those of tokenizer.json."""
+    """Whether it encodes and decodes SAMPLES as tokenizer.json does."""
     file = Tokenizer.from_file(str(folder / FILE))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     for text in SAMPLES:
