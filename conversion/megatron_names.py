@@ -121,7 +121,7 @@ def hub_tensors(
     if f"{EMBEDDING}.weight" in megatron:
         rows = max(rows, megatron[f"{EMBEDDING}.weight"].shape[0])
     shapes = megatron_shapes(architecture, padded_vocab_size=rows)
-    _check_shapes(megatron, shapes)
+    check_shapes(megatron, shapes)
     for name in megatron:
         if name not in shapes:
             raise SourceError(
@@ -149,7 +149,7 @@ def megatron_tensors(
             f"a {architecture.model_type} cannot be written as a Megatron checkpoint: only "
             "nemotron can"
         )
-    _check_shapes(hub, architecture.shapes())
+    check_shapes(hub, architecture.shapes())
     tensors: dict[str, LazyTensor] = {}
     for slot in architecture.slots():
         name = megatron_name(slot)
@@ -177,7 +177,7 @@ def megatron_shapes(
     return shapes
 
 
-def _check_shapes(tensors: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(tensors: Mapping[str, LazyTensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         if name not in tensors:
             raise SourceError(f"config and tensors disagree: the config asks for {name}, not there")

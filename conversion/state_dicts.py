@@ -23,8 +23,7 @@ from minitron.conversion.megatron_names import (
 )
 from minitron.conversion.nemo_archive import Archive
 from minitron.errors import SourceError
-from minitron.files.file import LocalFile
-from minitron.files.lazy_tensor import LazyTensor, Rows
+from minitron.files.lazy_tensor import DerivedTensor, LazyTensor, Rows
 from minitron.files.stored_tensor import StoredTensor
 from minitron.files.torch_file import read_torch_object
 
@@ -52,57 +51,29 @@ Shard = Mapping[str, StoredTensor]  # canonical name to the part of one tensor-p
 class StateDicts:
     """A model joined from the state dicts of all ranks."""
 
+    layout: str  # the parallelism it was saved with, such as "state_dict TP 2 PP 2"
     tensors: Mapping[str, LazyTensor]
-    tensor_parallel: int
-    pipeline_parallel: int
-    virtual_pipeline: int
-
-    @property
-    def layout(self) -> str:
-        """The parallelism it was saved with, such as "state_dict TP 2 PP 2"."""
-        sizes = {
-            "TP": self.tensor_parallel,
-            "PP": self.pipeline_parallel,
-            "VPP": self.virtual_pipeline,
-        }
-        return " ".join(["state_dict", *(f"{k} {size}" for k, size in sizes.items() if size > 1)])
 
 
-@dataclass(frozen=True)
-class _ReplicatedTensor:
+class _ReplicatedTensor(DerivedTensor):
     """The first of the copies on all tensor-parallel ranks, compared with the others when read.
 
     It has no ranges: copying bytes would skip the comparison.
     """
 
-    where: str
-    copies: tuple[StoredTensor, ...]
+    def __init__(self, where: str, copies: Sequence[StoredTensor]) -> None:
+        super().__init__(copies[0].dtype, copies[0].shape)
+        self._where, self._copies = where, tuple(copies)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.copies[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.copies[0].shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.copies[0].nbytes
-
-    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        first, *others = (copy.read(start, stop) for copy in self.copies)
+    def _read(self, start: int, stop: int) -> torch.Tensor:
+        first, *others = (copy.read(start, stop) for copy in self._copies)
+        tolerances = {"rtol": _TOLERANCE, "atol": _TOLERANCE}
         for rank, other in enumerate(others, start=1):
-            if not torch.allclose(
-                first.float(), other.float(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
-            ):
+            if not torch.allclose(first.float(), other.float(), **tolerances, equal_nan=True):
                 raise SourceError(
-                    f"{self.where} differs between tensor-parallel ranks 0 and {rank}"
+                    f"{self._where} differs between tensor-parallel ranks 0 and {rank}"
                 )
         return first
-
-    def ranges(self, start: int = 0, stop: int | None = None) -> tuple[LocalFile, ...] | None:
-        return None
 
 
 def has_state_dicts(archive: Archive) -> bool:
@@ -132,7 +103,9 @@ def read_state_dicts(archive: Archive, *, is_gated: bool) -> StateDicts:
             ranks = [virtual_stages[number] for virtual_stages in stage]
             merged = _join_ranks(archive, ranks, is_gated=is_gated)
             first_layer += _add_stage(archive, tensors, merged, first_layer)
-    return StateDicts(tensors, tensor_parallel, pipeline_parallel, virtual)
+    sizes = {"TP": tensor_parallel, "PP": pipeline_parallel, "VPP": virtual}
+    layout = ["state_dict", *(f"{name} {size}" for name, size in sizes.items() if size > 1)]
+    return StateDicts(" ".join(layout), tensors)
 
 
 def _rank_members(archive: Archive) -> dict[tuple[int, int], str]:
@@ -147,10 +120,8 @@ def _rank_members(archive: Archive) -> dict[tuple[int, int], str]:
     for folder, files in folders.items():
         match, file = _RANK.fullmatch(folder), _weights_file(files)
         if match is not None and file is not None:
-            rank = (
-                int(match["tp"] or match["tensor"]),
-                int(match["pp"] or match["pipeline"] or 0),
-            )
+            pipeline = match["pp"] or match["pipeline"] or 0
+            rank = int(match["tp"] or match["tensor"]), int(pipeline)
             if rank in members:
                 raise SourceError(f"{archive.name} holds two state dicts of rank {rank}: {folder}")
             members[rank] = f"{folder}/{file}"
@@ -270,7 +241,7 @@ def _join(where: str, name: str, shards: Sequence[StoredTensor], is_gated: bool)
         return join(where, shards, axis=1)
     if len({(shard.dtype, shard.shape) for shard in shards}) > 1:
         raise SourceError(f"{where} has another shape or dtype on each tensor-parallel rank")
-    return _ReplicatedTensor(where, tuple(shards))
+    return _ReplicatedTensor(where, shards)
 
 
 def _gates_and_ups(where: str, shards: Sequence[StoredTensor]) -> list[LazyTensor]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from minitron.errors import SourceError, TargetError
+from minitron.conversion.megatron_names import check_shapes
+from minitron.errors import TargetError
 from minitron.files.dtypes import name_of
 from minitron.files.finite import is_finite
 from minitron.files.lazy_tensor import (
@@ -60,7 +61,7 @@ def write_trtllm(
     modern = resized_config(config, architecture, tuple(range(architecture.num_hidden_layers)))
     _check_target(architecture, tp, pp, dtype)
     trtllm_config = _trtllm_config(modern, architecture, tp, pp, dtype)
-    _check_tensors(architecture, tensors)
+    check_shapes(tensors, architecture.shapes())
     weights = _Weights(architecture, tensors, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(tp * pp):
@@ -219,17 +220,6 @@ def _check_target(architecture: Architecture, tp: int, pp: int, dtype: torch.dty
         raise TargetError(
             f"tp is {tp}: choose a divisor or a multiple of num_key_value_heads, {kv_heads}"
         )
-
-
-def _check_tensors(architecture: Architecture, tensors: Mapping[str, LazyTensor]) -> None:
-    for name, shape in architecture.shapes().items():
-        if name not in tensors:
-            raise SourceError(f"{name} is missing: the checkpoint is incomplete, fetch it again")
-        if tensors[name].shape != shape:
-            raise SourceError(
-                f"{name} has shape {tensors[name].shape}, but config.json asks for {shape}: "
-                "correct config.json or fetch the checkpoint again"
-            )
 
 
 def _trtllm_config(

@@ -378,8 +378,8 @@ def test_a_missing_or_misshapen_tensor_is_refused_with_nothing_written(tmp_path:
     name = "model.layers.3.mlp.down_proj.weight"
     missing = {key: tensor for key, tensor in tensors.items() if key != name}
     misshapen = {**tensors, name: tensors["model.layers.3.mlp.up_proj.weight"]}
-    for broken, message in ((missing, "is missing"), (misshapen, r"\(66, 42\).*\(42, 66\)")):
-        with pytest.raises(SourceError, match=f"{name} .*{message}|{name} {message}"):
+    for broken, message in ((missing, "not there"), (misshapen, r"\[66, 42\].*\[42, 66\]")):
+        with pytest.raises(SourceError, match=f"{name}.*{message}"):
             write_trtllm(tmp_path / "out", config, broken, tp=1, pp=1, dtype=torch.bfloat16)
         assert not (tmp_path / "out").exists()
 

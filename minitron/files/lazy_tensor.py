@@ -37,7 +37,7 @@ class LazyTensor(Protocol):
         """The bytes of these rows in local files, in order; None where they must be computed."""
 
 
-class _Derived:
+class DerivedTensor:
     """A tensor made of others; subclasses implement how rows are read."""
 
     def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -65,7 +65,7 @@ class _Derived:
         return start, max(start, stop)
 
 
-class _Sequence(_Derived):
+class _Sequence(DerivedTensor):
     """Parts one after another along the first axis: (tensor, first row, last row + 1)."""
 
     def __init__(self, parts: Sequence[tuple[LazyTensor, int, int]]) -> None:
@@ -113,7 +113,7 @@ class Stacked(_Sequence):
         super().__init__([(tensor, 0, tensor.shape[0]) for tensor in tensors])
 
 
-class SideBySide(_Derived):
+class SideBySide(DerivedTensor):
     """Matrices of equal height joined along the second axis."""
 
     def __init__(self, tensors: Sequence[LazyTensor]) -> None:
@@ -126,7 +126,7 @@ class SideBySide(_Derived):
         return torch.cat([tensor.read(start, stop) for tensor in self.tensors], dim=1)
 
 
-class Columns(_Derived):
+class Columns(DerivedTensor):
     """Columns [start, stop) of a matrix."""
 
     def __init__(self, tensor: LazyTensor, start: int, stop: int) -> None:
@@ -138,7 +138,7 @@ class Columns(_Derived):
         return self.tensor.read(start, stop)[:, self.start : self.stop].contiguous()
 
 
-class Shifted(_Derived):
+class Shifted(DerivedTensor):
     """A tensor plus a number, added in float32 or better and cast once."""
 
     def __init__(self, tensor: LazyTensor, by: float, dtype: torch.dtype | None = None) -> None:
@@ -151,7 +151,7 @@ class Shifted(_Derived):
         return (rows.to(wide) + self.by).to(self.dtype)
 
 
-class Cast(_Derived):
+class Cast(DerivedTensor):
     """A tensor in another dtype."""
 
     def __init__(self, tensor: LazyTensor, dtype: torch.dtype) -> None:
@@ -165,7 +165,7 @@ class Cast(_Derived):
         return self.tensor.read(start, stop).to(self.dtype)
 
 
-class Zeros(_Derived):
+class Zeros(DerivedTensor):
     """Rows of zeros, such as those that pad a vocabulary."""
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
