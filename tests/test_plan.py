@@ -62,7 +62,7 @@ def test_an_axis_that_is_not_cut_is_kept_whole_without_scores() -> None:
     importance = Importance(made_by={}, hidden=torch.rand(10))
     plan = choose_plan(importance, SOURCE, SOURCE.resized(hidden_size=5))
     assert plan.heads == (tuple(range(6)),) * 3
-    assert plan.kept("heads", 0) is None
+    assert plan.kept_indices("heads", 0) is None
     assert plan.to_json().keys() == {"hidden"}
 
 

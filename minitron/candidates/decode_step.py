@@ -1,7 +1,7 @@
-"""Decode step: the next token of some sequences, run and timed as often as wanted.
+"""Decode step: the next token of some sequences, run and timed repeatedly.
 
-Knows a full cache, random weights and a clock: a step leaves the cache as it found it, and how long
-a product takes does not depend on the weights. Does not know what timings are for.
+A step leaves the full cache unchanged, so that it can be repeated. Weights are random: the time of
+a product does not depend on them.
 
     step = DecodeStep(random_model(config, conditions), conditions)
     seconds_of([step.whole], "cpu")   # [0.0213]
@@ -52,11 +52,11 @@ def seconds_of(steps: Sequence[Step], device: str, clock: Clock = time.perf_coun
             step()
     rounds: list[list[float]] = []
     while len(rounds) < LEAST or (len(rounds) < MOST and sum(map(sum, rounds)) < SECONDS):
-        rounds.append([_timed(step, device, clock) for step in steps])
+        rounds.append([_seconds_of_step(step, device, clock) for step in steps])
     return [median(samples) for samples in zip(*rounds, strict=True)]
 
 
-def _timed(step: Step, device: str, clock: Clock) -> float:
+def _seconds_of_step(step: Step, device: str, clock: Clock) -> float:
     _wait_for(device)
     begun = clock()
     step()

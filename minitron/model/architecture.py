@@ -70,7 +70,7 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
-        """Read a config.json, whatever its age.
+        """Read a config.json, under earlier key names too.
 
         Raises ArchitectureError for a family that is not known, a size that is missing or no
         positive whole number, and heads that do not divide into their KV groups.
@@ -139,7 +139,7 @@ class Architecture:
         return replace(self, **sizes)  # type: ignore[arg-type]  # sizes are the int fields
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows of the family's table that this config's flags bring."""
+        """The rows of the family's table that this config's flags select."""
         return tuple(row for row in self.family.rows if self._has(row))
 
     def slots(self) -> Iterator[Slot]:

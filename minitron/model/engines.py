@@ -33,7 +33,7 @@ _WORDS = {
 def unsupported_engines(model: Architecture | Mapping[str, Any]) -> dict[str, str]:
     """Engine to reason, for each engine that cannot run a model of these sizes and switches.
 
-    `model` is an architecture or a config.json, which also tells how rotary positions are scaled;
+    `model` is an architecture or a config.json, which also gives the rotary scaling;
     an engine that is not named has no limit that is known here. Cheap: a few comparisons, and words
     only where a limit is hit.
     """

@@ -1,7 +1,7 @@
 """The model families as tables: a family's modules, tensors, norms, defaults and limits.
 
-What is true of one family and not of another stands here and nowhere else; a new dense family is a
-new entry in `FAMILIES`. Sources: each family's modeling file in transformers 5 (state-dict names
+Every fact in which families differ is here and nowhere else; a new dense family is a new entry in
+`FAMILIES`. Sources: each family's modeling file in transformers 5 (state-dict names
 and shapes) and its configuration file (defaults of absent keys).
 
     FAMILIES["llama"].tensor("down", layer=3)   # "model.layers.3.mlp.down_proj.weight"
@@ -58,7 +58,7 @@ Dimension = tuple[Run, ...]  # runs behind each other; more than one where proje
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of tensor: the parts it holds, its name, its dimensions, the flag that brings it.
+    """One kind of tensor: the parts it holds, its name, its dimensions, its config flag.
 
     A tensor that fuses several parts has a run of rows for each of `parts`.
     """
@@ -140,13 +140,13 @@ def _layer_modules(*, has_gate: bool = True, has_head_norms: bool = False) -> Ma
 class Family:
     """A `model_type`: its modules and tensors, and the values of absent config keys.
 
-    A bias is None for never, "always", or the config flag that brings it.
+    A bias is None for never, "always", or the config flag that adds it.
     """
 
     model_type: str
     architecture: str  # the class name that config.json carries in `architectures`
     # Part to module, from the layer on, in the order of the tensors. Parts that are fused name the
-    # same module, and lie in its rows in this order.
+    # same module, whose rows hold them in this order.
     layer_modules: Mapping[str, str] = field(default_factory=_layer_modules)
     qkv_bias: str | None = None
     o_bias: str | None = None
@@ -163,7 +163,7 @@ class Family:
     formats: tuple[str, ...] = ()  # of `convert --to`, those that not every family has
     trtllm_example: str | None = None  # the folder of TensorRT-LLM's examples that converts it
     engine_limits: tuple[EngineLimit, ...] = ()
-    # Tool to what its user has to know about this family, where it loads the model at all.
+    # Tool to what its user must know of this family, for tools that load the model.
     engine_remarks: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -187,7 +187,7 @@ class Family:
 
     @property
     def bias_flags(self) -> tuple[str, ...]:
-        """The config flags that bring a bias."""
+        """The config flags that add a bias."""
         flags = dict.fromkeys((self.qkv_bias, self.o_bias, self.mlp_bias))
         return tuple(flag for flag in flags if flag is not None and flag != "always")
 
@@ -264,7 +264,7 @@ FAMILIES: Mapping[str, Family] = {
                 EngineLimit("transformers 4", "rope_type", ("default",), loads=True),
             ),
             engine_remarks={
-                # llama.cpp takes true where the file is silent; its converter writes the key for
+                # llama.cpp assumes true where the key is absent; its converter writes the key for
                 # Llama, never for Nemotron.
                 "llama.cpp": "its converter writes no add_space_prefix for Nemotron, so a blank "
                 "is put before the text: `--override-kv "
@@ -319,6 +319,6 @@ FAMILIES: Mapping[str, Family] = {
         ),
     )
 }
-# The families that a GPT of NeMo may be, which its settings tell apart.
+# The families that a GPT of NeMo may be, by its settings.
 NEMOTRON, LLAMA = FAMILIES["nemotron"], FAMILIES["llama"]
 MISTRAL, QWEN2 = FAMILIES["mistral"], FAMILIES["qwen2"]

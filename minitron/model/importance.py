@@ -1,7 +1,7 @@
 """Importance: how much each part of a network matters, in small arrays, and what made them.
 
-Knows the shape of the scores and their file; how they are measured is `scoring`, what is kept
-because of them `plan`. The file is safetensors with `made_by` as JSON in its metadata.
+Knows the shape of the scores and their file; minitron.scores measures them, `plan` chooses by
+them. The file is safetensors with `made_by` as JSON in its metadata.
 
     importance = Importance.load(Path("tiny.importance.safetensors"))
     importance.heads   # (layers, heads)
@@ -106,7 +106,7 @@ class Importance:
         return cls(made_by=made_by, **scores)
 
     def check_fits(self, architecture: Architecture) -> None:
-        """Refuse scores of another model; ImportanceError tells the axis and both shapes."""
+        """Refuse scores of another model; ImportanceError names the axis and both shapes."""
         wanted = score_shapes(architecture)
         starts = architecture.num_hidden_layers - (self.made_by.get("block_size") or 1) + 1
         wanted["blocks"] = (starts,)
@@ -122,7 +122,7 @@ class Importance:
     def check_made_for(self, model: Source) -> None:
         """Refuse scores of another model, by its sizes and its weights; ImportanceError names both.
 
-        Scores that do not say what they were measured on are taken for those of any model.
+        Scores without a record of their model are accepted for any.
         """
         self.check_fits(model.architecture)
         measured = self.made_by.get("model")

@@ -39,8 +39,8 @@ class PruningPlan:
     # Of every kept head the pruned one whose difference is added to it, itself where there is none.
     partners: tuple[Indices, ...] | None = None  # (target layers, target heads)
 
-    def kept(self, axis: str, layer: int | None) -> Indices | None:
-        """What is kept of an axis in target layer `layer`; None where all of it is."""
+    def kept_indices(self, axis: str, layer: int | None) -> Indices | None:
+        """The kept indices of an axis in target layer `layer`; None where all are kept."""
         if self.source.size(axis) == self.target.size(axis):
             return None
         kept: Any = getattr(self, axis)
@@ -196,13 +196,13 @@ def _ranked_heads(
 ) -> Rankings:
     size, scores = source.heads_per_group, importance.axis("heads").double()
 
-    def ranked(layer: int, group: int) -> Indices:
+    def heads_by_score(layer: int, group: int) -> Indices:
         of_group = scores[layer, group * size : (group + 1) * size]
         order = of_group.argsort(descending=True, stable=True)
         return tuple((order + group * size).tolist())
 
     kept = zip(layers, kv_heads, strict=True)
-    return tuple(tuple(ranked(layer, group) for group in groups) for layer, groups in kept)
+    return tuple(tuple(heads_by_score(layer, group) for group in groups) for layer, groups in kept)
 
 
 def _kept_heads(rankings: Rankings, target: Architecture) -> tuple[Indices, ...]:

@@ -1,8 +1,8 @@
 """Rotary settings of a config.json in both forms: nested as transformers 5 writes them, and flat.
 
 transformers 4, vLLM, llama.cpp's converter and mlx-lm read `rope_theta` and `rope_scaling`, and
-some of them take a base of their own where these are absent. Knows both forms, what a silent config
-means, and what transformers 4 demands of each kind of scaling. Computes no angle.
+some of them use a default of their own where these are absent. Knows both forms, the values of
+absent keys, and the keys that transformers 4 requires for each kind of scaling. Computes no angle.
 
     rotary_settings(config, family, head_dim=128)["rope_scaling"]   # {"rope_type": "llama3", ...}
 
@@ -38,7 +38,7 @@ _FLOATS = (
     "beta_fast",
     "beta_slow",
 )
-# Everything that is read here, and written anew.
+# Every key that is read here and written again.
 KEYS = ("rope_parameters", "rope_scaling", "rope_theta", _PARTIAL, _ORIGINAL)
 
 
@@ -49,19 +49,19 @@ def rotary_settings(config: Mapping[str, Any], family: Family, *, head_dim: int)
     lacks a key, values of another type, settings that the family does not read, and settings that
     differ by kind of layer.
     """
-    said = _one_dict(config)
-    kind = said.pop("rope_type", None)
+    settings = _one_dict(config)
+    kind = settings.pop("rope_type", None)
     if kind is None:
-        _check_unscaled(said)
+        _check_unscaled(settings)
         kind = "default"
     if not isinstance(kind, str) or kind not in REQUIRED:
         known = ", ".join(REQUIRED)
         raise ArchitectureError(f"config.json says rope_type {kind!r}: it must be one of {known}")
-    theta = said.pop("rope_theta", family.rotary.theta)
+    theta = settings.pop("rope_theta", family.rotary.theta)
     _check_positive("rope_theta", theta)
-    flat = {"rope_theta": theta, **_partial(said.pop(_PARTIAL, None), family)}
-    original = said.pop(_ORIGINAL, None)
-    scaling = _scaling(kind, said)
+    flat = {"rope_theta": theta, **_partial(settings.pop(_PARTIAL, None), family)}
+    original = settings.pop(_ORIGINAL, None)
+    scaling = _scaling(kind, settings)
     above: dict[str, Any] = {}  # settings that transformers 4 reads beside rope_scaling
     if kind in _NEED_ORIGINAL:
         trained = _trained_length(config, kind, original)
@@ -80,7 +80,7 @@ def rotary_settings(config: Mapping[str, Any], family: Family, *, head_dim: int)
 
 
 def _one_dict(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting that is not null, by its name in rope_parameters, wherever it stands."""
+    """Every setting that is not null, by its name in rope_parameters, from all three places."""
     found: dict[str, Any] = {}
     places: dict[str, str] = {}
     for place in ("rope_parameters", "rope_scaling", ""):
@@ -138,25 +138,25 @@ def _partial(value: Any, family: Family) -> dict[str, Any]:
     return {}
 
 
-def _check_unscaled(said: Mapping[str, Any]) -> None:
-    """Refuse settings of a scaling whose kind is not said: readers take different ones."""
-    scaling = [key for key in (*_FLOATS, *_LISTS) if key in said]
+def _check_unscaled(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a scaling without rope_type: readers assume different types."""
+    scaling = [key for key in (*_FLOATS, *_LISTS) if key in settings]
     if scaling:
         raise ArchitectureError(
-            f"config.json says {scaling[0]} {said[scaling[0]]!r} without rope_type: add it"
+            f"config.json says {scaling[0]} {settings[scaling[0]]!r} without rope_type: add it"
         )
 
 
-def _scaling(kind: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def _scaling(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of this kind, with numbers of the type that transformers 4 wants."""
     if kind == "default":
         return {}  # they have no meaning, and llama.cpp's converter would take a factor for linear
-    missing = [key for key in REQUIRED[kind] if key not in said]
+    missing = [key for key in REQUIRED[kind] if key not in settings]
     if missing:
         raise ArchitectureError(
             f"config.json says rope_type {kind!r} without {', '.join(missing)}: add it"
         )
-    scaling = dict(said)
+    scaling = dict(settings)
     for key in _FLOATS:
         if key in scaling:
             _check_positive(key, scaling[key])
@@ -178,7 +178,7 @@ def _length(config: Mapping[str, Any], kind: str) -> int:
 
 
 def _trained_length(config: Mapping[str, Any], kind: str, original: Any) -> int:
-    """The length before scaling: max_position_embeddings where it is not said."""
+    """The length before scaling: max_position_embeddings where none is given."""
     return _length(config, kind) if original is None else _whole(original, _ORIGINAL, kind)
 
 
@@ -205,8 +205,8 @@ def _check_factors(scaling: Mapping[str, Any], pairs: int) -> None:
 def _lengthened(scaling: dict[str, Any], length: int, trained: int) -> dict[str, Any]:
     """Complete longrope, so that both transformers scale attention alike.
 
-    transformers 4 reads the trained length beside rope_scaling alone, and where it stands there
-    takes the factor for length / trained; transformers 5 takes `factor` where there is one.
+    transformers 4 reads the trained length beside rope_scaling only, and where it finds it there,
+    uses length / trained as the factor; transformers 5 uses `factor` where there is one.
     """
     factor = scaling.setdefault("factor", max(1.0, length / trained))
     if trained == length:

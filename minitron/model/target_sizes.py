@@ -16,14 +16,14 @@ from minitron.model.families import AXIS_KEYS
 from minitron.model.plan import axes_to_rank
 
 
-def target_of(source: Architecture, wished: Mapping[str, int]) -> Architecture:
-    """`source` at the sizes that `wished` names in config words; the others stay.
+def target_of(source: Architecture, wanted: Mapping[str, int]) -> Architecture:
+    """`source` at the sizes that `wanted` names in config words; the others stay.
 
     Query heads that share no KV head are cut together with their own, and KV heads together with
     their query heads. Raises ArchitectureError or TargetError, which name the nearest possible
     sizes, for sizes that are no cut of the source or that its family refuses.
     """
-    sizes = dict(wished)
+    sizes = dict(wanted)
     heads, kv_heads = sizes.get("num_attention_heads"), sizes.get("num_key_value_heads")
     if heads is None and kv_heads is not None:
         sizes["num_attention_heads"] = kv_heads * source.heads_per_group
@@ -54,10 +54,10 @@ def check_opened(target: Architecture, source: Architecture) -> None:
     elif not ways and others:
         near = min(others, key=lambda n: abs(n * wide - target.hidden_size))
         ways.append(f"--hidden-size {near * wide} --num-attention-heads {near}")
-    told = f"{' or '.join(ways)}, or --no-compatible" if ways else "--no-compatible"
+    remedy = f"{' or '.join(ways)}, or --no-compatible" if ways else "--no-compatible"
     raise TargetError(
         f"{', '.join(sorted(closed))} cannot open hidden_size {target.hidden_size} with {heads} "
-        f"heads of {wide} ({reasons[min(closed)]}): give {told}"
+        f"heads of {wide} ({reasons[min(closed)]}): give {remedy}"
     )
 
 
@@ -82,8 +82,8 @@ def between(
     sizes = {AXIS_KEYS[axis]: size(axis) for axis in ("hidden", "ffn", "layers")}
     most = min(source.heads_per_group, before.heads_per_group)
     each = max(target.heads_per_group, min(most, -(-size("heads") // groups)))
-    wished = source.resized(**sizes, num_key_value_heads=groups, num_attention_heads=each * groups)
-    return wished if wished.is_accepted else _nearest_accepted(wished, target, before)
+    wanted = source.resized(**sizes, num_key_value_heads=groups, num_attention_heads=each * groups)
+    return wanted if wanted.is_accepted else _nearest_accepted(wanted, target, before)
 
 
 def hidden_sizes_near(at: Architecture, least: int, most: int) -> list[int]:
@@ -92,9 +92,9 @@ def hidden_sizes_near(at: Architecture, least: int, most: int) -> list[int]:
 
 
 def _nearest_accepted(
-    wished: Architecture, least: Architecture, most: Architecture
+    wanted: Architecture, least: Architecture, most: Architecture
 ) -> Architecture:
-    """The sizes nearest to `wished` that the family takes: heads first, then hidden_size.
+    """The sizes nearest to `wanted` that the family takes: heads first, then hidden_size.
 
     `least` and `most` are accepted themselves, so that there are always some.
     """
@@ -104,17 +104,17 @@ def _nearest_accepted(
     def distance(pair: tuple[int, int]) -> tuple[int, int]:
         heads = pair[0] * pair[1]
         return (
-            abs(heads - wished.num_attention_heads),
-            abs(pair[0] - wished.num_key_value_heads),
+            abs(heads - wanted.num_attention_heads),
+            abs(pair[0] - wanted.num_key_value_heads),
         )
 
     for kv_heads, in_group in sorted(product(groups, each), key=distance):
-        shape = wished.resized(
+        shape = wanted.resized(
             num_key_value_heads=kv_heads, num_attention_heads=kv_heads * in_group
         )
         near = hidden_sizes_near(shape, least.hidden_size, most.hidden_size)
         if near:
-            hidden = min(near, key=lambda size: abs(size - wished.hidden_size))
+            hidden = min(near, key=lambda size: abs(size - wanted.hidden_size))
             return shape.resized(hidden_size=hidden)
     raise AssertionError("neither end is accepted")
 

@@ -43,7 +43,7 @@ def source_names(plan: PruningPlan) -> dict[str, str]:
 
 def kept_index(plan: PruningPlan, dimension: Dimension, layer: int | None) -> Index | None:
     """The kept positions along a dimension; None where all are kept."""
-    return _index(plan, dimension, lambda axis: plan.kept(axis, layer))
+    return _index(plan, dimension, lambda axis: plan.kept_indices(axis, layer))
 
 
 def partner_index(plan: PruningPlan, dimension: Dimension, layer: int) -> Index | None:
@@ -51,7 +51,9 @@ def partner_index(plan: PruningPlan, dimension: Dimension, layer: int) -> Index 
     assert plan.partners is not None
     partners = plan.partners[layer]
     return _index(
-        plan, dimension, lambda axis: partners if axis == "heads" else plan.kept(axis, layer)
+        plan,
+        dimension,
+        lambda axis: partners if axis == "heads" else plan.kept_indices(axis, layer),
     )
 
 
