@@ -335,7 +335,7 @@ def test_more_processes_than_sequences_are_refused(
 ) -> None:
     from minitron.recipe import ImportanceRecipe
     from minitron.scores.calibration import Calibration
-    from minitron.scores.measuring import _by_activations, _Task, measurement_of
+    from minitron.scores.measuring import _score_by_activations, _Task, measurement_of
     from minitron.sources.processes import Processes
 
     source = open_source(str(folder))
@@ -343,7 +343,7 @@ def test_more_processes_than_sequences_are_refused(
     corpus = Corpus(np.zeros((2, 3), np.int32), "ids")
     task = _Task(source, recipe, measurement_of(recipe, source), Processes(rank=0, count=3))
     with pytest.raises(TargetError, match="2 sequences cannot be shared by 3 processes"):
-        _by_activations(task, Calibration(corpus, list(corpus.sequences)))
+        _score_by_activations(task, Calibration(corpus, list(corpus.sequences)))
 
 
 @pytest.mark.parametrize(("measure", "passes"), [("loss", "2.2"), ("influence", None)])

@@ -1,4 +1,4 @@
-"""What matters in a model: one pass of text through its layers, aggregated to scores.
+"""Importance scores: by activations on text, by weights, or at random.
 
-Makes an `Importance` (minitron/model/importance.py); does not know what is cut by it.
+Makes an `Importance` (minitron/model/importance.py); `plan` decides what is cut because of it.
 """

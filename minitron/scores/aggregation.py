@@ -2,8 +2,8 @@
 
 Formulas of arXiv 2407.14679, section 2.2, of a unit's values x over n tokens, then of the
 sequences' scores over n sequences: mean is the mean of absolute values, l2 the root of the sum of
-squares, var the mean square distance from the mean. What is kept over sequences is their number,
-sum and sum of squares in float64, which add up over batches, chunks and processes.
+squares, var the mean square distance from the mean. Over sequences only their number, sum and sum
+of squares are stored, in float64: those add up over batches, chunks and processes.
 
     Aggregation.parse("l2,mean")   # over the batch, over the sequence: the paper's best
 """
@@ -16,8 +16,8 @@ import torch
 from minitron.errors import TargetError
 
 KINDS = ("l2", "mean", "var")
-# Of float32 values handled at once: a block stays in a core's cache while it is cast and reduced,
-# many times faster than torch's own reductions over whole tensors.
+# Float32 values in a block. On a CPU a block stays in a core's cache while it is cast, transformed
+# and reduced, which is many times faster than torch's reductions over whole tensors.
 _CPU_BLOCK = 1 << 17
 _GPU_BLOCK = 1 << 24
 
@@ -26,7 +26,7 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What is taken over the sequences of the corpus (batch) and over a sequence's tokens."""
+    """The kinds of aggregation over the corpus's sequences (batch) and a sequence's tokens."""
 
     batch: str = "l2"
     sequence: str = "mean"
@@ -52,15 +52,15 @@ def sequence_scores(
 ) -> torch.Tensor:
     """Of (sequences, tokens, width), each sequence's scores (sequences, units) in float32.
 
-    `transform` makes units of the last dimension, on float32 blocks. Where no value is negative,
-    `is_positive` saves a look at the signs.
+    `transform` computes units from the last dimension of float32 blocks. `is_positive` states that
+    no value is negative, so that absolute values need not be computed.
     """
     tokens = activations.shape[1]
     if kind == "mean":
         return _summed(activations, transform, _same if is_positive else _magnitude).div(tokens)
     if kind == "l2":
         return _summed(activations, transform, _square).sqrt()
-    # In two passes: a difference of sums would lose a small variance beside a large mean.
+    # Two passes: sum of squares minus squared mean loses a small variance beside a large mean.
     means = _summed(activations, transform, _same).div(tokens)
 
     def square_distance(units: torch.Tensor, out: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -70,13 +70,13 @@ def sequence_scores(
 
 
 def sums_of(scores: torch.Tensor) -> torch.Tensor:
-    """What is kept of some sequences' scores (sequences, units): their sum and sum of squares."""
+    """The sum and the sum of squares of sequences' scores (sequences, units)."""
     wide = scores.double()
     return torch.stack((wide.sum(0), wide.square().sum(0)))
 
 
 def batch_score(sums: torch.Tensor, samples: float, kind: str) -> torch.Tensor:
-    """The score over all sequences from what `sums_of` gave, (2, units)."""
+    """The score over all sequences from the result of `sums_of`, (2, units)."""
     total, squares = sums[0], sums[1]
     if kind == "mean":
         return total / samples
@@ -102,13 +102,15 @@ def _summed(
     transform: Transform | None,
     of: Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor],
 ) -> torch.Tensor:
-    """The sum over tokens of what `of` makes of each block, in float32 (sequences, units).
+    """The sum over tokens of a function of each block, in float32 (sequences, units).
 
-    `of` is given a block's units, where it may write, and the sequences that the block belongs to.
+    `of` gets a block's units, a tensor of their shape that it may overwrite, and the rows of the
+    sequences that the block belongs to.
     """
     sums: dict[int, torch.Tensor] = {}  # by the first sequence
     for rows, block, scratch in _blocks(activations):
         units = block if transform is None else transform(block)
+        # A transform's result is ours to overwrite; a block may be the model's own activations.
         part = of(units, scratch if units is block else units, rows).sum(1)
         known = sums.get(rows.start)
         sums[rows.start] = part if known is None else known.add_(part)
@@ -118,16 +120,17 @@ def _summed(
 def _blocks(activations: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """Blocks (sequences, tokens, width) in float32, of whole sequences or of a part of one.
 
-    With each comes a place of its shape, where it lies itself unless it is the activations.
+    With each block comes a scratch tensor of its shape: the block itself where it was cast, and
+    separate memory where it is a view of the activations, which must not change.
     """
     samples, tokens, width = activations.shape
     size = _CPU_BLOCK if activations.device.type == "cpu" else _GPU_BLOCK
     at_once = max(1, size // width)  # tokens
     sequences, piece = max(1, at_once // tokens), min(tokens, at_once)
-    place = activations.new_empty(min(sequences, samples) * piece * width, dtype=torch.float32)
+    memory = activations.new_empty(min(sequences, samples) * piece * width, dtype=torch.float32)
     for first in range(0, samples, sequences):
         rows = slice(first, min(first + sequences, samples))
         for start in range(0, tokens, piece):
             part = activations[rows, start : start + piece]
-            scratch = place[: part.numel()].view(part.shape)
+            scratch = memory[: part.numel()].view(part.shape)
             yield rows, part if part.dtype == torch.float32 else scratch.copy_(part), scratch

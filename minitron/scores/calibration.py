@@ -1,6 +1,6 @@
 """Calibration: the text that importance is measured on, as a recipe names it.
 
-Knows where text may come from and that padding is no text; does not know what is measured.
+Loads it, and removes padding. What is measured on it is decided elsewhere.
 
     calibration(open_source("tiny"), recipe, "cpu").sequences
 """
@@ -80,8 +80,8 @@ def unpadded(corpus: Corpus, padding: int | None) -> list[TokenIds]:
 
 
 def _padding_id(source: Source) -> int | None:
-    """The id that only pads; where it also ends texts it is text, and none is told from it."""
+    """The id that only pads. One that also ends texts is text, and cannot be distinguished."""
     padding = source.config.get("pad_token_id")
     other = [source.config.get(key) for key in ("bos_token_id", "eos_token_id")]
-    spoken = {i for ids in other for i in (ids if isinstance(ids, list) else [ids])}
-    return padding if isinstance(padding, int) and padding not in spoken else None
+    in_text = {i for ids in other for i in (ids if isinstance(ids, list) else [ids])}
+    return padding if isinstance(padding, int) and padding not in in_text else None

@@ -65,7 +65,7 @@ class CutScores:
             )
 
     def step(self, index: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        """Take note of the whole model's next batch around layer `index`."""
+        """Record the whole model's next batch before and after layer `index`."""
         for place, cut in enumerate(self._cuts):
             if cut.start == index:
                 self._held.setdefault(cut, []).append(before)
@@ -85,7 +85,7 @@ class CutScores:
                     states[batch] = stream.run(index, layer, held)
 
     def finish(self, stream: LayerStream, ids: list[torch.Tensor], states: States) -> None:
-        """Compare the outputs of all models on a chunk, and forget it."""
+        """Compare the outputs of all models on a chunk, and drop its states."""
         models = [*(self._held[cut] for cut in self._cuts if cut in self._held), states]
         if self._measure == "loss":
             targets = [tokens[:, 1:].flatten().to(stream.device) for tokens in ids]

@@ -1,7 +1,7 @@
-"""Measuring: measures the importance of every axis of a source, by the method a recipe names.
+"""Measuring: the importance of every axis of a source, by the method that a recipe names.
 
-Knows which methods need text, how the work fits into memory, is shared by processes and taken up
-again; the formulas are in `activation_scores`, `layer_cuts` and `weight_scores`.
+Decides which methods need text, fits the work into memory, divides it among processes and resumes
+it; the formulas are in `activation_scores`, `layer_cuts` and `weight_scores`.
 
     score(open_source("tiny"), CalibrationRecipe(corpus="books.jsonl.gz")).layers
 """
@@ -45,7 +45,7 @@ def score(source: Source, recipe: CalibrationRecipe) -> Importance:
     if recipe.scores in BY_ACTIVATIONS:
         alone = Processes(device=default_device())
         task = _Task(source, recipe, measurement_of(recipe, source), alone)
-        return _by_activations(task, _text(task))
+        return _score_by_activations(task, _calibration_text(task))
     source.check_weights()
     by_weights = recipe.scores == "magnitude"
     scores = magnitude_scores(source) if by_weights else random_scores(architecture, recipe.seed)
@@ -53,7 +53,7 @@ def score(source: Source, recipe: CalibrationRecipe) -> Importance:
 
 
 def check_corpus_named(recipe: CalibrationRecipe) -> None:
-    """Refuse to rank by activations without text; CorpusError says what may be given."""
+    """Refuse to rank by activations without text; CorpusError names the choices."""
     if recipe.corpus is None and recipe.scores in BY_ACTIVATIONS:
         raise CorpusError(
             "ranking by activations needs --corpus: a text file, a Hub dataset, self or random"
@@ -106,7 +106,7 @@ class _Task:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed in: as wished, else as stored where the device has it in hardware.
+        """The dtype to compute in: the recipe's, else the stored one where the hardware has it.
 
         Whether the model fits into memory changes no score, and so not the dtype either.
         """
@@ -125,7 +125,7 @@ def measure_and_save(
     measurement = measurement_of(recipe, source)
     processes = Processes.of_run()
     task = _Task(source, recipe, measurement, processes)
-    text = _text(task)
+    text = _calibration_text(task)
     record = record_of(recipe)
     begun = {
         **{key: record[key] for key in record if key not in ("memory_budget", "plot")},
@@ -136,14 +136,14 @@ def measure_and_save(
     claimed = resumable_file(out, begun) if processes.is_first else nullcontext()
     with claimed as folder:
         processes.wait()  # for the folder
-        importance = _by_activations(task, text, folder or partial_of(out))
+        importance = _score_by_activations(task, text, folder or partial_of(out))
         if folder is not None:
             importance.save(folder / RESULT)
     return importance, processes.is_first
 
 
-def _text(task: _Task) -> Calibration:
-    """The calibration text, after a look at whether the work on it fits into memory."""
+def _calibration_text(task: _Task) -> Calibration:
+    """The calibration text, loaded once its measurement is known to fit into memory."""
     task.source.check_weights()
     seq_len, samples = length_and_samples(task.source, task.recipe)
     assert task.recipe.corpus is not None
@@ -153,7 +153,9 @@ def _text(task: _Task) -> Calibration:
     return calibration(task.source, task.recipe, task.processes.device)
 
 
-def _by_activations(task: _Task, text: Calibration, partial: Path | None = None) -> Importance:
+def _score_by_activations(
+    task: _Task, text: Calibration, partial: Path | None = None
+) -> Importance:
     """Scores from one sweep over the text, shared by all processes, resumable in `partial`."""
     processes = task.processes
     if len(text.sequences) < processes.count:
@@ -166,7 +168,7 @@ def _by_activations(task: _Task, text: Calibration, partial: Path | None = None)
         raise TargetError("--layer-scores loss needs sequences of at least 2 tokens")
     plan = _plan(task, lengths, "layers" if text.model is None else "loaded")
     if processes.is_first:
-        _tell(task, plan, sum(lengths))
+        _log_plan(task, plan, sum(lengths))
     stream = (
         LayerStream.of_source(
             task.source, dtype=task.dtype, device=processes.device, keep=plan.keep
@@ -175,7 +177,7 @@ def _by_activations(task: _Task, text: Calibration, partial: Path | None = None)
         else LayerStream.of_model(text.model)
     )
     kept = None if partial is None else partial / f"sums-{processes.rank}.safetensors"
-    sums = processes.add_up(_swept(task, stream, sequences, plan, kept))
+    sums = processes.add_up(_sweep_sequences(task, stream, sequences, plan, kept))
     described = {
         **made_by(text.corpus, stream.dtype),
         "tokens": int(sums["tokens"]),
@@ -184,7 +186,7 @@ def _by_activations(task: _Task, text: Calibration, partial: Path | None = None)
     return importance_of(sums, task.measurement, stream.config, described)
 
 
-def _swept(
+def _sweep_sequences(
     task: _Task,
     stream: LayerStream,
     sequences: list[TokenIds],
@@ -216,8 +218,8 @@ def _swept(
         )
 
 
-def _tell(task: _Task, plan: SweepPlan, tokens: int) -> None:
-    """Log what is going to happen, and what layers that are scored by leaving them out cost."""
+def _log_plan(task: _Task, plan: SweepPlan, tokens: int) -> None:
+    """Log the plan, and the cost of scoring layers by leaving them out."""
     logger.info(plan.text(tokens))
     measure, layers = task.measurement.layer_scores, task.architecture.num_hidden_layers
     if measure != "influence":
@@ -225,7 +227,7 @@ def _tell(task: _Task, plan: SweepPlan, tokens: int) -> None:
         logger.info("layers by %s take the work of %.1f passes more", measure, passes)
 
 
-def _plan(task: _Task, lengths: list[int], brought: Weights) -> SweepPlan:
+def _plan(task: _Task, lengths: list[int], weights: Weights) -> SweepPlan:
     """How the sweep fits into the memory budget. Raises TargetError where it does not."""
     device, block_size = task.processes.device, task.measurement.block_size
     in_use = memory_in_use(device)
@@ -242,6 +244,6 @@ def _plan(task: _Task, lengths: list[int], brought: Weights) -> SweepPlan:
         has_logits=has_logits,
         has_masks=bool(task.source.config.get("sliding_window")),
         base=in_use,
-        weights=brought,
+        weights=weights,
     )
     return plan_sweep(task.architecture, lengths, budget=budget, needs=needs)

@@ -62,8 +62,8 @@ def shares_kept(
 ) -> list[tuple[float, float]]:
     """Points (share of all parameters, share of the axis's score) as the axis is cut down.
 
-    What scores lowest goes first, in every layer equally much; heads that share KV heads go KV
-    group by KV group, so that every group keeps equally many, and others with their KV heads.
+    The lowest scores are cut first, equally many in every layer. Heads that share KV heads are cut
+    equally in every KV group; others together with their own KV head.
     """
     scores = importance.axis(axis).double()
     in_groups = axis == "heads" and architecture.has_groups
@@ -131,6 +131,6 @@ def _draw_shares(place: Any, importance: Importance, architecture: Architecture)
 def _title(importance: Importance) -> str:
     made_by = importance.made_by
     model = (made_by.get("model") or {}).get("name", "a model")
-    is_told = {"tokens", "corpus"} <= made_by.keys()
-    on = f" on {made_by['tokens']:,} tokens of {made_by['corpus']}" if is_told else ""
+    has_text = {"tokens", "corpus"} <= made_by.keys()
+    on = f" on {made_by['tokens']:,} tokens of {made_by['corpus']}" if has_text else ""
     return f"{model}: {made_by.get('scores', 'given')} scores{on}"

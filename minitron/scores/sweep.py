@@ -31,14 +31,14 @@ Sums = dict[str, torch.Tensor]  # in float64; they add up
 Chunk = list[torch.Tensor]  # batches of ids, (sequences, length)
 
 BATCH_TOKENS = 8192  # that run through a layer at once
-_BATCHES_OF_KEPT = 16  # in a chunk where layers need not be read again: progress that is not lost
+_BATCHES_OF_KEPT = 16  # in a chunk where layers are kept: an interrupted run loses one chunk
 _SLACK = 160 << 20  # reductions, ids, modules still to import
-_HELD_BACK = 0.06  # of what is asked for, beside it, by the allocator: 4 % were seen at 15B
+_HELD_BACK = 0.06  # that the allocator holds beside what is in use: 4 % were measured at 15B
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a measurement asks of memory."""
+    """What determines the memory of a measurement."""
 
     itemsize: int  # bytes of a number as it is computed with
     stored_itemsize: int  # as it is stored
@@ -46,7 +46,8 @@ class Needs:
     has_logits: bool = False
     has_masks: bool = False  # of sliding attention
     base: int = 0  # bytes in use before anything begins
-    weights: Weights = "layers"  # what is to be brought to memory: all is the embeddings too
+    # What is loaded: layers, all weights with the embeddings, or nothing more.
+    weights: Weights = "layers"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class SweepPlan:
     peak: int
 
     def text(self, tokens: int) -> str:
-        """What is going to happen, in one line."""
+        """The plan in one line."""
         sweeps = -(-tokens // self.chunk_tokens)
         times = "once" if sweeps == 1 else f"{sweeps} times"
         layers = "kept in memory" if self.keep else f"read one after another, {times}"
@@ -98,7 +99,7 @@ def plan_sweep(
             f"the memory budget is {readable_bytes(budget)}: {what} and a sequence of {longest} "
             f"tokens need at least {readable_bytes(least)}"
         )
-    # Kept where that can be; else the fewest sweeps, each of which reads the whole model again.
+    # Keep the layers where they fit; else as few sweeps as possible, as each reads the whole model.
     return min(fitting, key=lambda some: 0 if some.keep else -(-total // some.chunk_tokens))
 
 
@@ -123,8 +124,8 @@ def _bytes(
     masks = 5 * longest * longest if needs.has_masks else 0
     running = batch * architecture.layer_activations * needs.itemsize
     running += 2 * batch * architecture.hidden_size * (4 - needs.itemsize)  # norms in float32
-    asked = weights + states + 2 * block + logits + masks + running
-    return asked + int(_HELD_BACK * asked) + _SLACK
+    in_use = weights + states + 2 * block + logits + masks + running
+    return in_use + int(_HELD_BACK * in_use) + _SLACK
 
 
 def sweep(
@@ -135,10 +136,10 @@ def sweep(
     chunk_tokens: int,
     kept: Path | None = None,
 ) -> Sums:
-    """What `measure` finds on each chunk, added up.
+    """The sums that `measure` returns for each chunk, added up.
 
-    `kept` is a file that holds the sums of the chunks done so far, and is begun where there is
-    none: the sweep goes on behind them.
+    `kept` is a file with the sums of the chunks that are done; where it exists, the sweep resumes
+    after them.
     """
     done, total = _read(kept) if kept is not None and kept.exists() else (0, {})
     for chunk in chunks_of(batches_of(sequences[done:], batch_tokens), chunk_tokens):

@@ -27,7 +27,7 @@ def random_scores(architecture: Architecture, seed: int) -> Importance:
 
 
 def magnitude_scores(source: Source) -> Importance:
-    """The L2 norm of all weights at each position of an axis, over the tensors that lie on it.
+    """The L2 norm of all weights at each position of an axis, over the tensors that have it.
 
     One tensor is held at a time. Raises SourceError for weights that are incomplete or not finite.
     """
@@ -48,7 +48,7 @@ def magnitude_scores(source: Source) -> Importance:
         if slot.layer is not None:
             squares["layers"][slot.layer] += _squares_along(weight.view(1, -1), 0).squeeze()
     heads = squares["heads"].unflatten(-1, (architecture.num_key_value_heads, -1))
-    squares["kv_heads"] += heads.sum(-1)  # a group goes with its query heads
+    squares["kv_heads"] += heads.sum(-1)  # a group is cut with its query heads
     norms = {axis: total.sqrt() for axis, total in squares.items()}
     return Importance(made_by={"scores": "magnitude"}, **norms)
 

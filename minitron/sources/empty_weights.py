@@ -1,12 +1,12 @@
 """Empty weights: models built without memory for their parameters, in one thread.
 
 accelerate's `init_empty_weights` replaces a method of every module of the process. Where two
-threads build and load models at once, as for two visitors of the Space, each empties weights of the
-other, and where their blocks overlap, the method stays replaced. The hook here is registered with
-torch once, and acts for the threads that ask.
+threads build and load models at once, as for two visitors of the Space, each would empty weights of
+the other, and after overlapping blocks the method would stay replaced. The hook here is registered
+with torch once, and acts only in threads that are inside the block.
 
     with empty_weights():
-        model = new_model(config)   # parameters on the device "meta", buffers as ever
+        model = new_model(config)   # parameters on the device "meta", buffers unchanged
 """
 
 import threading
@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 
 class _Thread(threading.local):
-    """What each thread has for itself."""
+    """The state of one thread."""
 
     empties = False
 
@@ -36,7 +36,7 @@ def empty_weights() -> Iterator[None]:
         _thread.empties = before
 
 
-def _emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+def _empty_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
     if not _thread.empties:
         return None
     empty = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
@@ -44,4 +44,4 @@ def _emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parame
     return empty
 
 
-register_module_parameter_registration_hook(_emptied)  # type: ignore[arg-type]
+register_module_parameter_registration_hook(_empty_parameter)  # type: ignore[arg-type]

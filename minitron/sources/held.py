@@ -18,7 +18,7 @@ class HeldTensor:
     """A tensor in memory, under the protocol of those that are not."""
 
     tensor: torch.Tensor
-    # Whether a read copies: a model made of what is read may be trained, which would change this.
+    # Whether a read copies: training a model that shares this memory would change it.
     copies: bool = True
 
     @property
@@ -42,7 +42,7 @@ class HeldTensor:
         return rows.clone() if self.copies else rows
 
     def ranges(self, start: int = 0, stop: int | None = None) -> None:
-        """None: it lies in no file."""
+        """None: it is in no file."""
 
 
 class HeldSource(Source):

@@ -1,9 +1,9 @@
 """Layer stream: a decoder run one layer after another, its weights read straight from the source.
 
-Knows how a family's own classes run a layer: what every layer is called with (rotary table, mask,
-positions) is taken from the decoder's own forward, run once over layers that only note it. Holds
-two layers, the one that runs and the one being read, or all where they are to be kept. Does not
-know what is measured.
+A layer's arguments (rotary table, mask, positions) are those that the family's own forward passes
+to it, so they need no code here: the forward runs once with probes in place of the layers, which
+record how they are called. In memory are two layers, the one that runs and the one being read, or
+all where they are kept.
 
     stream = LayerStream.of_source(open_source("tiny"), keep=False)
     states = stream.embed(ids)                 # (batch, length, hidden)
@@ -37,7 +37,7 @@ _CALLS_KEPT = 8
 
 
 class LayerStream:
-    """A decoder's layers, embedding and head, each brought to memory when it is needed."""
+    """A decoder's layers, embedding and head, each read when it is needed."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class LayerStream:
         keep: bool,
         checked_for: str | None,
     ) -> None:
-        """`skeleton` has no weights and becomes ours; `checked_for` names a source whose weights
-        are checked to be finite as they are read. `decoder` is there to be hooked: a layer has its
-        weights while it runs.
+        """`skeleton` is the model without weights, and is changed. `checked_for` names a source
+        whose weights are checked to be finite as they are read. Modules of `decoder` may be hooked:
+        a layer has its weights while it runs.
         """
         self.decoder = Decoder.of(skeleton.eval())
         self.config = skeleton.config
@@ -100,10 +100,10 @@ class LayerStream:
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> "LayerStream":
         """The decoder of a loaded model, whose weights are shared and whose modules stay alone."""
-        with empty_weights():
+        with empty_weights():  # a model's constructor may change its config
             skeleton = type(model)(copy.deepcopy(model.config))
         for name, module in _without_weights(decoder_module(model)):
-            setattr(decoder_module(skeleton), name, module)  # the rotary table may have been cast
+            setattr(decoder_module(skeleton), name, module)  # a cast model has a cast rotary table
         weights = model.state_dict().items()
         held = {name: HeldTensor(tensor, copies=False) for name, tensor in weights}
         device = str(model.device)
@@ -117,7 +117,7 @@ class LayerStream:
     def embed_all(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The input of the first layer for each batch of ids, (batch, length, hidden).
 
-        Where layers are not kept, the embedding is not either: it passes once, block by block.
+        Where layers are not kept, the embedding is not either: it is read once, block by block.
         """
         if self._keep:
             if self._embedding is None:
@@ -127,6 +127,7 @@ class LayerStream:
         states = [
             torch.empty(ids.numel(), width, dtype=self.dtype, device=self.device) for ids in batches
         ]
+        # Sorted, the ids of a block of rows are a run, found without a look at all of them.
         ascending = [ids.flatten().cpu().sort() for ids in batches]
         for start, stop in _row_blocks(self._tensors[EMBEDDING]):
             bounds = torch.tensor([start, stop])
@@ -147,17 +148,17 @@ class LayerStream:
                 weights = coming.result()
                 if index + 1 < len(self.decoder.layers):
                     coming = pool.submit(self._weights_of, index + 1)
-                if not weights:  # it is here
+                if not weights:  # kept
                     yield index, layer
                     continue
                 layer.load_state_dict(weights, strict=True, assign=True)
-                weights.clear()
+                weights.clear()  # only the layer holds them now, and frees them when it is emptied
                 yield index, layer
                 if self._keep:
                     self._present[index] = True
                 else:
                     layer.to("meta")
-                _give_back()
+                _return_freed_memory()
 
     def run(self, index: int, layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
         """The layer's output, called as the model itself calls it."""
@@ -186,9 +187,10 @@ class LayerStream:
         if states.shape not in self._calls:
             if len(self._calls) == _CALLS_KEPT:
                 self._calls.clear()
+            # Only the shape matters: one number, expanded, stands for all hidden states.
             nothing = torch.zeros((), dtype=self.dtype, device=self.device).expand(states.shape)
             self._frame(inputs_embeds=nothing, use_cache=False)
-            self._calls[states.shape] = [probe.seen for probe in self._probes]
+            self._calls[states.shape] = [probe.call for probe in self._probes]
         return self._calls[states.shape]
 
     def _weights_of(self, index: int) -> dict[str, torch.Tensor]:
@@ -212,12 +214,12 @@ def compute_dtype(tensors: Mapping[str, LazyTensor], device: str) -> torch.dtype
 
 
 class _Probe(nn.Module):
-    """Stands where a layer stood, and notes what it is called with."""
+    """In place of a layer: records the arguments that it is called with."""
 
-    seen: dict[str, Any]
+    call: dict[str, Any]
 
     def forward(self, states: torch.Tensor, **call: Any) -> torch.Tensor:
-        self.seen = call
+        self.call = call
         return states
 
 
@@ -226,9 +228,9 @@ def _without_weights(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, child) for name, child in module.named_children() if not [*child.parameters()]]
 
 
-def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps tensors below 32 MB, and they would add up."""
-    with suppress(OSError, AttributeError, TypeError):  # another library of C
+def _return_freed_memory() -> None:
+    """Return freed memory to the system: glibc keeps tensors below 32 MB, which add up."""
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 

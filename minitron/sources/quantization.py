@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 def check_quantization(name: str) -> None:
-    """Refuse, before a model is read, what cannot be done. Raises TargetError for an unknown name,
-    MissingExtraError without optimum-quanto."""
+    """Check, before a model is read, that it can be quantized. Raises TargetError for an unknown
+    name, MissingExtraError without optimum-quanto."""
     if name not in QUANTIZATIONS:
         raise TargetError(f"--quantize is {name!r}: choose {' or '.join(QUANTIZATIONS)}")
     if find_spec("optimum") is None or find_spec("optimum.quanto") is None:
@@ -59,7 +59,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def _stored_bytes(weight: Tensor) -> int:
-    """What a tensor holds; one of a subclass is made of inner ones."""
+    """Bytes that a tensor holds; one of a subclass consists of inner tensors."""
     if not hasattr(weight, "__tensor_flatten__"):
         return math.prod(weight.shape) * weight.itemsize
     names, _ = weight.__tensor_flatten__()

@@ -1,8 +1,7 @@
-"""Streamed loss: what a decoder predicts, with its layers and its vocabulary in blocks.
+"""Streamed loss: a decoder's next-token loss, with layers and vocabulary read in blocks.
 
-Holds two layers, the states of a chunk of tokens, and the logits of some tokens for some of the
-vocabulary: a model larger than memory is evaluated as one that fits, to float32 rounding. Does not
-know where the text comes from.
+In memory are two layers, the states of a chunk of tokens, and the logits of some tokens for some of
+the vocabulary: a model larger than memory gives the loss of a loaded one, to float32 rounding.
 
     nats, counted = streamed_loss(open_source("tiny"), inputs, targets)
 """
@@ -30,7 +29,7 @@ def streamed_loss(
     *,
     device: str = "cpu",
 ) -> tuple[float, int]:
-    """The summed loss in nats, and how many targets it counts; those below 0 are not.
+    """The summed loss in nats, and the number of targets; those below 0 are not counted.
 
     `inputs` and `targets` are arrays (windows, tokens) of the same shapes. Every layer is read once
     for each gigabyte of states. Raises SourceError for weights that are incomplete or not finite.
@@ -55,7 +54,7 @@ def summed_losses(
 ) -> torch.Tensor:
     """The summed cross-entropy of each model's states (models,), in float64.
 
-    `targets` are the ids wanted of each batch, flat; those below 0 count for nothing.
+    `targets` are the next ids of each batch, flat; those below 0 are not counted.
     """
     logsums = [
         [torch.full_like(ids, -torch.inf, dtype=torch.float32) for ids in targets] for _ in models
