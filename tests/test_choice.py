@@ -133,7 +133,7 @@ def test_a_text_too_short_to_part_leaves_the_choice_to_the_scores(
 def test_low_disk_reads_no_weights_for_a_comparison(
     source: str, ids: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "zero_shot_loss", None)
+    monkeypatch.setattr(comparison, "source_loss", None)
     found = chosen(source, ratio=0.6, corpus=ids, low_disk=True)
     assert "with --low-disk every comparison would read the weights again" in found.reason
 

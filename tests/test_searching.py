@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import minitron
-from minitron.candidates import comparison, pareto_plot, shortlist
+from minitron.candidates import comparison, report, shortlist
 from minitron.candidates.budget import Use, memory_needed
 from minitron.candidates.latency import Corners, LatencyTable
 from minitron.candidates.report import Candidate, SearchReport
@@ -179,7 +179,7 @@ def test_an_interrupted_search_goes_on_with_what_it_has(
     out = str(tmp_path / "out")
     asked: dict[str, Any] = {"ratio": 0.6, "corpus": ids, "seq_len": 9, "max_candidates": 6}
     wanted = losses(minitron.search(source, **asked))
-    measure, calls = comparison.zero_shot_loss, 0
+    measure, calls = comparison.source_loss, 0
 
     def interrupted(*arguments: Any) -> float:
         nonlocal calls
@@ -188,7 +188,7 @@ def test_an_interrupted_search_goes_on_with_what_it_has(
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(comparison, "zero_shot_loss", interrupted)
+    monkeypatch.setattr(comparison, "source_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         minitron.search(source, out, **asked)
     assert not Path(out).exists()
@@ -215,14 +215,14 @@ def test_an_interrupted_search_does_not_go_on_with_other_files(
     shutil.copy(ids, corpus)
     asked: dict[str, Any] = {"ratio": 0.6, "corpus": str(corpus), "held_out": str(held_out)}
     asked |= {"seq_len": 9, "max_candidates": 3}
-    calls, measure = iter(range(9)), comparison.zero_shot_loss
+    calls, measure = iter(range(9)), comparison.source_loss
 
     def interrupted(*arguments: Any) -> float:
         if next(calls) == 1:
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(comparison, "zero_shot_loss", interrupted)
+    monkeypatch.setattr(comparison, "source_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         minitron.search(str(model), str(tmp_path / "out"), **asked)
     if replaced == "model":
@@ -425,7 +425,7 @@ def test_without_matplotlib_there_is_no_picture(
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:
     points = [(3.0, 5.0), (1.0, 9.0), (2.0, 9.0), (2.0, 7.0), (4.0, 6.0), (5.0, 4.0)]
-    assert pareto_plot.pareto_front(points) == [(1.0, 9.0), (2.0, 7.0), (3.0, 5.0), (5.0, 4.0)]
+    assert report.pareto_front(points) == [(1.0, 9.0), (2.0, 7.0), (3.0, 5.0), (5.0, 4.0)]
 
 
 def test_all_that_is_within_the_budget_is_compared(source: str, ids: str, scores: str) -> None:

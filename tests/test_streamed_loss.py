@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minitron.candidates import comparison
 from minitron.errors import CorpusError
+from minitron.evaluation import loss
 from minitron.evaluation.loss import evaluate_text
 from minitron.sources.loading import load_model, loaded_bytes
 from minitron.sources.opening import open_source
@@ -61,17 +61,17 @@ def test_a_candidate_that_does_not_fit_is_compared_layer_by_layer(
 ) -> None:
     source = open_source(str(tiny_folder(tmp_path / "it")))
     text = held_out(101)
-    loaded = comparison.zero_shot_loss(source, text)
+    loaded = loss.source_loss(source, text)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("it was loaded whole")
 
-    monkeypatch.setattr(comparison, "load_model", refuse)
+    monkeypatch.setattr(loss, "load_model", refuse)
     with pytest.raises(AssertionError, match="loaded whole"):
-        comparison.zero_shot_loss(source, text)
+        loss.source_loss(source, text)
     needed = loaded_bytes(source, None, "cpu")
-    monkeypatch.setattr(comparison, "free_memory", lambda device: needed - 1)
-    assert comparison.zero_shot_loss(source, text) == pytest.approx(loaded, rel=1e-6)
+    monkeypatch.setattr(loss, "free_memory", lambda device: needed - 1)
+    assert loss.source_loss(source, text) == pytest.approx(loaded, rel=1e-6)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -79,6 +79,6 @@ def test_ids_outside_the_vocabulary_are_refused_either_way(
     in_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(str(tiny_folder(tmp_path / "it")))
-    monkeypatch.setattr(comparison, "free_memory", lambda device: 1 << 40 if in_memory else 0)
+    monkeypatch.setattr(loss, "free_memory", lambda device: 1 << 40 if in_memory else 0)
     with pytest.raises(CorpusError, match="token id 10[1-9], outside the model's vocabulary"):
-        comparison.zero_shot_loss(source, held_out(110))
+        loss.source_loss(source, held_out(110))

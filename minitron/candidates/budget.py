@@ -1,8 +1,8 @@
-"""Budget: what a model may take, and what one takes.
+"""Budget: limits of parameters, memory and latency, and the cost of a model.
 
-Reads sizes as a person writes them and knows how memory follows from an architecture. Parameters
-are a target; memory and latency are limits, of which the tightest is to be used where no
-parameters are asked for. Everything is met within 5 %, as in the paper (arXiv 2407.14679, 2.3).
+Parses sizes such as 4B and 20ms, and computes memory from an architecture. Parameters are a target;
+memory and latency are limits, and without parameters the tightest limit is the target. Everything
+is met within 5 %, as in the paper (arXiv 2407.14679, 2.3).
 
     Budget(parameters=parse_parameters("4B")).is_met_by(Cost(4_190_509_056, memory=9 << 30))
 """
@@ -34,30 +34,30 @@ class Use:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes: parameters, bytes of memory, and seconds a decode step if known."""
+    """The cost of a model: parameters, bytes of memory, and seconds a decode step if known."""
 
     parameters: int
     memory: int
     latency: float | None = None
 
     def text(self) -> str:
-        """The same for a person."""
-        told = f"{self.parameters:,} parameters, {readable_bytes(self.memory)}"
-        return told if self.latency is None else f"{told}, {1000 * self.latency:.3g} ms"
+        """As text, with units."""
+        text = f"{self.parameters:,} parameters, {readable_bytes(self.memory)}"
+        return text if self.latency is None else f"{text}, {1000 * self.latency:.3g} ms"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model may take; None where nothing is asked."""
+    """The target and the limits of a model; None where there is no limit."""
 
     parameters: int | None = None
     memory: int | None = None  # bytes
     latency: float | None = None  # seconds a decode step
 
     def miss(self, cost: Cost) -> float:
-        """How far off the budget a model is, as a share of it: the most of all that is asked."""
-        asked = [(self.memory, cost.memory), (self.latency, cost.latency)]
-        over = [(taken or 0) / limit - 1 for limit, taken in asked if limit is not None]
+        """The relative distance of a model from the budget: the largest of all its parts."""
+        limits = [(self.memory, cost.memory), (self.latency, cost.latency)]
+        over = [(taken or 0) / limit - 1 for limit, taken in limits if limit is not None]
         if self.parameters is None:
             return abs(max(over))
         return max([abs(cost.parameters / self.parameters - 1), *over])
@@ -67,18 +67,18 @@ class Budget:
         return self.miss(cost) <= tolerance + 1e-12  # what is exactly 5 % off is within
 
     def text(self) -> str:
-        """What is asked, for a person."""
-        told = []
+        """As text, with units and tolerance."""
+        parts = []
         if self.parameters is not None:
-            told.append(f"{self.parameters:,} parameters")
+            parts.append(f"{self.parameters:,} parameters")
         if self.memory is not None:
-            told.append(readable_bytes(self.memory))
+            parts.append(readable_bytes(self.memory))
         if self.latency is not None:
-            told.append(f"{1000 * self.latency:g} ms a token")
-        return f"{', '.join(told)} ± {100 * TOLERANCE:.0f} %"
+            parts.append(f"{1000 * self.latency:g} ms a token")
+        return f"{', '.join(parts)} ± {100 * TOLERANCE:.0f} %"
 
     def to_json(self) -> dict[str, float | None]:
-        """The same with its units, and how far off is within it."""
+        """With units in the keys, and the tolerance."""
         return {
             "parameters": self.parameters,
             "memory_bytes": self.memory,
@@ -89,11 +89,12 @@ class Budget:
 
 def names_budget(recipe: BudgetRecipe) -> bool:
     """Whether any budget is given."""
-    return any(value is not None for value in _asked(recipe))
+    limits = (recipe.params, recipe.ratio, recipe.memory, recipe.latency)
+    return any(value is not None for value in limits)
 
 
 def budget_of(recipe: BudgetRecipe, source: Architecture) -> Budget:
-    """What a recipe asks of a smaller `source`. Raises TargetError for what means nothing."""
+    """The budget of a recipe for a smaller `source`. Raises TargetError."""
     if not names_budget(recipe):
         raise TargetError("no budget is given: name --params, --ratio, --memory or --latency")
     parameters = None
@@ -145,10 +146,6 @@ def parse_seconds(text: str) -> float:
     if number is None or unit not in _SECONDS or not number:
         raise TargetError(f"--latency is {text!r}: write a time such as 20ms or 0.02s")
     return number * _SECONDS[unit]
-
-
-def _asked(recipe: BudgetRecipe) -> tuple[object, ...]:
-    return (recipe.params, recipe.ratio, recipe.memory, recipe.latency)
 
 
 def _above_zero(memory: str) -> int:

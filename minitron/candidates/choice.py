@@ -1,8 +1,8 @@
-"""Choice: the sizes that a budget leads `minitron prune` to, and why.
+"""Choice: the sizes that `minitron prune` cuts to within a budget, and why.
 
-A small search: of the shapes nearest to the budget those that keep most of their scores are
-compared, on a little text, as `search` compares candidates. Without text the scores choose, and
-without scores that were measured one factor for both widths. Cuts nothing.
+A small search: of the candidates nearest to the budget those that keep most of their scores are
+compared on a little text, as `search` compares candidates. Without text the scores decide, and
+without measured scores both widths are scaled by one factor. Prunes nothing.
 
     choose_target(source, PruneRecipe("tiny", "half", ratio=0.5, corpus="self")).target
 """
@@ -32,7 +32,7 @@ from minitron.scores.measuring import check_corpus_named
 from minitron.sources.loading import takes_sizes
 
 _TOLERANCES = (0.01, 0.02, TOLERANCE)  # the first that leaves enough shapes to compare
-_SCORED = 128  # shapes whose kept scores are looked at
+_SCORED = 128  # candidates whose kept scores are computed
 _RULE = "those that keep most of their scores, with several sets of axes cut (--max-candidates)"
 
 logger = logging.getLogger(__name__)
@@ -40,19 +40,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """The sizes that a budget leads to, and why."""
+    """The sizes to cut to, and why."""
 
     target: Architecture
     reason: str
-    importance: Importance | None = None  # what ranked; None where it was not needed
+    importance: Importance | None = None  # that the comparison used; None where none was needed
     record: dict[str, Any] | None = None  # reason and comparison, without plans
 
 
 def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
-    """What `minitron prune` cuts to where a budget is given and no sizes.
+    """The sizes that `minitron prune` cuts to where a budget is given and no sizes.
 
-    Compares `recipe.max_candidates` shapes on `recipe.eval_tokens` tokens of text, if any is named:
-    so many passes over so much text. Raises as `search` does.
+    Compares `recipe.max_candidates` candidates on `recipe.eval_tokens` tokens of text, if any is
+    named. Raises as `search` does.
     """
     whole = source.architecture
     budget = budget_of(recipe, whole)
@@ -71,15 +71,15 @@ def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
         kept = _scores_of(whole, shapes, importance, recipe)
         if texts is None:
             return _by_scores(whole, shapes, importance, kept, why)
-        few = shapes.of(_few(whole, kept, recipe.max_candidates))
+        few = shapes.of(_best_scored(whole, kept, recipe.max_candidates))
         logger.info("comparing %d of %d shapes: %s", len(few.costs), len(kept), _RULE)
         comparison = Comparison(source, recipe, folder, few, texts, importance)
-        report = comparison.report(comparison.timed(comparison.compared(), top=1))
+        report = comparison.report(comparison.time_best(comparison.measure_losses(), top=1))
     return _by_loss(whole, few, report)
 
 
 def _texts(source: Source, recipe: BudgetRecipe, folder: Path) -> tuple[SearchTexts | None, str]:
-    """What shapes are compared on; else None, and why there is nothing."""
+    """The text to compare candidates on; else None, and the reason."""
     if recipe.corpus is None and recipe.held_out is None:
         return None, "no text is named to compare them on (--held-out)"
     if getattr(recipe, "low_disk", False):
@@ -90,11 +90,13 @@ def _texts(source: Source, recipe: BudgetRecipe, folder: Path) -> tuple[SearchTe
         return None, f"{recipe.corpus} is too short to hold out a part of it"
 
 
-def _few(whole: Architecture, kept: Mapping[Architecture, float], count: int) -> list[Architecture]:
-    """Those that keep most of their scores, no more than a third of them by cuts of the same axes.
+def _best_scored(
+    whole: Architecture, kept: Mapping[Architecture, float], count: int
+) -> list[Architecture]:
+    """Those that keep most of their scores, at most a third of them cutting the same axes.
 
-    Scores of different axes are not of one kind, so that the order between two cuts of the same
-    axes says more than the order between two of different ones.
+    Scores of different axes are not comparable: the order between two candidates that cut the same
+    axes is more reliable than that between two that cut different ones.
     """
     ranked = sorted(kept, key=lambda one: -kept[one])
     most, seen = -(-count // 3), Counter[tuple[str, ...]]()
@@ -110,7 +112,7 @@ def _few(whole: Architecture, kept: Mapping[Architecture, float], count: int) ->
 def _scores_of(
     whole: Architecture, shapes: Shortlist, importance: Importance, recipe: BudgetRecipe
 ) -> Mapping[Architecture, float]:
-    """The share of its scores that each shape keeps; of very many those nearest to the budget."""
+    """The share of its scores that each candidate keeps; only the nearest to the budget of many."""
     near = thinned(
         list(shapes.costs),
         _SCORED,
@@ -126,7 +128,7 @@ def _scores_of(
 
 
 def _by_loss(whole: Architecture, few: Shortlist, report: SearchReport) -> Choice:
-    """The shape with the lowest loss."""
+    """The candidate with the lowest loss."""
     best, others = report.best, report.candidates[1:]
     reason = (
         f"chose {sizes_of(best.architecture)}: {_share(best.architecture, whole)}, "
@@ -148,7 +150,7 @@ def _by_scores(
     kept: Mapping[Architecture, float],
     why: str,
 ) -> Choice:
-    """The shape that keeps most of its scores."""
+    """The candidate that keeps most of its scores."""
     best = max(kept, key=lambda one: kept[one])
     reason = (
         f"chose {sizes_of(best)}: {_share(best, whole)}; of {len(kept)} shapes within "
@@ -162,7 +164,7 @@ def _by_scores(
 def _by_one_factor(
     source: Source, whole: Architecture, budget: Budget, recipe: BudgetRecipe
 ) -> Choice:
-    """Both widths by one factor (arXiv 2408.11796, section 4)."""
+    """Both widths scaled by one factor (arXiv 2408.11796, section 4)."""
     if budget.parameters is None or (budget.memory, budget.latency) != (None, None):
         raise CorpusError(
             "candidates within --memory or --latency are compared on text: name --corpus or "

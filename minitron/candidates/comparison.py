@@ -1,11 +1,11 @@
-"""Comparison: candidates by the loss of the pruned model, with what all of them share.
+"""Comparison: measures the loss of each candidate as it is pruned, and ranks them.
 
-One importance, one held-out text, the source's tensors in memory where they fit. What is found of
-a candidate is kept in a file, so that an interrupted search goes on. Knows neither how candidates
-came about nor what is made of the report.
+All candidates share one importance, one held-out text and the source's tensors, in memory where
+they fit. Each loss is stored in a file, so that an interrupted search resumes. Does not know how
+the candidates were enumerated.
 
-    comparison = Comparison.begun(source, recipe, folder)
-    comparison.report(comparison.compared()).best
+    comparison = Comparison.prepare(source, recipe, folder)
+    comparison.report(comparison.measure_losses()).best
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from minitron.candidates.report import Candidate, SearchReport, candidate_name
 from minitron.candidates.shortlist import Shortlist, shortlist
 from minitron.candidates.texts import SearchTexts, search_texts
 from minitron.errors import CorpusError
-from minitron.evaluation.loss import evaluate_text
+from minitron.evaluation.loss import source_loss
 from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import free_memory
 from minitron.files.dtypes import name_of
@@ -39,52 +39,50 @@ from minitron.records.folder_writer import specs_of, write_companions, write_wei
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import score
 from minitron.sources.held import held_source, stored_bytes
-from minitron.sources.loading import default_device, load_model, loaded_bytes
+from minitron.sources.loading import default_device
 from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource
-from minitron.sources.streamed_loss import streamed_loss
-from minitron.text.corpus import Corpus
 from minitron.text.held_out import HeldOut
 from minitron.training.trained_folder import train_to_folder
 
 IMPORTANCE = "importance.safetensors"
-CANDIDATES, RETRAINING = "candidates", "retraining"  # folders of what is found so far
+CANDIDATES, RETRAINING = "candidates", "retraining"  # folders of what is measured so far
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all candidates share."""
+    """The candidates of a search, and what all of them share."""
 
     source: Source
     recipe: BudgetRecipe
     folder: Path
-    chosen: Shortlist
+    shortlist: Shortlist
     texts: SearchTexts
     importance: Importance
 
     @classmethod
-    def begun(cls, source: Source, recipe: BudgetRecipe, folder: Path) -> "Comparison":
-        """With the candidates known, the texts read and importance measured."""
-        chosen = shortlist(source, recipe, folder)
+    def prepare(cls, source: Source, recipe: BudgetRecipe, folder: Path) -> "Comparison":
+        """Enumerate the candidates, read the texts and measure importance."""
+        candidates = shortlist(source, recipe, folder)
         named = {"text": recipe.corpus, "retraining_text": getattr(recipe, "retrain_corpus", None)}
         check_same_inputs(folder, folder, **{what: _digest(name) for what, name in named.items()})
         texts = search_texts(source, recipe, folder)
         if recipe.importance is not None:
-            Importance.load(Path(recipe.importance))  # refused before anything is kept
+            Importance.load(Path(recipe.importance))  # refused before anything is stored
         model, held_out = source.digest, texts.held_out.digest
         check_same_inputs(folder, folder, model=model, held_out_text=held_out)
         importance = kept_importance(source, recipe, texts.calibration, folder)
         check_same_inputs(folder, folder, importance=importance.digest)
-        return cls(source, recipe, folder, chosen, texts, importance)
+        return cls(source, recipe, folder, candidates, texts, importance)
 
-    def compared(self) -> list[Candidate]:
+    def measure_losses(self) -> list[Candidate]:
         """Every candidate with its loss as it is pruned, the best first."""
-        shared: Source | None = None
+        pruned_from: Source | None = None
         candidates = []
-        begun, measured = time.monotonic(), 0
-        for number, (target, cost) in enumerate(self.chosen.costs.items(), 1):
+        start, measured = time.monotonic(), 0
+        for number, (target, cost) in enumerate(self.shortlist.costs.items(), 1):
             plan = choose_plan(
                 self.importance,
                 self.source.architecture,
@@ -92,17 +90,19 @@ class Comparison:
                 contiguous=self.recipe.contiguous_layers,
                 head_residual=self.recipe.head_residual,
             )
-            loss = self._found(target, "loss")
+            loss = self._stored(target, "loss")
             if loss is None:
-                shared = shared or self._shared()
-                loss = zero_shot_loss(PrunedSource(shared, plan), self.texts.held_out)
-                self._keep(target, loss=loss)
+                pruned_from = pruned_from or self._source_in_memory()
+                loss = source_loss(PrunedSource(pruned_from, plan), self.texts.held_out)
+                self._store(target, loss=loss)
                 measured += 1
-            left = (len(self.chosen.costs) - number) * (time.monotonic() - begun) / max(1, measured)
+            left = (
+                (len(self.shortlist.costs) - number) * (time.monotonic() - start) / max(1, measured)
+            )
             logger.info(
                 "%d of %d: %s, loss %.4f, %.0f s left",
                 number,
-                len(self.chosen.costs),
+                len(self.shortlist.costs),
                 candidate_name(target),
                 loss,
                 left,
@@ -110,16 +110,16 @@ class Comparison:
             candidates.append(Candidate(plan, cost, share_kept(plan, self.importance), loss))
         return sorted(candidates, key=_rank)
 
-    def timed(self, candidates: list[Candidate], top: int) -> list[Candidate]:
-        """Whole decode steps of the first `top` that keep to the latency; those that do not fall
-        behind all others."""
-        if self.chosen.conditions is None:
+    def time_best(self, candidates: list[Candidate], top: int) -> list[Candidate]:
+        """Time whole decode steps of the first `top` that meet the latency; those that do not are
+        ranked last."""
+        if self.shortlist.conditions is None:
             return candidates
-        limit = self.chosen.budget.latency
+        limit = self.shortlist.budget.latency
         timed, kept = [], 0
         for candidate in candidates:
             if kept < top:
-                candidate = self._timed(candidate)
+                candidate = self._time(candidate)
                 measured = candidate.measured_latency
                 if limit is not None and measured is not None:
                     is_over = measured > limit * (1 + TOLERANCE)
@@ -128,54 +128,54 @@ class Comparison:
             timed.append(candidate)
         return sorted(timed, key=_rank)
 
-    def retrained(self, candidates: list[Candidate], recipe: SearchRecipe) -> list[Candidate]:
-        """The first ones with their loss after retraining; they stay before the others."""
+    def retrain_best(self, candidates: list[Candidate], recipe: SearchRecipe) -> list[Candidate]:
+        """Retrain the first `recipe.top` and rank them by that loss, before all others."""
         ids = self._training_ids(recipe)
         count = min(recipe.top, sum(not candidate.is_over_latency for candidate in candidates))
         finalists = []
         for number, candidate in enumerate(candidates[:count], 1):
-            loss = self._found(candidate.architecture, "retrained_loss")
+            loss = self._stored(candidate.architecture, "retrained_loss")
             if loss is None:
                 logger.info("retrain %d of %d: %s", number, count, candidate.name)
                 place = self.folder / RETRAINING / candidate.name
                 pruned = PrunedSource(self.source, candidate.plan)
                 loss = retrained_loss(pruned, ids, self.texts.held_out, place, recipe)
-                self._keep(candidate.architecture, loss=candidate.loss, retrained_loss=loss)
+                self._store(candidate.architecture, loss=candidate.loss, retrained_loss=loss)
             finalists.append(replace(candidate, retrained_loss=loss))
         return sorted([*finalists, *candidates[count:]], key=_rank)
 
     def report(self, candidates: list[Candidate]) -> SearchReport:
-        """What was found."""
-        use, at = self.chosen.use, self.chosen.conditions
+        """The ranked candidates, and the conditions they were measured under."""
+        use, at = self.shortlist.use, self.shortlist.conditions
         conditions = {"batch": use.batch, "context": use.context}
         measured_at = {} if at is None else {"device": at.device, "dtype": name_of(at.dtype)}
         return SearchReport(
             source=self.source.name,
-            budget=self.chosen.budget,
-            measured=f"Loss in nats a token on {self.texts.told}.",
-            counts=dict(self.chosen.counts),
+            budget=self.shortlist.budget,
+            measured=f"Loss in nats a token on {self.texts.description}.",
+            counts=dict(self.shortlist.counts),
             candidates=tuple(candidates),
             importance=self.importance,
             conditions={**conditions, **measured_at},
-            left_out=self.chosen.left_out,
+            left_out=self.shortlist.left_out,
         )
 
-    def _timed(self, candidate: Candidate) -> Candidate:
-        """With its decode step measured, where the memory suffices."""
-        at, use = self.chosen.conditions, self.chosen.use
+    def _time(self, candidate: Candidate) -> Candidate:
+        """The candidate with its decode step measured, where it fits into memory."""
+        at, use = self.shortlist.conditions, self.shortlist.use
         assert at is not None
         needed = memory_needed(
             candidate.architecture, Use(use.batch, use.context, at.dtype.itemsize)
         )
         if needed > free_memory(at.device):
-            logger.info("%s is not timed whole: the memory does not suffice", candidate.name)
+            logger.info("%s is not timed whole: it does not fit into memory", candidate.name)
             return candidate
         config = self.source.config_at(candidate.architecture)
         return replace(candidate, measured_latency=measured_step(config, at))
 
-    def _shared(self) -> Source:
+    def _source_in_memory(self) -> Source:
         """The source with its tensors in memory, where they and a candidate fit."""
-        largest = max(cost.parameters for cost in self.chosen.costs.values())
+        largest = max(cost.parameters for cost in self.shortlist.costs.values())
         if stored_bytes(self.source) + 4 * largest > free_memory("cpu"):
             logger.info("%s is read again for each candidate", self.source.name)
             return self.source
@@ -193,59 +193,46 @@ class Comparison:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             rows = recipe.retrain_steps * recipe.batch_size
-            asked = replace(recipe, corpus=name, samples=rows)
+            text = replace(recipe, corpus=name, samples=rows)
             with atomic_file(path) as partial:
-                np.save(partial, calibration(self.source, asked, default_device()).corpus.sequences)
+                np.save(partial, calibration(self.source, text, default_device()).corpus.sequences)
         return path
 
-    def _found(self, target: Architecture, key: str) -> float | None:
-        """What an earlier run has found."""
+    def _stored(self, target: Architecture, key: str) -> float | None:
+        """A loss that an earlier run measured; None where it did not."""
         path = self.folder / CANDIDATES / f"{candidate_name(target)}.json"
         return json.loads(path.read_text()).get(key) if path.exists() else None
 
-    def _keep(self, target: Architecture, **found: float) -> None:
+    def _store(self, target: Architecture, **losses: float) -> None:
         path = self.folder / CANDIDATES / f"{candidate_name(target)}.json"
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
-        write_file(path, json.dumps(found).encode())
+        write_file(path, json.dumps(losses).encode())
 
 
 def _digest(text: str | None) -> str | None:
-    """sha256 of a text that is a file here; what is measured on it is kept for a later run."""
+    """sha256 of a text that is a file on this machine, so that a later run notices another text."""
     if text is None or not Path(text).is_file():
         return None
     with Path(text).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def zero_shot_loss(source: Source, held_out: HeldOut) -> float:
-    """The loss of a model as it is, in nats a token; one that does not fit is read layer by layer.
-
-    Raises CorpusError for ids outside its vocabulary, SourceError for weights that are not finite.
-    """
-    device = default_device()
-    if loaded_bytes(source, None, device) > free_memory(device):
-        for ids in held_out.inputs:
-            Corpus(ids, "the text").check_fits(int(source.config["vocab_size"]))
-        logger.info("%s is read layer by layer: it does not fit into memory", source.name)
-        nats, counted = streamed_loss(source, held_out.inputs, held_out.targets, device=device)
-        return nats / counted
-    return evaluate_text(load_model(source, device=device), held_out).loss
-
-
 def retrained_loss(
     pruned: Source, ids: Path, held_out: HeldOut, folder: Path, recipe: SearchRecipe
 ) -> float:
-    """The loss after a short training on the rows of `ids`, which goes on where it stopped."""
-    begun, done = folder / "pruned", folder / "retrained"
+    """The loss after a short training on the rows of `ids`, which resumes where it stopped."""
+    initial, done = folder / "pruned", folder / "retrained"
     if not done.exists():
-        shutil.rmtree(begun, ignore_errors=True)
-        begun.mkdir(parents=True)
-        write_weights(begun, specs_of(pruned.tensors), stream_tensors(pruned.tensors, pruned.name))
-        write_companions(begun, pruned, pruned.config)
+        shutil.rmtree(initial, ignore_errors=True)
+        initial.mkdir(parents=True)
+        write_weights(
+            initial, specs_of(pruned.tensors), stream_tensors(pruned.tensors, pruned.name)
+        )
+        write_companions(initial, pruned, pruned.config)
         retraining = TrainRecipe(
             str(done),
-            init=str(begun),
+            init=str(initial),
             corpus=str(ids),
             steps=recipe.retrain_steps,
             batch_size=recipe.batch_size,
@@ -253,8 +240,8 @@ def retrained_loss(
             dtype="float32",
             seed=recipe.seed,
         )
-        train_to_folder(open_source(str(begun)), retraining)
-    loss = zero_shot_loss(open_source(str(done)), held_out)
+        train_to_folder(open_source(str(initial)), retraining)
+    loss = source_loss(open_source(str(done)), held_out)
     shutil.rmtree(folder)
     return loss
 
@@ -262,9 +249,9 @@ def retrained_loss(
 def kept_importance(
     source: Source, recipe: BudgetRecipe, calibration: Path | None, folder: Path
 ) -> Importance:
-    """What ranks: read from a file, or measured once and kept in `folder`.
+    """The importance to rank by: read from a file, or measured once and stored in `folder`.
 
-    `calibration` holds the ids of the corpus without what is held out; None takes all of it.
+    `calibration` holds the ids of the corpus without its held-out part; None takes all of it.
     """
     kept = folder / IMPORTANCE
     if recipe.importance is not None:
@@ -283,7 +270,7 @@ def kept_importance(
 
 
 def _rank(candidate: Candidate) -> tuple[bool, bool, float]:
-    """Retrained ones first, by that loss; those too slow last."""
+    """The sort key: retrained candidates first, by that loss; those over the latency last."""
     retrained = candidate.retrained_loss
     loss = candidate.loss if retrained is None else retrained
     return candidate.is_over_latency, retrained is None, loss

@@ -1,26 +1,34 @@
-"""Search report: the candidates of a search, ranked, and how they are shown.
+"""Search report: the candidates of a search, ranked, as a table, a record and a plot.
 
-Knows the order, the table and the record; measures nothing.
+Measures nothing. The plot needs matplotlib, which the extra `plots` installs.
 
     print(report.to_markdown())
+    draw_pareto(report, Path("pareto.png"))
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from minitron.candidates.budget import Budget, Cost
+from minitron.errors import MissingExtraError
 from minitron.files.device_memory import readable_bytes
 from minitron.model.architecture import Architecture
 from minitron.model.families import AXIS_KEYS, PRUNABLE
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, scores_kept
 
+Points = list[tuple[float, float]]
+
 _LEFT_ALIGNED = 1  # columns
+_INCHES = (10.0, 4.2)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One architecture of a search, and what is known of it."""
+    """One architecture of a search, and what was measured of it."""
 
     plan: PruningPlan
     cost: Cost  # latency as predicted
@@ -60,11 +68,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """What a search found: candidates, the best first, and what was asked."""
+    """The candidates of a search, the best first, and the budget."""
 
     source: str
     budget: Budget
-    measured: str  # what the losses are of
+    measured: str  # what the losses were measured on
     counts: dict[str, int]  # in_space, within_budget, refused_by_family, compared
     candidates: tuple[Candidate, ...]
     importance: Importance
@@ -77,18 +85,18 @@ class SearchReport:
         return self.candidates[0]
 
     def reason(self) -> str:
-        """What was chosen and why, in one line."""
+        """The sizes that were chosen and why, in one line."""
         best = self.best
         cost = replace(best.cost, latency=best.measured_latency or best.cost.latency)
-        told = f"chose {sizes_of(best.architecture)}: {cost.text()}, loss {best.loss:.4f}"
+        line = f"chose {sizes_of(best.architecture)}: {cost.text()}, loss {best.loss:.4f}"
         if best.retrained_loss is not None:
-            told += f", retrained {best.retrained_loss:.4f}"
-        rest = f", the best of {len(self.candidates)} within {self.budget.text()}"
+            line += f", retrained {best.retrained_loss:.4f}"
+        line += f", the best of {len(self.candidates)} within {self.budget.text()}"
         if len(self.candidates) > 1:
             second = self.candidates[1]
             loss = second.loss if second.retrained_loss is None else second.retrained_loss
-            rest += f"; next {second.name} with {loss:.4f}"
-        return told + rest
+            line += f"; next {second.name} with {loss:.4f}"
+        return line
 
     def columns(self) -> list[str]:
         """The head of the table."""
@@ -109,13 +117,13 @@ class SearchReport:
         ]
 
     def notes(self) -> list[str]:
-        """What a reader of the table must know."""
-        told = [f"{count:,} {what.replace('_', ' ')}" for what, count in self.counts.items()]
+        """The conditions of the table, as sentences."""
+        counts = [f"{count:,} {what.replace('_', ' ')}" for what, count in self.counts.items()]
         running = ", ".join(f"{key} {value}" for key, value in self.conditions.items())
         return [
             f"{self.source}, within {self.budget.text()}.",
             f"{self.measured}",
-            f"Candidates: {', '.join(told)}.",
+            f"Candidates: {', '.join(counts)}.",
             *([] if self.left_out is None else [f"{self.left_out[0].upper()}{self.left_out[1:]}."]),
             f"Memory is weights, KV cache and activations; it and latency hold for {running}.",
         ]
@@ -178,3 +186,97 @@ def _cells(rank: int, candidate: Candidate) -> dict[str, str]:
 
 def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{1000 * seconds:.2f}"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def draw_pareto(report: SearchReport, path: Path) -> None:
+    """Plot loss against parameters, and against latency or memory, with the Pareto front.
+
+    Raises MissingExtraError without matplotlib.
+    """
+    if not can_draw():
+        raise MissingExtraError("matplotlib", "plots")
+    from matplotlib.figure import Figure  # an extra, and slow to import
+
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    known = [c for c in report.candidates if _latency(c) is not None]
+    _panel(left, report.candidates, [c.cost.parameters / 1e6 for c in report.candidates])
+    left.set(xlabel="parameters, millions", ylabel="loss as pruned, nats a token")
+    if known:
+        _panel(right, known, [1000 * (_latency(c) or 0) for c in known])
+        right.set(xlabel="decode step, ms")
+    else:
+        most = max(c.cost.memory for c in report.candidates)
+        unit, size = ("GiB", 2**30) if most >= 2**30 else ("MiB", 2**20)
+        _panel(right, report.candidates, [c.cost.memory / size for c in report.candidates])
+        right.set(xlabel=f"memory, {unit}")
+    left.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{report.source}: {len(report.candidates)} candidates", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> Points:
+    """The points that no other one beats in both numbers, by the first; less is better."""
+    front: Points = []
+    for cost, loss in sorted(points):
+        if not front or loss < front[-1][1]:
+            front.append((cost, loss))
+    return front
+
+
+def _panel(axes: Any, candidates: Sequence[Candidate], costs: list[float]) -> None:
+    """Candidates at their costs, depth by colour, the best marked."""
+    losses = [candidate.loss for candidate in candidates]
+    depths = [candidate.architecture.num_hidden_layers for candidate in candidates]
+    front = pareto_front(list(zip(costs, losses, strict=True)))
+    axes.plot(
+        [x for x, _ in front],
+        [y for _, y in front],
+        color="0.7",
+        linewidth=1,
+        zorder=1,
+        label="beaten by none in both",
+    )
+    for depth in sorted(set(depths)):
+        these = [i for i, one in enumerate(depths) if one == depth]
+        axes.scatter(
+            [costs[i] for i in these],
+            [losses[i] for i in these],
+            s=24,
+            color=_shade(depth, depths),
+            zorder=2,
+        )
+        axes.annotate(
+            f"{depth} layers",
+            (costs[these[0]], losses[these[0]]),
+            textcoords="offset points",
+            xytext=(5, 5),
+            fontsize=8,
+            color=_shade(depth, depths),
+        )
+    retrained = [(x, c.retrained_loss) for x, c in zip(costs, candidates, strict=True)]
+    again = [(x, loss) for x, loss in retrained if loss is not None]
+    if again:
+        axes.scatter(
+            *zip(*again, strict=True), marker="x", color="0.2", label="retrained", zorder=3
+        )
+    chosen_at = ([costs[0]], [losses[0]])
+    axes.scatter(*chosen_at, s=110, facecolors="none", edgecolors="0.1", zorder=4, label="chosen")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _shade(depth: int, depths: list[int]) -> tuple[float, float, float]:
+    """Deeper is darker."""
+    span = max(depths) - min(depths)
+    light = 0.0 if not span else (max(depths) - depth) / span
+    return (0.05 + 0.5 * light, 0.3 + 0.4 * light, 0.55 + 0.3 * light)
+
+
+def _latency(candidate: Candidate) -> float | None:
+    return candidate.measured_latency or candidate.cost.latency

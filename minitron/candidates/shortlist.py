@@ -1,7 +1,7 @@
-"""Shortlist: the architectures of a space that a budget admits and their family accepts.
+"""Shortlist: the architectures of a space that are within a budget and that their family accepts.
 
-Knows parameters, memory and, where it is asked for, latency on this machine, and which engines open
-what; no scores.
+Knows parameters, memory, latency on this machine where it is limited, and which engines load which
+sizes; no scores.
 
     shortlist(source, recipe, folder).costs   # {architecture: Cost}
 """
@@ -34,51 +34,51 @@ from minitron.recipe import BudgetRecipe
 from minitron.sources.loading import default_device, fast_dtype, sequence_length, takes_sizes
 
 TABLE = "latency.json"
-_NEAREST = 3  # told where nothing is within the budget
+_NEAREST = 3  # named where nothing is within the budget
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """What is to be compared, and what was left out."""
+    """The candidates to compare, and what was left out."""
 
     budget: Budget
     use: Use
-    conditions: Conditions | None  # of latency, where it counts
+    conditions: Conditions | None  # of latency; None where it is not measured
     costs: Mapping[Architecture, Cost]  # deep before shallow, many heads and wide before few
     counts: Mapping[str, int]
     left_out: str | None = None  # what engines cannot open, as a sentence
     tolerance: float = TOLERANCE  # within which of the budget they are
 
-    def of(self, chosen: Iterable[Architecture]) -> "Shortlist":
+    def of(self, some: Iterable[Architecture]) -> "Shortlist":
         """The same with some of its architectures alone."""
-        costs = {one: self.costs[one] for one in chosen}
+        costs = {one: self.costs[one] for one in some}
         return replace(self, costs=costs, counts={**self.counts, "compared": len(costs)})
 
 
 def shortlist(source: Source, recipe: BudgetRecipe, folder: Path) -> Shortlist:
     """The architectures within the budget, at most `recipe.max_candidates`.
 
-    Timings are kept in `folder`, so that an interrupted search goes on with the same. Raises
-    TargetError where nothing is within the budget, and tells what comes nearest.
+    Timings are stored in `folder`, so that an interrupted search resumes with the same. Raises
+    TargetError, with the nearest sizes, where nothing is within the budget.
     """
     every = within_budget(source, recipe, folder, tolerances=(TOLERANCE,))
     kept, budget = list(every.costs), every.budget
-    chosen = thinned(
+    nearest = thinned(
         kept,
         recipe.max_candidates,
         depth=lambda one: one.num_hidden_layers,
         miss=lambda one: budget.miss(every.costs[one]),
     )
-    if len(chosen) < len(kept):
+    if len(nearest) < len(kept):
         logger.info(
             "%d candidates are within the budget: comparing %d, those nearest to it, depths in "
             "turn (--max-candidates)",
             len(kept),
-            len(chosen),
+            len(nearest),
         )
-    return every.of(chosen)
+    return every.of(nearest)
 
 
 def within_budget(
@@ -90,10 +90,10 @@ def within_budget(
     at_least: int = 1,
     is_fine: bool = False,
 ) -> Shortlist:
-    """All architectures within the first of `tolerances` that leaves `at_least` so many.
+    """All architectures within the first of `tolerances` that leaves at least `at_least` of them.
 
-    `is_fine` looks among more MLP sizes, so that a budget is met closely. Raises TargetError where
-    nothing is within the last, and tells what comes nearest.
+    `is_fine` enumerates more MLP sizes, so that a budget is met closely. Raises TargetError, with
+    the nearest sizes, where nothing is within the last.
     """
     whole = source.architecture
     budget, use = budget_of(recipe, whole), use_of(source, recipe)
@@ -104,63 +104,63 @@ def within_budget(
         if architecture.is_accepted
     }
     if conditions is not None:
-        costs = _timed(source, budget, costs, conditions, folder)
+        costs = _with_latency(source, budget, costs, conditions, folder)
     for tolerance in tolerances:
         within = [one for one, cost in costs.items() if budget.is_met_by(cost, tolerance)]
-        taken = [one for one in within if takes_sizes(source, one)]
-        kept, closed_to = _opened(taken, whole, recipe)
+        accepted = [one for one in within if takes_sizes(source, one)]
+        kept, closed_to = _loadable(accepted, whole, recipe)
         if len(kept) >= at_least:
             break
     if not kept:
-        raise TargetError(_nothing(source, budget, costs, len(taken), closed_to))
+        raise TargetError(_none_within(source, budget, costs, len(accepted), closed_to))
     counts = {
         "in_space": len(costs),
         "within_budget": len(within),
-        "refused_by_family": len(within) - len(taken),
-        "closed_to_engines": len(taken) - len(kept),
+        "refused_by_family": len(within) - len(accepted),
+        "closed_to_engines": len(accepted) - len(kept),
         "compared": len(kept),
     }
-    left_out = _left_out(len(taken) - len(kept), closed_to, recipe)
+    left_out = _left_out(len(accepted) - len(kept), closed_to, recipe)
     if left_out is not None:
         logger.info("%s", left_out)
     of_kept = {one: costs[one] for one in kept}
     return Shortlist(budget, use, conditions, of_kept, counts, left_out, tolerance)
 
 
-def _opened(
+def _loadable(
     candidates: list[Architecture], whole: Architecture, recipe: BudgetRecipe
 ) -> tuple[list[Architecture], list[str]]:
-    """Those that engines open, and the engines that do not open the others.
+    """The candidates that all engines load, and the engines that do not load the others.
 
-    Unless --compatible is given, all stay in the paper's spaces and where engines open none.
+    Without --compatible all are kept in the paper's spaces, and where engines load none.
     """
-    is_asked = recipe.compatible is True
-    if recipe.compatible is False or (recipe.space != "default" and not is_asked):
+    is_required = recipe.compatible is True
+    if recipe.compatible is False or (recipe.space != "default" and not is_required):
         return candidates, []
-    closed = {one: engines_closed_to(one, whole, strictly=is_asked) for one in candidates}
-    opened = [one for one in candidates if not closed[one]]
+    closed = {one: engines_closed_to(one, whole, strictly=is_required) for one in candidates}
+    loadable = [one for one in candidates if not closed[one]]
     engines = sorted({engine for names in closed.values() for engine in names})
-    return (opened if opened or is_asked else candidates), engines
+    return (loadable if loadable or is_required else candidates), engines
 
 
 def _left_out(count: int, engines: list[str], recipe: BudgetRecipe) -> str | None:
-    """What is left out, or that nothing could be, in one line."""
+    """One line about the candidates left out; None where no engine is concerned."""
     if not engines:
         return None
     if not count:
         return f"no size within the budget opens in {', '.join(engines)}: none is left out"
-    told = "" if recipe.compatible else " (--no-compatible compares them too)"
-    return f"left out {count} within the budget that {', '.join(engines)} cannot open{told}"
+    option = "" if recipe.compatible else " (--no-compatible compares them too)"
+    return f"left out {count} within the budget that {', '.join(engines)} cannot open{option}"
 
 
 def use_of(source: Source, recipe: BudgetRecipe) -> Use:
-    """How the model is to run."""
+    """Batch, context and bytes of a number, for memory and latency."""
     context = sequence_length(source, None) if recipe.context is None else recipe.context
     return Use(recipe.batch, context, source.tensors[EMBEDDING].dtype.itemsize)
 
 
 def conditions_of(source: Source, recipe: BudgetRecipe, use: Use) -> Conditions | None:
-    """Where latency is measured; None where nobody asks for it. Raises TargetError."""
+    """The device and dtype of latency; None where it is not measured. Raises TargetError."""
     if recipe.latency is None and recipe.device is None:
         return None
     device = checked_device(recipe.device or default_device())
@@ -182,14 +182,14 @@ def _space(recipe: BudgetRecipe, whole: Architecture, *, is_fine: bool) -> Space
     return SPACES[recipe.space]
 
 
-def _timed(
+def _with_latency(
     source: Source,
     budget: Budget,
     costs: Mapping[Architecture, Cost],
     conditions: Conditions,
     folder: Path,
 ) -> dict[Architecture, Cost]:
-    """Costs with the latency of each, predicted from a table that spans what else is asked."""
+    """Costs with the latency of each, predicted from a table around those of the right size."""
     size = Budget(parameters=budget.parameters)
     spanned = [
         one for one, cost in costs.items() if budget.parameters is None or size.is_met_by(cost)
@@ -203,23 +203,23 @@ def _timed(
     return {one: replace(cost, latency=table.predict(one)) for one, cost in costs.items()}
 
 
-def _nothing(
+def _none_within(
     source: Source,
     budget: Budget,
     costs: Mapping[Architecture, Cost],
-    taken: int,
+    accepted: int,
     closed_to: list[str],
 ) -> str:
-    """That nothing is within the budget, and what comes nearest."""
-    if taken:
+    """The message that nothing is within the budget, with the nearest sizes."""
+    if accepted:
         return (
-            f"none of the {taken} candidates within {budget.text()} opens in "
+            f"none of the {accepted} candidates within {budget.text()} opens in "
             f"{', '.join(closed_to)}: give another budget, or --no-compatible"
         )
     by_miss = sorted(costs, key=lambda one: budget.miss(costs[one]))
     nearest = (one for one in by_miss if takes_sizes(source, one))
-    told = [
+    sizes = [
         f"{sizes_of(one)} ({costs[one].text()})"
         for one, _ in zip(nearest, range(_NEAREST), strict=False)
     ]
-    return f"no candidate is within {budget.text()}; nearest: {'; '.join(told)}"
+    return f"no candidate is within {budget.text()}; nearest: {'; '.join(sizes)}"

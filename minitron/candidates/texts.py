@@ -1,7 +1,7 @@
-"""Search texts: what importance is measured on, and the held-out text that candidates predict.
+"""Search texts: the text that importance is measured on, and the held-out text of candidates.
 
 Held-out text is named, or it is the last part of the calibration text, on which importance is then
-not measured. Knows how they are kept for a search that goes on; measures nothing.
+not measured. Knows how they are stored for a search that resumes; measures nothing.
 
     texts = search_texts(source, recipe, folder)
     texts.held_out
@@ -37,7 +37,7 @@ class SearchTexts:
     """The texts of a search."""
 
     held_out: HeldOut
-    told: str  # what losses are measured on
+    description: str  # of the held-out text
     calibration: Path | None  # ids, where some of the calibration text is held out
 
 
@@ -85,11 +85,11 @@ def _parted(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTexts:
         _save([(held, ids[-last:]), (measured_on, ids[:-last])])
     rows = load_ids(str(held), seq_len=seq_len).sequences
     held_out = first_tokens(held_out_ids(str(held), seq_len), recipe.eval_tokens)
-    told = (
+    description = (
         f"{_tokens(held_out):,} tokens of the last {len(rows)} sequences of {recipe.corpus}, on "
         "which importance is not measured"
     )
-    return SearchTexts(held_out, told, measured_on)
+    return SearchTexts(held_out, description, measured_on)
 
 
 def first_tokens(held_out: HeldOut, tokens: int) -> HeldOut:

@@ -6,6 +6,7 @@ largest thing in memory. How text is cut into windows is in `minitron.text.held_
     evaluate_text(model, held_out_text("books.txt", tokenizer, 512)).perplexity
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from minitron.errors import CorpusError, SourceError
+from minitron.files.device_memory import free_memory
 from minitron.files.dtypes import name_of
+from minitron.model.source import Source
 from minitron.records.task_scores import TaskScores
+from minitron.sources.loading import default_device, load_model, loaded_bytes
+from minitron.sources.streamed_loss import streamed_loss
+from minitron.text.corpus import Corpus
 from minitron.text.held_out import UNCOUNTED, HeldOut
+
+logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 8192
 _LOGITS_TOKENS = 512
@@ -75,6 +83,21 @@ class Evaluation:
             "tokens": self.tokens,
             "tasks": {name: scores.to_json() for name, scores in self.tasks.items()},
         }
+
+
+def source_loss(source: Source, held_out: HeldOut) -> float:
+    """The loss of a source in nats a token; one that does not fit is read layer by layer.
+
+    Raises CorpusError for ids outside its vocabulary, SourceError for weights that are not finite.
+    """
+    device = default_device()
+    if loaded_bytes(source, None, device) <= free_memory(device):
+        return evaluate_text(load_model(source, device=device), held_out).loss
+    for ids in held_out.inputs:
+        Corpus(ids, "the text").check_fits(int(source.config["vocab_size"]))
+    logger.info("%s is read layer by layer: it does not fit into memory", source.name)
+    nats, counted = streamed_loss(source, held_out.inputs, held_out.targets, device=device)
+    return nats / counted
 
 
 def evaluate_text(model: PreTrainedModel, held_out: HeldOut) -> TextLoss:

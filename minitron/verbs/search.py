@@ -16,8 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minitron.candidates.comparison import CANDIDATES, RETRAINING, Comparison
-from minitron.candidates.pareto_plot import can_draw, draw_pareto
-from minitron.candidates.report import SearchReport
+from minitron.candidates.report import SearchReport, can_draw, draw_pareto
 from minitron.candidates.shortlist import TABLE
 from minitron.candidates.texts import TEXTS
 from minitron.errors import CorpusError, TargetError
@@ -48,11 +47,11 @@ def search(recipe: SearchRecipe) -> SearchReport:
         check_absent(out)
     source = open_source(recipe.source)
     with _work_folder(out, recipe) as folder:
-        comparison = Comparison.begun(source, recipe, folder)
-        candidates = comparison.compared()
-        candidates = comparison.timed(candidates, recipe.top)
+        comparison = Comparison.prepare(source, recipe, folder)
+        candidates = comparison.measure_losses()
+        candidates = comparison.time_best(candidates, recipe.top)
         if recipe.retrain_steps:
-            candidates = comparison.retrained(candidates, recipe)
+            candidates = comparison.retrain_best(candidates, recipe)
         report = comparison.report(candidates)
         logger.info("%s", report.reason())
         if out is not None:
