@@ -143,7 +143,7 @@ def test_the_folder_tells_teacher_distance_and_tokens(folders: Path, tmp_path: P
     assert record["training"]["tokens"] == 4 * 4 * SEQ_LEN
     card = (out / "README.md").read_text()
     assert "Jensen-Shannon divergence between the predictions of both at temperature 2" in card
-    assert "Taught by `teacher`" in card
+    assert "Teacher: `teacher`" in card
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "checkpoints").exists()
 

@@ -1,4 +1,4 @@
-"""The published family: facts, cards and recipes tell the same, and what they show runs."""
+"""The published family: read_facts, cards and recipes tell the same, and what they show runs."""
 
 import json
 import re
@@ -19,18 +19,17 @@ from minitron.model.architecture import Architecture
 from minitron.model.config_json import resized_config
 from minitron.model.families import AXIS_KEYS
 from minitron.model.importance import Importance, score_shapes
-from minitron.model.plan import choose_plan
+from minitron.model.plan import choose_plan, indices_of
 from minitron.recipe import DistillRecipe, PruneRecipe
 from minitron.records.published_cards import (
     Member,
-    carded,
-    facts,
     family_card,
     index,
     members,
+    members_with_card,
+    read_facts,
     write_cards,
 )
-from minitron.records.remake_record import indices_of
 from minitron.sources.loading import hub_config
 from minitron.sources.opening import zoo
 from minitron.verbs.prune import target_architecture
@@ -40,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "model_cards"
 RECIPES = Path(minitron.__file__).parent / "recipes"
 MEMBERS = list(members().values())
-CARDED = carded()
+CARDED = members_with_card()
 CUT = [member for member in MEMBERS if "recipe" in member.facts]
 
 
@@ -72,9 +71,9 @@ def test_every_number_names_a_source_that_is_listed(member: Member) -> None:
     told = member.facts
     sources = [told["parameters"]["source"], *told.get("scores", {})]
     sources += [told[key]["source"] for key in ("training", "speed") if key in told]
-    assert {source.split()[0].rstrip(",") for source in sources} <= facts()["sources"].keys()
+    assert {source.split()[0].rstrip(",") for source in sources} <= read_facts()["sources"].keys()
     for row in told.get("scores", {}).values():
-        assert row.keys() <= facts()["benchmarks"].keys()
+        assert row.keys() <= read_facts()["benchmarks"].keys()
 
 
 @pytest.mark.parametrize("member", CARDED, ids=named)
@@ -115,7 +114,7 @@ def test_metadata_is_what_the_hub_reads(member: Member) -> None:
         assert data.to_dict()["base_model_relation"] == "finetune"
         assert data.base_model == members()[member.facts["base"]].repo
     scores = {key: v for row in member.facts.get("scores", {}).values() for key, v in row.items()}
-    told = {key: v for key, v in scores.items() if "metric" in facts()["benchmarks"][key]}
+    told = {key: v for key, v in scores.items() if "metric" in read_facts()["benchmarks"][key]}
     results = data.eval_results or []
     assert [result.metric_value for result in results] == list(told.values())
     assert all(result.source_url.startswith("https://arxiv.org/") for result in results)
@@ -285,6 +284,6 @@ def test_every_shipped_recipe_has_only_fields_of_its_command(path: Path) -> None
 
 
 def test_no_card_and_no_fact_of_this_machine() -> None:
-    text = json.dumps(facts()) + "".join(path.read_text() for path in CARDS.iterdir())
+    text = json.dumps(read_facts()) + "".join(path.read_text() for path in CARDS.iterdir())
     assert "/home" not in text
     assert "/root" not in text

@@ -14,12 +14,12 @@ from huggingface_hub import ModelCard, metadata_update
 import minitron
 from minitron import cli
 from minitron.errors import MinitronError, OutputError, SourceError
+from minitron.model.plan import indices_of
 from minitron.recipe import ConvertRecipe, DistillRecipe, PruneRecipe, TrainRecipe, record_of
 from minitron.records.card_page import read_page
 from minitron.records.card_texts import RECIPES, command_of
 from minitron.records.kept_picture import draw_kept, kept_maps
 from minitron.records.model_card import write_card
-from minitron.records.remake_record import indices_of
 from minitron.records.task_scores import TaskScores, record_of_scores
 from minitron.sources.opening import zoo
 
@@ -94,8 +94,9 @@ def test_a_distilled_model_tells_of_its_pruning_too(taught: Path) -> None:
     text = text_of(taught)
     assert "Pruned from `tiny` by `minitron prune`. Distilled by `minitron distill`" in text
     assert "| hidden_size | 256 | 96 | 38% |" in text
-    assert "Taught by `tiny` (6,724,096 parameters): forward KL divergence" in text
-    assert f"{2 * 4 * SEQ_LEN:,} tokens in all, 2 steps" in text
+    assert "Teacher: `tiny` (6,724,096 parameters). Loss: forward KL divergence" in text
+    assert ": 2 steps, " in text
+    assert f", {2 * 4 * SEQ_LEN:,} tokens in all, peak" in text
     assert "Loss on held-out text: " in text
     assert "![loss curve](loss.png)" in text
     assert f"Trained on {2 * 4 * SEQ_LEN:,} tokens since; the papers use 94,000,000,000." in text
@@ -113,7 +114,7 @@ def test_scores_are_shown_before_and_after(made: Path, tmp_path: Path) -> None:
     text = text_of(again)
     assert text.index(f"| again | {after.loss:.4f} |") < text.index("Before, as `small`: ")
     assert text.index("Before, as `small`: ") < text.index(f"| small | {before.loss:.4f} |")
-    assert "Nothing was measured" not in text
+    assert "not evaluated" not in text
 
 
 def test_benchmarks_are_in_the_table_and_in_the_model_index(folder: Path) -> None:
@@ -125,7 +126,7 @@ def test_benchmarks_are_in_the_table_and_in_the_model_index(folder: Path) -> Non
     write_card(folder)
     text = text_of(folder)
     assert f"| {record['benchmarks']['rows'][0]['name']} |" in text
-    assert "Nothing was measured" not in text
+    assert "not evaluated" not in text
     data = ModelCard.load(folder / "README.md").data
     assert data.license == "mit"
     assert data.model_name == "small"
@@ -205,7 +206,7 @@ def test_what_was_written_by_hand_stays(folder: Path, caplog: pytest.LogCaptureF
     with pytest.raises(OutputError, match="written or changed by hand: --overwrite replaces it"):
         minitron.card(str(folder))
     write_card(folder)  # as evaluate --record does
-    assert "changed by hand and stays" in caplog.text
+    assert "changed by hand and is kept" in caplog.text
     assert path.read_text() == mine
     assert not (folder / "kept.png").exists()
     minitron.card(str(folder), overwrite=True)
@@ -225,7 +226,7 @@ def test_a_card_of_somebody_else_is_kept(text: str, folder: Path) -> None:
 def test_metadata_that_somebody_added_stay_while_the_text_is_written_anew(folder: Path) -> None:
     metadata_update_local(folder, {"license": "mit", "tags": ["minitron", "mine"]})
     page = read_page(folder / "README.md")
-    assert (page.text_is_ours, page.metadata_is_ours) == (True, False)
+    assert (page.text_is_unchanged, page.metadata_is_unchanged) == (True, False)
     minitron.card(str(folder))
     data = ModelCard.load(folder / "README.md").data
     assert data.license == "mit"
@@ -247,7 +248,7 @@ def test_an_untouched_card_is_written_over(folder: Path) -> None:
     first = text_of(folder)
     minitron.card(str(folder))
     assert text_of(folder) == first
-    assert read_page(folder / "README.md").metadata_is_ours
+    assert read_page(folder / "README.md").metadata_is_unchanged
 
 
 def rewrite(folder: Path, **changed: Any) -> None:

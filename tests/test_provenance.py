@@ -51,11 +51,14 @@ def test_the_schema_is_the_documented_one() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (None, "has no minitron.json: it was not made here"),
+        (None, "has no minitron.json: minitron did not make it"),
         ("{]", "minitron.json is not JSON"),
         ("3", "was not written by minitron"),
         ('{"schema": true}', "was not written by minitron"),
-        (f'{{"schema": {SCHEMA + 1}}}', f"has schema {SCHEMA + 1}, and this minitron reads"),
+        (
+            f'{{"schema": {SCHEMA + 1}}}',
+            f"has schema {SCHEMA + 1}, and this version of minitron reads",
+        ),
     ],
 )
 def test_what_is_no_record_for_us_is_told(text: str | None, told: str, tmp_path: Path) -> None:

@@ -306,13 +306,16 @@ def test_before_training_is_for_what_was_trained(pruned: Path, refused: Refused)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (None, "has no minitron.json: it was not made here"),
+        (None, "has no minitron.json: minitron did not make it"),
         ("{", "minitron.json is not JSON"),
         ("[" * 100_000, "minitron.json is not JSON"),
         ("\x80", "minitron.json is not JSON"),
         ("[]", "was not written by minitron"),
         ('{"schema": "1"}', "was not written by minitron"),
-        ('{"schema": 2}', "has schema 2, and this minitron reads 1: pip install --upgrade"),
+        (
+            '{"schema": 2}',
+            "has schema 2, and this version of minitron reads 1: pip install --upgrade",
+        ),
         ("{}", "has no readable command: it is damaged, or was written by an earlier minitron"),
         ('{"command": "merge"}', "names the command 'merge': it was not written here"),
         ('{"command": "train", "source": 3}', "was made by minitron train"),
@@ -381,7 +384,7 @@ def put(*keys: Any, value: Any) -> Damage:
         (put("kept", "partners", value=[[0, 1, 2, 3]]), "kept.partners must be [3, 4] heads"),
         (put("importance", value=3), "minitron.json says importance: 3; it must be an object"),
         (put("source", "metadata", value="mit"), "minitron.json says source.metadata: 'mit'"),
-        (put("source", "hidden_size", value=0), "minitron.json says source.hidden_size: 0"),
+        (put("source", "hidden_size", value=0), "minitron.json has source.hidden_size 0"),
         (put("recipe", "seed", value="\ud800"), "minitron.json is not JSON"),
     ],
     ids=lambda given: given if isinstance(given, str) else "damage",

@@ -192,7 +192,7 @@ def test_a_folder_that_auto_tokenizer_still_opens_with_other_ids_is_named(
         lambda *_: [{"tokenizer_class": "Qwen2Tokenizer"}],
     )
     minitron.convert(str(source), str(tmp_path / "out"))
-    (line,) = [line for line in caplog.messages if "what is written here" in line]
+    (line,) = [line for line in caplog.messages if "for the new folder" in line]
     assert line.endswith("open it with PreTrainedTokenizerFast.from_pretrained")
 
 

@@ -1,4 +1,1 @@
-"""What a written folder holds beside its weights: minitron.json, companions, the model card.
-
-Measures nothing.
-"""
+"""Written folders: weights and companion files, minitron.json, the model card."""

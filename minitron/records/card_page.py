@@ -1,9 +1,10 @@
-"""The card's page: what a model card shows, as a value, and the one template that lays it out.
+"""A README.md of the Hub: its block of metadata, and a model card as a value with its template.
 
-Knows Markdown, the Hub's metadata block, and whether a README.md is as it was written here: a
-comment at its end carries the digests of its text and of its metadata. Knows no model, no record.
+Knows Markdown, YAML front matter and its limits (`plain_yaml`), and whether a README.md is
+unchanged since minitron wrote it: a comment at its end holds the digests of its text and metadata.
+Knows no model and no record.
 
-    rendered(Card(name="tiny-half", summary="...", ...), {"license": "mit"})
+    render_page(Card(name="tiny-half", summary="...", ...), {"license": "mit"})
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from minitron.errors import SourceError, foreign_parser
 from minitron.files.plain_yaml import LARGEST_TEXT, read_yaml
 
-SIZES = (
+_SIZE_ROWS = (
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -33,7 +34,7 @@ SIZES = (
     "parameters",
 )
 _BLOCK = re.compile(r"\s*---[ \t]*\n(.*?)\n?^---[ \t]*$", re.DOTALL | re.MULTILINE)
-_LARGEST = 2 * LARGEST_TEXT  # characters that are looked at
+_LARGEST = 2 * LARGEST_TEXT  # characters that are searched for the block
 _PAGE = re.compile(r"\A---\n(?P<metadata>.*?)\n---\n(?P<body>.*)\Z", re.DOTALL)
 _SEAL = re.compile(r"\n<!-- minitron card (?P<text>[0-9a-f]{16}) (?P<data>[0-9a-f]{16}) -->\s*\Z")
 
@@ -48,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Result:
-    """Numbers, and what was measured how."""
+    """A table of numbers, and how they were measured."""
 
     measured: str
     table: Table
@@ -56,7 +57,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Card:
-    """Everything that a card can show; what is empty is left out."""
+    """Everything that a card can show; empty sections are left out."""
 
     name: str
     summary: str
@@ -79,28 +80,28 @@ class Card:
 
 @dataclass(frozen=True)
 class Page:
-    """A README.md as it was found."""
+    """An existing README.md."""
 
     metadata: dict[str, Any]
-    text_is_ours: bool  # nobody has changed it since it was written here
-    metadata_is_ours: bool
+    text_is_unchanged: bool  # since minitron wrote it
+    metadata_is_unchanged: bool
 
 
-def rendered(card: Card, metadata: Mapping[str, Any]) -> str:
-    """The whole README.md: metadata, text and seal."""
-    # Floats as YAML writes them, keys as ModelCardData orders them: what a reader gets back.
+def render_page(card: Card, metadata: Mapping[str, Any]) -> str:
+    """The whole README.md: metadata, text, and the comment with their digests."""
     with foreign_parser("the metadata of the card", SourceError, "mend those in README.md"):
         block = ModelCardData(**metadata).to_yaml().strip()
     body = _template().render(card=card).strip()
-    told = parse_front_matter(f"---\n{block}\n---", "the card")
-    seal = f"<!-- minitron card {_digest(body)} {_digest(_canonical(told))} -->"
+    # Parsed again, since the digest is of what a reader gets: floats as YAML writes them.
+    parsed = parse_front_matter(f"---\n{block}\n---", "the card")
+    seal = f"<!-- minitron card {_digest(body)} {_digest(_canonical(parsed))} -->"
     return f"---\n{block}\n---\n\n{body}\n\n{seal}\n"
 
 
 def read_page(path: Path) -> Page:
-    """A README.md, and whether it was changed by hand since it was written here.
+    """Read a README.md and whether it was changed since minitron wrote it.
 
-    One without metadata, or with damaged metadata, was.
+    One without metadata, or with damaged metadata, counts as changed.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     found = _PAGE.match(text)
@@ -118,7 +119,7 @@ def read_page(path: Path) -> Page:
 
 
 def read_front_matter(path: Path) -> dict[str, Any]:
-    """The metadata of a README.md, empty where there are none. Raises SourceError."""
+    """The metadata of a README.md, empty if it has none. Raises SourceError."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(_LARGEST)
@@ -128,7 +129,7 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 
 
 def parse_front_matter(text: str, where: str) -> dict[str, Any]:
-    """The metadata at the top of a README's text. Raises SourceError, naming `where`."""
+    """The metadata at the top of a README's text. Raises SourceError, which names `where`."""
     found = _BLOCK.match(text.removeprefix("\ufeff"))
     if found is None:
         return {}
@@ -146,13 +147,13 @@ def parse_front_matter(text: str, where: str) -> dict[str, Any]:
 def sizes_table(
     name: str, after: Mapping[str, int], before: tuple[str, Mapping[str, int]] | None = None
 ) -> Table:
-    """Sizes and parameters; beside those of the model that it was cut from, where it was cut."""
+    """Sizes and parameters; for a pruned model beside those of its source."""
     if before is None:
-        return Table(("", "size"), tuple((key, f"{after[key]:,}") for key in SIZES))
+        return Table(("", "size"), tuple((key, f"{after[key]:,}") for key in _SIZE_ROWS))
     whole = before[1]
     rows = (
         (key, f"{whole[key]:,}", f"{after[key]:,}", f"{after[key] / whole[key]:.0%}")
-        for key in SIZES
+        for key in _SIZE_ROWS
     )
     return Table(("", before[0], name, "kept"), tuple(rows))
 

@@ -1,7 +1,6 @@
-"""Card texts: what a minitron.json tells, as the sentences, tables and commands of a card.
+"""Card texts: the sentences, tables and commands of a card, from its minitron.json.
 
-Knows the record's keys, and that a folder made of a folder carries that one's record within its
-own. States only numbers that were recorded; knows no file.
+States only numbers that were recorded. Reads no file.
 
     command_of(record, "tiny-half")   # "minitron prune tiny tiny-half --hidden-size 160 ..."
 """
@@ -32,12 +31,12 @@ RECIPES: Mapping[str, type[Any]] = {
     "quickstart": QuickstartRecipe,
 }
 PRUNED, DISTILLED = ("prune", "quickstart"), ("distill", "quickstart")
-MEASURED = ("results", "benchmarks")  # of text, and of lm-eval's tasks
+MEASURED = ("results", "benchmarks")  # on text, and on lm-eval's tasks
 _MADE_BY = {
     "convert": "Converted from `{source}` by `minitron convert`.",
     "prune": "Pruned from `{source}` by `minitron prune`.",
-    "train": "Trained by `minitron train`, beginning with `{source}`.",
-    "distill": "Distilled by `minitron distill`, beginning with `{source}`.",
+    "train": "Trained by `minitron train`, starting from `{source}`.",
+    "distill": "Distilled by `minitron distill`, starting from `{source}`.",
     "quickstart": "Pruned and distilled from `{source}` by `minitron quickstart`.",
 }
 _DISTANCES = {
@@ -52,57 +51,58 @@ _COMPARING = ("eval_tokens", "max_candidates")
 _PAPERS_TOKENS = 94e9  # of Minitron-8B and -4B: 2407.14679, section 4
 
 
-def escaped(value: Any) -> Any:
-    """A record whose texts are text in Markdown too: no HTML, no link, no cell or code of theirs.
+def escape_markdown(value: Any) -> Any:
+    """Replace the characters of a record's texts that would be HTML, links, cells or code.
 
-    A record may come from anybody, and the Hub shows what is made of it. Names are changed by it
-    where they hold such characters; what is measured may keep its marks of code.
+    A record may come from anybody, and the Hub renders the card. Only `measured`, which holds a
+    command, keeps its backquotes.
     """
     if isinstance(value, str):
-        return _plain(value).replace("`", "'")
+        return _escape_text(value).replace("`", "'")
     if isinstance(value, list):
-        return [escaped(item) for item in value]
+        return [escape_markdown(item) for item in value]
     if isinstance(value, Mapping):
         return {
-            escaped(key): _plain(item)
+            escape_markdown(key): _escape_text(item)
             if key == "measured" and isinstance(item, str)
-            else escaped(item)
+            else escape_markdown(item)
             for key, item in value.items()
         }
     return value
 
 
-def _plain(text: str) -> str:
+def _escape_text(text: str) -> str:
     text = visible(text)
-    for mark, alike in (("<", "‹"), ("|", "¦"), ("](", "] ("), ("```", "'''")):
-        text = text.replace(mark, alike)
+    for mark, replacement in (("<", "‹"), ("|", "¦"), ("](", "] ("), ("```", "'''")):
+        text = text.replace(mark, replacement)
     return text
 
 
-def shown(source: str) -> str:
-    """A source's name without the folders of the machine it was read on."""
+def display_name(source: str) -> str:
+    """A source's name without the folders of this machine."""
     return Path(source).name if Path(source).is_absolute() else source
 
 
 def summary_text(history: Sequence[Record]) -> str:
-    """One sentence a step."""
+    """One sentence for each step."""
     return " ".join(
-        _MADE_BY[step["command"]].format(source=shown(step["source"]["name"])) for step in history
+        _MADE_BY[step["command"]].format(source=display_name(step["source"]["name"]))
+        for step in history
     )
 
 
 def size_before(history: Sequence[Record]) -> tuple[str, Mapping[str, int]] | None:
-    """The model before its first cut: name and sizes; None where nothing was cut."""
+    """Name and sizes of the model before its first pruning; None where nothing was pruned."""
     for step in history:
         if step["source"]["parameters"] != step["target"]["parameters"]:
-            return shown(step["source"]["name"]), step["source"]
+            return display_name(step["source"]["name"]), step["source"]
     return None
 
 
 def training_texts(
     history: Sequence[Record], curve: Sequence[Mapping[str, float]]
 ) -> tuple[str, ...]:
-    """How it was pruned and trained, paragraph by paragraph."""
+    """How the model was pruned and trained, one paragraph for each step."""
     paragraphs = []
     for step in history:
         if reason := step.get("search", {}).get("reason"):
@@ -123,53 +123,53 @@ def training_texts(
 
 
 def result_tables(history: Sequence[Record], name: str) -> tuple[Result, ...]:
-    """What was measured of it, and of what it was made from."""
-    found = []
-    for step, called in zip(reversed(history), _names(history, name)[::-1], strict=True):
-        for told in (step[key] for key in MEASURED if key in step):
-            rows = ((row["name"], *map(str, row["values"])) for row in told["rows"])
-            before = "" if step is history[-1] else f"Before, as `{called}`: "
-            table = Table(("", *told["columns"]), tuple(rows))
-            found.append(Result(before + told["measured"], table))
-    return tuple(found)
+    """The recorded results of the model, then of those that it was made from."""
+    results = []
+    for step, folder in zip(reversed(history), _folder_names(history, name)[::-1], strict=True):
+        for entry in (step[key] for key in MEASURED if key in step):
+            rows = ((row["name"], *map(str, row["values"])) for row in entry["rows"])
+            before = "" if step is history[-1] else f"Before, as `{folder}`: "
+            table = Table(("", *entry["columns"]), tuple(rows))
+            results.append(Result(before + entry["measured"], table))
+    return tuple(results)
 
 
 def limit_texts(history: Sequence[Record], name: str) -> tuple[str, ...]:
-    """What a reader must not expect."""
+    """The limits that a user of the model should know."""
     last = history[-1]
-    told = [
-        "A derived model: it has the limits of what it was made from, and its license."
+    limits = [
+        "A derived model: it has the limits and the license of the model that it was made from."
         if last["command"] != "train" or not last["recipe"].get("scratch")
         else "Trained from random weights: it knows its training text and nothing else."
     ]
     trained = [step["training"].get("tokens") for step in history if "training" in step]
     if last["command"] == "prune":
-        told.append(
-            "Pruned and not trained since: far from its source until it is distilled "
+        limits.append(
+            "Pruned and not trained since: much worse than its source until it is distilled "
             "(`minitron distill`)."
         )
     elif last["command"] == "distill" and all(trained) and sum(trained) < _PAPERS_TOKENS:
-        told.append(
+        limits.append(
             f"Trained on {sum(trained):,} tokens since; the papers use {_PAPERS_TOKENS:,.0f}."
         )
     if not any(key in last for key in MEASURED):
-        told.append(
-            "Nothing was measured of it yet: "
+        limits.append(
+            "It was not evaluated yet: "
             f"`minitron evaluate {shlex.quote(name)} --corpus HELD-OUT --record`."
         )
-    return tuple(told)
+    return tuple(limits)
 
 
 def commands_of(history: Sequence[Record], name: str) -> tuple[str, ...]:
-    """The command of every step, each writing what the next one reads."""
-    pairs = zip(history, _names(history, name), strict=True)
-    return tuple(command_of(step, called) for step, called in pairs)
+    """The command of every step, each with the output that the next one reads."""
+    pairs = zip(history, _folder_names(history, name), strict=True)
+    return tuple(command_of(step, folder) for step, folder in pairs)
 
 
 def command_of(record: Record, out: str) -> str:
-    """The command line that a recipe stands for: its settings that are not the defaults.
+    """The command line of a recipe, without default settings.
 
-    How shapes are compared is left out where no budget had any compared.
+    Without a budget no candidates were compared: the settings of the comparison are left out.
     """
     parameters = signature(RECIPES[record["command"]]).parameters
     words = ["minitron", record["command"]]
@@ -179,7 +179,7 @@ def command_of(record: Record, out: str) -> str:
         if key in _COMPARING and not has_budget:
             continue
         value = out if key == "out" else record["recipe"].get(key, parameter.default)
-        value = shown(value) if isinstance(value, str) else value
+        value = display_name(value) if isinstance(value, str) else value
         if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
             words.append(str(value))
         elif value != parameter.default and value is not None:
@@ -199,34 +199,33 @@ def _flags(flag: str, value: Any) -> list[str]:
     return [f"--{flag}", str(value)]
 
 
-def _names(history: Sequence[Record], name: str) -> list[str]:
-    """What each step's folder is called."""
-    return [*(shown(step["source"]["name"]) for step in history[1:]), name]
+def _folder_names(history: Sequence[Record], name: str) -> list[str]:
+    """The name of each step's output folder."""
+    return [*(display_name(step["source"]["name"]) for step in history[1:]), name]
 
 
 def _importance(record: Record) -> str:
     made_by, shares = record["importance"], record.get("share_of_importance_kept")
     if not shares:
-        return "Nothing was cut."
+        return "Nothing was removed."
     on = (
-        f" on {made_by['tokens']:,} tokens of {shown(made_by['corpus'])}"
+        f" on {made_by['tokens']:,} tokens of {display_name(made_by['corpus'])}"
         if "tokens" in made_by and made_by.get("corpus") is not None
         else ""
     )
-    told = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
+    kept = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
     method = made_by.get("scores", "given")
-    return f"Ranked by {method} scores{on}. Share of the score that is kept: {told}."
+    return f"Ranked by {method} scores{on}. Share of the score that is kept: {kept}."
 
 
 def _fit(record: Record) -> str:
     training, recipe = record["training"], record["recipe"]
     start = "random weights" if recipe.get("scratch") else "its weights"
-    passes, tokens = training["epochs"], training["corpus_tokens"]
-    seen = f"{training['tokens']:,} tokens in all, " if "tokens" in training else ""
+    total = f", {training['tokens']:,} tokens in all" if "tokens" in training else ""
     return (
-        f"From {start}, {passes:.2g} times over {tokens:,} tokens of "
-        f"`{shown(recipe['corpus'])}`, {seen}{training['steps']:,} steps, peak learning rate "
-        f"{recipe['learning_rate']:g}. The loss curve is in `training.jsonl`."
+        f"Starts from {start}: {training['steps']:,} steps, {training['epochs']:.2g} epochs of "
+        f"{training['corpus_tokens']:,} tokens of `{display_name(recipe['corpus'])}`{total}, peak "
+        f"learning rate {recipe['learning_rate']:g}. The loss curve is in `training.jsonl`."
     )
 
 
@@ -234,9 +233,9 @@ def _teacher(record: Record) -> str:
     teacher, recipe = record["teacher"], record["recipe"]
     temperature, ce_weight = recipe["temperature"], recipe["ce_weight"]
     softened = "" if temperature == 1 else f" at temperature {temperature:g}"
-    beside = f", plus {ce_weight:g} times cross-entropy with the text" if ce_weight else ""
+    hard = f", plus {ce_weight:g} times cross-entropy with the text" if ce_weight else ""
     distance = _DISTANCES.get(recipe["kind"], recipe["kind"])
     return (
-        f"Taught by `{shown(teacher['name'])}` ({teacher['parameters']:,} parameters): "
-        f"{distance} between the predictions of both{softened}{beside}."
+        f"Teacher: `{display_name(teacher['name'])}` ({teacher['parameters']:,} parameters). Loss: "
+        f"{distance} between the predictions of both{softened}{hard}."
     )

@@ -1,7 +1,7 @@
-"""Writes what a Hub folder holds: sharded safetensors, each tensor pulled once, and its companions.
+"""Writes a Hub folder: sharded safetensors, the two config files, tokenizer and license.
 
-Shards, index and headers are planned from shapes before the first byte is read; the tensors then
-stream through in pieces, in the planned order. Does not know what they mean.
+Plans shards, index and headers from shapes before it reads the first byte; then each tensor is read
+once, in pieces, in the planned order.
 
     write_weights(folder, {"w": TensorSpec(torch.bfloat16, (2, 3))}, [("w", rows) ...])
 """
@@ -34,8 +34,8 @@ from minitron.text.tokenizer_ids import CODE, CODE_FILE, following_settings, reb
 
 logger = logging.getLogger(__name__)
 
-MAX_SHARD_SIZE = "2GB"  # several are written at once: half the time of one large file
-_AT_ONCE = 2
+MAX_SHARD_SIZE = "2GB"  # several are written in parallel: half the time of one large file
+_PARALLEL = 2  # files
 
 
 def write_weights(
@@ -47,9 +47,9 @@ def write_weights(
 ) -> None:
     """Write `pieces` as the tensors of `specs`, in its order.
 
-    `pieces` gives each tensor's bytes in row-major order, as one piece or as several under the
-    same name, one after the other; those that are file ranges are copied from file to file.
-    Files: model.safetensors, or shards with their index.
+    `pieces` yields the bytes of each tensor in row-major order, as one piece or as several
+    consecutive ones with the same name; file ranges are copied from file to file. Writes
+    model.safetensors, or shards with their index.
     """
     split = split_state_dict_into_shards_factory(
         dict(specs),
@@ -68,7 +68,7 @@ def write_weights(
 
 
 def specs_of(tensors: Mapping[str, LazyTensor]) -> dict[str, TensorSpec]:
-    """What is known of tensors before they are read."""
+    """The dtypes and shapes of tensors, which are known before they are read."""
     return {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -77,7 +77,7 @@ def write_companions(
 ) -> None:
     """Write config.json and generation_config.json, and copy tokenizer and license.
 
-    All of it opens alike in both generations of transformers.
+    transformers 4 and 5 read the same from these files.
     """
     write_json(folder / "config.json", {**config, **_dtype_in_both_forms(config, dtype)})
     _copy_tokenizer(folder, source)
@@ -94,7 +94,7 @@ def write_companions(
 
 
 def _copy_tokenizer(folder: Path, source: Source) -> None:
-    """Copy a tokenizer's files unchanged, but a config of which transformers makes another."""
+    """Copy a tokenizer's files, and change a config with which transformers builds another one."""
     paths = list(source.companions.tokenizer_files())
     for path in paths:
         copy = folder / path.relative_to(tokenizer_folder(paths))
@@ -106,13 +106,13 @@ def _copy_tokenizer(folder: Path, source: Source) -> None:
     settings = portable_tokenizer_config(found, has_fast_file=has_fast_file)
     if settings != found:
         write_json(file, settings)
-    # A tokenizer that is code of its repository is copied, and never run.
+    # A tokenizer with code of its own repository is copied, never run.
     if has_fast_file and "auto_map" not in settings:
         _keep_ids(folder, source.name, settings)
 
 
 def _keep_ids(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
-    """Have AutoTokenizer give the ids of the tokenizer.json in `folder`."""
+    """Make AutoTokenizer return the ids of the tokenizer.json in `folder`."""
     rebuilt = rebuilt_tokenizer(folder, name)
     if rebuilt is None:
         return
@@ -123,7 +123,7 @@ def _keep_ids(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         if rebuilt_tokenizer(folder, name) is None:
             return
     logger.warning(
-        "%s: AutoTokenizer gives other ids than tokenizer.json for what is written here: open it "
+        "%s: for the new folder AutoTokenizer returns other ids than its tokenizer.json: open it "
         "with PreTrainedTokenizerFast.from_pretrained",
         name,
     )
@@ -134,7 +134,7 @@ def _tokenizer_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def check_companions(source: Source, config: Mapping[str, Any]) -> None:
-    """Refuse, before anything is written, companions with which the result would not load.
+    """Refuse, before anything is written, companion files with which the folder would not load.
 
     Raises ArchitectureError for a config that makes no model, SourceError for a damaged
     generation_config.json, TokenizerError for a tokenizer that cannot be read.
@@ -145,22 +145,22 @@ def check_companions(source: Source, config: Mapping[str, Any]) -> None:
         read_generation_config(generation, source.name)
     path = source.companions.file(TOKENIZER_CONFIG)
     settings = {} if path is None else _tokenizer_config(path, source.name)
-    # A tokenizer that is code of its repository is copied, and never run.
+    # A tokenizer with code of its own repository is copied, never run.
     if "tokenizer.json" in source.companions.tokenizer_names and "auto_map" not in settings:
         load_tokenizer(source)
 
 
 def _dtype_in_both_forms(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
-    """The dtype of the weights under today's name and the one that earlier readers know.
+    """The dtype of the weights under its present and its former key.
 
-    transformers from 4.56 on reads `dtype` first, earlier ones `torch_dtype` alone.
+    transformers reads `dtype` first from 4.56 on; earlier versions read only `torch_dtype`.
     """
     known = dtype or config.get("dtype") or config.get("torch_dtype")
     return {} if known is None else dict.fromkeys(("dtype", "torch_dtype"), name_of(known))
 
 
 def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Where generation begins and ends, for a source that does not say it apart."""
+    """A generation_config.json for a source without one: the ids of config.json."""
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {key: config[key] for key in keys if config.get(key) is not None}
 
@@ -179,22 +179,22 @@ def json_bytes(content: Mapping[str, Any]) -> bytes:
 def _write_shards(
     files: Mapping[Path, Mapping[str, TensorSpec]], stream: Iterable[tuple[str, Piece]]
 ) -> None:
-    """Hand the stream on to the files, some of which are written at once.
+    """Distribute the stream to the files, which are written in parallel.
 
-    A tensor larger than a shard has a file of its own, so files do not follow one another in it.
+    A tensor larger than a shard gets its own file, so the stream may alternate between files.
     """
     total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
     lock = Lock()
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc="write", disable=None) as progress,
-        ThreadPoolExecutor(_AT_ONCE) as pool,
+        ThreadPoolExecutor(_PARALLEL) as pool,
     ):
 
-        def tell(count: int) -> None:
+        def advance(count: int) -> None:
             with lock:
                 progress.update(count)
 
-        shards = {path: ShardFile(path, specs, tell) for path, specs in files.items()}
+        shards = {path: ShardFile(path, specs, advance) for path, specs in files.items()}
         shard_of = {name: shards[path] for path, specs in files.items() for name in specs}
         writing: dict[ShardFile, Future[None]] = {}
         streamed = 0
@@ -202,11 +202,12 @@ def _write_shards(
             for name, piece in stream:
                 streamed += piece.nbytes
                 shard = shard_of[name]
-                if shard not in writing:  # not before: one that waits for pieces takes a thread
+                # Started with its first piece: a file that waits for pieces would block a thread.
+                if shard not in writing:
                     writing[shard] = pool.submit(shard.write)
                 shard.add(name, piece)
                 _raise_failure(writing.values())
-            assert streamed == total, f"{total} bytes were planned, {streamed} came"
+            assert streamed == total, f"{total} bytes were planned, {streamed} streamed"
             for future in writing.values():
                 future.result()
         finally:

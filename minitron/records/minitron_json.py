@@ -1,21 +1,25 @@
-"""minitron.json: the record of what made a folder and of what it was made from.
+"""minitron.json: the record of how a folder was made, and from what.
 
 Knows its schema, version 1, which docs/minitron-json.md describes key by key, and reads and checks
-it. A record may come from anybody and may hold the records of what it was made from: no value of it
-is used before `check_record` accepted it. `record_writer` writes it; `remake_record` reads what
-`minitron remake` needs of it.
+it. A record may come from anybody, and holds the record of its source if that has one: no value of
+it is used before `check_record` or `RemakeRecord.of` accepted it. `record_writer` writes it.
 
     record = read_record(Path("tiny-half"))
     check_record(record, "tiny-half/minitron.json")
+    plan = RemakeRecord.of(record, "tiny-half/minitron.json").plan_for(source.architecture)
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron.errors import SourceError
+from minitron.errors import ArchitectureError, SourceError, TargetError
 from minitron.files.checked_json import Each, Kind, Number, check_kind, read_object
+from minitron.model.architecture import Architecture
 from minitron.model.families import AXIS_KEYS
+from minitron.model.plan import PruningPlan
 
 Record = Mapping[str, Any]
 
@@ -23,6 +27,8 @@ SCHEMA = 1
 FILE = "minitron.json"
 INHERITED = ("language", "license", "license_name", "license_link")  # metadata of the source's card
 SIZES = (*AXIS_KEYS.values(), "parameters")
+REMADE = ("prune", "convert")  # commands whose weights follow from the record and the source
+_SHARD_SIZE = re.compile(r"\d+ ?[KMGT]B", re.IGNORECASE | re.ASCII)
 _REMEDY = "it is damaged: make the folder again"
 _MOST_STEPS = 50  # records within a record
 _MOST_LAYERS, _LARGEST_SIZE = 1 << 14, 1 << 22
@@ -69,7 +75,7 @@ _STEP: Mapping[str, Kind] = {
     "benchmarks?": {**_TABLE, "scores": [_SCORE]},
 }
 _FITTED = {"scratch?": bool, "corpus": str, "learning_rate": float}
-# What the sentence on a step says of its recipe, by the key that brings the sentence.
+# The recipe keys that a card shows of a step, by the key of the record that it has then.
 _RECIPES: Mapping[str, Kind] = {
     "training": _FITTED,
     "teacher": {**_FITTED, "kind": str, "temperature": float, "ce_weight": float},
@@ -77,29 +83,29 @@ _RECIPES: Mapping[str, Kind] = {
 
 
 def read_record(folder: Path, called: str | None = None) -> dict[str, Any]:
-    """What the minitron.json of `folder` says, which errors call `called`.
+    """Read the minitron.json of `folder`; errors name the folder `called`.
 
-    Raises SourceError where there is none, or none that this minitron can read.
+    Raises SourceError where there is none, or one that this version cannot read.
     """
     name = called or str(folder)
     try:
         remedy = "it is damaged, or was not written by minitron; fetch it again"
         record = read_object(folder / FILE, SourceError, remedy, called=f"{name}/{FILE}")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceError(f"{name} has no {FILE}: it was not made here") from error
+        raise SourceError(f"{name} has no {FILE}: minitron did not make it") from error
     schema = record.get("schema", SCHEMA)
     if isinstance(schema, bool) or not isinstance(schema, int):
         raise SourceError(f"{name}/{FILE} was not written by minitron: it has no schema number")
     if schema > SCHEMA:
         raise SourceError(
-            f"{name}/{FILE} has schema {schema}, and this minitron reads {SCHEMA}: "
+            f"{name}/{FILE} has schema {schema}, and this version of minitron reads {SCHEMA}: "
             "pip install --upgrade minitron"
         )
     return record
 
 
 def history_of(record: Record) -> list[Record]:
-    """The records that led here, the first one first."""
+    """The records of all steps that led to a folder, the earliest first."""
     steps = [record]
     while (made := steps[0]["source"].get("made")) is not None:
         steps.insert(0, made)
@@ -107,7 +113,7 @@ def history_of(record: Record) -> list[Record]:
 
 
 def check_record(record: Mapping[str, Any], file: str) -> None:
-    """Refuse a record with a value that a card cannot show; SourceError names key and value."""
+    """Refuse a record with a value that cannot be; the SourceError names its key and the value."""
     step: Any = record
     for _ in range(_MOST_STEPS):
         _check_step(step, file)
@@ -127,4 +133,66 @@ def _check_step(step: Any, file: str) -> None:
             most = _MOST_LAYERS if size == AXIS_KEYS["layers"] else _LARGEST_SIZE
             value = step[side][size]
             if value < 1 or (value > most and size != "parameters"):
-                raise SourceError(f"{file} says {side}.{size}: {value}; no model has it: {_REMEDY}")
+                raise SourceError(f"{file} has {side}.{size} {value}, as no model has: {_REMEDY}")
+
+
+@dataclass(frozen=True)
+class RemakeRecord:
+    """The part of a record from which `minitron remake` builds the same weights again."""
+
+    file: str  # the minitron.json, as errors name it
+    command: str
+    recipe: Mapping[str, Any]
+    source: str  # at its revision
+    digest: str  # of the source
+    target: Mapping[str, int]  # sizes
+    kept: Mapping[str, Any]
+    files: Mapping[str, Any]  # outlines of the written weights
+    max_shard_size: str
+
+    @classmethod
+    def of(cls, record: Record, file: str) -> "RemakeRecord":
+        """Read it from a record. Raises SourceError for missing keys and values of another kind."""
+
+        def read(*keys: str, kind: type = str) -> Any:
+            value: Any = record
+            for key in keys:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if type(value) is not kind:
+                raise SourceError(
+                    f"{file} has no readable {'.'.join(keys)}: it is damaged, or was written by an "
+                    "earlier minitron"
+                )
+            return value
+
+        command = read("command")
+        if command not in REMADE:
+            raise SourceError(f"{file} names the command {command!r}: it was not written here")
+        name, revision = read("source", "name"), record["source"].get("revision")
+        max_shard_size = read("weights", "max_shard_size")
+        if not _SHARD_SIZE.fullmatch(max_shard_size):
+            raise SourceError(f"{file} has max_shard_size {max_shard_size!r}: it is damaged")
+        return cls(
+            file=file,
+            command=command,
+            recipe=read("recipe", kind=dict),
+            source=name if revision is None else _at_revision(name, str(revision)),
+            digest=read("source", "digest"),
+            target={key: read("target", key, kind=int) for key in AXIS_KEYS.values()},
+            kept=read("kept", kind=dict) if command == "prune" else {},
+            files=read("weights", "files", kind=dict),
+            max_shard_size=max_shard_size,
+        )
+
+    def plan_for(self, source: Architecture) -> PruningPlan:
+        """The recorded plan. Raises SourceError for sizes or indices that `source` cannot have."""
+        try:
+            return PruningPlan.from_json(self.kept, source, source.resized(**self.target))
+        except (ArchitectureError, TargetError) as error:
+            raise SourceError(f"{self.file} is damaged: {error}") from error
+
+
+def _at_revision(name: str, revision: str) -> str:
+    """A Hub id with a revision; for a `.nemo` in a repository, its path follows."""
+    repo, colon, path = name.partition(":")
+    return f"{repo}@{revision}{colon}{path}"

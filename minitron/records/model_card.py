@@ -1,8 +1,8 @@
 """The model card: README.md of a folder, from its minitron.json and config.
 
-Knows the Hub's metadata and what a reader wants first: what was removed, how it was trained, what
-it scores, how to load it, how to make it again. What somebody wrote by hand stays: a README.md that
-was changed since it was written here is never written over unasked.
+Knows the Hub's metadata and the order of a card: what was removed, how it was trained, its scores,
+how to load it, its limits, how to make it again. Keeps what people wrote: a README.md that was
+changed since minitron wrote it is replaced only with `overwrite`.
 
     write_card(Path("tiny-half"))
 """
@@ -20,13 +20,13 @@ from minitron.files.atomic_file import replace_file
 from minitron.files.checked_json import Unreadable, check_kind, parse_object
 from minitron.model.architecture import Architecture
 from minitron.model.engines import engine_notes
-from minitron.records.card_page import Card, Page, read_page, rendered, sizes_table
+from minitron.records.card_page import Card, Page, read_page, render_page, sizes_table
 from minitron.records.card_texts import (
     DISTILLED,
     PRUNED,
     RECIPES,
     commands_of,
-    escaped,
+    escape_markdown,
     limit_texts,
     result_tables,
     size_before,
@@ -57,27 +57,29 @@ logger = logging.getLogger(__name__)
 def write_card(folder: Path, *, overwrite: bool = False) -> None:
     """Write README.md for a folder that holds a minitron.json.
 
-    License and language are those of the source's own card, where it has one. A README.md that was
-    written or changed by hand is kept, and said so; metadata that somebody added stay.
+    License and language come from the source's card, if it has one. A README.md that was written or
+    changed by hand is kept, with a warning; so is metadata that somebody added.
     """
     record = checked_record(folder)
     path = folder / README
     metadata = _metadata(history_of(record))
     if path.exists() and not overwrite:
         page = read_page(path)
-        if not page.text_is_ours:
-            logger.warning("%s was changed by hand and stays: see minitron card --overwrite", path)
+        if not page.text_is_unchanged:
+            logger.warning(
+                "%s was changed by hand and is kept: minitron card --overwrite replaces it", path
+            )
             return
-        metadata = _with_found(metadata, page)
+        metadata = _merge_metadata(metadata, page)
     if "benchmarks" in record:
         scores = from_record(record["benchmarks"])
         metadata["model-index"] = model_index(scores, _name_of(folder))
-    page_text = rendered(_card(folder, record), metadata)
+    page_text = render_page(_card(folder, record), metadata)
     replace_file(path, page_text.encode())
 
 
 def usage(names_source: str, prompt: str = "It was the best of times,") -> str:
-    """Python that loads a base model and lets it go on; its first line says `source = ...`."""
+    """Python code that loads a base model and generates; `names_source` is its line `source =`."""
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"{names_source}\n"
@@ -89,7 +91,7 @@ def usage(names_source: str, prompt: str = "It was the best of times,") -> str:
 
 
 def memory_fact(architecture: Architecture) -> str:
-    """What a model takes in bfloat16."""
+    """The memory that a model needs in bfloat16."""
     gigabytes = 2 * architecture.parameters / 1e9
     cache = 2 * architecture.kv_cache_elements_per_token
     size = f"{gigabytes:.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:.1f} MB"
@@ -98,17 +100,17 @@ def memory_fact(architecture: Architecture) -> str:
 
 def _card(folder: Path, record: Record) -> Card:
     name, steps = _name_of(folder), history_of(record)
-    history = history_of(escaped(record))
+    history = history_of(escape_markdown(record))
     model = HubFolder.at(folder)
-    told = {"command": record["command"], "recipe": record["recipe"]}
+    recipe = {"command": record["command"], "recipe": record["recipe"]}
     return Card(
         name=name,
         summary=summary_text(history),
         facts=(memory_fact(model.architecture),),
         sizes=sizes_table(name, record["target"], size_before(history)),
-        kept_picture=_if_there(folder, KEPT_PICTURE),
+        kept_picture=_name_if_exists(folder, KEPT_PICTURE),
         training=training_texts(history, _losses(folder)),
-        loss_picture=_if_there(folder, _LOSS_PICTURE),
+        loss_picture=_name_if_exists(folder, _LOSS_PICTURE),
         results=result_tables(history, name),
         code=usage('source = "."  # this folder, or its id on the Hub'),
         limits=limit_texts(history, name),
@@ -116,7 +118,7 @@ def _card(folder: Path, record: Record) -> Card:
         again=f"`minitron remake {name} again` follows `minitron.json`. Step by step, with texts "
         "and folders under your own paths:",
         commands=commands_of(steps, name),
-        record=json.dumps(told, indent=2),
+        record=json.dumps(recipe, indent=2),
     )
 
 
@@ -125,7 +127,7 @@ def _name_of(folder: Path) -> str:
 
 
 def checked_record(folder: Path) -> dict[str, Any]:
-    """The folder's record, complete enough for a card; SourceError says what it lacks."""
+    """The folder's record, checked for a card. Raises SourceError, which names what is missing."""
     record = read_record(folder)
     if not (folder / "config.json").is_file():
         raise SourceError(f"{folder} has no config.json: it is no model")
@@ -142,7 +144,7 @@ def sizes_of_cut(step: Record) -> tuple[Record, Record, Record]:
     return step["kept"], step["source"], step["target"]
 
 
-def _if_there(folder: Path, name: str) -> str | None:
+def _name_if_exists(folder: Path, name: str) -> str | None:
     return name if (folder / name).exists() else None
 
 
@@ -162,7 +164,7 @@ def _losses(folder: Path) -> list[dict[str, float]]:
 def _metadata(history: Sequence[Record]) -> dict[str, Any]:
     last = history[-1]
     verbs = {step["command"] for step in history}
-    found: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": [
@@ -172,28 +174,28 @@ def _metadata(history: Sequence[Record]) -> dict[str, Any]:
         ],
     }
     hubs = [step["source"] for step in reversed(history) if step["source"].get("revision")]
-    # Of a .nemo in a repository, the repository.
+    # The source of a .nemo in a repository is that repository.
     repos = [re.split("[:@]", source["name"])[0] for source in hubs]
     bases = [repo for repo in repos if _HUB_ID.fullmatch(repo)]
     if bases:
-        found |= {"base_model": bases[0], "base_model_relation": "finetune"}
+        metadata |= {"base_model": bases[0], "base_model_relation": "finetune"}
     corpora = [step["recipe"].get("corpus") for step in history]
     if datasets := list(dict.fromkeys(name for c in corpora if (name := _dataset(c)) is not None)):
-        found["datasets"] = datasets
+        metadata["datasets"] = datasets
     inherited = last["source"].get("metadata", {})
-    return {**found, **{key: inherited[key] for key in INHERITED if key in inherited}}
+    return {**metadata, **{key: inherited[key] for key in INHERITED if key in inherited}}
 
 
 def _dataset(corpus: str | None) -> str | None:
-    """A corpus's id on the Hub; None for files and other texts."""
+    """The Hub id of a corpus; None for files and other texts."""
     if corpus is None or corpus.endswith(_FILES):
         return None
     matched = _DATASET.fullmatch(corpus)
     return matched[1] if matched is not None and not os.path.exists(corpus) else None
 
 
-def _with_found(metadata: Mapping[str, Any], page: Page) -> dict[str, Any]:
-    """Ours, but where somebody changed the metadata since, theirs."""
-    if page.metadata_is_ours:
+def _merge_metadata(metadata: Mapping[str, Any], page: Page) -> dict[str, Any]:
+    """The new metadata; where somebody changed the page's, those take precedence."""
+    if page.metadata_is_unchanged:
         return dict(metadata)
     return {**metadata, **page.metadata}

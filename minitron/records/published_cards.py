@@ -1,7 +1,7 @@
-"""The family's cards: the published models, from the file of facts, through the template of all.
+"""The cards of the published family, from a file of facts and the template of all cards.
 
-Knows `cards/family.yaml` and that every member's parameters follow from its config. `make cards`
-writes `model_cards/` and the zoo's cards anew:
+Knows `published_cards.yaml`, and computes every model's parameters from its config. `make cards`
+writes `model_cards/` and the zoo's cards again:
 
     python -m minitron.records.published_cards model_cards
 """
@@ -21,7 +21,7 @@ from jinja2 import Environment
 
 from minitron.model.architecture import Architecture
 from minitron.model.engines import engine_notes
-from minitron.records.card_page import Card, Result, Table, rendered, sizes_table
+from minitron.records.card_page import Card, Result, Table, render_page, sizes_table
 from minitron.records.model_card import memory_fact, usage, write_card
 from minitron.records.record_writer import sizes_of
 from minitron.sources.opening import zoo
@@ -47,7 +47,7 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_t
 
 @dataclass(frozen=True)
 class Member:
-    """One published model: its name and what family.yaml says of it."""
+    """A published model: its name and its facts in published_cards.yaml."""
 
     name: str
     facts: Mapping[str, Any]
@@ -64,14 +64,14 @@ class Member:
 
     @property
     def base(self) -> "Member | None":
-        """What it was made from."""
+        """The model that it was made from."""
         name = self.facts.get("base")
         return members()[name] if name is not None else None
 
 
 @cache
-def facts() -> dict[str, Any]:
-    """The file of facts."""
+def read_facts() -> dict[str, Any]:
+    """Read the file of facts."""
     text = (resources.files("minitron") / "records" / "published_cards.yaml").read_text(
         encoding="utf-8"
     )
@@ -79,46 +79,46 @@ def facts() -> dict[str, Any]:
 
 
 def members() -> dict[str, Member]:
-    """Name to member, models without a card included."""
-    return {name: Member(name, told) for name, told in facts()["members"].items()}
+    """Name to member, also those without a card."""
+    return {name: Member(name, facts) for name, facts in read_facts()["members"].items()}
 
 
-def carded() -> list[Member]:
+def members_with_card() -> list[Member]:
     """The members that have a card."""
     return [member for member in members().values() if member.facts.get("card", True)]
 
 
 def family_card(member: Member) -> str:
     """The whole page of a published model."""
-    told, base = member.facts, member.base
+    facts, base = member.facts, member.base
     architecture = member.architecture
     is_cut = base is not None and base.architecture != architecture
     before = (base.name, sizes_of(base.architecture)) if base is not None and is_cut else None
     card = Card(
         name=member.name,
-        summary=told["summary"],
+        summary=facts["summary"],
         facts=tuple(_facts(member)),
         sizes=sizes_table(member.name, sizes_of(architecture), before),
-        sizes_notes=tuple(told[key] for key in ("note", "dropped_note") if key in told),
-        training=tuple(_training(told.get("training"), base)),
+        sizes_notes=tuple(facts[key] for key in ("note", "dropped_note") if key in facts),
+        training=tuple(_training(facts.get("training"), base)),
         results=_results(member),
-        use_note=told.get("availability"),
+        use_note=facts.get("availability"),
         code=_CHAT.format(model=member.repo)
-        if told.get("chat")
+        if facts.get("chat")
         else usage(f'source = "{member.repo}"', "To be or not to be,"),
-        prompt_format=_prompt_format() if told.get("chat") else None,
-        limits=tuple(facts()["limits"][limit] for limit in told["limits"]),
-        engines=tuple(engine_notes(told["config"])),
+        prompt_format=_prompt_format() if facts.get("chat") else None,
+        limits=tuple(read_facts()["limits"][limit] for limit in facts["limits"]),
+        engines=tuple(engine_notes(facts["config"])),
         again="With a text of your own, since the papers' is not public:",
         commands=tuple(_commands(member)),
     )
-    return rendered(card, _metadata(member))
+    return render_page(card, _metadata(member))
 
 
 def write_cards(folder: Path) -> None:
-    """Write every published member's card and the index, and the zoo's cards where they lie."""
+    """Write the cards of the published models and their index, and the cards in the zoo."""
     folder.mkdir(exist_ok=True)
-    for member in carded():
+    for member in members_with_card():
         (folder / f"{member.name}.md").write_text(family_card(member), encoding="utf-8")
     (folder / INDEX).write_text(index(), encoding="utf-8")
     for place in zoo().values():
@@ -130,22 +130,22 @@ def index() -> str:
     rows = [
         f"| [{member.name}]({member.name}.md) | {member.architecture.parameters:,} "
         f"| {member.base.name if member.base is not None else ''} |"
-        for member in carded()
+        for member in members_with_card()
     ]
     tiny = [f"- [{name}](../minitron/zoo/{name}/README.md)" for name in zoo()]
     return "\n".join(
         [
             "# Model cards",
             "",
-            "Written by `make cards` from `minitron/cards/`: one template, and one file of facts",
-            "in which each number has its source. `minitron card FOLDER` writes the same for a",
-            "model of your own.",
+            "Written by `make cards` from `minitron/records/`: one template, and one file of facts",
+            "in which each number has its source. `minitron card FOLDER` writes such a card for",
+            "your own model.",
             "",
             "| model | parameters | made from |",
             "|---|---:|---|",
             *rows,
             "",
-            "The tiny family lies in the package, each with its card:",
+            "The tiny family is part of the package, each model with its card:",
             "",
             *tiny,
             "",
@@ -153,37 +153,37 @@ def index() -> str:
     )
 
 
-def cited(source: str) -> str:
-    """A source such as `M1 table 2` as a link and the place in it."""
+def cite(source: str) -> str:
+    """A source such as `M1 table 2` as a link, and the place in it."""
     key, _, place = source.partition(" ")
-    paper = facts()["sources"][key.rstrip(",")]
+    paper = read_facts()["sources"][key.rstrip(",")]
     return f"[{paper['title']}]({paper['url']})" + (f", {place}" if place else "")
 
 
 def _facts(member: Member) -> list[str]:
-    told = member.facts
-    terms = facts()["licenses"].get(told.get("license"))
-    lines = ["Developed by NVIDIA" + (f", {told['dates']}." if "dates" in told else ".")]
+    facts = member.facts
+    terms = read_facts()["licenses"].get(facts.get("license"))
+    lines = ["Developed by NVIDIA" + (f", {facts['dates']}." if "dates" in facts else ".")]
     if terms is None:
-        lines.append("License: not known to us.")
+        lines.append("License: unknown.")
     else:
-        note = f" {told['license_note']}" if "license_note" in told else ""
+        note = f" {facts['license_note']}" if "license_note" in facts else ""
         lines.append(f"License: [{terms['title']}]({terms['url']}).{note}")
-    if "use" in told:
-        lines.append(f"Intended use: {told['use']}")
-    if "data_cutoff" in told:
-        lines.append(f"Its training data ends in {told['data_cutoff']}.")
-    counts = told["parameters"]
+    if "use" in facts:
+        lines.append(f"Intended use: {facts['use']}")
+    if "data_cutoff" in facts:
+        lines.append(f"Its training data ends in {facts['data_cutoff']}.")
+    counts = facts["parameters"]
     lines.append(
         f"{counts['paper'][0]:g} billion parameters, {counts['paper'][1]:g} without embeddings "
-        f"({cited(counts['source'])})."
+        f"({cite(counts['source'])})."
     )
     lines.append(memory_fact(member.architecture))
-    if "speed" in told:
-        speed = told["speed"]
+    if "speed" in facts:
+        speed = facts["speed"]
         lines.append(
-            f"{speed['value']:g} times the {speed['told']} of {speed['of']} "
-            f"({cited(speed['source'])})."
+            f"{speed['value']:g} times the {speed['measure']} of {speed['of']} "
+            f"({cite(speed['source'])})."
         )
     return lines
 
@@ -193,7 +193,7 @@ def _training(training: Mapping[str, Any] | None, base: Member | None) -> list[s
         return []
     tokens = f"{training['tokens'] / 1e9:,.0f} billion tokens"
     if base is None:
-        return [f"Trained on {tokens} ({cited(training['source'])})."]
+        return [f"Trained on {tokens} ({cite(training['source'])})."]
     warmup = f"{training['warmup_steps']} steps of warm-up, " if "warmup_steps" in training else ""
     return [
         f"Distilled on {tokens}: forward KL divergence between the predictions of {base.name} and "
@@ -201,51 +201,51 @@ def _training(training: Mapping[str, Any] | None, base: Member | None) -> list[s
         f"{training['sequences_a_step']:,} sequences of {training['seq_len']:,} tokens a step, "
         f"{warmup}learning rate {training['learning_rate']:g} to "
         f"{training['min_learning_rate']:g} on a cosine; {training['hardware']} "
-        f"({cited(training['source'])}).",
+        f"({cite(training['source'])}).",
         *([training["note"]] if "note" in training else []),
     ]
 
 
 def _results(member: Member) -> tuple[Result, ...]:
-    """Its published scores beside those of the model it was made from."""
+    """The published scores beside those of the model that it was made from."""
     compared = [each for each in (member, member.base) if each is not None and _scores(each)]
     if not _scores(member):
         return ()
     scores = [_scores(each) for each in compared]
     rows = tuple(
         (
-            f"{told['name']} ({told['shots']}-shot)",
+            f"{benchmark['name']} ({benchmark['shots']}-shot)",
             *(f"{of[key][0]:.1f}" if key in of else "" for of in scores),
         )
-        for key, told in facts()["benchmarks"].items()
+        for key, benchmark in read_facts()["benchmarks"].items()
         if key in scores[0]
     )
-    papers = [f"{each.name}: {cited(next(iter(each.facts['scores'])))}" for each in compared]
+    papers = [f"{each.name}: {cite(next(iter(each.facts['scores'])))}" for each in compared]
     measured = f"In percent, as published and not measured by us. {'; '.join(papers)}."
     return (Result(measured, Table(("", *(each.name for each in compared)), rows)),)
 
 
 def _scores(member: Member) -> dict[str, tuple[float, str]]:
-    """Benchmark to its value and where that stands."""
+    """Benchmark to its value and the value's source."""
     tables = member.facts.get("scores", {})
     return {key: (value, source) for source, row in tables.items() for key, value in row.items()}
 
 
 def _commands(member: Member) -> list[str]:
-    told = member.facts
-    if "recipe" not in told:
+    facts = member.facts
+    if "recipe" not in facts:
         return []
     name = member.name.lower().removesuffix("-base")
     return [
-        f"minitron prune {told['prune_from']} {name}-pruned --recipe {told['recipe']}-prune "
+        f"minitron prune {facts['prune_from']} {name}-pruned --recipe {facts['recipe']}-prune "
         "--corpus text.jsonl.gz",
-        f"minitron distill {name}-pruned {name} --teacher {told['teacher']} "
-        f"--recipe {told['recipe']}-distill --corpus text.jsonl.gz",
+        f"minitron distill {name}-pruned {name} --teacher {facts['teacher']} "
+        f"--recipe {facts['recipe']}-distill --corpus text.jsonl.gz",
     ]
 
 
 def _prompt_format() -> str:
-    """The chat template with its blanks named."""
+    """The chat template, with placeholders for its variable parts."""
     from modeling_nemotron import CHAT_TEMPLATE
 
     messages = [
@@ -254,7 +254,7 @@ def _prompt_format() -> str:
     ]
     tool = {"name": "{tool}"}
     page = Environment(autoescape=False)
-    page.filters["tojson"] = json.dumps  # Jinja's own escapes for HTML; a tokenizer's does not
+    page.filters["tojson"] = json.dumps  # a tokenizer's does not escape HTML, Jinja's does
     return (
         page.from_string(CHAT_TEMPLATE)
         .render(messages=messages, tools=[tool], contexts=["{passage}"], add_generation_prompt=True)
@@ -263,55 +263,55 @@ def _prompt_format() -> str:
 
 
 def _metadata(member: Member) -> dict[str, Any]:
-    told, base = member.facts, member.base
+    facts, base = member.facts, member.base
     is_cut = base is not None and base.architecture != member.architecture
-    found: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": [
             "minitron",
             "nvidia",
-            *told["tags"],
+            *facts["tags"],
             *(["pruning", "distillation"] if is_cut else []),
         ],
     }
-    license = told.get("license")
+    license = facts.get("license")
     if license is None:
-        found["license"] = "unknown"
+        metadata["license"] = "unknown"
     else:
-        found |= {
+        metadata |= {
             "license": "other",
             "license_name": license,
-            "license_link": facts()["licenses"][license]["url"],
+            "license_link": read_facts()["licenses"][license]["url"],
         }
     if base is not None:
-        found |= {"base_model": base.repo, "base_model_relation": "finetune"}
-    if "language" in told:
-        found["language"] = told["language"]
+        metadata |= {"base_model": base.repo, "base_model_relation": "finetune"}
+    if "language" in facts:
+        metadata["language"] = facts["language"]
     results = _eval_results(member)
-    return found | ({"model_name": member.name, "eval_results": results} if results else {})
+    return metadata | ({"model_name": member.name, "eval_results": results} if results else {})
 
 
 def _eval_results(member: Member) -> list[EvalResult]:
-    benchmarks, found = facts()["benchmarks"], []
+    benchmarks, results = read_facts()["benchmarks"], []
     for key, (value, source) in _scores(member).items():
-        told = benchmarks[key]
-        if "metric" not in told:
+        benchmark = benchmarks[key]
+        if "metric" not in benchmark:
             continue
         paper, _, place = source.partition(" ")
-        found.append(
+        results.append(
             EvalResult(
                 task_type="text-generation",
-                dataset_type=told["dataset"],
-                dataset_name=told["name"],
-                dataset_args={"num_few_shot": told["shots"]},
-                metric_type=told["metric"],
+                dataset_type=benchmark["dataset"],
+                dataset_name=benchmark["name"],
+                dataset_args={"num_few_shot": benchmark["shots"]},
+                metric_type=benchmark["metric"],
                 metric_value=value,
-                source_name=f"{facts()['sources'][paper]['title']}, {place}",
-                source_url=facts()["sources"][paper]["url"],
+                source_name=f"{read_facts()['sources'][paper]['title']}, {place}",
+                source_url=read_facts()["sources"][paper]["url"],
             )
         )
-    return found
+    return results
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Writes minitron.json: the record of what made a folder and of what it was made from.
+"""Writes minitron.json: the record of how a folder was made, and from what.
 
-Knows command and recipe, the source with its digest and, of a folder that minitron made, its own
-record, the outlines of the written weights, and which folders of this machine may stand in a
-record. Writes no time and no path of the output, so that the same inputs give the same bytes.
+Knows which of this machine's paths may be in a record. Writes no time and no path of the output:
+the same inputs give the same bytes.
 
     write_record(folder, "convert", recipe, source, target=architecture, inherited={})
 """
@@ -28,10 +27,10 @@ from minitron.sources.opening import zoo
 
 logger = logging.getLogger(__name__)
 
-_SAMPLES, _SAMPLE_BYTES = 4096, 1024  # of a file: enough to tell models apart, read in no time
-_TEXTS = ("corpus", "eval_corpus", "held_out", "retrain_corpus")  # keys
+_SAMPLES, _SAMPLE_BYTES = 4096, 1024  # of a file: enough to distinguish models, and fast to read
+_TEXTS = ("corpus", "eval_corpus", "held_out", "retrain_corpus")  # keys of a record
 _FILES = (".gz", ".json", ".jsonl", ".npy", ".parquet", ".safetensors", ".txt")
-_PLAIN_PATH = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\")  # how a path begins, and no id
+_PLAIN_PATH = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\")  # starts a path, never a Hub id
 _PACKAGES = ("minitron", "torch", "transformers", "safetensors", "tokenizers")
 
 
@@ -43,18 +42,18 @@ def write_record(
     *,
     target: Architecture,
     inherited: Mapping[str, Any],
-    **decided: Any,
+    **results: Any,
 ) -> None:
-    """Write minitron.json; `decided` is what the command found out, JSON-ready.
+    """Write minitron.json; `results` are the command's own entries, ready for JSON.
 
-    `inherited` is what `inherited_from` read of the source before anything was written.
+    `inherited` comes from `inherited_from(source)`, called before anything was written.
     """
     write_json(
         folder / FILE,
         {
             "schema": SCHEMA,
             "command": command,
-            "recipe": named_texts(recipe),
+            "recipe": name_texts(recipe),
             "source": {
                 "name": source.name,
                 "revision": source.revision,
@@ -68,16 +67,16 @@ def write_record(
                 "max_shard_size": recipe.get("max_shard_size", folder_writer.MAX_SHARD_SIZE),
             },
             "versions": {package: version(package) for package in _PACKAGES},
-            **named_texts(decided),
+            **name_texts(results),
         },
     )
 
 
 def inherited_from(source: Source) -> dict[str, Any]:
-    """What a derived model's minitron.json takes over from its source, JSON-ready.
+    """The entries of minitron.json that a derived model inherits from its source.
 
-    That is the `metadata` of its card, and the whole record `made` of a folder that was made here.
-    Called before anything is written: raises SourceError for a README.md with damaged metadata.
+    These are the `metadata` of its card and, as `made`, its own record if minitron made it. Call it
+    before anything is written: it raises SourceError for a README.md with damaged metadata.
     """
     inherited: dict[str, Any] = {"metadata": _metadata(source)}
     folder = Path(source.name)
@@ -87,45 +86,47 @@ def inherited_from(source: Source) -> dict[str, Any]:
         record = read_record(folder)
         check_record(record, str(folder / FILE))
     except SourceError as error:
-        logger.warning("%s: what it was made from is left out", error)  # the weights count
+        # Only the history is lost: the weights are read all the same.
+        logger.warning("%s: the new record leaves out how the source was made", error)
         return inherited
     return {**inherited, "made": record} if record.get("schema") == SCHEMA else inherited
 
 
-def add_measured(folder: Path, **measured: Mapping[str, Any]) -> None:
-    """Record what was measured of the model in `folder`: `results` of text, `benchmarks`.
+def add_measurements(folder: Path, **measured: Mapping[str, Any]) -> None:
+    """Add measurements of the model to its record: `results` on text, `benchmarks`.
 
-    The file holds the kept indices: it is replaced at once, or left as it was with an OutputError.
+    The file holds the kept indices, so it is replaced atomically, or left as it was with an
+    OutputError.
     """
     replace_file(folder / FILE, json_bytes({**read_record(folder), **measured}))
 
 
 def _metadata(source: Source) -> dict[str, Any]:
-    """License and language, from the source's own card. Raises SourceError."""
+    """License and language in the metadata of the source's card. Raises SourceError."""
     path = source.companions.file("README.md")
     metadata = {} if path is None else read_front_matter(path)
     return {
-        key: _plain(metadata[key], key, path) for key in INHERITED if metadata.get(key) is not None
+        key: _words(metadata[key], key, path) for key in INHERITED if metadata.get(key) is not None
     }
 
 
-def _plain(value: object, key: str, path: Path | None) -> Any:
-    """A word, or a list of words; YAML reads the Norwegian `no` as false."""
+def _words(value: object, key: str, path: Path | None) -> Any:
+    """A word, or a list of words; YAML reads `no`, the language code of Norwegian, as false."""
     if isinstance(value, list):
-        return [_plain(item, key, path) for item in value]
+        return [_words(item, key, path) for item in value]
     if isinstance(value, dict) or value is None:
-        raise SourceError(f"{path} says {key}: {value!r:.80}; it must be a word or a list of words")
+        raise SourceError(f"{path} has {key} {value!r:.80}: it must be a word or a list of words")
     return "no" if value is False and key == "language" else value
 
 
 def outlines_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Of each safetensors file its bytes, and the sha256 of samples that lie all over it."""
+    """The size of each safetensors file, and the sha256 of samples spread evenly over it."""
     return {path.name: _outline(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _outline(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    step = max(_SAMPLE_BYTES, -(-size // _SAMPLES))  # a file of up to 4 MiB is taken whole
+    step = max(_SAMPLE_BYTES, -(-size // _SAMPLES))  # a file of up to 4 MiB is read whole
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         for start in (*range(0, size, step), max(0, size - _SAMPLE_BYTES)):
@@ -135,29 +136,29 @@ def _outline(path: Path) -> dict[str, Any]:
 
 
 def sizes_of(architecture: Architecture) -> dict[str, int]:
-    """Sizes under the config's words, and the parameters they make."""
+    """Sizes by their names in config.json, and the number of parameters."""
     sizes = {key: architecture.size(axis) for axis, key in AXIS_KEYS.items()}
     return {**sizes, "parameters": architecture.parameters}
 
 
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without folders of this machine, which are nobody else's business.
+    """The record for the Hub: of each path on this machine only its last part.
 
-    Of every path the last part is left; ids of the Hub and names of the zoo stay.
+    Hub ids and names of the zoo stay.
     """
     return {key: _without_folders(value) for key, value in record.items()}
 
 
-def named_texts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with each text that is a file of this machine by the file's name alone.
+def name_texts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with only the name of each file that is a text.
 
-    Nobody reads the text again from there; a source keeps its path, by which it is remade.
+    Nothing reads these files again; the source keeps its path, which `minitron remake` opens.
     """
     named = dict(record)
     for key, value in record.items():
         if isinstance(value, dict):
-            named[key] = named_texts(value)
-        elif key in _TEXTS and isinstance(value, str) and (_is_path(value) or _is_here(value)):
+            named[key] = name_texts(value)
+        elif key in _TEXTS and isinstance(value, str) and (_is_path(value) or _exists(value)):
             named[key] = PureWindowsPath(value).name or value
     return named
 
@@ -169,19 +170,20 @@ def _without_folders(value: Any) -> Any:
         return [_without_folders(inner) for inner in value]
     if not isinstance(value, str) or not _is_path(value):
         return value
-    return PureWindowsPath(value).name or "/"  # takes both kinds of slashes
+    return PureWindowsPath(value).name or "/"  # of paths with / and with \\
 
 
 def _is_path(value: str) -> bool:
-    """Whether a text of a record is a path with folders, and not an id of the Hub."""
+    """Whether a value is a path with folders, not a Hub id."""
     if _PLAIN_PATH.match(value):
         return True
-    has_folders = "/" in value and ":" not in value  # which an address and a file of the Hub have
-    return has_folders and (value.endswith(_FILES) or _is_here(value))
+    # URLs and files in a repository have a colon.
+    has_folders = "/" in value and ":" not in value
+    return has_folders and (value.endswith(_FILES) or _exists(value))
 
 
-def _is_here(value: str) -> bool:
+def _exists(value: str) -> bool:
     try:
         return Path(value).exists()
-    except (OSError, ValueError):  # too long, or not a path at all
+    except (OSError, ValueError):  # too long, or with a zero byte
         return False

@@ -1,7 +1,7 @@
-"""Task scores: what a model reached on a benchmark, and how the Hub wants to be told.
+"""Task scores: a model's scores on benchmarks, and the formats in which the Hub reads them.
 
 Knows the rows of a card, its `model-index` and the files of `.eval_results/`; measures nothing.
-Values are as lm-eval gives them: shares from 0 to 1. Where people read them, they are percent.
+Values are those of lm-eval: shares from 0 to 1. Cards and the Hub get them in percent.
 
     TaskScores("hellaswag", {"acc": 0.25, "acc_norm": 0.27}, samples=10042, num_fewshot=10)
 """
@@ -23,9 +23,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from minitron.files.atomic_file import replace_file
 
 EVAL_RESULTS = ".eval_results"
-# Metrics that are shares of 1; others, such as perplexity and bleu, are shown as they are.
+# Metrics that are shares of 1; others, such as perplexity and bleu, are not changed to percent.
 _SHARES = ("acc", "exact_match", "em", "f1", "pass@", "pass_at", "rouge")
-_FIRST = ("acc_norm", "acc")  # what papers report where there are several
+_FIRST = ("acc_norm", "acc")  # of several metrics, the one that papers report
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class TaskScores:
 
     name: str
     metrics: Mapping[str, float]
-    samples: int  # documents that were asked
+    samples: int  # documents
     num_fewshot: int | None  # examples in the prompt; None where a group's tasks differ
     errors: Mapping[str, float] = field(default_factory=dict)  # standard error of a metric
     limited: bool = False  # not all documents of the task
-    dataset: str | None = None  # on the Hub; None for data of one's own
+    dataset: str | None = None  # on the Hub; None for local data
     config: str | None = None
     split: str | None = None
-    made_by: str | None = None  # what measured it, with its version
-    tokens_per_second: float | None = None  # generated; a fact of the machine, never recorded
+    made_by: str | None = None  # the package that measured it, with its version
+    tokens_per_second: float | None = None  # generated; depends on the machine, never recorded
 
     def to_json(self) -> dict[str, object]:
         """The entry of a task in `minitron evaluate --json`."""
@@ -62,7 +62,7 @@ class TaskScores:
 
 
 def from_record(record: Mapping[str, Any]) -> list[TaskScores]:
-    """What minitron.json holds under `benchmarks`."""
+    """Read the scores from `benchmarks` of minitron.json."""
     known = {one.name for one in fields(TaskScores)}
     return [
         TaskScores(**{"num_fewshot": None, **{key: entry[key] for key in known & entry.keys()}})
@@ -71,11 +71,11 @@ def from_record(record: Mapping[str, Any]) -> list[TaskScores]:
 
 
 def record_of_scores(scores: Sequence[TaskScores], command: str) -> dict[str, Any]:
-    """What minitron.json holds under `benchmarks`: a table as `results` has one, and the scores."""
+    """`benchmarks` of minitron.json: a table like that of `results`, and the scores."""
     makers = sorted({score.made_by for score in scores if score.made_by is not None})
     by = f" by {' and '.join(makers)}" if makers else ""
     return {
-        "measured": f"Benchmarks, measured{by}: percent where not told otherwise. `{command}`",
+        "measured": f"Benchmarks, measured{by}: shares in percent. `{command}`",
         "columns": ["examples", "documents", "score"],
         "rows": [row for score in scores for row in _rows(score)],
         "scores": [score.to_record() for score in scores],
@@ -94,7 +94,7 @@ def model_index(scores: Sequence[TaskScores], name: str) -> list[dict[str, Any]]
             dataset_args=_settings(score),
             metric_type=metric.partition(",")[0],
             metric_name=metric,
-            metric_value=_published(metric, value),
+            metric_value=_hub_value(metric, value),
         )
         for score in scores
         for metric, value in score.metrics.items()
@@ -103,12 +103,12 @@ def model_index(scores: Sequence[TaskScores], name: str) -> list[dict[str, Any]]
 
 
 def write_eval_results(folder: Path, scores: Sequence[TaskScores]) -> None:
-    """Write `.eval_results/TASK.yaml` for every task whose data the Hub has, asked in full.
+    """Write `.eval_results/TASK.yaml` for every task that was run in full on data of the Hub.
 
-    The Hub shows these beside the scores of other models: a part of a task, or data of one's own,
-    would not compare there. Files of an earlier evaluation of other tasks go.
+    The Hub shows them beside the scores of other models, with which a part of a task or local data
+    cannot be compared. Removes the files of earlier evaluations.
     """
-    place = folder / EVAL_RESULTS
+    results = folder / EVAL_RESULTS
     written = []
     for score in scores:
         if score.dataset is None or score.limited:
@@ -117,41 +117,44 @@ def write_eval_results(folder: Path, scores: Sequence[TaskScores]) -> None:
         entry = EvalResultEntry(
             dataset_id=score.dataset,
             task_id=score.config or score.name,
-            value=_published(metric, score.metrics[metric]),
+            value=_hub_value(metric, score.metrics[metric]),
             notes=_notes(score, metric),
         )
         text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
         written.append((f"{score.name.replace('/', '_')}.yaml", text))
     if written:
-        place.mkdir(exist_ok=True)
+        results.mkdir(exist_ok=True)
     for name, text in written:
-        replace_file(place / name, text.encode())
-    for path in place.glob("*") if place.is_dir() else ():
+        replace_file(results / name, text.encode())
+    for path in results.glob("*") if results.is_dir() else ():
         if path.is_file() and path.name not in dict(written):
             path.unlink()
-    if place.is_dir() and not written:
-        place.rmdir()
+    if results.is_dir() and not written:
+        results.rmdir()
 
 
 def _rows(score: TaskScores) -> list[dict[str, Any]]:
-    few = "" if score.num_fewshot is None else str(score.num_fewshot)
-    first = f"first {score.samples:,}" if score.limited else f"{score.samples:,}"
+    examples = "" if score.num_fewshot is None else str(score.num_fewshot)
+    documents = f"first {score.samples:,}" if score.limited else f"{score.samples:,}"
     return [
-        {"name": f"{score.name}, {metric}", "values": [few, first, _with_error(score, metric)]}
+        {
+            "name": f"{score.name}, {metric}",
+            "values": [examples, documents, _value_text(score, metric)],
+        }
         for metric in score.metrics
     ]
 
 
-def _with_error(score: TaskScores, metric: str) -> str:
+def _value_text(score: TaskScores, metric: str) -> str:
     value, error = score.metrics[metric], score.errors.get(metric)
     digits = ".1f" if _is_share(metric) else ".4g"
-    beside = "" if error is None else f" ± {_shown(metric, error):{digits}}"
-    return f"{_shown(metric, value):{digits}}{beside}"
+    beside = "" if error is None else f" ± {_in_percent(metric, error):{digits}}"
+    return f"{_in_percent(metric, value):{digits}}{beside}"
 
 
 def _settings(score: TaskScores) -> dict[str, int] | None:
-    told = {} if score.num_fewshot is None else {"num_few_shot": score.num_fewshot}
-    return {**told, **({"limit": score.samples} if score.limited else {})} or None
+    examples = {} if score.num_fewshot is None else {"num_few_shot": score.num_fewshot}
+    return {**examples, **({"limit": score.samples} if score.limited else {})} or None
 
 
 def _notes(score: TaskScores, metric: str) -> str:
@@ -164,10 +167,10 @@ def _is_share(metric: str) -> bool:
     return metric.startswith(_SHARES)
 
 
-def _published(metric: str, value: float) -> float:
-    return round(_shown(metric, value), 2) if _is_share(metric) else value
+def _hub_value(metric: str, value: float) -> float:
+    return round(_in_percent(metric, value), 2) if _is_share(metric) else value
 
 
-def _shown(metric: str, value: float) -> float:
-    """Percent of a share."""
+def _in_percent(metric: str, value: float) -> float:
+    """A share in percent; other values unchanged."""
     return 100 * value if _is_share(metric) else value

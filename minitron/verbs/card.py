@@ -31,7 +31,7 @@ def card(recipe: CardRecipe) -> Path:
         raise SourceError(f"{folder} is not a folder: name one that minitron wrote")
     record = checked_record(folder)
     path = folder / README
-    if path.exists() and not recipe.overwrite and not read_page(path).text_is_ours:
+    if path.exists() and not recipe.overwrite and not read_page(path).text_is_unchanged:
         raise OutputError(
             f"{path} was written or changed by hand: --overwrite replaces it, or rename it first"
         )

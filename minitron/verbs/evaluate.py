@@ -22,7 +22,7 @@ from minitron.model.source import Source
 from minitron.recipe import EvaluateRecipe, verb
 from minitron.records.minitron_json import FILE, check_record, read_record
 from minitron.records.model_card import write_card
-from minitron.records.record_writer import add_measured
+from minitron.records.record_writer import add_measurements
 from minitron.records.task_scores import TaskScores, record_of_scores, write_eval_results
 from minitron.sources.loading import default_device, load_model, load_tokenizer, sequence_length
 from minitron.sources.opening import open_source
@@ -163,7 +163,7 @@ def record(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
         results["results"] = _results(evaluation.text, recipe, recipe.corpus, seq_len)
     if scores:
         results["benchmarks"] = record_of_scores(scores, _command(recipe))
-    add_measured(folder, **results)
+    add_measurements(folder, **results)
     if scores:
         write_eval_results(folder, scores)
     write_card(folder)

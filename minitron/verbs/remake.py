@@ -19,10 +19,9 @@ from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.recipe import DType, RemakeRecipe, verb
 from minitron.records.folder_writer import specs_of, write_companions, write_json, write_weights
-from minitron.records.minitron_json import FILE, check_record, read_record
+from minitron.records.minitron_json import FILE, RemakeRecord, check_record, read_record
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import outlines_of
-from minitron.records.remake_record import Making, plan_of
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source, zoo
 from minitron.sources.pruned import PrunedSource, source_names
@@ -45,17 +44,17 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
     check_absent(out)
     own_record, original = _read_folder(recipe.folder)
     record = _record_to_remake(own_record, recipe)
-    making = Making.of(record, f"{recipe.folder}/{FILE}")
-    name = recipe.source or making.source
-    plan = _recorded_plan(making, name, recipe)
-    check_record(record, making.file)
+    recorded = RemakeRecord.of(record, f"{recipe.folder}/{FILE}")
+    name = recipe.source or recorded.source
+    plan = _recorded_plan(recorded, name, recipe)
+    check_record(record, recorded.file)
     with unfinished_folder(out, asdict(recipe)) as folder:
         if plan is None:
-            _convert_again(making, name, folder, low_disk=recipe.low_disk)
+            _convert_again(recorded, name, folder, low_disk=recipe.low_disk)
         else:
             source = open_source(name, low_disk=recipe.low_disk)
-            _prune_again(making, source, plan, folder)
-        _check_recorded(making, name, folder)
+            _prune_again(recorded, source, plan, folder)
+        _check_recorded(recorded, name, folder)
         if original is not None and record is own_record:
             _check_beside(name, folder, original)
         write_json(folder / FILE, record)
@@ -106,52 +105,52 @@ def _record_to_remake(record: dict[str, Any], recipe: RemakeRecipe) -> dict[str,
     raise TargetError(f"{reason}; --before-training remakes the model that it began with")
 
 
-def _open_recorded(making: Making, name: str, recipe: RemakeRecipe) -> Source:
+def _open_recorded(recorded: RemakeRecord, name: str, recipe: RemakeRecipe) -> Source:
     try:
-        padded = making.recipe.get("keep_vocab_padding") is True
+        padded = recorded.recipe.get("keep_vocab_padding") is True
         return open_source(name, keep_vocab_padding=padded, low_disk=recipe.low_disk)
     except SourceError as error:
         if recipe.source is not None:
             raise
         raise SourceError(
-            f"the source of {making.file} cannot be opened: {error} (where it has moved, --source "
+            f"the source of {recorded.file} cannot be opened: {error} (if it has moved, --source "
             "names it)"
         ) from error
 
 
-def _recorded_plan(making: Making, name: str, recipe: RemakeRecipe) -> PruningPlan | None:
+def _recorded_plan(recorded: RemakeRecord, name: str, recipe: RemakeRecipe) -> PruningPlan | None:
     """What is kept of the source, None for all. Raises SourceError for another model."""
-    source = _open_recorded(making, name, recipe)
-    if source.digest != making.digest:
+    source = _open_recorded(recorded, name, recipe)
+    if source.digest != recorded.digest:
         raise SourceError(
-            f"{name} is not the model that {making.file} was written for: its digest is another; "
+            f"{name} is not the model that {recorded.file} was written for: its digest is another; "
             "name that one with --source"
         )
-    if making.command == "convert":
+    if recorded.command == "convert":
         return None
-    return plan_of(making, source.architecture)
+    return recorded.plan_for(source.architecture)
 
 
-def _prune_again(making: Making, source: Source, plan: PruningPlan, folder: Path) -> None:
+def _prune_again(recorded: RemakeRecord, source: Source, plan: PruningPlan, folder: Path) -> None:
     """Write what `prune` wrote, by the recorded plan."""
     pruned = PrunedSource(source, plan)
     pieces = stream_tensors(pruned.tensors, source.name, source_names=source_names(plan))
     sizes = specs_of(pruned.tensors)
-    write_weights(folder, sizes, pieces, max_shard_size=making.max_shard_size)
+    write_weights(folder, sizes, pieces, max_shard_size=recorded.max_shard_size)
     write_companions(folder, source, pruned.config)
 
 
-def _convert_again(making: Making, name: str, folder: Path, *, low_disk: bool) -> None:
+def _convert_again(recorded: RemakeRecord, name: str, folder: Path, *, low_disk: bool) -> None:
     """Write what `convert` wrote, by the recorded options."""
-    recipe, work = making.recipe, folder / "again"
+    recipe, work = recorded.recipe, folder / "again"
     dtype = recipe.get("dtype")
     if dtype not in (None, *get_args(DType)):
-        raise SourceError(f"{making.file} has recipe.dtype {dtype!r}: it is damaged")
+        raise SourceError(f"{recorded.file} has recipe.dtype {dtype!r}: it is damaged")
     convert(
         name,
         str(work),
         dtype=dtype,
-        max_shard_size=making.max_shard_size,
+        max_shard_size=recorded.max_shard_size,
         keep_vocab_padding=recipe.get("keep_vocab_padding") is True,
         check=recipe.get("check") is not False,
         low_disk=low_disk,
@@ -162,13 +161,13 @@ def _convert_again(making: Making, name: str, folder: Path, *, low_disk: bool) -
     work.rmdir()
 
 
-def _check_recorded(making: Making, name: str, folder: Path) -> None:
+def _check_recorded(recorded: RemakeRecord, name: str, folder: Path) -> None:
     """Refuse weights that differ from the recorded ones."""
     made = outlines_of(folder)
-    for file in sorted({*made, *making.files}):
-        if made.get(file) != making.files.get(file):
+    for file in sorted({*made, *recorded.files}):
+        if made.get(file) != recorded.files.get(file):
             raise SourceError(
-                f"{file} does not come out as {making.file} records: {name} has changed since"
+                f"{file} does not come out as {recorded.file} records: {name} has changed since"
             )
 
 
