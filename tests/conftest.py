@@ -1,13 +1,18 @@
-"""What the processor is taken for: `--cpu plain` has no bfloat16 in hardware, `--cpu bfloat16` has.
+"""Fixtures that several files share, and the option `--cpu`.
 
-Some computations follow `torch.cpu.get_capabilities()`. Without the option they follow this
+`--cpu plain` takes the processor for one without bfloat16 in hardware, `--cpu bfloat16` for one
+with it. Some computations follow `torch.cpu.get_capabilities()`: without the option those of this
 machine's; a test that compares numbers names its dtype and passes with each.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.hub_repositories import Account
+from tests.hub_server import TOKEN, Hub, serving, talk_to
 
 CAPABILITIES = {
     "plain": {},
@@ -26,3 +31,17 @@ def processor(request: pytest.FixtureRequest) -> Iterator[None]:
         if kind is not None:
             monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(CAPABILITIES[kind]))
         yield
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on loopback, asked as its user `me`."""
+    with serving() as hub:
+        hub.accounts |= {
+            TOKEN: Account("me"),
+            "hf_reads": Account("me", can_write=False),
+            "hf_other": Account("Other"),
+            "hf_member": Account("us", orgs=("team", "firm"), contributes=("team",)),
+        }
+        talk_to(hub, monkeypatch, tmp_path / "home", TOKEN)
+        yield hub

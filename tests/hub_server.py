@@ -25,6 +25,8 @@ import pytest
 
 from tests.hub_routes import Answer, Fault, Hub, Request, Seen
 
+TOKEN = "hf_aVerySecretToken"  # of the user `me` in the fixture `hub`
+
 
 class Handler(BaseHTTPRequestHandler):
     """HTTP around a Hub, with what is to go wrong."""

@@ -19,15 +19,14 @@ import minitron
 import modeling_nemotron
 from minitron.cli import main
 from minitron.sources.opening import open_source, zoo
-from tests.hub_repositories import Account, Repository
+from tests.hub_repositories import Repository
 from tests.hub_routes import Fault, Hub
-from tests.hub_server import environment, serving, talk_to
+from tests.hub_server import TOKEN, environment
 from tests.nemo_files import megatron_tensors, nemo_settings, write_nemo_file
 from tests.tiny import SIZES, edit_config, tiny_folder, tiny_model, write_text
 
 # huggingface_hub's own, on every upload of a large file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
-TOKEN = "hf_aVerySecretToken"
 VOCABULARY = 4099
 PROMPT = "To be or not to be,"
 OLD_KEYS = {"kv_channels": SIZES["head_dim"], "rope_percent": 0.5}
@@ -36,14 +35,10 @@ NEW_KEYS = ("head_dim", "partial_rotary_factor", "rope_parameters", "rope_theta"
 Refused = Callable[..., str]
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving() as hub:
-        hub.accounts |= {TOKEN: Account("me"), "hf_reads": Account("me", can_write=False)}
-        talk_to(hub, monkeypatch, tmp_path / "home", TOKEN)
-        monkeypatch.setenv("DISABLE_SAFETENSORS_CONVERSION", "1")
-        monkeypatch.chdir(tmp_path)
-        yield hub
+@pytest.fixture(autouse=True)
+def surroundings(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISABLE_SAFETENSORS_CONVERSION", "1")
+    monkeypatch.chdir(tmp_path)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

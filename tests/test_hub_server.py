@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -27,7 +26,7 @@ from huggingface_hub.errors import (
 
 from tests.hub_repositories import Account
 from tests.hub_routes import Fault, Hub
-from tests.hub_server import environment, serving, talk_to
+from tests.hub_server import TOKEN, environment
 
 # huggingface_hub's own, on every upload of a large file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -36,14 +35,10 @@ NEW = LARGE[::-1]
 FILES = {"config.json": b'{"a": 1}\n', "model.safetensors": LARGE, "nemo/some.nemo": b"\0tar"}
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving() as hub:
-        hub.accounts |= {"hf_mine": Account("me"), "hf_reads": Account("me", can_write=False)}
-        hub.accounts["hf_other"] = Account("Other")
-        hub.add("Other/Thing", FILES)
-        talk_to(hub, monkeypatch, tmp_path / "home", "hf_mine")
-        yield hub
+@pytest.fixture(autouse=True)
+def things(hub: Hub) -> None:
+    """The repository that all read."""
+    hub.add("Other/Thing", FILES)
 
 
 def add(path: str, content: bytes) -> CommitOperationAdd:
@@ -197,7 +192,7 @@ def test_private_gated_and_missing_are_told_apart(hub: Hub) -> None:
         hf_hub_download("Other/Gated", "config.json")
     with pytest.raises(RevisionNotFoundError):
         hf_hub_download("Other/Thing", "config.json", revision="v9")
-    hub.accounts["hf_mine"] = Account("me", granted=frozenset({"Other/Gated"}))
+    hub.accounts[TOKEN] = Account("me", granted=frozenset({"Other/Gated"}))
     hf_hub_download("Other/Gated", "config.json")
     hf_hub_download("Other/Private", "config.json", token="hf_other")
 
@@ -265,7 +260,7 @@ def test_another_process_finds_the_hub_in_its_environment(hub: Hub, tmp_path: Pa
     )
     run = subprocess.run(
         [sys.executable, "-c", script],
-        env=environment(hub, tmp_path / "elsewhere", "hf_mine"),
+        env=environment(hub, tmp_path / "elsewhere", TOKEN),
         capture_output=True,
         text=True,
         check=True,

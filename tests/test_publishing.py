@@ -6,7 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from minitron.errors import MinitronError, OutputError, SourceError, TargetError
 from minitron.publish.destination import find_destination
 from minitron.sources.opening import zoo
 from minitron.verbs.push import push
-from tests.hub_repositories import Account, Collection, Repository
+from tests.hub_repositories import Collection, Repository
 from tests.hub_routes import Answer, Fault, Hub, Request
-from tests.hub_server import environment, serving, talk_to
+from tests.hub_server import TOKEN, environment
 from tests.tiny import edit_config, tiny_folder, zoo_tokenizer
 
 # huggingface_hub's own, on every upload of a large file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
-TOKEN = "hf_aVerySecretToken"
 CARD = "---\nlicense: apache-2.0\nbase_model: some/base\n---\n\n# Half\n"
 RECORD: dict[str, Any] = {
     "command": "prune",
@@ -34,16 +33,6 @@ RECORD: dict[str, Any] = {
     "source": {"name": "some/base", "hidden_size": 84, "head_dim": 8, "parameters": 2000},
     "target": {"hidden_size": 42, "head_dim": 8, "parameters": 1000},
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving() as hub:
-        hub.accounts |= {TOKEN: Account("me"), "hf_reads": Account("me", can_write=False)}
-        hub.accounts["hf_other"] = Account("Other")
-        hub.accounts["hf_member"] = Account("us", orgs=("team", "firm"), contributes=("team",))
-        talk_to(hub, monkeypatch, tmp_path / "home", TOKEN)
-        yield hub
 
 
 @pytest.fixture(scope="module")

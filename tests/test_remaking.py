@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ import minitron
 from minitron.cli import main
 from minitron.errors import SourceError, TargetError
 from minitron.sources.opening import zoo
-from tests.hub_repositories import Account
 from tests.hub_routes import Hub
-from tests.hub_server import serving, talk_to
 from tests.nemo_files import megatron_tensors, nemo_settings, write_nemo_file
 from tests.tiny import SIZES, tiny_folder
 
@@ -422,14 +420,6 @@ def test_a_trained_folder_is_no_target(tmp_path: Path) -> None:
 
 
 # From the Hub
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving() as hub:
-        hub.accounts["hf_mine"] = Account("me")
-        talk_to(hub, monkeypatch, tmp_path / "home", "hf_mine")
-        yield hub
 
 
 def test_a_folder_on_the_hub_is_remade_from_the_revision_it_was_made_from(

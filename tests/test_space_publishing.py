@@ -6,7 +6,7 @@ import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ from minitron.errors import MinitronError, OutputError, TargetError
 from minitron.publish.own_wheel import own_wheel, package_files
 from minitron.sources.opening import zoo
 from minitron.verbs.push import push
-from tests.hub_repositories import Account, Repository
+from tests.hub_repositories import Repository
 from tests.hub_routes import Fault, Hub
-from tests.hub_server import environment, serving, talk_to
+from tests.hub_server import TOKEN, environment
 
 # huggingface_hub's own, on every upload of a large file.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
-TOKEN = "hf_aVerySecretToken"
 REPO = "me/demo"
 INSTALLS = "MINITRON_TEST_SPACE_INSTALL"
 FOLDERS = {
@@ -35,14 +34,6 @@ FOLDERS = {
     "space/": "minitron/space/",
     "modeling_nemotron/": "modeling_nemotron/",
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving() as hub:
-        hub.accounts |= {TOKEN: Account("me"), "hf_reads": Account("me", can_write=False)}
-        talk_to(hub, monkeypatch, tmp_path / "home", TOKEN)
-        yield hub
 
 
 @pytest.fixture
