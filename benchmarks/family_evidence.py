@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 from evidence import Chart, Dot, DotPlot, Row, Section, Series, are_different, loss_text
 
+import minitron
 from minitron.sources.opening import zoo
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 TABLES = Path(__file__).parent / "family_tables.yaml"
-PUBLISHED = ROOT / "minitron" / "records" / "published_cards.yaml"
+PUBLISHED = Path(minitron.__file__).parent / "records" / "published_cards.yaml"
 
 
 def sections() -> list[Section]:

@@ -23,13 +23,14 @@ from family_evidence import (
 )
 
 import minitron
+import minitron.space
 
 ROOT = Path(__file__).parent.parent
 RECIPES = Path(minitron.__file__).parent / "recipes"
 TEACHER_RECIPES = ("tiny.yaml", "tiny-continued.yaml")
 PAPER = Path(__file__).parent / "zero_shot_paper.yaml"
 PAGE = ROOT / "docs" / "family.md"
-EVIDENCE = ROOT / "space" / "evidence.json"
+EVIDENCE = Path(minitron.space.__file__).parent / "evidence.json"
 PICTURES = PAGE.parent / "pictures"
 GREEN, BLUE, AMBER, GREY = "#76b900", "#3b7dd8", "#f2a900", "#9aa0a6"
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+import minitron.space
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "family.md"
-EVIDENCE = ROOT / "space" / "evidence.json"
+EVIDENCE = Path(minitron.space.__file__).parent / "evidence.json"
 RESULTS = ROOT / "benchmarks" / "results"
 TABLES = yaml.safe_load((ROOT / "benchmarks" / "family_tables.yaml").read_text())
 ROWS = [row["runs"] for table in TABLES for row in table["rows"]]
