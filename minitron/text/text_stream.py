@@ -8,40 +8,42 @@ emit(stream.finish())
 
 from collections.abc import Sequence
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from minitron.errors import TokenizerError
+_INCOMPLETE = "\ufffd"  # the end of a text whose last character lacks bytes
 
 
 class TextStream:
-    """Tokens are decoded after the prompt, since many tokenizers drop the space before the first
-    token that they decode; special tokens are left out."""
+    """Tokens are decoded after those before them, the prompt's included, since many tokenizers drop
+    the space before the first token that they decode; special tokens are left out.
+
+    tokenizers' DecodeStream is not used: where sampled bytes are no character it raises ("Invalid
+    prefix"), and after a prompt that ends in U+FFFD it returns the prompt again.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> None:
-        if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise TokenizerError(
-                f"{tokenizer.name_or_path}: its tokenizer has no tokenizer.json, which generating "
-                "needs: open it with AutoTokenizer and save it"
-            )
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=list(prompt), skip_special_tokens=True)
-        self._before = list(prompt)  # the prompt, or the tokens of the last part
+        self._before = list(prompt)  # the prompt, then the tokens of the last part
         self._pending: list[int] = []
 
     def add(self, token: int) -> str:
         """The text that this token completes, empty while bytes of a character are missing."""
         self._pending.append(token)
-        text = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
-        if text:
-            self._before, self._pending = self._pending, []
+        text = self._pending_text()
+        if not text or text.endswith(_INCOMPLETE):
+            return ""
+        self._before, self._pending = self._pending, []
         return text
 
     def finish(self) -> str:
         """The text of the tokens that no part holds yet, complete or not."""
-        before, pending = self._before, self._pending
-        self._before, self._pending = pending, []
-        return self._decode([*before, *pending])[len(self._decode(before)) :]
+        text = self._pending_text()
+        self._before, self._pending = self._pending, []
+        return text
+
+    def _pending_text(self) -> str:
+        before = self._decode(self._before)
+        return self._decode([*self._before, *self._pending])[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
