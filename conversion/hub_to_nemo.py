@@ -123,8 +123,7 @@ class _Model:
             raise TargetError(
                 f"model_type is {architecture.model_type!r}: only Nemotron can be written for NeMo"
             )
-        layers = tuple(range(architecture.num_hidden_layers))
-        modern = resized_config(config, architecture, layers)
+        modern = resized_config(config, architecture)
         biased = architecture.flags & {"attention_bias", "mlp_bias"}
         if len(biased) == 1:
             raise TargetError(

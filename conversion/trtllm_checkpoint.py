@@ -58,7 +58,7 @@ def write_trtllm(
     TargetError for values that `dtype` cannot hold.
     """
     architecture = Architecture.from_config(config)
-    modern = resized_config(config, architecture, tuple(range(architecture.num_hidden_layers)))
+    modern = resized_config(config, architecture)
     _check_target(architecture, tp, pp, dtype)
     trtllm_config = _trtllm_config(modern, architecture, tp, pp, dtype)
     check_shapes(tensors, architecture.shapes())

@@ -1,7 +1,7 @@
 """Credentials: tokens, passwords and signatures, masked in whatever is printed or logged.
 
-A server, a proxy or a library may repeat in an error what it was sent. Knows how such secrets look,
-and the token of this machine. Stores none.
+A server, a proxy or a library may repeat in an error what it was sent. Knows the form of such
+secrets, and the token of this machine. Stores none.
 
     masked("401 for Authorization: Bearer hf_abc")   # "401 for Authorization: ***"
 """

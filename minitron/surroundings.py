@@ -1,6 +1,6 @@
-"""Surroundings: the system and the packages that minitron runs among, and those it was tested with.
+"""Surroundings: the system and packages that minitron runs with, and those it was tested with.
 
-The ranges of packages stand in setup.cfg, and are read from what the installation says of itself.
+The ranges of packages are in setup.cfg, and are read from the metadata of the installation.
 Needs the standard library, and `packaging` where something is installed.
 
     untested()   # [("transformers", "5.30.0", "<5.25,>=5.20")]
@@ -41,11 +41,11 @@ def cores() -> int:
 
 def note_untested() -> None:
     """Log one line that names what is installed outside of the tested ranges; nothing if none."""
-    found = untested()
-    if not found:
+    packages = untested()
+    if not packages:
         return
-    ranges = " ".join(f"'{name}{accepted}'" for name, _, accepted in found)
-    installed = ", ".join(f"{name} {its}" for name, its, _ in found)
+    ranges = " ".join(f"'{name}{accepted}'" for name, _, accepted in packages)
+    installed = ", ".join(f"{name} {its}" for name, its, _ in packages)
     logger.warning(
         "%s",
         one_line(
@@ -59,7 +59,7 @@ def untested() -> list[tuple[str, str, str]]:
     """(name, installed version, tested versions) of each package outside of its range."""
     try:
         requires = distribution("minitron").requires or []
-    except PackageNotFoundError:  # a mere folder: nothing tells
+    except PackageNotFoundError:  # not installed: there is no metadata
         return []
     wanted = [line for line in requires if _OF_TESTS not in line]
     found = []

@@ -188,7 +188,7 @@ def _head_seconds(
 def _config_of(config: Mapping[str, Any], at: Architecture) -> dict[str, Any]:
     """`config` at other sizes; ids beyond the small vocabulary are left out."""
     ids = {key: None for key in config if key.endswith("_token_id")}
-    return {**resized_config(config, at, tuple(range(at.num_hidden_layers))), **ids}
+    return {**resized_config(config, at), **ids}
 
 
 def _ends(sizes: Any) -> tuple[int, ...]:

@@ -20,9 +20,13 @@ PAD = "pad_token_id"
 
 
 def resized_config(
-    config: Mapping[str, Any], architecture: Architecture, kept_layers: tuple[int, ...]
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    kept_layers: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """`config` at the sizes of `architecture`, with per-layer lists cut to `kept_layers`.
+
+    The first layers are kept unless others are given; at a config's own sizes, all of them.
 
     Old key names become today's, `head_dim` is always written, and what only a custom class would
     need (`auto_map`) is left out. Rotary settings are written in both forms, nested for
@@ -34,6 +38,8 @@ def resized_config(
     sizes = {key: architecture.size(axis) for axis, key in AXIS_KEYS.items()}
     resized = {**modern, **sizes, "architectures": [family.architecture]}
     if family.has_layer_types:
+        if kept_layers is None:
+            kept_layers = tuple(range(architecture.num_hidden_layers))
         kinds = _layer_types(modern)
         resized["layer_types"] = [kinds[layer] for layer in kept_layers]
     rotary = rotary_settings(modern, family, head_dim=architecture.head_dim)

@@ -75,12 +75,8 @@ class Source:
     def config_at(
         self, target: Architecture, kept_layers: tuple[int, ...] | None = None
     ) -> dict[str, Any]:
-        """config.json at the sizes of `target`; the first layers are kept unless others are given.
-
-        At the source's own sizes it is the same config under today's key names.
-        """
-        layers = tuple(range(target.num_hidden_layers)) if kept_layers is None else kept_layers
-        return resized_config(self.config, target, layers)
+        """config.json at the sizes of `target`, as `resized_config` makes it."""
+        return resized_config(self.config, target, kept_layers)
 
     @cached_property
     def weights(self) -> Mapping[str, LazyTensor]:

@@ -28,8 +28,7 @@ from minitron.files.shard_file import ShardFile, TensorSpec
 from minitron.files.tensor_stream import Piece
 from minitron.model.config_json import PAD, has_row, with_usable_pad
 from minitron.model.source import Source
-from minitron.sources.generation_settings import read_generation_config
-from minitron.sources.loading import check_builds, load_tokenizer
+from minitron.sources.loading import check_builds, load_tokenizer, read_generation_config
 from minitron.text.tokenizer_ids import CODE, CODE_FILE, following_settings, rebuilt_tokenizer
 
 logger = logging.getLogger(__name__)

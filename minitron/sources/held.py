@@ -1,4 +1,4 @@
-"""Held source: a source whose tensors are in memory, to be cut many times and read once.
+"""Held source: a source whose tensors are in memory, to be pruned several times and read once.
 
 held = held_source(open_source("tiny"))
 PrunedSource(held, plan)
@@ -46,7 +46,7 @@ class HeldTensor:
 
 
 class HeldSource(Source):
-    """A source as another one is, but for where its tensors are."""
+    """Another source, with its tensors in memory."""
 
     layout: str | None
     tensors: Mapping[str, LazyTensor]
@@ -58,7 +58,7 @@ class HeldSource(Source):
 
 
 def stored_bytes(source: Source) -> int:
-    """What all tensors take as they are stored."""
+    """Bytes of all tensors as they are stored."""
     return sum(tensor.nbytes for tensor in source.weights.values())
 
 

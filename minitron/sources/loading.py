@@ -1,7 +1,7 @@
-"""Loading: the config object, model and tokenizer of a source, as transformers has them.
+"""Loading: the config object, model, tokenizer and generation settings of a source.
 
-Knows how a model is made without running code of its repository, and which dtype a device computes
-in. Does not know what is done with the model.
+They are transformers' own objects. Knows how a model is built without running code of its
+repository, and which dtype a device computes in. Does not know what is done with the model.
 
     model = load_model(open_source("tiny"))
 """
@@ -9,12 +9,14 @@ in. Does not know what is done with the model.
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,18 +24,25 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from minitron.errors import ArchitectureError, TokenizerError, foreign_parser
+from minitron.errors import ArchitectureError, SourceError, TokenizerError, foreign_parser
+from minitron.files.checked_json import check_kind, read_object
 from minitron.files.finite import check_finite
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import check_rotary, has_row, with_usable_pad
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
 from minitron.sources.empty_weights import empty_weights
-from minitron.sources.generation_settings import read_generation_config
 from minitron.text.tokenizer_ids import open_tokenizer
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
 MAX_SEQ_LEN = 4096  # the context of the Nemotron-4 family
+GENERATION = "generation_config.json"
+_GENERATION_REMEDY = "mend or remove it"
+_GENERATION_KINDS = {
+    "bos_token_id?": (int, None),
+    "eos_token_id?": (int, [int], None),
+    "pad_token_id?": (int, None),
+}
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 # What transformers raises for a config that it refuses.
 _REFUSALS = (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError)
@@ -42,9 +51,8 @@ _REFUSALS = (AttributeError, KeyError, StrictDataclassError, TypeError, ValueErr
 def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """The family's own config object: ours for Nemotron, transformers' for the others.
 
-    How attention is computed is not the config's to say: it could name a kernel on the Hub, which
-    is code. Raises ArchitectureError for what no family has, and with the family's own words for
-    what it refuses.
+    Settings of the attention kernel are ignored: they could name one on the Hub, which is code.
+    Raises ArchitectureError for what no family has, and in the family's words for what it refuses.
     """
     family = Architecture.from_config(config).family
     model_type = family.model_type
@@ -138,7 +146,7 @@ def load_model(
     with foreign_parser(f"{source.name}/config.json", ArchitectureError, "fetch it again"):
         model.load_state_dict(weights, strict=True, assign=True)
         model.tie_weights()
-    generation = source.companions.file("generation_config.json")
+    generation = source.companions.file(GENERATION)
     if generation is not None:
         model.generation_config = read_generation_config(generation, source.name)
         if not has_row(model.generation_config.pad_token_id, source.architecture.vocab_size):
@@ -148,8 +156,20 @@ def load_model(
     return model
 
 
+def read_generation_config(path: Path, model: str) -> GenerationConfig:
+    """The settings in the generation_config.json of a model called `model`. Raises SourceError.
+
+    transformers accepts token ids of any type there, and fails only when it generates.
+    """
+    name = f"{model}/{GENERATION}"
+    settings = read_object(path, SourceError, _GENERATION_REMEDY, called=name)
+    check_kind(settings, _GENERATION_KINDS, name, SourceError, _GENERATION_REMEDY)
+    with foreign_parser(name, SourceError, _GENERATION_REMEDY):
+        return GenerationConfig.from_pretrained(path.parent)
+
+
 def loaded_bytes(source: Source, dtype: torch.dtype | None, device: str) -> int:
-    """What a model's weights take on the device; `dtype` as for `load_model`."""
+    """Bytes of a model's weights on the device; `dtype` as for `load_model`."""
     return sum(
         tensor.nbytes
         // tensor.dtype.itemsize
@@ -159,7 +179,7 @@ def loaded_bytes(source: Source, dtype: torch.dtype | None, device: str) -> int:
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside the weights, with the ids of its tokenizer.json.
+    """The tokenizer beside the weights, with the ids of its tokenizer.json.
 
     Raises TokenizerError where there is none, ArchitectureError for a config that is damaged: the
     tokenizer's class may depend on it.
@@ -179,10 +199,10 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def sequence_length(source: Source, wished: int | None) -> int:
-    """Tokens in a sequence: as wished, else the model's context, at most 4096."""
-    if wished is not None:
-        return wished
+def sequence_length(source: Source, given: int | None) -> int:
+    """Tokens in a sequence: as given, else the model's context, at most 4096."""
+    if given is not None:
+        return given
     context = source.config.get("max_position_embeddings") or MAX_SEQ_LEN
     if type(context) is not int or context < 1:
         raise ArchitectureError(

@@ -1,4 +1,4 @@
-"""Surgery: a plan applied to a source's tensors, which are cut when they are read.
+"""Pruned source: a plan applied to a source's tensors, which are cut when they are read.
 
 Knows how kept indices of named axes become rows and columns of each tensor. Holds nothing: a cut
 tensor is read some rows at a time, like any other.
@@ -37,7 +37,7 @@ def narrowed(plan: PruningPlan, tensors: Mapping[str, LazyTensor]) -> dict[str, 
 
 
 def source_names(plan: PruningPlan) -> dict[str, str]:
-    """Under which name each tensor of the pruned model stands in the source."""
+    """The name in the source of each tensor of the pruned model."""
     return {slot.name: source_name(plan, slot) for slot in plan.target.slots()}
 
 
@@ -78,12 +78,12 @@ def narrow(tensor: torch.Tensor, index: Index, dimension: int) -> torch.Tensor:
     """`tensor` at the positions `index` of one dimension, contiguous."""
     carrier = tensor.view(_CARRIERS[tensor.dtype.itemsize]).numpy()
     # mode="clip" lets numpy skip its bounds check: several times faster, and ours are in bounds.
-    taken = np.take(carrier, index, axis=dimension, mode="clip")
-    return torch.from_numpy(taken).view(tensor.dtype)
+    rows = np.take(carrier, index, axis=dimension, mode="clip")
+    return torch.from_numpy(rows).view(tensor.dtype)
 
 
 def source_name(plan: PruningPlan, slot: Slot) -> str:
-    """The name under which a tensor of the pruned model stands in the source."""
+    """The name in the source of a tensor of the pruned model."""
     return slot.row.name(None if slot.layer is None else plan.layers[slot.layer])
 
 
@@ -155,7 +155,7 @@ def _cut(plan: PruningPlan, slot: Slot, tensor: LazyTensor) -> LazyTensor:
 
 
 class PrunedSource(Source):
-    """A source as a plan leaves it: read, scored and evaluated before anything is written."""
+    """A source pruned by a plan: it is read, scored and evaluated before anything is written."""
 
     layout = "pruned"
 

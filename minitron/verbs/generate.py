@@ -12,8 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from minitron.errors import SourceError, TokenizerError, foreign_parser
 from minitron.recipe import GenerateRecipe, verb
-from minitron.sources.generation_settings import FILE
-from minitron.sources.loading import default_device, load_model, load_tokenizer
+from minitron.sources.loading import GENERATION, default_device, load_model, load_tokenizer
 from minitron.sources.opening import open_source
 from minitron.sources.quantization import check_quantization, quantized
 from minitron.text.encoding import prompt_ids
@@ -115,7 +114,7 @@ def _settings_boundary(model: PreTrainedModel) -> AbstractContextManager[None]:
     if not unchecked:
         return nullcontext()
     remedy = f"mend or remove {', '.join(sorted(unchecked)):.200}"
-    return foreign_parser(f"{model.name_or_path}/{FILE}".lstrip("/"), SourceError, remedy)
+    return foreign_parser(f"{model.name_or_path}/{GENERATION}".lstrip("/"), SourceError, remedy)
 
 
 def _settings(model: PreTrainedModel, recipe: GenerateRecipe) -> GenerationConfig:
