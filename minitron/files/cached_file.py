@@ -87,6 +87,14 @@ class CachedFile(File):
             else:
                 part[:] = memoryview(self._piece(at))[low - at : high - at]  # no copy
 
+    def read(self, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop)."""
+        stop = self.size if stop is None else stop
+        at = start - start % self._pieces.piece
+        if stop <= min(at + self._pieces.piece, self.size) and (self.file, at) in self._pieces:
+            return self._piece(at)[start - at : stop - at]  # quickly: pickles are read byte by byte
+        return super().read(start, stop)
+
     def _piece(self, at: int) -> bytes:
         stop = min(at + self._pieces.piece, self.size)
         return self._pieces.get((self.file, at), lambda: self.file.read(at, stop))
