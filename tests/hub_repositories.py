@@ -42,7 +42,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Commit:
-    """A state of a repository, and what was said of it."""
+    """A state of a repository, with its title and description."""
 
     parent: str | None
     title: str
@@ -173,10 +173,10 @@ class Holdings:
         """A repository with these files, as if somebody had pushed them."""
         repository = Repository(repo_id, type, private, gated)
         self.repositories.append(repository)
-        self.put(repository, files)
+        self.replace_files(repository, files)
         return repository
 
-    def put(self, repository: Repository, files: Mapping[str, bytes]) -> Commit:
+    def replace_files(self, repository: Repository, files: Mapping[str, bytes]) -> Commit:
         """Another commit on main, with these files and no others."""
         blobs = {path: Blob(content, is_large(path, content)) for path, content in files.items()}
         self.stored |= {blob.sha256: blob.content for blob in blobs.values() if blob.is_lfs}

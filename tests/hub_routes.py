@@ -33,7 +33,7 @@ NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}[A-Za-z0-9_]|
 
 @dataclass
 class Fault:
-    """What goes wrong with the next requests of a method whose path a pattern is found in."""
+    """What fails in the next requests of a method whose path a pattern is found in."""
 
     method: str
     path: str
@@ -126,10 +126,10 @@ class Hub(Holdings):
         self.lock = threading.RLock()
 
     def fail(self, fault: Fault) -> None:
-        """Go wrong as told, before the faults that wait already."""
+        """Add a fault before those that are waiting."""
         self.faults.insert(0, fault)
 
-    def asked(self, method: str, path: str) -> list[Seen]:
+    def requests(self, method: str, path: str) -> list[Seen]:
         """The requests so far of a method whose path a pattern is found in."""
         return [s for s in self.seen if s.method == method and re.search(path, s.path)]
 
@@ -151,17 +151,17 @@ class Hub(Holdings):
     # Who, and which repository
 
     def writer(self, request: Request, owner: str) -> Account:
-        account = self.known(request)
+        account = self.account_of(request)
         if not account.can_write or owner not in (account.name, *account.contributes):
             raise Refusal(403, f"You don't have the rights to write to the namespace {owner!r}")
         return account
 
-    def known(self, request: Request) -> Account:
+    def account_of(self, request: Request) -> Account:
         if request.account is None:
             raise Refusal(401, "Invalid username or password.")
         return request.account
 
-    def found(self, request: Request, kind: str, repo: str) -> Repository:
+    def readable(self, request: Request, kind: str, repo: str) -> Repository:
         """The repository, where the asker may see it; under its own case only."""
         repository = self.repository(kind, repo)
         names = request.account.names if request.account else ()
@@ -187,7 +187,7 @@ class Hub(Holdings):
 
     @route("GET", "/api/whoami-v2")
     def whoami(self, request: Request) -> Answer:
-        account = self.known(request)
+        account = self.account_of(request)
         role = "write" if account.can_write else "read"
         token = {"displayName": "test", "role": role}
         auth = {"type": "access_token", "accessToken": token}
@@ -199,7 +199,7 @@ class Hub(Holdings):
     @route("POST", "/api/repos/create")
     def create(self, request: Request) -> Answer:
         asked = request.json()
-        owner = asked.get("organization") or self.known(request).name
+        owner = asked.get("organization") or self.account_of(request).name
         if not NAME.fullmatch(asked["name"]):
             raise Refusal(400, f"Invalid repo name: {asked['name']}")
         self.writer(request, owner)
@@ -228,13 +228,13 @@ class Hub(Holdings):
         status = 400 if errors else 200
         if request.headers.get("accept") == "text/plain":
             return Answer("\n".join(f"- Error: {error}" for error in errors).encode(), status)
-        told = {"errors": errors, "warnings": warnings}
-        content = {key: [{"message": line} for line in lines] for key, lines in told.items()}
+        sections = {"errors": errors, "warnings": warnings}
+        content = {key: [{"message": line} for line in lines] for key, lines in sections.items()}
         return Answer.of(content, status)
 
     @route("GET", "/api/KIND/ID(/revision/{revision})?")
     def info(self, request: Request, kind: str, repo: str, revision: str | None) -> Answer:
-        repository = self.found(request, kind, repo)
+        repository = self.readable(request, kind, repo)
         commit = self.at(repository, revision or "main")
         files = [_sibling(path, blob) for path, blob in sorted(commit.files.items())]
         content: dict[str, Any] = {"_id": "0" * 24, "id": repository.id, "modelId": repository.id}
@@ -245,7 +245,7 @@ class Hub(Holdings):
 
     @route("GET", "/api/KIND/ID/auth-check(?P<write>/write)?")
     def auth_check(self, request: Request, kind: str, repo: str, write: str | None) -> Answer:
-        repository = self.found(request, kind, repo)
+        repository = self.readable(request, kind, repo)
         if write:
             self.writer(request, repository.owner)
         return Answer.of({})
@@ -254,7 +254,7 @@ class Hub(Holdings):
     def tree(
         self, request: Request, kind: str, repo: str, revision: str, path: str | None
     ) -> Answer:
-        repository = self.found(request, kind, repo)
+        repository = self.readable(request, kind, repo)
         commit, under = self.at(repository, revision), f"{path}/" if path else ""
         recursive = request.query.get("recursive", "").lower() == "true"
         entries = _entries(commit, under, recursive)
@@ -270,14 +270,14 @@ class Hub(Holdings):
 
     @route("POST", "/api/KIND/ID/paths-info/{revision}")
     def paths_info(self, request: Request, kind: str, repo: str, revision: str) -> Answer:
-        commit = self.at(self.found(request, kind, repo), revision)
+        commit = self.at(self.readable(request, kind, repo), revision)
         wished = parse_qs(request.body.decode()).get("paths", [])
         entries = {entry["path"]: entry for entry in _entries(commit, "", True)}
         return Answer.of([entries[path] for path in wished if path in entries])
 
     @route("GET", "/api/KIND/ID/refs")
     def refs(self, request: Request, kind: str, repo: str) -> Answer:
-        repository = self.found(request, kind, repo)
+        repository = self.readable(request, kind, repo)
 
         def listed(refs: Mapping[str, str], under: str) -> list[dict[str, str]]:
             return [
@@ -293,14 +293,14 @@ class Hub(Holdings):
 
     @route("GET", "/api/KIND/ID/commits/{revision}")
     def commits_of(self, request: Request, kind: str, repo: str, revision: str) -> Answer:
-        repository = self.found(request, kind, repo)
+        repository = self.readable(request, kind, repo)
         history = repository.history(self.at(repository, revision))
-        told = [{"id": c.oid, "title": c.title, "message": c.message} for c in history]
-        return Answer.of([{**one, "authors": [{"user": "me"}], "date": DATE} for one in told])
+        commits = [{"id": c.oid, "title": c.title, "message": c.message} for c in history]
+        return Answer.of([{**one, "authors": [{"user": "me"}], "date": DATE} for one in commits])
 
     @route("POST", "/api/KIND/ID/branch/{branch}")
     def branch(self, request: Request, kind: str, repo: str, branch: str) -> Answer:
-        repository = self.found(request, kind, repo)
+        repository = self.readable(request, kind, repo)
         self.writer(request, repository.owner)
         if branch in repository.branches:
             raise Refusal(409, f"Reference already exists: {branch}")
@@ -310,7 +310,7 @@ class Hub(Holdings):
 
     @route("POST", "/api/KIND/ID/tag/{revision}")
     def tag(self, request: Request, kind: str, repo: str, revision: str) -> Answer:
-        repository = self.found(request, kind, repo)
+        repository = self.readable(request, kind, repo)
         self.writer(request, repository.owner)
         commit, name = self.at(repository, revision), request.json()["tag"]
         if name in repository.tags:
@@ -343,12 +343,12 @@ class Hub(Holdings):
         files = dict(base.files)
         for line in lines[1:]:
             self._apply(files, line["key"], line["value"])
-        url, told = f"{self.url}/{repository.id}", (header["summary"], header["description"])
+        url, texts = f"{self.url}/{repository.id}", (header["summary"], header["description"])
         if "create_pr" in request.query:
-            number = repository.open_pull_request(base, *told, files)
+            number = repository.open_pull_request(base, *texts, files)
             oid, pull = repository.pulls[number], f"{url}/discussions/{number}"
         else:
-            oid, pull = repository.add_commit(revision, *told, files).oid, None
+            oid, pull = repository.add_commit(revision, *texts, files).oid, None
         content = {"commitUrl": f"{url}/commit/{oid}", "commitOid": oid, "pullRequestUrl": pull}
         return Answer.of(content)
 
@@ -356,8 +356,8 @@ class Hub(Holdings):
         self, request: Request, kind: str, repo: str, revision: str
     ) -> tuple[Repository, Commit]:
         """A repository with the tip that the asker may add to, or ask others to add to."""
-        repository = self.found(request, kind, repo)
-        owner = self.known(request).name if "create_pr" in request.query else repository.owner
+        repository = self.readable(request, kind, repo)
+        owner = self.account_of(request).name if "create_pr" in request.query else repository.owner
         self.writer(request, owner)
         return repository, self.at(repository, revision)
 
@@ -378,8 +378,8 @@ class Hub(Holdings):
     @route("POST", r"/PREFIXID\.git/info/lfs/objects/batch")
     def batch(self, request: Request, prefix: str | None, repo: str) -> Answer:
         kind = {value: kind for kind, value in PREFIXES.items()}[prefix or ""]
-        self.found(request, kind, repo)
-        if not self.known(request).can_write:
+        self.readable(request, kind, repo)
+        if not self.account_of(request).can_write:
             raise Refusal(403, "This token may only read")
         objects = []
         for wished in request.json()["objects"]:
@@ -426,7 +426,7 @@ class Hub(Holdings):
 
     @route("POST", "/lfs/verify")
     def verify(self, request: Request) -> Answer:
-        self.known(request)
+        self.account_of(request)
         wished = request.json()
         if len(self.stored.get(wished["oid"], b"")) != wished["size"]:
             raise Refusal(404, "Object not found")
@@ -439,7 +439,7 @@ class Hub(Holdings):
         self, request: Request, prefix: str | None, repo: str, revision: str, path: str
     ) -> Answer:
         kind = {value: kind for kind, value in PREFIXES.items()}[prefix or ""]
-        repository = self.found(request, kind, repo)
+        repository = self.readable(request, kind, repo)
         if repository.gated and repository.id not in (
             request.account.granted if request.account else ()
         ):
@@ -478,22 +478,22 @@ class Hub(Holdings):
         if any(one.slug == made.slug for one in self.collections):
             raise Refusal(409, "This collection already exists", slug=made.slug)
         self.collections.append(made)
-        return Answer.of(_shown(made))
+        return Answer.of(_collection_json(made))
 
     @route("GET", "/api/collections/{slug*}")
     def collection(self, request: Request, slug: str) -> Answer:
-        return Answer.of(_shown(self._collection(slug)))
+        return Answer.of(_collection_json(self._collection(slug)))
 
     @route("POST", "/api/collections/{slug*}/items")
     def add_item(self, request: Request, slug: str) -> Answer:
         collection = self._collection(slug)
         self.writer(request, collection.owner)
         item = request.json()["item"]
-        self.found(request, item["type"], item["id"])
+        self.readable(request, item["type"], item["id"])
         if (item["type"], item["id"]) in collection.items:
             raise Refusal(409, "Item is already in the collection")
         collection.items.append((item["type"], item["id"]))
-        return Answer.of(_shown(collection))
+        return Answer.of(_collection_json(collection))
 
     def _collection(self, slug: str) -> Collection:
         for collection in self.collections:
@@ -503,11 +503,11 @@ class Hub(Holdings):
 
 
 def _sibling(path: str, blob: Blob) -> dict[str, Any]:
-    told = {"rfilename": path, "size": len(blob.content), "blobId": blob.git_oid}
+    sibling = {"rfilename": path, "size": len(blob.content), "blobId": blob.git_oid}
     if blob.is_lfs:
         lfs = {"sha256": blob.sha256, "size": len(blob.content), "pointerSize": len(blob.pointer)}
-        told["lfs"] = lfs
-    return told
+        sibling["lfs"] = lfs
+    return sibling
 
 
 def _entries(commit: Commit, under: str, recursive: bool) -> list[dict[str, Any]]:
@@ -543,11 +543,11 @@ def _ranged(request: Request, content: bytes, headers: Mapping[str, str]) -> Ans
         start, stop = max(0, size - int(asked[2])), size
     if start >= stop:
         return Answer(b"", 416, {"Content-Range": f"bytes */{size}"})
-    told = f"bytes {start}-{stop - 1}/{size}"
-    return Answer(content[start:stop], 206, {**headers, "Content-Range": told})
+    content_range = f"bytes {start}-{stop - 1}/{size}"
+    return Answer(content[start:stop], 206, {**headers, "Content-Range": content_range})
 
 
-def _shown(collection: Collection) -> dict[str, Any]:
+def _collection_json(collection: Collection) -> dict[str, Any]:
     items = [
         {"_id": str(position), "id": item_id, "type": type, "position": position}
         for position, (type, item_id) in enumerate(collection.items)

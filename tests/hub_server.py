@@ -2,7 +2,7 @@
 
 Speaks the protocol of huggingface.co: models and Spaces, large files in parts, commits, pull
 requests, branches, tags, collections, ranges, redirects, gated and private repositories. It checks
-tokens, keeps a record of every request, and fails when it is told to.
+tokens, keeps a record of every request, and fails on request.
 
     with serving() as hub:
         hub.accounts["hf_some"] = Account("me")

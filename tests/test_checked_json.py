@@ -29,7 +29,7 @@ def test_what_is_expected_passes_and_other_keys_are_free(more: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "problem"),
     [
         ({"name": 3}, "says name: 3; it must be text"),
         ({"size": True}, "says size: True; it must be a whole number"),
@@ -44,8 +44,8 @@ def test_what_is_expected_passes_and_other_keys_are_free(more: dict[str, Any]) -
         ({"rows": [{"values": [[]]}]}, r"says rows\[0\].values\[0\]: list; it must be text or"),
     ],
 )
-def test_what_is_not_is_named(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(SourceError, match=f"^a.json {said}.*: mend it$"):
+def test_what_is_not_is_named(changed: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SourceError, match=f"^a.json {problem}.*: mend it$"):
         check_kind({**GOOD, **changed}, KIND, "a.json", SourceError, "mend it")
 
 

@@ -126,7 +126,7 @@ def test_in_a_file_too_whatever_its_windows_and_where_it_begins(
         assert not is_finite_there(damaged), position
 
 
-def test_a_file_that_ends_before_its_tensor_is_told(tmp_path: Path) -> None:
+def test_a_file_that_ends_before_its_tensor_is_reported(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(104))
     part = LocalFile.at(tmp_path / "weights").window(60, 44)
     (tmp_path / "weights").write_bytes(bytes(100))

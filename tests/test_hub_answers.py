@@ -130,7 +130,7 @@ def test_every_way_to_ask_for_a_long_wait_is_understood(
         look(folder)
 
 
-def test_waits_that_add_up_are_refused_and_each_is_told(
+def test_waits_that_add_up_are_refused_and_each_is_reported(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
@@ -246,9 +246,9 @@ def test_a_hub_that_repeats_what_it_was_sent_prints_no_token(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told = f"refused: Authorization: Bearer {TOKEN} of http://me:{TOKEN}@proxy"
-    headers = {"X-Error-Message": told, "X-HF-Warning": told, "X-Request-Id": TOKEN}
-    body = json.dumps({"error": told, "errors": [{"message": told}]}).encode()
+    message_text = f"refused: Authorization: Bearer {TOKEN} of http://me:{TOKEN}@proxy"
+    headers = {"X-Error-Message": message_text, "X-HF-Warning": message_text, "X-Request-Id": TOKEN}
+    body = json.dumps({"error": message_text, "errors": [{"message": message_text}]}).encode()
     hub.fail(Fault(method, path, status=status, headers=headers, body=body, times=99))
     with masked_logs(), pytest.raises(MinitronError) as refused:
         run(folder)

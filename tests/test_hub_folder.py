@@ -1,4 +1,4 @@
-"""However a model's weights lie in its folder, they are read as they are, or refused by name."""
+"""Weights in every layout of a folder are read as they are, or refused by name."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def copied(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+def copy_of(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     """A copy of one of them, to be damaged."""
     return lambda layout: Path(shutil.copytree(folders[layout], tmp_path / "copy"))
 
@@ -74,9 +74,9 @@ class TestEveryLayout:
             assert torch.equal(folder.tensors[name].read(start, stop), tensor[start:stop]), name
 
     def test_weights_are_not_read_before_they_are_asked_for(
-        self, layout: str, copied: Callable[[str], Path]
+        self, layout: str, copy_of: Callable[[str], Path]
     ) -> None:
-        folder = HubFolder.at(copied(layout))
+        folder = HubFolder.at(copy_of(layout))
         stored = folder.tensors["model.layers.2.mlp.up_proj.weight"]
         content = bytearray(stored.file.path.read_bytes())
         content[stored.offset : stored.offset + stored.nbytes] = bytes(stored.nbytes)
@@ -94,15 +94,15 @@ class TestEveryLayout:
         for name, file in folder.files_of_tensors.items():
             assert folder.tensors[name].file.path.name == file
 
-    def test_a_truncated_shard_is_named(self, layout: str, copied: Callable[[str], Path]) -> None:
-        path = copied(layout)
+    def test_a_truncated_shard_is_named(self, layout: str, copy_of: Callable[[str], Path]) -> None:
+        path = copy_of(layout)
         shard = shards_of(path)[-1]
         shard.write_bytes(shard.read_bytes()[:-100])
         with pytest.raises(SourceError, match=rf"{shard.name} is truncated"):
             _ = HubFolder.at(path).tensors
 
-    def test_a_shard_of_no_bytes_is_named(self, layout: str, copied: Callable[[str], Path]) -> None:
-        path = copied(layout)
+    def test_an_empty_shard_is_named(self, layout: str, copy_of: Callable[[str], Path]) -> None:
+        path = copy_of(layout)
         shard = shards_of(path)[0]
         shard.write_bytes(b"")
         with pytest.raises(SourceError, match=shard.name):
@@ -111,17 +111,17 @@ class TestEveryLayout:
 
 @pytest.mark.parametrize("layout", SHARDED)
 class TestTheIndex:
-    def test_a_missing_shard_is_named(self, layout: str, copied: Callable[[str], Path]) -> None:
-        path = copied(layout)
+    def test_a_missing_shard_is_named(self, layout: str, copy_of: Callable[[str], Path]) -> None:
+        path = copy_of(layout)
         shard = shards_of(path)[1]
         shard.unlink()
         with pytest.raises(SourceError, match=rf"has no {shard.name}, which its index names"):
             _ = HubFolder.at(path).tensors
 
     def test_a_tensor_that_no_shard_has_is_named(
-        self, layout: str, copied: Callable[[str], Path]
+        self, layout: str, copy_of: Callable[[str], Path]
     ) -> None:
-        path = copied(layout)
+        path = copy_of(layout)
         shard = shards_of(path)[0].name
         edit_index(path, lambda index: index["weight_map"].update({"model.extra.weight": shard}))
         with pytest.raises(SourceError, match=rf"says {shard} holds model.extra.weight, but it"):
@@ -134,9 +134,9 @@ class TestTheIndex:
         ids=repr,
     )
     def test_a_shard_outside_the_folder_is_refused(
-        self, layout: str, file: Any, copied: Callable[[str], Path]
+        self, layout: str, file: Any, copy_of: Callable[[str], Path]
     ) -> None:
-        path = copied(layout)
+        path = copy_of(layout)
         shard = shards_of(path)[0]
         shutil.copy(shard, path.parent)
         (path / "sub").mkdir()
@@ -149,15 +149,15 @@ class TestTheIndex:
 
     @pytest.mark.parametrize("weight_map", [None, {}, [], "model.safetensors"], ids=str)
     def test_an_index_without_a_table_is_refused(
-        self, layout: str, weight_map: Any, copied: Callable[[str], Path]
+        self, layout: str, weight_map: Any, copy_of: Callable[[str], Path]
     ) -> None:
-        path = copied(layout)
+        path = copy_of(layout)
         edit_index(path, lambda index: index.update(weight_map=weight_map))
         with pytest.raises(SourceError, match=r"index.json has no weight_map: fetch it again"):
             _ = HubFolder.at(path).tensors
 
-    def test_a_damaged_index_is_named(self, layout: str, copied: Callable[[str], Path]) -> None:
-        path = copied(layout)
+    def test_a_damaged_index_is_named(self, layout: str, copy_of: Callable[[str], Path]) -> None:
+        path = copy_of(layout)
         (index,) = path.glob("*.index.json")
         index.write_text(index.read_text()[:-20])
         with pytest.raises(SourceError, match=rf"{index.name} is not JSON \(.*\): fetch it again"):
@@ -251,7 +251,7 @@ def test_tokenizer_and_license_files_are_found_by_name(tmp_path: Path) -> None:
     assert folder.companions.file("absent") is None
 
 
-def test_a_folder_goes_by_the_name_it_is_given(folders: dict[str, Path]) -> None:
+def test_a_folder_has_the_name_it_is_given(folders: dict[str, Path]) -> None:
     path = folders["safetensors"]
     assert HubFolder.at(path).name == str(path)
     assert HubFolder.at(path, "tiny").name == "tiny"

@@ -100,7 +100,7 @@ def shards_of(files: Files) -> dict[str, str]:
 def came_whole(hub: Hub, files: Files) -> Counter[str]:
     """How often each weight file was asked for without a range."""
     shards = shards_of(files)
-    asked = [seen for seen in hub.asked("GET", "/storage/") if "range" not in seen.headers]
+    asked = [seen for seen in hub.requests("GET", "/storage/") if "range" not in seen.headers]
     names = [shards.get(seen.path.removeprefix("/storage/")) for seen in asked]
     return Counter(name for name in names if name is not None)
 
@@ -108,7 +108,7 @@ def came_whole(hub: Hub, files: Files) -> Counter[str]:
 def ranges_of(hub: Hub, files: Files) -> list[tuple[str, int, int]]:
     """The ranges of weight files that were asked for: file, first byte, last byte + 1."""
     shards, found = shards_of(files), []
-    for seen in hub.asked("GET", "/storage/"):
+    for seen in hub.requests("GET", "/storage/"):
         name = shards.get(seen.path.removeprefix("/storage/"))
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers.get("range", ""))
         if name is not None and asked is not None:
@@ -315,7 +315,7 @@ def test_with_little_disk_a_repository_that_changes_is_read_as_it_was(
     repository = hub.add(NAME, sharded)
     source = open_source(NAME, low_disk=True)
     weights = {name: bytes(len(sharded[name])) for name in shards_of(sharded).values()}
-    hub.put(repository, weights)
+    hub.replace_files(repository, weights)
     expected = tiny_model(vocab_size=VOCABULARY, dtype=torch.bfloat16).state_dict()
     name = "model.layers.2.mlp.up_proj.weight"
     assert torch.equal(source.tensors[name].read(), expected[name])
@@ -360,20 +360,20 @@ def without_content_range(request: Request, given: Answer) -> Answer:
 
 
 def without_the_size(request: Request, given: Answer) -> Answer:
-    told = re.sub(r"/\d+$", "/*", given.headers["Content-Range"])
-    return replace(given, headers={**given.headers, "Content-Range": told})
+    message = re.sub(r"/\d+$", "/*", given.headers["Content-Range"])
+    return replace(given, headers={**given.headers, "Content-Range": message})
 
 
 def one_byte_before(request: Request, given: Answer) -> Answer:
     first, last, size = map(int, re.findall(r"\d+", given.headers["Content-Range"]))
-    told = f"bytes {abs(first - 1)}-{abs(last - 1)}/{size}"
-    return replace(given, body=bytes(len(given.body)), headers={"Content-Range": told})
+    message = f"bytes {abs(first - 1)}-{abs(last - 1)}/{size}"
+    return replace(given, body=bytes(len(given.body)), headers={"Content-Range": message})
 
 
 @pytest.mark.parametrize(
     "alter",
     [without_content_range, without_the_size, one_byte_before],
-    ids=["no range told", "no size told", "another range"],
+    ids=["no range message", "no size message", "another range"],
 )
 def test_a_range_that_is_not_the_one_asked_for_is_not_taken(
     hub: Hub,
@@ -400,8 +400,8 @@ def test_a_range_of_which_only_a_part_comes_is_asked_for_on(
     def shortened(request: Request, given: Answer) -> Answer:
         first, _, size = map(int, re.findall(r"\d+", given.headers["Content-Range"]))
         body = given.body[: max(8, len(given.body) // 2)]
-        told = f"bytes {first}-{first + len(body) - 1}/{size}"
-        return replace(given, body=body, headers={"Content-Range": told})
+        message = f"bytes {first}-{first + len(body) - 1}/{size}"
+        return replace(given, body=body, headers={"Content-Range": message})
 
     hub.add(NAME, sharded)
     altered(hub, monkeypatch, shortened)
@@ -414,7 +414,7 @@ def test_a_range_of_which_only_a_part_comes_is_asked_for_on(
 def test_a_range_is_asked_for_uncompressed(hub: Hub, sharded: Files) -> None:
     hub.add(NAME, sharded)
     minitron.inspect(NAME)
-    asked = [seen for seen in hub.asked("GET", "/storage/") if "range" in seen.headers]
+    asked = [seen for seen in hub.requests("GET", "/storage/") if "range" in seen.headers]
     assert {seen.headers["accept-encoding"] for seen in asked} == {"identity"}
 
 
@@ -437,8 +437,8 @@ def test_a_header_that_claims_to_be_longer_than_its_file_does_not_bring_the_file
     weights = length.to_bytes(8, "little") + bytes(200_000)
     files = {"config.json": sharded["config.json"], "model.safetensors": weights}
     hub.add(NAME, files)
-    told = rf"^{NAME}/model.safetensors is truncated or no safetensors file"
-    with pytest.raises(SourceError, match=told):
+    message = rf"^{NAME}/model.safetensors is truncated or no safetensors file"
+    with pytest.raises(SourceError, match=message):
         minitron.convert(NAME, "out", low_disk=low_disk)
     assert sum(stop - start for _, start, stop in ranges_of(hub, files)) <= 64
     assert not came_whole(hub, files)
@@ -460,10 +460,12 @@ def test_inspecting_a_pickle_fetches_only_what_describes_it(
 ) -> None:
     files = pickled(shards)
     hub.add(NAME, files)
-    told = minitron.inspect(NAME)
-    assert told.layout == ("pytorch_model.bin" if shards == 1 else "pytorch_model.bin (sharded)")
-    assert told.bytes == sum(t.nbytes for t in tiny_model(vocab_size=VOCABULARY).parameters()) // 2
-    assert told.dtype == "bfloat16"
+    report = minitron.inspect(NAME)
+    assert report.layout == ("pytorch_model.bin" if shards == 1 else "pytorch_model.bin (sharded)")
+    assert (
+        report.bytes == sum(t.nbytes for t in tiny_model(vocab_size=VOCABULARY).parameters()) // 2
+    )
+    assert report.dtype == "bfloat16"
     assert not came_whole(hub, files)
     # The beginning with its pickle, the directory at the end: none of the 40 records between.
     asked = ranges_of(hub, files)
@@ -488,7 +490,7 @@ def test_inspecting_a_pickle_from_before_torch_1_6_fetches_no_weights(
     assert came < len(files["pytorch_model.bin"]) / 10
 
 
-def test_a_damaged_pickle_on_the_hub_goes_by_its_name_there(
+def test_a_damaged_pickle_on_the_hub_has_its_name_there(
     hub: Hub, pickled: Callable[[int], Files]
 ) -> None:
     files = pickled(1)
@@ -592,8 +594,8 @@ def test_without_a_hub_and_without_a_cache_it_is_one_line(
         nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
-    told = rf"^{name} is neither a folder nor in the cache, and the Hub cannot be reached: "
-    with pytest.raises(SourceError, match=told):
+    message = rf"^{name} is neither a folder nor in the cache, and the Hub cannot be reached: "
+    with pytest.raises(SourceError, match=message):
         minitron.convert(name, "out", low_disk=low_disk)
     assert not list(tmp_path.glob("out*"))
 
@@ -613,8 +615,8 @@ def test_where_nothing_listens_what_is_cached_is_read(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
     minitron.convert(NAME, "two", low_disk=low_disk)
-    told = f"{NAME}: the Hub cannot be reached, reading what is in the cache"
-    assert caplog.messages.count(told) == 1
+    message = f"{NAME}: the Hub cannot be reached, reading what is in the cache"
+    assert caplog.messages.count(message) == 1
     one, two = contents(Path("one")), contents(Path("two"))
     assert one.keys() == two.keys()
     assert "tokenizer.json" in two
@@ -656,7 +658,7 @@ def test_a_nemo_is_inspected_although_the_hub_is_busy_for_a_moment(
     assert minitron.inspect(f"{NAME}:nemo/model.nemo").format == "nemo"
 
 
-# What lies beside the weights
+# What is beside the weights
 
 
 @pytest.mark.parametrize(
@@ -688,7 +690,7 @@ def test_a_damaged_tokenizer_is_named(
     ],
     ids=str,
 )
-def test_a_damaged_config_is_told_before_the_tokenizer_is_read(
+def test_a_damaged_config_is_reported_before_the_tokenizer_is_read(
     hub: Hub, with_tokenizer: Files, changed: dict[str, Any]
 ) -> None:
     config = {**json.loads(with_tokenizer["config.json"]), **changed}

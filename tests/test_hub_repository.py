@@ -81,7 +81,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(hub: Path) -> dict[str, dict[str, Any]]:
+def results(hub: Path) -> dict[str, dict[str, Any]]:
     """What a process that is offline says of each name."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)}
     run = subprocess.run(
@@ -98,9 +98,9 @@ def told(hub: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["owner/whole", "owner/whole@main", f"owner/whole@{COMMIT}"])
 def test_a_cached_repository_is_opened_at_its_commit(
-    name: str, told: dict[str, dict[str, Any]]
+    name: str, results: dict[str, dict[str, Any]]
 ) -> None:
-    source = told[name]
+    source = results[name]
     assert source["name"] == "owner/whole"
     assert source["revision"] == COMMIT
     assert source["layout"] == "safetensors (sharded)"
@@ -111,38 +111,40 @@ def test_a_cached_repository_is_opened_at_its_commit(
     assert all(f"models--owner--whole/snapshots/{COMMIT}/" in path for path in source["paths"])
 
 
-def test_its_tensors_are_those_that_were_cached(told: dict[str, dict[str, Any]]) -> None:
-    assert told["owner/whole"]["norm"] == tiny_model().model.norm.weight.tolist()
+def test_its_tensors_are_those_that_were_cached(results: dict[str, dict[str, Any]]) -> None:
+    assert results["owner/whole"]["norm"] == tiny_model().model.norm.weight.tolist()
 
 
 @pytest.mark.parametrize("name", ["owner/absent", "owner/whole@v9", f"owner/whole@{OTHER}"])
 def test_what_is_not_cached_is_named_in_one_line(
-    name: str, told: dict[str, dict[str, Any]]
+    name: str, results: dict[str, dict[str, Any]]
 ) -> None:
-    assert told[name]["error"] == "SourceError"
-    assert told[name]["message"] == (
+    assert results[name]["error"] == "SourceError"
+    assert results[name]["message"] == (
         f"{name} is neither a folder nor in the cache, and the Hub cannot be reached: "
         "check the name and the connection"
     )
 
 
-def test_a_shard_that_is_not_cached_is_named(told: dict[str, dict[str, Any]]) -> None:
-    assert told["owner/shardless"]["error"] == "SourceError"
-    assert "owner/shardless has no model-00002-of-" in told["owner/shardless"]["message"]
-    message = told["owner/shardless"]["message"]
+def test_a_shard_that_is_not_cached_is_named(results: dict[str, dict[str, Any]]) -> None:
+    assert results["owner/shardless"]["error"] == "SourceError"
+    assert "owner/shardless has no model-00002-of-" in results["owner/shardless"]["message"]
+    message = results["owner/shardless"]["message"]
     assert "which its index names: fetch it where there is a network: hf download owner" in message
     assert re.search(r"owner/shardless model\S+safetensors --revision [0-9a-f]{40}$", message)
 
 
 def test_a_repository_of_which_only_the_config_is_cached_has_no_weights(
-    told: dict[str, dict[str, Any]],
+    results: dict[str, dict[str, Any]],
 ) -> None:
-    assert told["owner/config-only"]["message"].startswith(
+    assert results["owner/config-only"]["message"].startswith(
         "owner/config-only has no weights: none is in the cache, and the Hub cannot be reached; "
         "fetch it where there is a network: hf download owner/config-only model.safetensors"
     )
 
 
-def test_a_cached_repository_without_config_is_no_model(told: dict[str, dict[str, Any]]) -> None:
-    assert told["owner/configless"]["error"] == "SourceError"
-    assert "owner/configless" in told["owner/configless"]["message"]
+def test_a_cached_repository_without_config_is_no_model(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    assert results["owner/configless"]["error"] == "SourceError"
+    assert "owner/configless" in results["owner/configless"]["message"]

@@ -56,7 +56,7 @@ def test_what_is_uploaded_comes_back_equal(hub: Hub, tmp_path: Path) -> None:
     api.create_repo("me/new", private=True)
     commit = api.upload_folder(folder_path=folder, repo_id="me/new", commit_message="All of it")
 
-    assert len(hub.asked("PUT", r"/lfs/\w+/\d")) == 3  # 12,800 bytes in parts of 5,000
+    assert len(hub.requests("PUT", r"/lfs/\w+/\d")) == 3  # 12,800 bytes in parts of 5,000
     snapshot = Path(snapshot_download("me/new"))
     assert snapshot.name == commit.oid
     assert {n: (snapshot / n).read_bytes() for n in files} == files
@@ -70,8 +70,8 @@ def test_a_file_that_is_stored_already_is_not_sent_again(hub: Hub) -> None:
     api.create_commit("me/new", [add("a.safetensors", NEW)], commit_message="One")
     api.create_commit("me/new", [add("b.safetensors", NEW)], commit_message="Two")
 
-    assert len(hub.asked("PUT", "/lfs/")) == 1
-    assert len(hub.asked("POST", "/commit/")) == 2
+    assert len(hub.requests("PUT", "/lfs/")) == 1
+    assert len(hub.requests("POST", "/commit/")) == 2
 
 
 def test_files_are_deleted_and_a_stale_parent_is_refused(hub: Hub) -> None:
@@ -128,7 +128,7 @@ def test_a_tree_is_listed_in_pages(hub: Hub) -> None:
     api = HfApi()
     paths = [entry.path for entry in api.list_repo_tree("Other/Thing", recursive=True)]
     assert paths == ["config.json", "model.safetensors", "nemo", "nemo/some.nemo"]
-    assert len(hub.asked("GET", "/tree/")) == 2
+    assert len(hub.requests("GET", "/tree/")) == 2
     flat = {entry.path for entry in api.list_repo_tree("Other/Thing")}
     assert flat == {"config.json", "model.safetensors", "nemo"}
     [info] = api.get_paths_info("Other/Thing", ["model.safetensors", "missing"])
@@ -143,12 +143,12 @@ def test_an_id_in_another_case_is_sent_to_its_own(hub: Hub) -> None:
     assert "config.json" in HfApi().list_repo_files("OTHER/THING")
 
 
-def test_a_large_file_lies_elsewhere_where_no_token_goes(hub: Hub) -> None:
+def test_a_large_file_is_stored_elsewhere_without_a_token(hub: Hub) -> None:
     path = hf_hub_download("Other/Thing", "model.safetensors")
     assert Path(path).read_bytes() == LARGE
-    assert os.path.basename(os.path.realpath(path)) == hub.asked("GET", "/storage/")[0].path[9:]
-    assert {seen.account for seen in hub.asked("GET", "/storage/")} == {None}
-    assert {seen.account for seen in hub.asked("HEAD", "/resolve/")} == {"me"}
+    assert os.path.basename(os.path.realpath(path)) == hub.requests("GET", "/storage/")[0].path[9:]
+    assert {seen.account for seen in hub.requests("GET", "/storage/")} == {None}
+    assert {seen.account for seen in hub.requests("HEAD", "/resolve/")} == {"me"}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_only_the_owner_with_a_token_that_writes_may_write(
             "me/new", [add("a.safetensors", NEW)], commit_message="No"
         )
     assert refused.value.response.status_code == status
-    assert hub.asked("PUT", "/lfs/") == []
+    assert hub.requests("PUT", "/lfs/") == []
 
 
 def test_a_wrong_token_is_refused_even_where_none_is_needed(hub: Hub) -> None:
@@ -182,7 +182,7 @@ def test_a_wrong_token_is_refused_even_where_none_is_needed(hub: Hub) -> None:
         HfApi(token="hf_wrong").model_info("Other/Thing")
 
 
-def test_private_gated_and_missing_are_told_apart(hub: Hub) -> None:
+def test_private_gated_and_missing_are_distinguished(hub: Hub) -> None:
     hub.add("Other/Private", FILES, private=True)
     hub.add("Other/Gated", FILES, gated=True)
     for missing in ("Other/Private", "Other/Missing"):
@@ -206,11 +206,11 @@ def test_a_collection_is_made_once(hub: Hub) -> None:
     assert [item.item_id for item in collection.items] == ["Other/Thing"]
 
 
-def test_a_fault_comes_as_often_as_told(hub: Hub) -> None:
+def test_a_fault_comes_as_often_as_requested(hub: Hub) -> None:
     hub.fail(Fault("GET", "/storage/", status=429, times=2, headers={"Retry-After": "1"}))
     path = hf_hub_download("Other/Thing", "model.safetensors")
     assert Path(path).read_bytes() == LARGE
-    assert len(hub.asked("GET", "/storage/")) == 3
+    assert len(hub.requests("GET", "/storage/")) == 3
 
     hub.fail(Fault("HEAD", "/resolve/", status=500))
     assert Path(hf_hub_download("Other/Thing", "nemo/some.nemo")).read_bytes() == b"\0tar"
@@ -219,11 +219,11 @@ def test_a_fault_comes_as_often_as_told(hub: Hub) -> None:
         hf_hub_download("Other/Thing", ".gitattributes")
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub) -> None:
+def test_a_download_that_breaks_off_continues_where_it_was(hub: Hub) -> None:
     hub.fail(Fault("GET", "/storage/", drop_after=10_000))
     path = hf_hub_download("Other/Thing", "model.safetensors")
     assert Path(path).read_bytes() == LARGE
-    assert len(hub.asked("GET", "/storage/")) == 2
+    assert len(hub.requests("GET", "/storage/")) == 2
 
 
 def test_an_upload_that_breaks_off_or_is_damaged_is_sent_again_or_refused(hub: Hub) -> None:
@@ -231,7 +231,7 @@ def test_an_upload_that_breaks_off_or_is_damaged_is_sent_again_or_refused(hub: H
     api.create_repo("me/new")
     hub.fail(Fault("PUT", "/lfs/", drop_after=100))
     api.create_commit("me/new", [add("a.safetensors", NEW)], commit_message="One")
-    assert len(hub.asked("PUT", "/lfs/")) == 2
+    assert len(hub.requests("PUT", "/lfs/")) == 2
 
     hub.fail(Fault("PUT", "/lfs/", corrupt=True))
     with pytest.raises(RuntimeError, match="Error while uploading"):

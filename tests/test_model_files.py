@@ -72,13 +72,13 @@ def test_what_belongs_to_a_tokenizer(name: str, belongs: bool) -> None:
     assert is_model_file(name) == ("/" not in name or belongs)
 
 
-def test_files_at_the_top_come_first_since_they_tell_the_folder() -> None:
+def test_files_at_the_top_come_first_since_they_show_the_folder() -> None:
     names = ["additional_chat_templates/a.jinja", "tokenizer.json", "added_tokens.json"]
     assert tokenizer_names(names) == ["added_tokens.json", "tokenizer.json", names[0]]
 
 
 @pytest.mark.parametrize(
-    ("said", "changed"),
+    ("config", "changed"),
     [
         ({"tokenizer_class": "TokenizersBackend"}, FAST),
         ({"tokenizer_class": "PythonBackend"}, FAST),
@@ -108,15 +108,15 @@ def test_files_at_the_top_come_first_since_they_tell_the_folder() -> None:
     ids=str,
 )
 def test_a_config_gets_what_both_generations_know(
-    said: dict[str, Any], changed: Mapping[str, Any]
+    config: dict[str, Any], changed: Mapping[str, Any]
 ) -> None:
-    expected = {k: v for k, v in {**said, **changed}.items() if v is not ...}
-    assert portable_tokenizer_config(said, has_fast_file=True) == expected
+    expected = {k: v for k, v in {**config, **changed}.items() if v is not ...}
+    assert portable_tokenizer_config(config, has_fast_file=True) == expected
 
 
 def test_without_tokenizer_json_a_class_stays() -> None:
-    said = {"tokenizer_class": "SentencePieceBackend"}
-    assert portable_tokenizer_config(said, has_fast_file=False) == said
+    config = {"tokenizer_class": "SentencePieceBackend"}
+    assert portable_tokenizer_config(config, has_fast_file=False) == config
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +156,9 @@ def test_every_command_takes_the_whole_tokenizer_along(
     tokenizer = load_tokenizer(open_source(str(out)))
     assert tokenizer.chat_template == CHAT
     assert tokenizer.extra_special_tokens == ["<extra_id_0>"]
-    said = json.loads((out / "tokenizer_config.json").read_text())
-    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert "extra_special_tokens" not in said
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "extra_special_tokens" not in config
     text = "It was <extra_id_0> the best of times"
     assert tokenizer(text) == load_tokenizer(open_source(str(source)))(text)
     assert json.loads((out / "config.json").read_text())["use_cache"] is True

@@ -96,12 +96,12 @@ def test_the_index_of_a_tar_costs_its_headers_alone(
     read = 0
     preadv = os.preadv
 
-    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def count_read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
         nonlocal read
         read += sum(map(len, buffers))
         return preadv(descriptor, buffers, offset)
 
-    monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr(os, "preadv", count_read)
 
     assert len(open_archive(path).names()) == 200
     assert 200 * 512 <= read < 200 * 600
@@ -178,7 +178,7 @@ def test_weights_that_compress_well_are_no_bomb(tmp_path: Path) -> None:
     assert open_archive(path).member("x").size == 1 << 24
 
 
-def test_a_disk_too_small_is_told_before_unpacking(
+def test_a_disk_too_small_is_reported_before_unpacking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = pack_members(tmp_path / "m.nemo", MEMBERS, "tar.gz")
@@ -370,7 +370,7 @@ def test_a_file_that_shrank_since_is_noticed(tmp_path: Path) -> None:
         archive.read("model_weights/x", 1 << 20)
 
 
-def test_what_a_killed_run_unpacked_goes_with_the_next_one(tmp_path: Path) -> None:
+def test_what_a_killed_run_unpacked_is_removed_by_the_next_one(tmp_path: Path) -> None:
     source, scratch = tmp_path / "a.nemo", tmp_path / "scratch"
     scratch.mkdir()
     source.write_bytes(gzip.compress(tarred({"model_config.yaml": b"a: 1"})))

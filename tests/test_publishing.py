@@ -94,7 +94,7 @@ def test_the_embedded_teacher_is_pushed_in_parts_and_loads_where_only_transforme
     push("tiny", "tiny-copy")
 
     assert pushed(hub, "me/tiny-copy") == local(zoo()["tiny"])
-    assert len(hub.asked("PUT", r"/lfs/\w+/\d+")) > 1
+    assert len(hub.requests("PUT", r"/lfs/\w+/\d+")) > 1
     script = (
         "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
         "assert not {'minitron', 'modeling_nemotron'} & sys.modules.keys()\n"
@@ -141,14 +141,14 @@ def test_an_interrupted_push_goes_on_with_what_is_missing(hub: Hub, folder: Path
     hub.faults.clear()
     hub.seen.clear()
     push(str(folder), "me/half")
-    sent = {seen.path.removeprefix("/lfs/") for seen in hub.asked("PUT", "/lfs/")}
+    sent = {seen.path.removeprefix("/lfs/") for seen in hub.requests("PUT", "/lfs/")}
     assert sent == set(others)
     assert pushed(hub) == local(folder)
 
     hub.seen.clear()
     again = push(str(folder), "me/half")
-    assert hub.asked("PUT", "/lfs/") == []
-    assert hub.asked("POST", "/commit/") == []
+    assert hub.requests("PUT", "/lfs/") == []
+    assert hub.requests("POST", "/commit/") == []
     assert again.commit == one(hub).branches["main"]
 
 
@@ -251,7 +251,7 @@ def test_a_pull_request_is_opened_once(hub: Hub, folder: Path) -> None:
     hub.fail(Fault("POST", "/commit/", status=500))
     with pytest.raises(OutputError, match=r"the Hub fails \(HTTP 500\)"):
         push(str(folder), "me/half", create_pr=True)
-    assert len(hub.asked("POST", "/commit/")) == 1
+    assert len(hub.requests("POST", "/commit/")) == 1
 
 
 def test_files_that_the_hub_ignores_are_named(
@@ -371,7 +371,7 @@ def test_an_id_in_another_case_is_that_of_the_repository(hub: Hub, folder: Path)
     publication = push(str(folder), "Me/HALF", branch="try", tag="v1", collection="Small")
     assert publication.url == f"{hub.url}/me/half/commit/{publication.commit}"
     assert hub.collections[0].items == [("model", "me/half")]
-    assert not hub.asked("POST", "Me/HALF")
+    assert not hub.requests("POST", "Me/HALF")
 
 
 def test_a_hub_that_does_not_tell_accounts_rights_or_refs_is_pushed_to_all_the_same(

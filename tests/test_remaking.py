@@ -431,14 +431,14 @@ def test_a_folder_on_the_hub_is_remade_from_the_revision_it_was_made_from(
     hub.add("me/half", contents(tmp_path / "out"))
     shutil.rmtree(source)
     other = tiny_folder(tmp_path / "source", seed=1, vocab_size=103)
-    hub.put(repository, {p.name: p.read_bytes() for p in other.iterdir()})
+    hub.replace_files(repository, {p.name: p.read_bytes() for p in other.iterdir()})
     shutil.rmtree(tmp_path / "home")
     hub.seen.clear()
 
     minitron.remake("me/half", str(tmp_path / "again"))
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
-    assert not hub.asked("GET", "me/half/resolve/.*safetensors")
-    assert len(hub.asked("GET", "Some/Model/resolve/.*/model.safetensors|/storage/")) > 0
+    assert not hub.requests("GET", "me/half/resolve/.*safetensors")
+    assert len(hub.requests("GET", "Some/Model/resolve/.*/model.safetensors|/storage/")) > 0
 
 
 @pytest.mark.parametrize("command", ["prune", "convert"])

@@ -1,4 +1,4 @@
-"""Headers say where tensors lie, exactly as the format's own library reads and writes them."""
+"""Headers say where tensors are, exactly as the format's own library reads and writes them."""
 
 import json
 import random
@@ -99,7 +99,7 @@ def test_the_first_tensor_starts_on_a_multiple_of_eight(length: int) -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 5, 24])
-def test_a_file_cut_inside_its_tensors_tells_both_sizes(tmp_path: Path, missing: int) -> None:
+def test_a_file_cut_inside_its_tensors_says_both_sizes(tmp_path: Path, missing: int) -> None:
     path = raw_file(tmp_path / "w.safetensors", entry(), bytes(24 - missing))
     size = path.stat().st_size
     with pytest.raises(

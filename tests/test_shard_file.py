@@ -137,7 +137,7 @@ def test_what_makes_the_pieces_fails_and_no_writer_is_left_waiting(tmp_path: Pat
     assert threading.active_count() == before
 
 
-def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
+def test_a_file_that_ends_early_is_reported(tmp_path: Path) -> None:
     stored = tmp_path / "stored"
     stored.write_bytes(bytes(9 * ROW))
     part = LocalFile.at(stored).window(0, 9 * ROW)

@@ -106,7 +106,7 @@ def test_the_space_arrives_whole_in_one_commit(hub: Hub) -> None:
     assert commit.title.startswith("Show the embedded family, with minitron ")
     assert initial.title == "initial commit"
     assert publication.url == f"{hub.url}/spaces/{REPO}"
-    [made] = hub.asked("POST", "/api/repos/create")
+    [made] = hub.requests("POST", "/api/repos/create")
     assert b'"sdk":"gradio"' in made.body.replace(b" ", b"")
 
 
@@ -205,7 +205,7 @@ def test_a_private_space_holds_minitron_unpacked_and_names_what_it_needs(hub: Hu
 
     hub.seen.clear()
     push(space=REPO)  # that it is private is seen
-    assert hub.asked("POST", "/commit/") == []
+    assert hub.requests("POST", "/commit/") == []
 
 
 def test_what_an_earlier_push_left_is_removed_and_what_others_added_stays(
@@ -219,7 +219,7 @@ def test_what_an_earlier_push_left_is_removed_and_what_others_added_stays(
         "ui/templates/old.html.jinja": b"",
         "notes.md": b"mine",
     }
-    hub.put(repository, {**pushed(hub), **left})
+    hub.replace_files(repository, {**pushed(hub), **left})
     push(space=REPO)
     assert {"models.yaml", *left} & pushed(hub).keys() == {"notes.md"}
 
@@ -231,10 +231,10 @@ def test_an_interrupted_push_goes_on_and_a_second_one_changes_nothing(hub: Hub) 
     hub.faults.clear()
     hub.seen.clear()
     first = push(space=REPO)
-    assert hub.asked("PUT", "/lfs/") == []
+    assert hub.requests("PUT", "/lfs/") == []
     hub.seen.clear()
     assert push(space=REPO).commit == first.commit
-    assert hub.asked("POST", "/commit/") == []
+    assert hub.requests("POST", "/commit/") == []
 
 
 def test_a_model_that_not_everybody_may_read_is_told(

@@ -49,7 +49,7 @@ def test_what_is_written_is_what_was_asked_for(
         assert torch.equal(written[name].read(), tensor), name
 
 
-def test_bytes_that_lie_as_wanted_are_not_read(
+def test_bytes_that_are_as_wanted_are_not_read(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     pieces = dict(stream_tensors(lazy(tmp_path, weights), "it", check=False))
@@ -70,7 +70,7 @@ def test_where_the_kernel_cannot_copy_the_bytes_are_the_same(
     assert torch.equal(written["large"].read(), weights["large"])
 
 
-def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
+def test_a_file_that_ends_early_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_bytes(bytes(12))
     part = LocalFile.at(path).window(4, 8)
@@ -84,7 +84,7 @@ def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["large", "norm", "last"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite_are_told_by_name(
+def test_values_that_are_not_finite_are_named(
     tmp_path: Path, weights: dict[str, torch.Tensor], name: str, value: float
 ) -> None:
     weights[name].view(-1)[-2] = value
@@ -94,7 +94,7 @@ def test_values_that_are_not_finite_are_told_by_name(
     assert {name for name, _ in stream_tensors(tensors, "it", check=False)} == set(weights)
 
 
-def test_a_cast_that_overflows_is_told_apart_from_damage(tmp_path: Path) -> None:
+def test_a_cast_that_overflows_is_distinguished_from_damage(tmp_path: Path) -> None:
     stored = store(tmp_path / "w", torch.tensor([[1.0, 1e6]]))
     with pytest.raises(TargetError, match="w holds values too large for float16: choose bfloat16"):
         list(stream_tensors({"w": Cast(stored, torch.float16)}, "it"))

@@ -31,7 +31,7 @@ TENSORS = {
 INDEX = "model_weights/.metadata"
 
 
-def written(change: Callable[[Metadata], object] = lambda index: None) -> dict[str, bytes]:
+def members_of(change: Callable[[Metadata], object] = lambda index: None) -> dict[str, bytes]:
     """The members of a small checkpoint, its index changed."""
     members = nemo_members(TENSORS, layout="torch_dist", tensor_parallel=2)
     index = pickle.loads(members[INDEX])
@@ -74,7 +74,7 @@ def test_what_torch_itself_writes_is_read(tmp_path: Path) -> None:
 
 
 def test_chunks_are_put_together_and_the_rest_is_left_out(tmp_path: Path) -> None:
-    found = tensors(tmp_path, written())
+    found = tensors(tmp_path, members_of())
 
     assert set(found) == {
         NAME,
@@ -95,12 +95,12 @@ def test_a_header_is_read_when_its_tensor_is(
 
     read, opened = reader.read_torch_object, []
 
-    def counted(file: File) -> object:
+    def count_opened(file: File) -> object:
         opened.append(file)
         return read(file)
 
-    monkeypatch.setattr(reader, "read_torch_object", counted)
-    found = tensors(tmp_path, written())[NAME]
+    monkeypatch.setattr(reader, "read_torch_object", count_opened)
+    found = tensors(tmp_path, members_of())[NAME]
     assert opened == []
     found.read(0, 3)
     assert len(opened) == 1
@@ -113,7 +113,7 @@ def test_replicas_of_a_chunk_count_once(tmp_path: Path) -> None:
     def change(index: Metadata) -> None:
         index.state_dict_metadata[NAME].chunks *= 2
 
-    found = tensors(tmp_path, written(change))
+    found = tensors(tmp_path, members_of(change))
     assert torch.equal(found[NAME].read(), TENSORS["output_layer.weight"])
 
 
@@ -132,7 +132,7 @@ def test_an_item_outside_the_folder_is_refused(tmp_path: Path, path: str) -> Non
     (tmp_path / "secret").write_text("s")
 
     with pytest.raises(SourceError, match="which is no file of this folder") as error:
-        tensors(tmp_path, written(stored_in(path)))
+        tensors(tmp_path, members_of(stored_in(path)))
     assert NAME in str(error.value)
 
 
@@ -145,7 +145,7 @@ def moved(**fields: Any) -> Callable[[Metadata], object]:
 
 
 def chunked(*boxes: tuple[tuple[int, int], tuple[int, int]]) -> Callable[[Metadata], object]:
-    """The chunks of NAME said to be these, every one of them stored."""
+    """The chunks of NAME config to be these, every one of them stored."""
 
     def change(index: Metadata) -> None:
         stored = index.storage_data[chunk_index(index)]
@@ -201,7 +201,7 @@ def test_an_index_that_does_not_hold_is_refused(
     tmp_path: Path, change: Callable[[Metadata], object], message: str
 ) -> None:
     with pytest.raises(SourceError, match=message) as error:
-        tensors(tmp_path, written(change))
+        tensors(tmp_path, members_of(change))
     assert "\n" not in str(error.value)
     assert ".metadata" in str(error.value) or NAME in str(error.value)
 
@@ -224,7 +224,7 @@ def test_an_item_of_another_kind_is_refused_when_read(
     tmp_path: Path, value: object, message: str
 ) -> None:
     data = saved(value)
-    members = written(moved(relative_path="__1_0.distcp", offset=0, length=len(data)))
+    members = members_of(moved(relative_path="__1_0.distcp", offset=0, length=len(data)))
     members["model_weights/__1_0.distcp"] = data
 
     with pytest.raises(SourceError, match=message) as error:
@@ -233,7 +233,7 @@ def test_an_item_of_another_kind_is_refused_when_read(
 
 
 def test_a_damaged_item_is_named_when_read(tmp_path: Path) -> None:
-    members = written()
+    members = members_of()
     members["model_weights/__0_0.distcp"] = bytes(len(members["model_weights/__0_0.distcp"]))
 
     with pytest.raises(SourceError, match=r"chunk \[0, 0\] cannot be read: .*__0_0\.distcp"):
@@ -245,7 +245,7 @@ def test_a_column_of_chunks_that_overlaps_no_other_is_no_grid(tmp_path: Path) ->
     boxes = [((0, 0), (4, 3)), ((4, 0), (4, 3)), ((0, 3), (2, 3)), ((2, 3), (6, 3))]
 
     with pytest.raises(SourceError, match="its 4 chunks do not tile"):
-        tensors(tmp_path, written(chunked(*boxes)))
+        tensors(tmp_path, members_of(chunked(*boxes)))
 
 
 class Runs:
@@ -266,17 +266,19 @@ def test_nothing_that_an_index_names_runs(tmp_path: Path) -> None:
         index.storage_data["hostile"] = Runs(touched)
 
     with pytest.raises(SourceError, match="is not what it should list"):
-        tensors(tmp_path, written(change))
-    members = {**written(), INDEX: pickle.dumps(Runs(touched))}
+        tensors(tmp_path, members_of(change))
+    members = {**members_of(), INDEX: pickle.dumps(Runs(touched))}
     with pytest.raises(SourceError, match="damaged"):
         tensors(tmp_path, members)
-    found = tensors(tmp_path, written(lambda index: setattr(index, "planner_data", Runs(touched))))
+    found = tensors(
+        tmp_path, members_of(lambda index: setattr(index, "planner_data", Runs(touched)))
+    )
     assert torch.equal(found[NAME].read(), TENSORS["output_layer.weight"])
     assert not touched.exists()
 
 
 def test_an_index_may_name_classes_that_are_not_installed(tmp_path: Path) -> None:
-    members = written(lambda index: setattr(index, "planner_data", PosixPath("x")))
+    members = members_of(lambda index: setattr(index, "planner_data", PosixPath("x")))
     renamed = members[INDEX].replace(b"\x07pathlib", b"\x07megatro")
     assert renamed != members[INDEX]
     with pytest.raises(ModuleNotFoundError):
@@ -287,7 +289,7 @@ def test_an_index_may_name_classes_that_are_not_installed(tmp_path: Path) -> Non
 
 
 def test_a_missing_index_is_named(tmp_path: Path) -> None:
-    members = written()
+    members = members_of()
     del members[INDEX]
 
     with pytest.raises(SourceError, match=r"has no model_weights/\.metadata"):

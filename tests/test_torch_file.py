@@ -202,11 +202,11 @@ def test_rows_cost_no_more_than_their_own_bytes(
     reads = []
     preadv = os.preadv
 
-    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def count_read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
         reads.append(sum(map(len, buffers)))
         return preadv(descriptor, buffers, offset)
 
-    monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr(os, "preadv", count_read)
 
     found.read(10, 13)
 

@@ -28,7 +28,7 @@ RECIPE = {"source": "tiny", "hidden_size": 36, "seed": 3}
 
 @dataclass(frozen=True)
 class DiskUsage:
-    """What shutil.disk_usage tells."""
+    """What shutil.disk_usage returns."""
 
     free: int
 
@@ -83,7 +83,7 @@ def test_a_failure_leaves_nothing_and_is_passed_on(tmp_path: Path, error: BaseEx
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("resumable", [False, True])
-def test_a_full_disk_is_told_with_what_stays(
+def test_a_full_disk_is_reported_with_what_stays(
     tmp_path: Path, error: Exception, resumable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = tmp_path / "out.partial"
@@ -114,7 +114,7 @@ def test_a_full_disk_is_told_with_what_stays(
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("resumable", [False, True])
-def test_a_full_disk_is_told_of_files_too(
+def test_a_full_disk_is_reported_for_files_too(
     tmp_path: Path, error: Exception, resumable: bool
 ) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
@@ -189,7 +189,7 @@ def test_a_run_killed_at_its_very_start_is_begun_afresh(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
 
 
-def test_resumable_work_outlives_a_kill_and_goes_on(tmp_path: Path) -> None:
+def test_resumable_work_outlives_a_kill_and_continues(tmp_path: Path) -> None:
     left_by_a_kill(tmp_path / "out", resumable=True)
     with unfinished_folder(tmp_path / "out", RECIPE, resumable=True) as folder:
         assert (folder / "done").read_text() == "half"
@@ -214,7 +214,7 @@ def test_resumable_work_outlives_a_mistake_once_it_has_begun(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("resumable", [False, True])
-def test_resumable_work_is_refused_to_another_recipe_which_is_told_what_differs(
+def test_resumable_work_is_refused_to_another_recipe_and_what_differs_is_named(
     tmp_path: Path, resumable: bool
 ) -> None:
     partial = left_by_a_kill(tmp_path / "out", resumable=True)
@@ -365,11 +365,11 @@ def test_all_is_on_the_disk_before_it_has_its_name(
 ) -> None:
     synced, sync = [], os.fsync
 
-    def seen(descriptor: int) -> None:
+    def record_sync(descriptor: int) -> None:
         synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "out").exists()))
         sync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(os, "fsync", record_sync)
     with unfinished_folder(tmp_path / "out", RECIPE) as folder:
         (folder / "inner").mkdir()
         (folder / "inner" / "weights").write_text("1")

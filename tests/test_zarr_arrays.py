@@ -91,13 +91,13 @@ def test_two_untyped_bytes_are_bfloat16(tmp_path: Path, name: str) -> None:
     assert torch.equal(whole(tmp_path, members(tensor, [2, 3], dtype=name)).read(), tensor)
 
 
-def test_chunks_may_lie_in_folders(tmp_path: Path) -> None:
+def test_chunks_may_be_in_folders(tmp_path: Path) -> None:
     files = members(TENSOR, [2, 3], dimension_separator="/")
 
     assert torch.equal(whole(tmp_path, files).read(), TENSOR)
 
 
-def test_rows_that_lie_behind_each_other_are_known_by_ranges(tmp_path: Path) -> None:
+def test_rows_that_are_behind_each_other_are_known_by_ranges(tmp_path: Path) -> None:
     found = whole(tmp_path, members(TENSOR, [2, 7]))
     ranges = found.ranges(1, 5)
 

@@ -27,28 +27,28 @@ def state_dict(*, zipped: bool) -> dict[str, torch.Tensor]:
     """Views, parameters, every width of number, and storages of equal size and unequal kind."""
     generator = torch.Generator().manual_seed(3)
 
-    def drawn(*shape: int) -> torch.Tensor:
+    def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    whole = drawn(6, 4)
+    whole = draw(6, 4)
     state = OrderedDict(
         whole=whole,
         turned=whole.t(),
         part=whole[2:, 1:3],
-        parameter=torch.nn.Parameter(drawn(3)),
-        half=drawn(6, 4).half(),
-        bfloat16=drawn(5, 2).bfloat16(),
+        parameter=torch.nn.Parameter(draw(3)),
+        half=draw(6, 4).half(),
+        bfloat16=draw(5, 2).bfloat16(),
         integers=torch.arange(12).view(3, 4),
         scalar=torch.tensor(2.5),
         empty=torch.empty(0, 3),
-        expanded=drawn(4).expand(3, 4),
-        first=drawn(12),
-        second=drawn(12),
-        double=drawn(6).double(),
+        expanded=draw(4).expand(3, 4),
+        first=draw(12),
+        second=draw(12),
+        double=draw(6).double(),
         flags=torch.tensor([True, False]),
     )
     if zipped:  # younger than the older format
-        state["float8"] = drawn(8).to(torch.float8_e5m2)
+        state["float8"] = draw(8).to(torch.float8_e5m2)
         state["uint16"] = torch.arange(7).to(torch.uint16)
     return state
 

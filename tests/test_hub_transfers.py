@@ -1,4 +1,4 @@
-"""From the Hub and back to it, over the wire: the product's main road, and where it is cut."""
+"""From the Hub and back to it, over the wire: the main use of the product, and how it fails."""
 
 import json
 import os
@@ -75,11 +75,11 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         printed = capsys.readouterr()
         assert ended.value.code == 2
         assert printed.out == ""
-        said = [line for line in printed.err.splitlines() if line.startswith("minitron: ")]
-        assert printed.err.splitlines()[-1:] == said
+        output = [line for line in printed.err.splitlines() if line.startswith("minitron: ")]
+        assert printed.err.splitlines()[-1:] == output
         assert set(tmp_path.iterdir()) | {tmp_path / "home"} == before
         assert "hf_" not in printed.err
-        return said[0].removeprefix("minitron: ")
+        return output[0].removeprefix("minitron: ")
 
     return run
 
@@ -110,7 +110,7 @@ def first_revision(hub: Hub, minitron_8b: tuple[dict[str, bytes], ...]) -> str:
     earlier, later = minitron_8b
     repository = hub.add("nvidia/Minitron-8B-Base", earlier)
     first = repository.branches["main"]
-    hub.put(repository, later)
+    hub.replace_files(repository, later)
     return first
 
 
@@ -159,9 +159,9 @@ def test_every_command_takes_it_by_id_and_revision(
     name = f"nvidia/minitron-8b-base{suffix}"
 
     main(["inspect", name, "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert told["head_dim"] == SIZES["head_dim"]
-    assert told["layout"] == "pytorch_model.bin"
+    report = json.loads(capsys.readouterr().out)
+    assert report["head_dim"] == SIZES["head_dim"]
+    assert report["layout"] == "pytorch_model.bin"
     main(["generate", name, PROMPT, "--max-new-tokens", "3"])
     assert capsys.readouterr().out.startswith(PROMPT)
     main(["evaluate", name, "--corpus", corpus, "--seq-len", "32", "--json"])
@@ -177,8 +177,8 @@ def test_every_command_takes_it_by_id_and_revision(
     pinned = first_revision if which == "first" else repository.branches["main"]
     assert record["source"]["revision"] == pinned
     assert json.loads(Path("half/config.json").read_text())["head_dim"] == SIZES["head_dim"]
-    assert not hub.asked("GET", "nemo")
-    whole = [seen for seen in hub.asked("GET", "/storage/") if "range" not in seen.headers]
+    assert not hub.requests("GET", "nemo")
+    whole = [seen for seen in hub.requests("GET", "/storage/") if "range" not in seen.headers]
     assert len(whole) == 2  # pytorch_model.bin, tokenizer.model
 
 
@@ -192,7 +192,7 @@ def test_a_sharded_model_comes_down_once_and_converts_to_equal_bytes(
     minitron.convert("some/model", "here")
 
     large = [n for n in sharded if n.endswith((".safetensors", "tokenizer.model"))]
-    whole = [seen for seen in hub.asked("GET", "/storage/") if "range" not in seen.headers]
+    whole = [seen for seen in hub.requests("GET", "/storage/") if "range" not in seen.headers]
     fetched = [seen.path.removeprefix("/storage/") for seen in whole]
     assert sorted(fetched) == sorted(sha256(sharded[name]).hexdigest() for name in large)
     reference = tiny_model(vocab_size=VOCABULARY).state_dict()
@@ -206,14 +206,14 @@ def test_inspecting_a_model_fetches_no_weights(
 ) -> None:
     monkeypatch.setattr("minitron.files.hub_repository._BEGINNING", enough)
     hub.add("Some/Model", sharded)
-    told = minitron.inspect("some/model")
-    assert told.layout == "safetensors (sharded)"
-    assert told.bytes == sum(t.nbytes for t in tiny_model(vocab_size=VOCABULARY).parameters())
-    assert told.tokenizer == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-    asked = [seen.headers.get("range") for seen in hub.asked("GET", "/storage/")]
+    report = minitron.inspect("some/model")
+    assert report.layout == "safetensors (sharded)"
+    assert report.bytes == sum(t.nbytes for t in tiny_model(vocab_size=VOCABULARY).parameters())
+    assert report.tokenizer == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    asked = [seen.headers.get("range") for seen in hub.requests("GET", "/storage/")]
     assert len(asked) == 3 * (1 if enough > 64 else 2)
     assert None not in asked
-    assert not hub.asked("GET", "/resolve/.*tokenizer")
+    assert not hub.requests("GET", "/resolve/.*tokenizer")
 
 
 def test_only_the_shards_that_are_needed_come_down(hub: Hub, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_only_the_shards_that_are_needed_come_down(hub: Hub, tmp_path: Path) -> 
 
     needed = {sha256(files[index[name]]).hexdigest() for name in layer}
     assert 1 <= len(needed) < len(set(index.values()))
-    fetched = [seen.path.removeprefix("/storage/") for seen in hub.asked("GET", "/storage/")]
+    fetched = [seen.path.removeprefix("/storage/") for seen in hub.requests("GET", "/storage/")]
     assert sorted(fetched) == sorted(needed)
 
 
@@ -249,7 +249,7 @@ def test_a_repository_that_changes_meanwhile_is_read_at_the_revision_seen_first(
     before = repository.branches["main"]
     source = open_source("Some/Model")
     changed = {n: c for n, c in sharded.items() if not n.endswith((".safetensors", ".model"))}
-    hub.put(repository, {**changed, "config.json": b"{}"})
+    hub.replace_files(repository, {**changed, "config.json": b"{}"})
 
     norm = source.tensors["model.norm.weight"].read()
     assert torch.equal(norm, tiny_model(vocab_size=VOCABULARY).model.norm.weight)
@@ -257,7 +257,7 @@ def test_a_repository_that_changes_meanwhile_is_read_at_the_revision_seen_first(
     assert {path.parent.name for path in source.companions.tokenizer_files()} == {before}
 
 
-def test_a_pruned_model_goes_up_and_comes_down_by_branch_and_tag(
+def test_a_pruned_model_is_uploaded_and_comes_down_by_branch_and_tag(
     hub: Hub, sharded: dict[str, bytes], corpus: str
 ) -> None:
     hub.add("Some/Model", sharded)
@@ -272,8 +272,8 @@ def test_a_pruned_model_goes_up_and_comes_down_by_branch_and_tag(
     assert "base_model: Some/Model" in card
     assert "license: mit" in card
     for revision in ("try", "v1", publication.commit):
-        told = minitron.inspect(f"me/half@{revision}")
-        assert (told.hidden_size, told.num_hidden_layers) == (24, 3)
+        report = minitron.inspect(f"me/half@{revision}")
+        assert (report.hidden_size, report.num_hidden_layers) == (24, 3)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         here = AutoModelForCausalLM.from_pretrained("half")(ids).logits
@@ -308,7 +308,7 @@ def test_a_destination_that_will_not_do_is_refused_before_anything_is_pruned(
         *prune, "--push-to-hub", "Other/half"
     )
     assert "--private goes with --push-to-hub" in refused(*prune, "--private")
-    assert not hub.asked("GET", "/storage/")
+    assert not hub.requests("GET", "/storage/")
 
 
 def test_a_push_that_fails_leaves_what_was_pruned_and_says_how_to_push_it(
@@ -325,7 +325,7 @@ def test_a_push_that_fails_leaves_what_was_pruned_and_says_how_to_push_it(
     assert minitron.push("half", "me/half").repo == "me/half"
 
 
-def test_what_is_to_be_private_is_private_by_the_command_that_is_told_too(
+def test_what_is_to_be_private_is_private_by_the_command_that_was_run_too(
     hub: Hub, sharded: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.add("Some/Model", sharded)
@@ -342,7 +342,7 @@ def test_a_student_is_distilled_from_a_teacher_at_a_revision(
 ) -> None:
     repository = hub.add("Some/Model", sharded)
     teacher = repository.branches["main"]
-    hub.put(repository, {**sharded, "note.md": b"later"})
+    hub.replace_files(repository, {**sharded, "note.md": b"later"})
     options: dict[str, Any] = {"corpus": corpus, "seq_len": 16, "steps": 1, "batch_size": 2}
     minitron.distill("Some/Model", "student", teacher=f"Some/Model@{teacher[:10]}", **options)
     record = json.loads(Path("student/minitron.json").read_text())
@@ -373,13 +373,13 @@ def family(hub: Hub, tmp_path: Path) -> Repository:
 
 def test_a_nemo_in_a_repository_is_converted_at_its_revision(hub: Hub, family: Repository) -> None:
     revision = family.branches["main"]
-    hub.put(family, {})
+    hub.replace_files(family, {})
     minitron.convert(f"Some/Family@{revision}:nemo/small-base.nemo", "here")
     record = json.loads(Path("here/minitron.json").read_text())
     assert record["source"]["name"] == NEMO
     assert record["source"]["revision"] == revision
     assert "base_model: Some/Family\n" in Path("here/README.md").read_text()
-    assert len(hub.asked("GET", "/storage/")) == 1
+    assert len(hub.requests("GET", "/storage/")) == 1
 
 
 @pytest.mark.parametrize("layout", ["state_dict", "torch_dist", "zarr"])
@@ -390,10 +390,10 @@ def test_a_nemo_in_a_repository_is_inspected_by_ranges(
     content = nemo_file(tmp_path, layout=layout)
     (tmp_path / "whole.nemo").write_bytes(content)
     hub.add("Some/Family", {"nemo/small-base.nemo": content})
-    told, reference = minitron.inspect(NEMO), minitron.inspect("whole.nemo")
+    report, reference = minitron.inspect(NEMO), minitron.inspect("whole.nemo")
 
-    assert told == reference
-    ranges = [seen.headers["range"] for seen in hub.asked("GET", "/storage/")]
+    assert report == reference
+    ranges = [seen.headers["range"] for seen in hub.requests("GET", "/storage/")]
     pairs = [one.removeprefix("bytes=").split("-") for one in ranges]
     assert sum(int(last) + 1 - int(first) for first, last in pairs) < len(content) / 2
     assert not list(tmp_path.glob("home/**/*.nemo"))
@@ -408,7 +408,7 @@ def test_a_compressed_nemo_comes_whole(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("Some/Family:nemo/large.nemo", "Some/Family has no nemo/large.nemo: check its path"),
         ("Some/Family:../small-base.nemo", "leads outside its repository"),
@@ -416,13 +416,13 @@ def test_a_compressed_nemo_comes_whole(hub: Hub, tmp_path: Path) -> None:
         ("Some/Family@v9:nemo/small-base.nemo", "Some/Family has no revision v9: check it"),
     ],
 )
-def test_a_nemo_that_is_not_in_a_repository_is_told(
-    family: Repository, refused: Refused, name: str, told: str
+def test_a_nemo_that_is_not_in_a_repository_is_reported(
+    family: Repository, refused: Refused, name: str, message: str
 ) -> None:
-    assert told in refused("inspect", name)
+    assert message in refused("inspect", name)
 
 
-# Where the road is cut
+# Where a transfer breaks off
 
 
 @pytest.fixture
@@ -452,7 +452,7 @@ def test_what_passes_is_waited_for(hub: Hub, model: Repository, fault: Fault) ->
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (Fault("GET", "/storage/", drop_after=0, times=99), "Some/Model cannot be fetched: "),
         (Fault("GET", "/storage/", status=500, times=99), "Some/Model cannot be fetched: "),
@@ -462,11 +462,11 @@ def test_what_passes_is_waited_for(hub: Hub, model: Repository, fault: Fault) ->
     ids=["shard breaks off", "storage fails", "hub fails", "listing breaks off"],
 )
 def test_what_does_not_pass_is_one_line_and_leaves_nothing(
-    hub: Hub, model: Repository, fault: Fault, told: str, refused: Refused, tmp_path: Path
+    hub: Hub, model: Repository, fault: Fault, message: str, refused: Refused, tmp_path: Path
 ) -> None:
     hub.fail(fault)
     line = refused("convert", "Some/Model", "here")
-    assert told in line
+    assert message in line
     assert "http://" not in line  # the storage's addresses are signed
     blobs = [path for path in tmp_path.rglob("*.incomplete") if path.stat().st_size]
     assert blobs == []
@@ -487,7 +487,7 @@ def test_a_shard_cut_short_in_the_cache_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("Some/Model@v9", "Some/Model has no revision v9: check it"),
         ("Some/Nothing", "Some/Nothing is neither a folder nor a repository you can see"),
@@ -498,17 +498,17 @@ def test_a_shard_cut_short_in_the_cache_is_refused(
         ("Some/Mod--el", "Some/Mod--el cannot be fetched: "),
     ],
 )
-def test_what_is_not_there_or_not_for_us_is_told(
-    hub: Hub, model: Repository, refused: Refused, name: str, told: str
+def test_what_is_not_there_or_not_for_us_is_reported(
+    hub: Hub, model: Repository, refused: Refused, name: str, message: str
 ) -> None:
     files = {"config.json": b"{}"}
     hub.add("Some/Secret", files, private=True)
     hub.add("Some/Gated", files, gated=True)
     hub.add("Some/Empty", {})
-    assert told in refused("inspect", name)
+    assert message in refused("inspect", name)
 
 
-def test_a_wrong_token_is_told(
+def test_a_wrong_token_is_reported(
     hub: Hub, model: Repository, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -526,7 +526,7 @@ def test_an_index_that_points_elsewhere_is_refused(
     hub.add("Bad/Index", {**config, f"{index}.index.json": tricky})
     line = refused("inspect", "Bad/Index")
     assert f"Bad/Index/{index}.index.json names the shard {file!r}, no file of its folder" in line
-    assert not hub.asked("GET", "escape|passwd")
+    assert not hub.requests("GET", "escape|passwd")
 
 
 class Payload:
@@ -565,7 +565,7 @@ def test_a_pickle_that_would_run_is_not_run(
     assert not touched.exists()
 
 
-def test_offline_what_is_cached_still_opens_and_the_rest_is_told(
+def test_offline_what_is_cached_still_opens_and_the_rest_is_reported(
     hub: Hub, model: Repository, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -583,13 +583,13 @@ def test_no_token_is_written_anywhere(
     """By processes of their own: prune from a private repository, push, mistake."""
     model.private = True
     hub.repositories.append(Repository("me/model", private=True))
-    hub.put(hub.repositories[-1], dict(_files(model)))
+    hub.replace_files(hub.repositories[-1], dict(_files(model)))
     commands = [
         f"prune me/model half --hidden-size 21 --samples 4 --seq-len 16 --corpus {corpus}",
         "push half me/half --private",
         "push half Other/half",
     ]
-    said = []
+    output = []
     for command in commands:
         run = subprocess.run(
             [sys.executable, "-m", "minitron", *command.split()],
@@ -598,11 +598,11 @@ def test_no_token_is_written_anywhere(
             capture_output=True,
             check=False,
         )
-        said += [run.stdout, run.stderr]
+        output += [run.stdout, run.stderr]
         assert run.returncode == (2 if "Other" in command else 0), run.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"minitron.json", "README.md"} <= {path.name for path in written}
-    assert not any(TOKEN.encode() in text for text in said)
+    assert not any(TOKEN.encode() in text for text in output)
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)
 
 
