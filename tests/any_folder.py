@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-FAMILIES = ("nemotron", "llama", "mistral", "qwen2", "qwen3")
+from tests.tiny import FAMILIES
+
 BIASES = {
     "nemotron": ("attention_bias", "mlp_bias"),
     "llama": ("attention_bias", "mlp_bias"),

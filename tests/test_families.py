@@ -8,12 +8,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from minitron.model.architecture import Architecture
 from minitron.model.decoder import Decoder
-from minitron.model.families import EMBEDDING, FAMILIES, FINAL_NORM, HEAD, LAYERS
-from tests.tiny import VARIANTS, tiny_model
+from minitron.model.families import (
+    AXIS_KEYS,
+    EMBEDDING,
+    FAMILIES,
+    FINAL_NORM,
+    HEAD,
+    LAYERS,
+    Family,
+    Norm,
+)
+from minitron.model.importance import score_shapes
+from minitron.model.plan import choose_plan
+from minitron.scores.activation_scores import Measurement
+from minitron.scores.weight_scores import magnitude_scores
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
+from minitron.sources.pruned import PrunedSource
+from minitron.sources.streamed_loss import streamed_loss
+from minitron.text.corpus import Corpus
+from tests.tiny import VARIANTS, activation_scores, tiny_model
 
+BEFORE = Measurement(neurons="before")
 ROOT = Path(__file__).parents[1]
 TABLE = "minitron/model/families.py"
 # Words of the table that stand elsewhere, and why they may.
@@ -94,7 +114,96 @@ def test_the_norms_of_a_family_are_of_the_kind_that_the_table_says(variant: str)
     assert bool(gained.abs().max() > 0.1) == norm.is_zero_centered
 
 
-def test_fused_parts_lie_behind_each_other_in_the_order_of_the_table() -> None:
+QKV = dict.fromkeys("qkv", "self_attn.qkv_proj")
+GATE_UP = dict.fromkeys(("gate", "up"), "mlp.gate_up_proj")
+LLAMA = FAMILIES["llama"].layer_modules
+NEMOTRON = FAMILIES["nemotron"].layer_modules
+# Families of transformers that are not in the table: each an entry, and nothing else.
+OTHERS = (
+    Family("phi3", "Phi3ForCausalLM", {**LLAMA, **QKV, **GATE_UP}),
+    Family(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        {**NEMOTRON, "up": "mlp.c_fc", "down": "mlp.c_proj"},
+        qkv_bias="use_bias",
+        o_bias="use_bias",
+        mlp_bias="use_bias",
+        norm=Norm("layer", has_bias=True, epsilon="norm_epsilon"),
+        true_if_absent=("tie_word_embeddings", "use_bias"),
+    ),
+)
+
+
+@pytest.mark.parametrize("family", OTHERS, ids=[family.model_type for family in OTHERS])
+def test_a_new_family_is_one_entry_of_the_table(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, family.model_type, family)  # type: ignore[arg-type]
+    switches = {**dict.fromkeys(family.bias_flags, False), "tie_word_embeddings": False}
+    monkeypatch.setitem(VARIANTS, family.model_type, (family.model_type, switches))
+    model, ids = tiny_model(family.model_type), torch.randint(5, 101, (2, 9))
+    model.save_pretrained(tmp_path / "model")
+    source = open_source(str(tmp_path / "model"))
+    whole, importance = source.architecture, magnitude_scores(source)
+    assert whole.shapes() == {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    scores = activation_scores(model, Corpus(ids.numpy(), "ids"))
+    scores.check_fits(whole)
+    assert {*scores.axes} == {*score_shapes(whole)}
+
+    unpruned = PrunedSource(source, choose_plan(importance, whole, whole))
+    torch.testing.assert_close(load_model(unpruned)(ids).logits, model(ids).logits)
+    target = whole.resized(hidden_size=28, intermediate_size=20, num_attention_heads=4)
+    pruned = PrunedSource(source, choose_plan(importance, whole, target, head_residual=True))
+    windows = [ids.int().numpy()]
+    nats, _ = streamed_loss(pruned, [windows[0][:, :-1]], [windows[0][:, 1:]])
+    logits = load_model(pruned)(ids[:, :-1]).logits
+    wanted = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    assert nats == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_absent_flags_have_the_values_of_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "starcoder2", OTHERS[1])  # type: ignore[arg-type]
+    sizes = dict.fromkeys(AXIS_KEYS.values(), 8)
+    silent = Architecture.from_config({"model_type": "starcoder2", **sizes})
+    assert silent.flags == {"tie_word_embeddings", "use_bias"}
+    stated = {"tie_word_embeddings": False, "use_bias": False}
+    assert not Architecture.from_config({"model_type": "starcoder2", **sizes, **stated}).flags
+    assert not Architecture.from_config({"model_type": "llama", **sizes}).flags
+
+
+def test_fused_parts_are_pruned_and_read_as_separate_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Phi-3 is a Llama whose projections are fused: both are cut to the same weights."""
+    monkeypatch.setitem(FAMILIES, "phi3", OTHERS[0])  # type: ignore[arg-type]
+    monkeypatch.setitem(VARIANTS, "phi3", ("phi3", {}))
+    fused, apart = tiny_model("phi3", rms_norm_eps=1e-6), tiny_model("llama")
+    stored = fused.state_dict()
+    decoder = Decoder.of(fused)
+    weights = {name: stored[name] for name in apart.state_dict().keys() & stored.keys()}
+    for layer in range(decoder.architecture.num_hidden_layers):
+        for part in ("q", "k", "v", "gate", "up"):
+            row = decoder.architecture.family.row(part)
+            rows = decoder.architecture.run_slices(row)[part]
+            weights[FAMILIES["llama"].tensor(part, layer=layer)] = stored[row.name(layer)][rows]
+    apart.load_state_dict(weights)
+    ids = torch.randint(5, 101, (3, 7))
+    text = Corpus(ids.numpy(), "ids")
+    one, other = (activation_scores(model, text, BEFORE) for model in (fused, apart))
+    for axis in one.axes:
+        torch.testing.assert_close(one.axis(axis), other.axis(axis))
+    losses = []
+    for name, model in (("fused", fused), ("apart", apart)):
+        model.save_pretrained(tmp_path / name)
+        source = open_source(str(tmp_path / name))
+        whole = source.architecture
+        target = whole.resized(hidden_size=28, intermediate_size=20, num_attention_heads=4)
+        plan = choose_plan(magnitude_scores(source), whole, target, head_residual=True)
+        losses.append(load_model(PrunedSource(source, plan))(ids, labels=ids).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_fused_parts_are_behind_each_other_in_the_order_of_the_table() -> None:
     qkv, mlp = "self_attn.qkv_proj", "mlp.gate_up_proj"
     modules = {
         **FAMILIES["llama"].layer_modules,

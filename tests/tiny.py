@@ -54,7 +54,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3-biased-tied": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
 }
-FAMILIES = ("nemotron", "llama", "mistral", "qwen2", "qwen3")
+FAMILIES = tuple(dict.fromkeys(family for family, _ in VARIANTS.values()))
 
 
 def tiny_config(variant: str = "nemotron", **changed: Any) -> PreTrainedConfig:

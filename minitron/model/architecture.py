@@ -26,7 +26,7 @@ _REQUIRED = (
 # Bounds of what a config may say, far above any model: a listing of all tensors must fit memory.
 MAX_LAYERS = 10_000
 MAX_SIZE = 2**24
-_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")  # absent means false in all families
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Architecture:
     num_key_value_heads: int
     head_dim: int
     vocab_size: int
-    flags: frozenset[str] = frozenset()  # those of _FLAGS that the config sets
+    flags: frozenset[str] = frozenset()  # those that the config sets
 
     def __post_init__(self) -> None:
         for key in AXIS_KEYS.values():
@@ -92,8 +92,9 @@ class Architecture:
             raise ArchitectureError("num_attention_heads is 0: it must be at least 1")
         derived = family.absent.get("head_dim", sizes["hidden_size"] // heads)
         sizes["head_dim"] = _size(config, "head_dim", derived)
-        flags = frozenset(flag for flag in _FLAGS if config.get(flag))
-        return cls(model_type=family.model_type, flags=flags, **sizes)
+        flags = {flag for flag in (*_FLAGS, *family.bias_flags) if config.get(flag)}
+        flags |= {flag for flag in family.true_if_absent if config.get(flag) is None}
+        return cls(model_type=family.model_type, flags=frozenset(flags), **sizes)
 
     @property
     def family(self) -> Family:

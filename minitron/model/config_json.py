@@ -37,10 +37,10 @@ def resized_config(
     modern.pop("auto_map", None)
     sizes = {key: architecture.size(axis) for axis, key in AXIS_KEYS.items()}
     resized = {**modern, **sizes, "architectures": [family.architecture]}
-    if family.has_layer_types:
+    if family.layer_types is not None:
         if kept_layers is None:
             kept_layers = tuple(range(architecture.num_hidden_layers))
-        kinds = _layer_types(modern)
+        kinds = _listed_layer_types(modern) or family.layer_types(modern)
         resized["layer_types"] = [kinds[layer] for layer in kept_layers]
     rotary = rotary_settings(modern, family, head_dim=architecture.head_dim)
     return {**{key: value for key, value in resized.items() if key not in ROTARY_KEYS}, **rotary}
@@ -67,22 +67,17 @@ def with_usable_pad(settings: Mapping[str, Any], vocab_size: int) -> dict[str, A
     return dict(settings) if usable else {**settings, PAD: None}
 
 
-def _layer_types(config: Mapping[str, Any]) -> list[str]:
-    """As the config says them; else Qwen's rule for earlier ones, in which the last layers slide.
+def _listed_layer_types(config: Mapping[str, Any]) -> list[str] | None:
+    """The list in the config, which earlier ones do not have.
 
     Raises ArchitectureError for a list of another length than the layers.
     """
     layers, kinds = config["num_hidden_layers"], config.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) == layers:
-        return kinds
-    if kinds is not None:
+    if kinds is None:
+        return None
+    if not isinstance(kinds, list) or len(kinds) != layers:
         raise ArchitectureError(
             f"config.json says layer_types {kinds!r}: it must be a list of one kind for each of "
             f"{layers} layers"
         )
-    sliding = bool(config.get("use_sliding_window")) and config.get("sliding_window", 4096)
-    first = config.get("max_window_layers", 28)
-    return [
-        "sliding_attention" if sliding and layer >= first else "full_attention"
-        for layer in range(layers)
-    ]
+    return kinds

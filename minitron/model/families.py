@@ -7,10 +7,10 @@ and shapes) and its configuration file (defaults of absent keys).
     FAMILIES["llama"].tensor("down", layer=3)   # "model.layers.3.mlp.down_proj.weight"
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 # Every axis, with the config key that holds its size.
 AXIS_KEYS: Mapping[str, str] = {
@@ -136,6 +136,16 @@ def _layer_modules(*, has_gate: bool = True, has_head_norms: bool = False) -> Ma
     }
 
 
+def _last_layers_slide(config: Mapping[str, Any]) -> list[str]:
+    """Qwen's rule: sliding attention from layer max_window_layers on, where it is used at all."""
+    is_used = bool(config.get("use_sliding_window")) and config.get("sliding_window", 4096)
+    first = config.get("max_window_layers", 28) if is_used else config["num_hidden_layers"]
+    return [
+        "sliding_attention" if layer >= first else "full_attention"
+        for layer in range(config["num_hidden_layers"])
+    ]
+
+
 @dataclass(frozen=True)
 class Family:
     """A `model_type`: its modules and tensors, and the values of absent config keys.
@@ -154,11 +164,13 @@ class Family:
     norm: Norm = Norm()
     rotary: Rotary = Rotary()
     has_own_class: bool = False  # in modeling_nemotron; the others run as transformers' own
-    has_layer_types: bool = False  # writes one attention kind a layer
+    # The attention kinds of the layers where the config lists none; None: all alike, and no list.
+    layer_types: Callable[[Mapping[str, Any]], list[str]] | None = None
     # Whether hidden_size must be a multiple of num_attention_heads, even with head_dim given, as
     # transformers 5's LlamaConfig.validate_architecture asks; the other families take any.
     hidden_divides_by_heads: bool = False
     absent: Mapping[str, int] = field(default_factory=dict)  # sizes that do not follow others
+    true_if_absent: tuple[str, ...] = ()  # flags; the others are false
     old_keys: Mapping[str, str] = field(default_factory=dict)  # earlier name -> today's name
     formats: tuple[str, ...] = ()  # of `convert --to`, those that not every family has
     trtllm_example: str | None = None  # the folder of TensorRT-LLM's examples that converts it
@@ -293,7 +305,7 @@ FAMILIES: Mapping[str, Family] = {
             "qwen2",
             "Qwen2ForCausalLM",
             qkv_bias="always",
-            has_layer_types=True,
+            layer_types=_last_layers_slide,
             absent={"num_key_value_heads": 32},
             trtllm_example="qwen",
             engine_limits=(
@@ -308,7 +320,7 @@ FAMILIES: Mapping[str, Family] = {
             _layer_modules(has_head_norms=True),
             qkv_bias="attention_bias",
             o_bias="attention_bias",
-            has_layer_types=True,
+            layer_types=_last_layers_slide,
             absent={"num_key_value_heads": 32, "head_dim": 128},
             trtllm_example="qwen",
             engine_limits=(

@@ -8,6 +8,7 @@ Does not know what is computed.
     sums = processes.add_up(sums_over(rows))
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,11 @@ def device_of_run() -> str:
     """Where this process computes: "cpu", or a GPU of its own."""
     device = processes_of_run().device
     return "cpu" if device.type == "cpu" else str(device)
+
+
+def processes_on_this_machine() -> int:
+    """How many of them share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:

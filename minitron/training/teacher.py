@@ -9,7 +9,6 @@ whose outputs were stored before is in `teacher_cache`.
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,7 +27,11 @@ from minitron.model.source import Source
 from minitron.recipe import DistillRecipe
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import loaded_bytes
-from minitron.sources.processes import device_of_run, processes_of_run
+from minitron.sources.processes import (
+    device_of_run,
+    processes_of_run,
+    processes_on_this_machine,
+)
 from minitron.training.distillation import distillation_loss
 from minitron.training.inner_states import InnerState, captured_states
 
@@ -153,7 +156,7 @@ def teacher_fits(
     training = training_bytes(student, recipe, seq_len=seq_len, device=device)
     free = free_memory(device)
     if device == "cpu":
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        free //= processes_on_this_machine()
     # Every process reads the free memory before any of them allocates.
     processes_of_run().wait_for_everyone()
     fits = needed + training <= free
