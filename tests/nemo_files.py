@@ -282,7 +282,7 @@ def _stacked(named: Tensors) -> dict[str, torch.Tensor]:
 def _chunk_shape(
     name: str, tensor: torch.Tensor, tensor_parallel: int, is_gated: bool
 ) -> list[int]:
-    """A layer and a rank a chunk; gates and ups of a rank lie apart."""
+    """A layer and a rank a chunk; the gate and the up of a rank are not adjacent."""
     is_stacked = ".layers." in name and not re.search(r"layers\.\d", name)
     shape = list(tensor.shape)
     if is_stacked:

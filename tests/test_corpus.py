@@ -167,7 +167,7 @@ class TestDigest:
         by_hand = b"(3, 4)" + b"".join(number.to_bytes(4, "little") for number in range(12))
         assert Corpus(self.rows, "a").digest == hashlib.sha256(by_hand).hexdigest()
 
-    def test_it_tells_ids_and_shapes_apart_but_not_names(self) -> None:
+    def test_it_differs_by_ids_and_shapes_but_not_by_names(self) -> None:
         changed = self.rows.copy()
         changed[2, 3] += 1
         digest = Corpus(self.rows, "a").digest
@@ -307,7 +307,7 @@ TEXT = gzip.compress(b'{"text": "It was the best of times"}\n' * 300, mtime=0)
     ids=lambda value: str(value)[:40],
 )
 @pytest.mark.parametrize("samples", [None, 2])
-def test_what_is_no_text_is_told_in_one_line(
+def test_what_is_no_text_is_refused_in_one_line(
     name: str, content: bytes, message: str, samples: int | None, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)

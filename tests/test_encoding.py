@@ -64,7 +64,7 @@ def test_a_prompt_is_never_ended_by_the_tokenizer(frame: str, prompt: str) -> No
 def test_an_end_that_a_tokenizer_adds_changes_no_continuation(tmp_path: Path) -> None:
     source = open_source("tiny")
     load_model(source).save_pretrained(tmp_path)
-    told = []
+    generated = []
     for frame in ("$A", "$A <|endoftext|>"):
         tokenizer = load_tokenizer(source)
         end = (tokenizer.eos_token, tokenizer.eos_token_id)
@@ -72,8 +72,8 @@ def test_an_end_that_a_tokenizer_adds_changes_no_continuation(tmp_path: Path) ->
             single=frame.replace("<|endoftext|>", end[0]), special_tokens=[end]
         )
         tokenizer.save_pretrained(tmp_path)
-        told.append(minitron.generate(str(tmp_path), "It was the", max_new_tokens=5))
-    assert told[0] == told[1] != ""
+        generated.append(minitron.generate(str(tmp_path), "It was the", max_new_tokens=5))
+    assert generated[0] == generated[1] != ""
 
 
 def test_what_a_tokenizer_cannot_encode_is_one_line() -> None:

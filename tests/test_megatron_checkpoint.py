@@ -172,7 +172,7 @@ def test_a_tied_model_has_no_output_layer(tmp_path: Path, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", [*DISTRIBUTED, "state_dict"])
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
-def test_what_lies_row_behind_row_is_known_by_its_ranges(
+def test_rows_that_follow_each_other_in_the_file_have_ranges(
     tmp_path: Path, layout: str, tensor_parallel: int
 ) -> None:
     path = write_nemo_file(
@@ -365,5 +365,5 @@ def test_the_description_of_an_array_may_hold_anything(tmp_path: Path) -> None:
             described = {**json.loads(members[name]), field: value}
             changed = {**members, name: json.dumps(described).encode()}
             path = pack_members(tmp_path / "m.nemo", changed, "tar")
-            told = outcome(path)
-            assert told == "read" or "output_layer.weight" in told
+            result = outcome(path)
+            assert result == "read" or "output_layer.weight" in result

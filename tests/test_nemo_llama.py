@@ -153,7 +153,7 @@ def test_a_llama_of_nemo_2_is_one_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"rotary_percentage": 0.5}, "rotary_percentage: 0.5, but Llama rotates whole heads"),
         ({"activation": "fast-geglu"}, "activation: 'fast-geglu'; of gated ones swiglu and fast-"),
@@ -173,9 +173,9 @@ def test_a_llama_of_nemo_2_is_one_too(tmp_path: Path) -> None:
         ({"layernorm_epsilon": 0.0}, "layernorm_epsilon: 0.0; it must be a number, 1e-30 to 1"),
     ],
 )
-def test_what_no_llama_is_is_refused(changed: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_what_no_llama_is_is_refused(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
     settings = settings_of(**changed)
     tensors = megatron_tensors(settings)
     path = write_nemo_file(tmp_path / "m.nemo", tensors, settings)
-    with pytest.raises(ArchitectureError, match=told):
+    with pytest.raises(ArchitectureError, match=message):
         minitron.inspect(str(path))

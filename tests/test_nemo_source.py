@@ -227,8 +227,8 @@ def test_the_original_readmes_tensorrt_llm_section_needs_no_container(tmp_path: 
     )
     for name in ("config.json", "rank0.safetensors", "rank1.safetensors"):
         assert (straight / name).read_bytes() == (through / name).read_bytes(), name
-    said = json.loads((straight / "config.json").read_text())
-    assert (said["hidden_act"], said["logits_dtype"]) == ("squared-relu", "float32")
+    config = json.loads((straight / "config.json").read_text())
+    assert (config["hidden_act"], config["logits_dtype"]) == ("squared-relu", "float32")
 
 
 def test_a_nemo_is_inspected_pruned_evaluated_and_generates(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_an_instruct_model_brings_its_chat(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(base).chat_template is None
 
 
-def test_the_tokenizer_is_taken_from_inside_only(tmp_path: Path) -> None:
+def test_the_tokenizer_is_read_from_the_archive_only(tmp_path: Path) -> None:
     outside = tmp_path / "outside.model"
     outside.write_bytes(TOKENIZER)
     named = {"library": "sentencepiece", "model": str(outside)}
@@ -272,7 +272,7 @@ def test_the_tokenizer_is_taken_from_inside_only(tmp_path: Path) -> None:
         load_tokenizer(source)
 
 
-def test_a_compressed_archive_says_what_it_takes(
+def test_a_compressed_archive_logs_its_unpacking(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -97,7 +97,7 @@ ABSENT = {
 @pytest.mark.parametrize("key", ABSENT)
 def test_an_absent_or_null_setting_is_nemos_default(key: str) -> None:
     hub, value = ABSENT[key]
-    without = {name: said for name, said in TINY.items() if name != key}
+    without = {name: value for name, value in TINY.items() if name != key}
 
     assert config_from_nemo(without, vocab_size=101)[hub] == value
     assert config_of(**{key: None})[hub] == value
@@ -349,7 +349,7 @@ def test_a_value_of_the_wrong_type_is_refused(key: str, value: object, reason: s
     assert reason in str(refused.value)
 
 
-def test_a_size_of_a_head_that_does_not_follow_must_be_said() -> None:
+def test_a_size_of_a_head_that_does_not_follow_must_be_given() -> None:
     with pytest.raises(ArchitectureError, match="kv_channels must say the size of a head"):
         config_of(kv_channels=None, num_attention_heads=4)
 
@@ -366,7 +366,7 @@ def test_a_size_of_a_head_that_does_not_follow_must_be_said() -> None:
         ({}, False),
     ],
 )
-def test_norm_weights_are_stored_less_one_only_where_said(
+def test_norm_weights_are_the_gain_minus_one_only_by_the_settings(
     settings: dict[str, Any], expected: bool
 ) -> None:
     assert is_zero_centered(settings) is expected

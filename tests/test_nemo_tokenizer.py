@@ -12,7 +12,7 @@ TWO = f"{'2' * 32}_megatron_2.model"
 YAML = "./model_config.yaml"
 
 
-def found(tokenizer: Any, *names: str) -> FoundTokenizer:
+def find(tokenizer: Any, *names: str) -> FoundTokenizer:
     return find_tokenizer({"tokenizer": tokenizer}, [YAML, *names])
 
 
@@ -23,53 +23,51 @@ def spm(**section: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("key", ["model", "tokenizer_model"])
 @pytest.mark.parametrize("member", [ONE, f"./{ONE}"])
 def test_both_keys_of_a_sentencepiece_model_are_read(key: str, member: str) -> None:
-    assert found(spm(**{key: f"nemo:{ONE}"}), member, TWO) == FoundTokenizer(
-        "sentencepiece", member
-    )
+    assert find(spm(**{key: f"nemo:{ONE}"}), member, TWO) == FoundTokenizer("sentencepiece", member)
 
 
 @pytest.mark.parametrize("kept", [ONE, TWO])
 def test_of_two_keys_the_one_whose_file_is_there_counts(kept: str) -> None:
     section = spm(model=f"nemo:{ONE}", tokenizer_model=f"nemo:{TWO}")
 
-    assert found(section, kept).member == kept
+    assert find(section, kept).member == kept
 
 
 def test_of_two_files_that_are_there_todays_key_counts() -> None:
     section = spm(model=f"nemo:{ONE}", tokenizer_model=f"nemo:{TWO}")
 
-    assert found(section, ONE, TWO).member == ONE
+    assert find(section, ONE, TWO).member == ONE
 
 
 @pytest.mark.parametrize(
-    "said", ["/data/tokenizers/nemotron_2_256k.model", "nemotron_2_256k.model", "../x/" + ONE]
+    "value", ["/data/tokenizers/nemotron_2_256k.model", "nemotron_2_256k.model", "../x/" + ONE]
 )
-def test_a_path_of_the_training_machine_is_looked_up_by_its_last_part(said: str) -> None:
-    assert found(spm(model=said), ONE, TWO).member == ONE
+def test_a_path_of_the_training_machine_is_looked_up_by_its_last_part(value: str) -> None:
+    assert find(spm(model=value), ONE, TWO).member == ONE
 
 
 @pytest.mark.parametrize(
-    "said",
+    "value",
     [f"nemo:{'3' * 32}_gone.model", None, "", 7, "/etc/passwd", "../../etc/passwd", "/", "."],
 )
-def test_else_the_one_model_in_the_root_is_taken(said: Any) -> None:
-    assert found(spm(model=said), ONE, "model_weights/x.model").member == ONE
+def test_else_the_one_model_in_the_root_is_used(value: Any) -> None:
+    assert find(spm(model=value), ONE, "model_weights/x.model").member == ONE
 
 
-def test_without_a_tokenizer_section_too_the_one_model_is_taken() -> None:
+def test_without_a_tokenizer_section_too_the_one_model_is_used() -> None:
     assert find_tokenizer({}, [YAML, ONE]) == FoundTokenizer("sentencepiece", ONE)
-    assert found("nemotron", ONE) == FoundTokenizer("sentencepiece", ONE)
+    assert find("nemotron", ONE) == FoundTokenizer("sentencepiece", ONE)
 
 
 def test_nothing_outside_the_archive_is_ever_named() -> None:
-    for said in ("/etc/passwd", "nemo:/etc/passwd", "../../etc/passwd", "~/.bashrc", "file:///x"):
+    for value in ("/etc/passwd", "nemo:/etc/passwd", "../../etc/passwd", "~/.bashrc", "file:///x"):
         with pytest.raises(TokenizerError, match="the archive has no such file"):
-            found(spm(model=said))
+            find(spm(model=value))
 
 
 def test_several_models_and_no_name_are_refused() -> None:
     with pytest.raises(TokenizerError) as refusal:
-        found(spm(model=None), ONE, TWO)
+        find(spm(model=None), ONE, TWO)
 
     assert ONE in str(refusal.value)
     assert TWO in str(refusal.value)
@@ -77,55 +75,55 @@ def test_several_models_and_no_name_are_refused() -> None:
 
 def test_several_files_of_one_name_are_refused_unless_one_is_nearer() -> None:
     with pytest.raises(TokenizerError, match="may be any of a/t.model, b/t.model"):
-        found(spm(model="/data/t.model"), "a/t.model", "b/t.model")
+        find(spm(model="/data/t.model"), "a/t.model", "b/t.model")
 
-    assert found(spm(model="/data/t.model"), "a/t.model", "t.model").member == "t.model"
-    assert found(spm(model="b/t.model"), "a/t.model", "b/t.model").member == "b/t.model"
+    assert find(spm(model="/data/t.model"), "a/t.model", "t.model").member == "t.model"
+    assert find(spm(model="b/t.model"), "a/t.model", "b/t.model").member == "b/t.model"
 
 
-@pytest.mark.parametrize("said", ["nvidia/Minitron-4B-Base", "gpt2", "org/name.with-dots_1"])
-def test_a_hub_id_is_the_tokenizer_of_the_hugging_face_library(said: str) -> None:
-    section = {"library": "huggingface", "type": said, "model": None}
+@pytest.mark.parametrize("value", ["nvidia/Minitron-4B-Base", "gpt2", "org/name.with-dots_1"])
+def test_a_hub_id_is_the_tokenizer_of_the_hugging_face_library(value: str) -> None:
+    section = {"library": "huggingface", "type": value, "model": None}
 
-    assert found(section, ONE) == FoundTokenizer("huggingface", hub_id=said)
+    assert find(section, ONE) == FoundTokenizer("huggingface", hub_id=value)
 
 
 @pytest.mark.parametrize(
-    "said", ["/home/me/tokenizer", "../tokenizer", "context/gone", "nemo:gone", None, "a/b/c", ""]
+    "value", ["/home/me/tokenizer", "../tokenizer", "context/gone", "nemo:gone", None, "a/b/c", ""]
 )
-def test_a_folder_of_the_training_machine_is_refused(said: Any) -> None:
+def test_a_folder_of_the_training_machine_is_refused(value: Any) -> None:
     with pytest.raises(TokenizerError, match="neither an id on the Hub nor a file"):
-        found({"library": "huggingface", "type": said})
+        find({"library": "huggingface", "type": value})
 
 
-@pytest.mark.parametrize("said", ["context/nemo_tokenizer", "/tmp/x/nemo_tokenizer"])
-def test_a_hugging_face_folder_of_nemo_2_is_found(said: str) -> None:
-    section = {"library": "huggingface", "type": said}
+@pytest.mark.parametrize("value", ["context/nemo_tokenizer", "/tmp/x/nemo_tokenizer"])
+def test_a_hugging_face_folder_of_nemo_2_is_found(value: str) -> None:
+    section = {"library": "huggingface", "type": value}
     files = ["context/nemo_tokenizer/tokenizer.json", "context/nemo_tokenizer/x.json"]
 
-    assert found(section, *files) == FoundTokenizer("huggingface", "context/nemo_tokenizer")
+    assert find(section, *files) == FoundTokenizer("huggingface", "context/nemo_tokenizer")
 
 
-def test_a_sentencepiece_model_of_nemo_2_lies_in_its_context() -> None:
-    assert found(spm(model="context/t.model"), "context/t.model").member == "context/t.model"
-    assert found(spm(model=ONE), f"context/{ONE}").member == f"context/{ONE}"
-    assert found(spm(model=None), f"context/{ONE}", "weights/x.model").member == f"context/{ONE}"
+def test_a_sentencepiece_model_of_nemo_2_is_in_its_context() -> None:
+    assert find(spm(model="context/t.model"), "context/t.model").member == "context/t.model"
+    assert find(spm(model=ONE), f"context/{ONE}").member == f"context/{ONE}"
+    assert find(spm(model=None), f"context/{ONE}", "weights/x.model").member == f"context/{ONE}"
 
 
 def test_files_of_other_libraries_are_named_as_what_they_are() -> None:
     bpe = {"library": "megatron", "type": "GPT2BPETokenizer", "vocab_file": "nemo:a_vocab.json"}
 
-    assert found({**bpe, "merge_file": "nemo:b_merges.txt"}, "a_vocab.json", "b_merges.txt") == (
+    assert find({**bpe, "merge_file": "nemo:b_merges.txt"}, "a_vocab.json", "b_merges.txt") == (
         FoundTokenizer("bpe", "a_vocab.json", merges="b_merges.txt")
     )
-    assert found(bpe, "a_vocab.json") == FoundTokenizer("megatron", "a_vocab.json")
+    assert find(bpe, "a_vocab.json") == FoundTokenizer("megatron", "a_vocab.json")
     tiktoken = {"library": "tiktoken", "model": "nemo:c_vocab.json"}
-    assert found(tiktoken, "c_vocab.json") == FoundTokenizer("tiktoken", "c_vocab.json")
+    assert find(tiktoken, "c_vocab.json") == FoundTokenizer("tiktoken", "c_vocab.json")
 
 
 def test_a_tokenizer_that_is_not_there_is_refused_by_its_name() -> None:
     with pytest.raises(TokenizerError, match="GPT2BPETokenizer"):
-        found({"library": "megatron", "type": "GPT2BPETokenizer"})
+        find({"library": "megatron", "type": "GPT2BPETokenizer"})
 
 
 PROMPT = {"system_turn_start": "<extra_id_0>", "turn_start": "<extra_id_1>"}

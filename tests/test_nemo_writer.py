@@ -74,7 +74,7 @@ def stacked(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, torch.T
     return expected
 
 
-def written(
+def write(
     folder: Path, tensors: Mapping[str, LazyTensor], dist_format: DistFormat = "torch_dist"
 ) -> Path:
     tokenizer = folder / "spm ü.model"
@@ -138,14 +138,14 @@ def test_torch_reads_every_tensor_of_a_torch_dist_checkpoint(
 ) -> None:
     tensors = model(variant, dtype)
     expected = stacked(tensors, "model.")
-    weights = unpacked(written(tmp_path, tensors)) / "model_weights"
+    weights = unpacked(write(tmp_path, tensors)) / "model_weights"
 
     assert_same(read_by_torch(weights, expected), expected)
 
 
 def test_a_torch_dist_checkpoint_holds_these_entries_and_no_others(tmp_path: Path) -> None:
     tensors = model()
-    weights = unpacked(written(tmp_path, tensors)) / "model_weights"
+    weights = unpacked(write(tmp_path, tensors)) / "model_weights"
     about = json.loads((weights / "metadata.json").read_text())
     dcp_to_torch_save(weights, tmp_path / "whole.pt")
     whole = torch.load(tmp_path / "whole.pt", weights_only=True)
@@ -168,7 +168,7 @@ def test_a_torch_dist_checkpoint_holds_these_entries_and_no_others(tmp_path: Pat
 
 
 def test_layers_are_chunks_and_the_items_fill_their_file(tmp_path: Path) -> None:
-    weights = unpacked(written(tmp_path, model())) / "model_weights"
+    weights = unpacked(write(tmp_path, model())) / "model_weights"
     metadata = dcp.FileSystemReader(weights).read_metadata()
     key = "model.decoder.layers.mlp.linear_fc2.weight"
     chunks = metadata.state_dict_metadata[key].chunks
@@ -186,7 +186,7 @@ def test_layers_are_chunks_and_the_items_fill_their_file(tmp_path: Path) -> None
 def test_the_items_are_located_inside_their_file_by_our_own_reader(tmp_path: Path) -> None:
     tensors = model()
     expected = stacked(tensors, "model.")
-    weights = unpacked(written(tmp_path, tensors)) / "model_weights"
+    weights = unpacked(write(tmp_path, tensors)) / "model_weights"
     metadata = dcp.FileSystemReader(weights).read_metadata()
     data = LocalFile.at(weights / "__0_0.distcp")
     for index, info in metadata.storage_data.items():
@@ -207,7 +207,7 @@ def test_large_tensors_become_several_chunks_of_rows(
     monkeypatch.setattr("minitron.conversion.distributed_writer.LARGEST", 1000)
     tensors = model()
     expected = stacked(tensors, "model.")
-    weights = unpacked(written(tmp_path, tensors)) / "model_weights"
+    weights = unpacked(write(tmp_path, tensors)) / "model_weights"
     metadata = dcp.FileSystemReader(weights).read_metadata()
     chunks = metadata.state_dict_metadata["model.decoder.layers.mlp.linear_fc1.weight"].chunks
 
@@ -217,7 +217,7 @@ def test_large_tensors_become_several_chunks_of_rows(
 
 
 def test_the_pickles_name_nothing_but_torch(tmp_path: Path) -> None:
-    metadata = unpacked(written(tmp_path, model())) / "model_weights" / ".metadata"
+    metadata = unpacked(write(tmp_path, model())) / "model_weights" / ".metadata"
     named = set()
 
     class Noting(pickle.Unpickler):
@@ -233,7 +233,7 @@ def test_the_pickles_name_nothing_but_torch(tmp_path: Path) -> None:
 @DTYPES
 def test_numpy_reads_every_chunk_of_a_zarr_checkpoint(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = model("biased", dtype)
-    weights = unpacked(written(tmp_path, tensors, "zarr")) / "model_weights"
+    weights = unpacked(write(tmp_path, tensors, "zarr")) / "model_weights"
     found = {path.parent.name: read_zarr(path.parent) for path in weights.glob("*/.zarray")}
 
     assert_same(found, stacked(tensors, "model."))
@@ -242,7 +242,7 @@ def test_numpy_reads_every_chunk_of_a_zarr_checkpoint(tmp_path: Path, dtype: tor
 
 
 def test_a_zarr_checkpoint_says_bfloat16_as_megatron_does(tmp_path: Path) -> None:
-    weights = unpacked(written(tmp_path, model(), "zarr")) / "model_weights"
+    weights = unpacked(write(tmp_path, model(), "zarr")) / "model_weights"
     about = weights / "model.decoder.layers.mlp.linear_fc1.weight" / ".zarray"
 
     assert '"dtype": "bfloat16"' in about.read_text()
@@ -250,7 +250,7 @@ def test_a_zarr_checkpoint_says_bfloat16_as_megatron_does(tmp_path: Path) -> Non
 
 
 def test_a_zarr_checkpoint_has_an_empty_state_for_each_module(tmp_path: Path) -> None:
-    weights = unpacked(written(tmp_path, model(), "zarr")) / "model_weights"
+    weights = unpacked(write(tmp_path, model(), "zarr")) / "model_weights"
     states = {str(path.relative_to(weights)) for path in weights.glob("*._extra_state/*")}
 
     assert states == {"model.decoder.final_layernorm._extra_state/shard_0_1.pt"} | {
@@ -263,7 +263,7 @@ def test_a_zarr_checkpoint_has_an_empty_state_for_each_module(tmp_path: Path) ->
 
 @FORMATS
 def test_the_archive_is_a_plain_tar_of_one_folder(tmp_path: Path, dist_format: DistFormat) -> None:
-    path = written(tmp_path, model(), dist_format)
+    path = write(tmp_path, model(), dist_format)
     with tarfile.open(path, "r:") as tar:
         members = tar.getmembers()
     names = [member.name for member in members]
@@ -281,7 +281,7 @@ def test_the_archive_is_a_plain_tar_of_one_folder(tmp_path: Path, dist_format: D
 
 
 def test_the_shells_tar_reads_the_archive_too(tmp_path: Path) -> None:
-    path = written(tmp_path, model(), "zarr")
+    path = write(tmp_path, model(), "zarr")
     listed = subprocess.run(["tar", "tf", path], capture_output=True, text=True, check=True)
     norm = "./model_weights/model.decoder.layers.self_attention.linear_qkv.layer_norm_weight/0.0"
 
@@ -300,7 +300,7 @@ def test_a_member_may_be_larger_than_a_plain_tar_can_say() -> None:
 
 
 def test_the_settings_point_at_the_tokenizer(tmp_path: Path) -> None:
-    folder = unpacked(written(tmp_path, model()))
+    folder = unpacked(write(tmp_path, model()))
     settings = yaml.safe_load((folder / "model_config.yaml").read_text())
     digest = hashlib.sha256(b"pieces").hexdigest()[:32]
 
@@ -332,7 +332,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, dist_format: DistFo
     digests = set()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        path = written(tmp_path / name, model(), dist_format)
+        path = write(tmp_path / name, model(), dist_format)
         digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
 
     assert len(digests) == 1
@@ -358,16 +358,16 @@ def test_what_cannot_be_written_is_refused_before_it_is_read(
     tmp_path: Path, dist_format: DistFormat
 ) -> None:
     name = "decoder.layers.2.mlp.linear_fc1.weight"
-    for dtype, told in ((torch.float64, "is float64"), (torch.float32, "other dtypes")):
+    for dtype, message in ((torch.float64, "is float64"), (torch.float32, "other dtypes")):
         tensors = model(kind=Unreadable)
         tensors[name] = Unreadable(torch.zeros(tensors[name].shape, dtype=dtype))
-        with pytest.raises(TargetError, match=told):
-            written(tmp_path, tensors, dist_format)
+        with pytest.raises(TargetError, match=message):
+            write(tmp_path, tensors, dist_format)
         assert not (tmp_path / "tiny.nemo").exists()
 
 
 @FORMATS
-def test_a_damaged_source_is_told(tmp_path: Path, dist_format: DistFormat) -> None:
+def test_a_damaged_source_is_refused(tmp_path: Path, dist_format: DistFormat) -> None:
     class Damaged(Held):
         def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
             raise SourceError("w.bin is truncated")
@@ -376,7 +376,7 @@ def test_a_damaged_source_is_told(tmp_path: Path, dist_format: DistFormat) -> No
     name = "decoder.layers.2.mlp.linear_fc1.weight"
     tensors[name] = Damaged(tensors[name].read())
     with pytest.raises(SourceError, match="truncated"):
-        written(tmp_path, tensors, dist_format)
+        write(tmp_path, tensors, dist_format)
 
 
 def test_a_folder_of_nemo_2_holds_the_same_tensors(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_a_streamed_zip_is_what_torch_loads(
     assert torch.equal(found, tensor)
 
 
-def test_a_streamed_zip_can_stand_inside_a_file(tmp_path: Path) -> None:
+def test_a_streamed_zip_can_be_inside_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
     raw = bytes(tensor.view(-1).view(torch.uint8).numpy())

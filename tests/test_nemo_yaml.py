@@ -147,7 +147,7 @@ def test_a_model_without_a_config_is_the_default_one() -> None:
     assert without == read_nemo2_settings(nemo2("NemotronConfig"), "model.yaml")
 
 
-def test_fields_said_come_before_defaults_and_null_means_none() -> None:
+def test_given_fields_override_defaults_and_null_means_none() -> None:
     text = nemo2(
         "Nemotron3Config4B",
         num_layers=5,
@@ -204,7 +204,7 @@ def test_a_generic_gpt_is_a_nemotron_when_it_says_so() -> None:
     config = config_from_nemo(settings, vocab_size=101)
 
     assert config["intermediate_size"] == 168
-    assert config["hidden_act"] == "gelu"  # megatron-core fuses nothing unless told
+    assert config["hidden_act"] == "gelu"  # megatron-core fuses nothing by default
     assert config["partial_rotary_factor"] == 1.0
     assert config["tie_word_embeddings"]
     assert config["mlp_bias"]

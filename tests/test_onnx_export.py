@@ -148,7 +148,7 @@ def test_our_own_class_gives_the_same_graph_as_transformers(
     assert check_onnx(ours, folder) < 1e-5
 
 
-def test_large_weights_lie_in_a_file_of_their_own_and_tied_ones_only_once(
+def test_large_weights_are_in_a_file_of_their_own_and_tied_ones_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "_EMBEDDED_BYTES", 1000)

@@ -61,7 +61,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy file"])
 @pytest.mark.parametrize("wrapper", WRAPPED)
-def test_every_wrapper_is_taken_off(tmp_path: Path, wrapper: str, is_zip: bool) -> None:
+def test_every_wrapper_is_removed(tmp_path: Path, wrapper: str, is_zip: bool) -> None:
     members = {"model_weights.ckpt": saved(WRAPPED[wrapper], is_zip=is_zip)}
 
     assert_whole(read(tmp_path, members))

@@ -235,7 +235,7 @@ class TestParquet:
 
 
 class TestNpyHeaders:
-    def written(self, path: Path, header: str, version: bytes = b"\1\0") -> str:
+    def write_array(self, path: Path, header: str, version: bytes = b"\1\0") -> str:
         text = header.encode()
         length = len(text).to_bytes(2 if version == b"\1\0" else 4, "little")
         path.write_bytes(b"\x93NUMPY" + version + length + text + bytes(64))
@@ -250,7 +250,7 @@ class TestNpyHeaders:
         self, shape: str, version: bytes, tmp_path: Path
     ) -> None:
         header = "{'descr': '<i4', 'fortran_order': False, 'shape': %s, }" % shape  # noqa: UP031
-        name = self.written(tmp_path / "a.npy", header, version)
+        name = self.write_array(tmp_path / "a.npy", header, version)
         with pytest.raises(CorpusError, match="a.npy is damaged: its header claims .* 64 follow"):
             load_ids(name, seq_len=4)
 
@@ -271,7 +271,7 @@ class TestNpyHeaders:
         self, header: str, message: str, tmp_path: Path
     ) -> None:
         with pytest.raises(CorpusError, match=message):
-            load_ids(self.written(tmp_path / "a.npy", header), seq_len=4)
+            load_ids(self.write_array(tmp_path / "a.npy", header), seq_len=4)
 
     def test_a_header_of_four_gigabytes_is_not_allocated(self, tmp_path: Path) -> None:
         (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\2\0" + b"\xff" * 4 + bytes(100))

@@ -186,7 +186,7 @@ def test_tools_without_a_chat_template_are_refused(columns: dict[str, Any]) -> N
         text_of_row(row, tokenizer(None))
 
 
-def test_chats_without_a_chat_template_are_said_to_be_joined_once(
+def test_chats_without_a_chat_template_are_logged_once_as_joined(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

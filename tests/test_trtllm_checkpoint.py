@@ -25,16 +25,16 @@ HIDDEN, HEADS, HEAD_DIM = SIZES["hidden_size"], SIZES["num_attention_heads"], SI
 SPLITTABLE = {"num_attention_heads": 12, "intermediate_size": 68}
 
 
-def opened(folder: Path) -> tuple[dict[str, Any], Mapping[str, StoredTensor]]:
+def open_folder(folder: Path) -> tuple[dict[str, Any], Mapping[str, StoredTensor]]:
     config = json.loads((folder / "config.json").read_text())
     return config, read_safetensors_header(LocalFile.at(folder / "model.safetensors"))
 
 
-def written(
+def write(
     source: Path, out: Path, *, tp: int = 1, pp: int = 1, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
     """The checkpoint's config and each rank's tensors, by the format's own library."""
-    write_trtllm(out, *opened(source), tp=tp, pp=pp, dtype=dtype)
+    write_trtllm(out, *open_folder(source), tp=tp, pp=pp, dtype=dtype)
     ranks = [load_file(out / f"rank{rank}.safetensors") for rank in range(tp * pp)]
     assert {path.name for path in out.iterdir()} == {
         "config.json",
@@ -107,7 +107,7 @@ def by_hand(
 
 def test_what_modelopt_writes_is_written_bit_for_bit(tmp_path: Path) -> None:
     expected = MODELOPT / "tp1pp1_bfloat16"
-    config, ranks = written(MODELOPT / "hf", tmp_path / "out")
+    config, ranks = write(MODELOPT / "hf", tmp_path / "out")
 
     assert_same(ranks[0], load_file(expected / "rank0.safetensors"))
     theirs = json.loads((expected / "config.json").read_text())
@@ -127,7 +127,7 @@ def test_every_rank_holds_what_a_split_by_hand_gives(
     tmp_path: Path, tp: int, pp: int, kv_heads: int
 ) -> None:
     source = tiny_folder(tmp_path / "source", **SPLITTABLE, num_key_value_heads=kv_heads)
-    config, ranks = written(source, tmp_path / "out", tp=tp, pp=pp)
+    config, ranks = write(source, tmp_path / "out", tp=tp, pp=pp)
 
     state = weights_of(source)
     expected = by_hand(
@@ -144,7 +144,7 @@ def test_every_rank_holds_what_a_split_by_hand_gives(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_norms_one_is_added_before_the_cast(tmp_path: Path, dtype: torch.dtype) -> None:
     source = tiny_folder(tmp_path / "source", dtype=torch.float32)
-    _, ranks = written(source, tmp_path / "out", dtype=dtype)
+    _, ranks = write(source, tmp_path / "out", dtype=dtype)
 
     weight = weights_of(source)["model.layers.1.input_layernorm.weight"]
     found = ranks[0]["transformer.layers.1.input_layernorm.weight"]
@@ -156,7 +156,7 @@ def test_the_norms_one_is_added_before_the_cast(tmp_path: Path, dtype: torch.dty
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_a_vocabulary_that_does_not_divide_is_padded_with_zeros(tmp_path: Path, tp: int) -> None:
     source = tiny_folder(tmp_path / "source", **SPLITTABLE, vocab_size=101)
-    config, ranks = written(source, tmp_path / "out", tp=tp, dtype=torch.float32)
+    config, ranks = write(source, tmp_path / "out", tp=tp, dtype=torch.float32)
 
     state = weights_of(source)
     for name, origin in (
@@ -173,7 +173,7 @@ def test_a_vocabulary_that_does_not_divide_is_padded_with_zeros(tmp_path: Path, 
 
 def test_a_tied_head_is_written_to_the_last_stage_as_its_own(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source", "nemotron-tied")
-    config, (first, last) = written(source, tmp_path / "out", pp=2)
+    config, (first, last) = write(source, tmp_path / "out", pp=2)
 
     embedding = weights_of(source)["model.embed_tokens.weight"].bfloat16()
     assert torch.equal(first["transformer.vocab_embedding.weight"], embedding)
@@ -186,7 +186,7 @@ def test_a_tied_head_is_written_to_the_last_stage_as_its_own(tmp_path: Path) -> 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_biases_are_split_like_their_weights_rows(tmp_path: Path, tp: int) -> None:
     source = tiny_folder(tmp_path / "source", "nemotron-biased", **SPLITTABLE)
-    config, ranks = written(source, tmp_path / "out", tp=tp, pp=2)
+    config, ranks = write(source, tmp_path / "out", tp=tp, pp=2)
 
     state = weights_of(source)
     expected = by_hand(
@@ -201,7 +201,7 @@ def test_biases_are_split_like_their_weights_rows(tmp_path: Path, tp: int) -> No
 def test_where_only_some_layers_have_a_bias_the_others_get_zeros(tmp_path: Path, flag: str) -> None:
     # The engine has one flag for all linear layers and asks for every bias.
     source = tiny_folder(tmp_path / "source", **SPLITTABLE, **{flag: True})
-    config, ranks = written(source, tmp_path / "out", tp=2, dtype=torch.float32)
+    config, ranks = write(source, tmp_path / "out", tp=2, dtype=torch.float32)
 
     state = dict(weights_of(source))
     for name in list(state):
@@ -219,7 +219,7 @@ def test_the_config_says_what_the_source_says(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source", norm_eps=3e-6, max_position_embeddings=72)
     rotary = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}
     edit_config(source, remove=("rope_theta", "partial_rotary_factor"), rope_parameters=rotary)
-    config, _ = written(source, tmp_path / "out", dtype=torch.float16)
+    config, _ = write(source, tmp_path / "out", dtype=torch.float16)
 
     assert config == {
         "producer": {"name": "minitron", "version": version("minitron")},
@@ -255,7 +255,7 @@ def test_the_config_says_what_the_source_says(tmp_path: Path) -> None:
 
 def test_an_old_config_means_the_same_as_todays(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
-    today, ranks = written(source, tmp_path / "today")
+    today, ranks = write(source, tmp_path / "today")
     edit_config(
         source,
         remove=("rope_parameters", "partial_rotary_factor", "head_dim"),
@@ -263,7 +263,7 @@ def test_an_old_config_means_the_same_as_todays(tmp_path: Path) -> None:
         rope_percent=0.5,
         rope_theta=10000.0,
     )
-    old, old_ranks = written(source, tmp_path / "old")
+    old, old_ranks = write(source, tmp_path / "old")
 
     assert old == today
     assert_same(old_ranks[0], ranks[0])
@@ -272,7 +272,7 @@ def test_an_old_config_means_the_same_as_todays(tmp_path: Path) -> None:
 def test_linear_rotary_scaling_is_kept(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
     edit_config(source, remove=("rope_parameters",), rope_scaling={"type": "linear", "factor": 4})
-    config, _ = written(source, tmp_path / "out")
+    config, _ = write(source, tmp_path / "out")
     assert config["rotary_scaling"] == {"type": "linear", "factor": 4.0}
 
 
@@ -280,7 +280,7 @@ def test_progress_counts_every_byte_of_every_rank(tmp_path: Path) -> None:
     source, counted = tiny_folder(tmp_path / "source"), list[int]()
     write_trtllm(
         tmp_path / "out",
-        *opened(source),
+        *open_folder(source),
         tp=2,
         pp=2,
         dtype=torch.bfloat16,
@@ -296,7 +296,7 @@ def test_pieces_of_a_large_tensor_join_to_the_whole(tmp_path: Path) -> None:
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1}
     source = tiny_folder(tmp_path / "source", dtype=torch.bfloat16, **sizes)
     state = weights_of(source)
-    _, ranks = written(source, tmp_path / "out", tp=2)
+    _, ranks = write(source, tmp_path / "out", tp=2)
 
     up, down = (state[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("up", "down"))
     fc, proj = (
@@ -342,7 +342,7 @@ def test_what_the_format_cannot_hold_is_refused_with_nothing_written(
     changed, options, message = REFUSED[case]
     source = tiny_folder(tmp_path / "source", **changed)
     with pytest.raises(TargetError) as refused:
-        written(source, tmp_path / "out", **options)
+        write(source, tmp_path / "out", **options)
     assert str(refused.value) == message
     assert not (tmp_path / "out").exists()
 
@@ -351,7 +351,7 @@ def test_what_the_format_cannot_hold_is_refused_with_nothing_written(
 def test_another_family_is_sent_to_its_own_converter(tmp_path: Path, family: str) -> None:
     source = tiny_folder(tmp_path / "source", family)
     with pytest.raises(TargetError, match=f"model_type is {family}.*TensorRT-LLM's .* example"):
-        written(source, tmp_path / "out")
+        write(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -361,7 +361,7 @@ def test_another_rotary_scaling_is_refused(tmp_path: Path, kind: str) -> None:
     scaling = {"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     edit_config(source, remove=("rope_parameters",), rope_scaling=scaling)
     with pytest.raises(TargetError, match=f"rope_type is '{kind}'"):
-        written(source, tmp_path / "out")
+        write(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -369,12 +369,12 @@ def test_a_config_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
     edit_config(source, rope_theta=7.0)
     with pytest.raises(ArchitectureError, match=r"rope_theta 7\.0"):
-        written(source, tmp_path / "out")
+        write(source, tmp_path / "out")
 
 
 def test_a_missing_or_misshapen_tensor_is_refused_with_nothing_written(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
-    config, tensors = opened(source)
+    config, tensors = open_folder(source)
     name = "model.layers.3.mlp.down_proj.weight"
     missing = {key: tensor for key, tensor in tensors.items() if key != name}
     misshapen = {**tensors, name: tensors["model.layers.3.mlp.up_proj.weight"]}
@@ -391,8 +391,8 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path: Path, name: str) 
     state[name].view(-1)[5] = 70000.0
     save_file(state, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TargetError, match=f"{name} holds values that are not finite in float16"):
-        written(source, tmp_path / "float16", dtype=torch.float16)
-    written(source, tmp_path / "bfloat16", dtype=torch.bfloat16)
+        write(source, tmp_path / "float16", dtype=torch.float16)
+    write(source, tmp_path / "bfloat16", dtype=torch.bfloat16)
 
 
 def test_no_more_than_a_few_megabytes_of_a_tensor_are_read_at_once(tmp_path: Path) -> None:
