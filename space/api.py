@@ -11,6 +11,7 @@ import gradio as gr
 from gradio.events import api
 
 from minitron.space.jobs.comparing import MEASURED
+from minitron.space.jobs.preview import SIZES
 from minitron.space.jobs.request import Settings
 from minitron.space.jobs.service import Service
 from minitron.space.ui.handlers import on_gpu, show_errors
@@ -108,15 +109,7 @@ def add_endpoints(service: Service) -> None:
 def _prune_endpoint(service: Service) -> None:
     """Hidden components, as gradio returns a file through a component only."""
     model = gr.Textbox(visible=False, label="model")
-    sizes = [
-        gr.Number(None, visible=False, label=name)
-        for name in (
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_hidden_layers",
-        )
-    ]
+    sizes = [gr.Number(None, visible=False, label=name) for name in SIZES]
     archive, record = gr.File(visible=False, label="zip"), gr.JSON(visible=False, label="record")
 
     def prune(

@@ -71,8 +71,8 @@ class Sizes:
 class SliderRange:
     """The values of a slider."""
 
-    least: int
-    most: int
+    minimum: int
+    maximum: int
     step: int
 
 

@@ -104,15 +104,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
 def slider_updates(service: Service, name: str, sizes: Sizes) -> dict[str, Any]:
     """The sliders of a model, at these sizes."""
     ranges = slider_ranges(service.catalog.model(name))
-    return {
-        size: gr.update(
-            minimum=ranges[size].least,
-            maximum=ranges[size].most,
-            step=ranges[size].step,
-            value=getattr(sizes, size),
-        )
-        for size in SIZES
-    }
+    return {size: gr.update(value=getattr(sizes, size), **vars(ranges[size])) for size in SIZES}
 
 
 def _connect_sliders(
@@ -170,13 +162,11 @@ def _sliders(service: Service, name: str) -> dict[str, gr.Slider]:
     ranges, sizes = slider_ranges(service.catalog.model(name)), _first_sizes(service, name)
     return {
         size: gr.Slider(
-            ranges[size].least,
-            ranges[size].most,
-            getattr(sizes, size),
-            step=ranges[size].step,
+            value=getattr(sizes, size),
             label=LABELS[size],
             info=_INFO[size],
             elem_id=f"mt-{size}",
+            **vars(ranges[size]),
         )
         for size in SIZES
     }
