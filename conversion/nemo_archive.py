@@ -20,7 +20,7 @@ from minitron.errors import SourceError
 from minitron.files.cached_file import Cursor
 from minitron.files.file import File, LocalFile
 from minitron.files.inert_pickle import DAMAGE
-from minitron.files.local_folder import leads_outside
+from minitron.files.model_files import leads_outside
 
 logger = logging.getLogger(__name__)
 

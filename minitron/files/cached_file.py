@@ -37,6 +37,7 @@ class PieceCache:
 
     def get(self, key: tuple[File, int], read: Callable[[], bytes]) -> bytes:
         """The piece of this file at this offset; `read` is called where it is not kept."""
+        # The first thread reads it, outside the lock; the others wait for its future.
         with self._lock:
             kept = self._pieces.get(key)
             if kept is not None:
@@ -78,6 +79,7 @@ class CachedFile(File):
             return
         if not self._is_shared:
             self._read_missing(start, stop)
+        # A row by which a model is recognized must not cost a window of 16 MiB.
         is_small = self._is_shared and len(target) < SMALL < self.size
         for at in range(start - start % piece, stop, piece):
             low, high = max(start, at), min(stop, at + piece)

@@ -51,7 +51,7 @@ from minitron.files.hub_errors import (
     required_text,
 )
 from minitron.files.hub_retry import bounded_waiting, retry
-from minitron.files.model_files import ADAPTER, TEMPLATES, is_model_file, merge_advice
+from minitron.files.model_files import ADAPTER, is_model_file, merge_advice, model_files
 from minitron.files.verified_file import verify
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ class HubRepository:
         """The file as ranges; None where it is cached, missing, or can only be fetched whole."""
         if self.is_local(name):
             return None
+        # One request brings the size and, of most safetensors files, the whole header.
         found = self._read_range(name, 0, _BEGINNING)
         if found is None:
             return None
@@ -261,13 +262,6 @@ class HubFile(File):
     def read_into(self, target: memoryview, start: int) -> None:
         """Fill `target` with the bytes from `start` on."""
         target[:] = self.read(start, start + len(target))
-
-
-def model_files(folder: Path) -> list[str]:
-    """The model's files in a folder, by their paths in it, in alphabetical order."""
-    paths = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
-    names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
-    return sorted(filter(is_model_file, names))
 
 
 def _commit(answer: object) -> str:

@@ -1,7 +1,11 @@
-"""Names of the files of a model folder: tokenizer, chat templates, a PEFT adapter.
+"""The files of a model folder: which there may be, and `LocalFolder`, one on this machine.
 
 The names are those that transformers' tokenizers and processors read beside the weights. Knows how
 transformers 4 and 5 read a tokenizer's config, but no vocabulary and no class.
+
+A folder may come from anybody. A link in it to another file of this machine would be copied beside
+the weights and published, so links that lead outside the folder are refused. Links in a snapshot of
+the Hub's cache lead to the blobs of the same cache.
 
     names = tokenizer_names(["config.json", "tokenizer.json"])   # ["tokenizer.json"]
 """
@@ -12,9 +16,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from minitron.errors import SourceError
+
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER = "adapter_config.json"  # what PEFT writes in place of a model's config.json
 TEMPLATES = "additional_chat_templates"  # the folder of all chat templates but the default one
+_WEIGHTS = (".safetensors", ".bin")
 _TEMPLATE = re.compile(rf"{TEMPLATES}/[^/\\\x00-\x1f\x7f]+\.jinja")
 # `vocab_files_names` of every tokenizer class, and what a processor reads beside them.
 _PATTERNS = (
@@ -47,12 +54,61 @@ _ONLY_5 = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend")
 _ADDS_BOS_IN_4 = ("LlamaTokenizer", "CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer")
 
 
+class LocalFolder:
+    """A folder on this machine."""
+
+    revision: str | None = None
+
+    def __init__(self, path: Path, name: str | None = None, *, is_ours: bool = False) -> None:
+        """`is_ours` True follows any link, since a package manager may have made it."""
+        self.path = path
+        self.name = name or str(path)
+        self._is_ours = is_ours
+
+    def file(self, name: str) -> Path | None:
+        """The file's path, if it is there. Raises SourceError for a link that leads outside.
+
+        Weights may be elsewhere: only their numbers are copied.
+        """
+        path = self.path / name
+        if not path.is_file():
+            return None
+        if not self._is_ours and path.suffix not in _WEIGHTS and leads_outside(path, self.path):
+            raise SourceError(
+                f"{path} is a link to {path.resolve()}, outside its folder: put the file itself "
+                "there, or remove the link"
+            )
+        return path
+
+    def names(self) -> list[str]:
+        """The folder's files, in alphabetical order."""
+        return model_files(self.path)
+
+    def is_local(self, name: str) -> bool:
+        """Whether the file is on this machine: always."""
+        return True
+
+    def remote_file(self, name: str) -> None:
+        """None: every file is on this machine."""
+
+    def remedy(self, name: str) -> str:
+        """What to do about a missing file: whoever copied the folder knows where it is."""
+        return "fetch it"
+
+
 def is_model_file(name: str) -> bool:
     """Whether a path in a repository is one of a model: at its top, or a chat template.
 
     A name that is not printable could command a terminal, and no model needs one.
     """
     return name.isprintable() and ("/" not in name or _TEMPLATE.fullmatch(name) is not None)
+
+
+def model_files(folder: Path) -> list[str]:
+    """The model's files in a folder, by their paths in it, in alphabetical order."""
+    paths = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
+    names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    return sorted(filter(is_model_file, names))
 
 
 def tokenizer_names(names: Iterable[str]) -> list[str]:
@@ -97,6 +153,19 @@ def merge_advice(name: str, settings: Mapping[str, Any]) -> str:
         "peft, AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload()"
         ".save_pretrained(OUT), save the base model's tokenizer to OUT too, and name OUT"
     )
+
+
+def leads_outside(path: Path, folder: Path) -> bool:
+    """Whether a path below `folder`, links followed, is neither in it nor a blob of its cache."""
+    return not any(path.resolve().is_relative_to(root) for root in _roots(folder.resolve()))
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """The folder itself, and the blobs to which a snapshot in the Hub's cache is made of links."""
+    for parent in (folder, *folder.parents):
+        if parent.parent.name == "snapshots" and (blobs := parent.parents[1] / "blobs").is_dir():
+            return folder, blobs
+    return (folder,)
 
 
 def _belongs(name: str) -> bool:

@@ -82,6 +82,7 @@ class StoredTensor:
     def cached(self, windows: PieceCache) -> "StoredTensor":
         """The same tensor of a file that is not here, whose windows are kept for later reads."""
         nbytes = _span(self.shape, self.strides or row_major(self.shape)) * self.dtype.itemsize
+        # Windows are counted from the tensor's first byte: none holds bytes of a neighbour.
         own = self.file.window(self.offset, nbytes if 0 not in self.shape else 0)
         return replace(self, file=CachedFile(own, windows), offset=0)
 

@@ -17,7 +17,7 @@ from minitron.errors import TargetError
 from minitron.files.dtypes import name_of
 from minitron.files.file import LocalFile
 from minitron.files.finite import check_finite, is_finite, is_finite_in_file
-from minitron.files.lazy_tensor import Cast, LazyTensor
+from minitron.files.lazy_tensor import Cast, DerivedTensor, LazyTensor
 
 Piece = torch.Tensor | LocalFile
 Job = Callable[[], torch.Tensor]
@@ -61,7 +61,7 @@ def stream_tensors(
                     checks.popleft().result()
 
         try:
-            yield from read_ahead(jobs(), pool)
+            yield from _read_ahead(jobs(), pool)
             for future in checks:
                 future.result()
         finally:
@@ -69,17 +69,10 @@ def stream_tensors(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_ahead(
-    jobs: Iterable[tuple[str, Job | LocalFile]], pool: ThreadPoolExecutor | None = None
+def _read_ahead(
+    jobs: Iterable[tuple[str, Job | LocalFile]], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[str, Piece]]:
     """Read pieces in threads, a few ahead of the consumer, and yield them in order."""
-    if pool is None:
-        with ThreadPoolExecutor(_THREADS) as own:
-            try:
-                yield from read_ahead(jobs, own)
-            finally:
-                own.shutdown(wait=True, cancel_futures=True)
-        return
     waiting: deque[tuple[str, Future[torch.Tensor] | LocalFile]] = deque()
     for name, job in jobs:
         waiting.append((name, job if isinstance(job, LocalFile) else pool.submit(job)))
@@ -107,15 +100,18 @@ def _check_in_files(tensor: "CheckedTensor", ranges: Iterable[LocalFile]) -> Non
         tensor.read(start, stop)  # raises the error
 
 
-class CheckedTensor:
-    """A tensor whose rows are refused, as they are read, where they are not finite."""
+class CheckedTensor(DerivedTensor):
+    """A tensor whose rows are refused, as they are read, where they are not finite.
+
+    Raises SourceError, or TargetError where only the cast overflows. It has no file ranges: to be
+    checked, the values must be read.
+    """
 
     def __init__(self, tensor: LazyTensor, name: str, source: str) -> None:
+        super().__init__(tensor.dtype, tensor.shape)
         self.tensor, self.name, self.source = tensor, name, source
-        self.dtype, self.shape, self.nbytes = tensor.dtype, tensor.shape, tensor.nbytes
 
-    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows, once checked. Raises SourceError, or TargetError where only the cast overflows."""
+    def _read(self, start: int, stop: int) -> torch.Tensor:
         rows = self.tensor.read(start, stop)
         if not is_finite(rows):
             before = self.tensor.tensor if isinstance(self.tensor, Cast) else self.tensor
@@ -125,6 +121,3 @@ class CheckedTensor:
                 f"{self.source}: {self.name} holds values too large for {dtype}: choose bfloat16"
             )
         return rows
-
-    def ranges(self, start: int = 0, stop: int | None = None) -> None:
-        """None: to be checked, the values must be read."""

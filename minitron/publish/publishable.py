@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from minitron.errors import SourceError, foreign_parser
 from minitron.files.finite import is_finite_in_file
-from minitron.files.local_folder import leads_outside
+from minitron.files.model_files import leads_outside
 from minitron.publish.destination import is_repo_id
 from minitron.records.card_page import read_front_matter
 from minitron.records.folder_writer import check_companions

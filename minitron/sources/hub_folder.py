@@ -24,8 +24,7 @@ from minitron.files.checked_json import not_finite, read_object
 from minitron.files.file import File, LocalFile
 from minitron.files.hub_repository import HubFile, HubRepository
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.files.local_folder import LocalFolder
-from minitron.files.model_files import ADAPTER, merge_advice, tokenizer_names
+from minitron.files.model_files import ADAPTER, LocalFolder, merge_advice, tokenizer_names
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import DeferredTensor, StoredTensor
 from minitron.files.torch_file import read_torch_file
@@ -214,21 +213,24 @@ class HubFolder(Source):
         """
         if file not in self._outlines:
             remote = self._folder.remote_file(file)
-            is_missing = file not in self._folder.names() or self._folder.is_local(file)
-            if remote is None and self._low_disk and not is_missing:
+            if remote is None and self._low_disk and self._is_remote(file):
                 raise SourceError(
                     f"{self.name}: {file} can be had only whole: do it without --low-disk"
                 )
             self._outlines[file] = None if remote is None else self._read_outline(remote)
         return self._outlines[file]
 
+    def _is_remote(self, file: str) -> bool:
+        return file in self._folder.names() and not self._folder.is_local(file)
+
     def _read_outline(self, remote: HubFile) -> Mapping[str, StoredTensor]:
         """The tensors of a file on the Hub; only low_disk needs to know where each one begins."""
+        # Of a safetensors file, the header came with the first request.
         is_pickle = not remote.name.endswith(".safetensors")
         outline = _read_tensors(
             CachedFile(remote) if is_pickle else remote, outline=not self._low_disk
         )
-        uncached = replace(remote, beginning=b"")  # read in windows from here on
+        uncached = replace(remote, beginning=b"")  # of many shards, their beginnings take memory
         return {name: replace(tensor, file=uncached) for name, tensor in outline.items()}
 
     def _shard(self, file: str) -> Mapping[str, StoredTensor]:
