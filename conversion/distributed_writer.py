@@ -111,15 +111,6 @@ class _Array:
         return (1, *part) if self.is_layered else part
 
 
-@dataclass(frozen=True)
-class _State:
-    """The empty state of a module, in layer `index` of `count`."""
-
-    key: str
-    index: int
-    count: int
-
-
 def _arrays(tensors: Mapping[str, LazyTensor], prefix: str) -> Iterator[_Array]:
     layered: dict[str, dict[int, LazyTensor]] = {}
     for name, tensor in tensors.items():
@@ -144,16 +135,17 @@ def _fused_name(name: str) -> str:
     return name
 
 
-def _states(arrays: Iterable[_Array], prefix: str) -> Iterator[_State]:
+def _states(arrays: Iterable[_Array], prefix: str) -> Iterator[str]:
+    """The keys of the empty states: of the final norm, and of each module in every layer."""
     layers = max((len(array.parts) for array in arrays if array.is_layered), default=0)
-    yield _State(f"{prefix}{FINAL_NORM}._extra_state", 0, 1)
+    yield f"{prefix}{FINAL_NORM}._extra_state/shard_0_1"
     for module in _MODULES_WITH_STATE:
         for layer in range(layers):
-            yield _State(f"{prefix}{LAYERS}{module}._extra_state", layer, layers)
+            yield f"{prefix}{LAYERS}{module}._extra_state/shard_{layer}_{layers}"
 
 
 def _plan_zarr(
-    arrays: Iterable[_Array], states: Iterable[_State], progress: Progress
+    arrays: Iterable[_Array], states: Iterable[str], progress: Progress
 ) -> Iterator[PlannedFile]:
     """A folder for each tensor, with a file for each layer."""
     for array in arrays:
@@ -173,15 +165,13 @@ def _plan_zarr(
             name = f"{array.key}/{'.'.join(map(str, position))}"
             yield PlannedFile(name, part.nbytes, partial(_write_tensor, part, progress))
     for state in states:
-        name = f"{state.key}/shard_{state.index}_{state.count}.pt"
-        yield PlannedFile.of(name, torch_save(None))
+        yield PlannedFile.of(f"{state}.pt", torch_save(None))
 
 
 def _plan_torch_dist(
-    arrays: Iterable[_Array], states: Iterable[_State], progress: Progress
+    arrays: Iterable[_Array], states: Iterable[str], progress: Progress
 ) -> list[PlannedFile]:
     """One file of many torch.save zips, and a pickled index of their positions."""
-    arrays = list(arrays)
     metadata: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     chunks: list[tuple[MetadataIndex, PlannedFile]] = []
     for array in arrays:
@@ -195,9 +185,8 @@ def _plan_torch_dist(
             position = MetadataIndex(array.key, chunk.offsets, index)
             chunks.append((position, _plan_chunk(chunk, tensor, progress)))
     for state in states:
-        key = f"{state.key}/shard_{state.index}_{state.count}"
-        metadata[key] = BytesStorageMetadata()
-        chunks.append((MetadataIndex(key), PlannedFile.of(_DATA_FILE, torch_save([None]))))
+        metadata[state] = BytesStorageMetadata()
+        chunks.append((MetadataIndex(state), PlannedFile.of(_DATA_FILE, torch_save([None]))))
     # planner_data describes nested state dicts; ours is flat, but Megatron requires a dict.
     content = Metadata(metadata, planner_data={}, storage_data=_storage_data(chunks))
 

@@ -35,7 +35,6 @@ def nemo1_settings(
     tokenizer: FoundTokenizer | None = None,
     tokenizer_size: int | None = None,
     dist_ckpt_format: str = "torch_dist",
-    nemo_version: str = "1.23.0",
 ) -> dict[str, Any]:
     """The model_config.yaml of a `.nemo` with a distributed checkpoint, for one GPU.
 
@@ -63,7 +62,7 @@ def nemo1_settings(
         "precision": _precision(dtype),
         "megatron_amp_O2": dtype != torch.float32,  # else NeMo would make the weights float32
         "dist_ckpt_format": dist_ckpt_format,
-        "nemo_version": nemo_version,
+        "nemo_version": "1.23.0",
     }
 
 

@@ -27,13 +27,12 @@ _BACKENDS = {"zarr": zarr_tensors, "torch_dist": torch_dist_tensors}
 
 @dataclass(frozen=True)
 class MegatronCheckpoint:
-    """The tensors of a GPT model. Keeps its archive open, which may be a temporary file.
+    """The tensors of a GPT model; each keeps the file that it is in, which may be a temporary one.
 
-    A tied model that was saved in pipeline stages
-    may hold `output_layer.weight` too, the last stage's copy of its embedding.
+    A tied model that was saved in pipeline stages may have `output_layer.weight` too, the last
+    stage's copy of the embedding.
     """
 
-    archive: Archive
     layout: str  # zarr, torch_dist, nemo2 torch_dist, state_dict, state_dict TP 2 PP 2, ...
     tensors: Mapping[str, LazyTensor]
     writer: str | None = None  # the format and its version, as the checkpoint states it
@@ -44,12 +43,12 @@ def read_checkpoint(archive: Archive, *, is_gated: bool) -> MegatronCheckpoint:
 
     Raises SourceError for what is no Megatron GPT checkpoint, is not complete or is damaged.
     """
-    for folder, family in (("model_weights", ""), ("weights", "nemo2 ")):
+    for folder, version in (("model_weights", ""), ("weights", "nemo2 ")):
         if f"{folder}/{_DISTRIBUTED}" in archive:
-            return _read_distributed(archive, folder, family)
+            return _read_distributed(archive, folder, version)
     if has_state_dicts(archive):
         found = read_state_dicts(archive, is_gated=is_gated)
-        return MegatronCheckpoint(archive, found.layout, found.tensors)
+        return MegatronCheckpoint(found.layout, found.tensors)
     seen = ", ".join(archive.names()[:4]) or "nothing"
     raise SourceError(
         f"{archive.name} holds {seen}: a Megatron GPT checkpoint was expected, which has "
@@ -57,7 +56,7 @@ def read_checkpoint(archive: Archive, *, is_gated: bool) -> MegatronCheckpoint:
     )
 
 
-def _read_distributed(archive: Archive, folder: str, family: str) -> MegatronCheckpoint:
+def _read_distributed(archive: Archive, folder: str, version: str) -> MegatronCheckpoint:
     name = f"{folder}/{_DISTRIBUTED}"
     try:
         metadata = json.loads(archive.read(name, _LARGEST_JSON))
@@ -82,7 +81,7 @@ def _read_distributed(archive: Archive, folder: str, family: str) -> MegatronChe
             "checkpoint, or not complete"
         )
     writer = f"{backend} version {metadata.get('sharded_backend_version')!r:.20}"
-    return MegatronCheckpoint(archive, f"{family}{backend}", tensors, writer)
+    return MegatronCheckpoint(f"{version}{backend}", tensors, writer)
 
 
 def _single_layers(chunked: Mapping[str, ChunkedTensor]) -> Iterator[tuple[str, LazyTensor]]:
