@@ -261,7 +261,7 @@ def test_files_that_the_hub_ignores_are_named(
     with caplog.at_level(logging.WARNING, logger="minitron"):
         push(str(folder), "me/half")
     assert caplog.messages == [
-        "me/half ignores 2 of the files, which are not there now: minitron.json, "
+        "me/half ignores 2 of the files, which were not pushed: minitron.json, "
         "tokenizer_config.json; remove them from its .gitignore and push again"
     ]
 
@@ -528,7 +528,7 @@ def test_hidden_files_stay_here(hub: Hub, folder: Path) -> None:
         (None, "cannot push to me/half: there is no token; log in with `hf auth login`"),
         ("hf_wrong", "cannot push to me/half: the Hub refuses the token; log in"),
         ("hf_reads", "the token of me may only read: make one that may write"),
-        ("hf_other", "me/half is not there, and Other cannot make it: name one of Other/..."),
+        ("hf_other", "me/half does not exist, and Other cannot create it: name one of Other/..."),
     ],
 )
 def test_a_token_that_does_not_do_is_told_without_showing_it(

@@ -270,14 +270,14 @@ def test_a_public_space_does_not_become_private_by_a_push(hub: Hub) -> None:
 BAD: dict[str, tuple[list[str], str]] = {
     "no owner": (["--space", "demo"], "--space demo has no owner: name it OWNER/demo"),
     "no name": (["--space", "me/de mo"], "me/de mo is no name for a repository"),
-    "not mine": (["--space", "you/demo"], "you/demo is not there, and me cannot make it"),
-    "a folder": (["--space", REPO, "here"], "here lies on this machine, where a Space cannot"),
-    "a folder called as one of the zoo": (["--space", REPO, "tiny-half"], "tiny-half lies on this"),
+    "not mine": (["--space", "you/demo"], "you/demo does not exist, and me cannot create it"),
+    "a folder": (["--space", REPO, "here"], "here is on this machine, where a Space cannot"),
+    "a folder called as one of the zoo": (["--space", REPO, "tiny-half"], "tiny-half is on this"),
     "not there": (["--space", REPO, "me/nothing"], "me/nothing"),
     "no name of the zoo": (["--space", REPO, "tinny"], "tinny does not exist"),
     "twice": (["--space", REPO, "tiny", "tiny"], "tiny and tiny would both be called tiny"),
-    "a tag": (["--space", REPO, "--tag", "v1"], "--tag goes without --space"),
-    "a pull request": (["--space", REPO, "--create-pr"], "--create-pr goes without --space"),
+    "a tag": (["--space", REPO, "--tag", "v1"], "--tag has no effect with --space"),
+    "a pull request": (["--space", REPO, "--create-pr"], "--create-pr has no effect with --space"),
     "a folder alone": (["here"], "push takes a folder and its repository"),
     "too many": (["here", "me/half", "tiny"], "push takes a folder and its repository"),
 }
@@ -323,7 +323,7 @@ def test_a_token_that_does_not_do_is_told(
 
 
 def test_a_collection_is_refused(hub: Hub) -> None:
-    with pytest.raises(TargetError, match="--collection goes without --space"):
+    with pytest.raises(TargetError, match="--collection has no effect with --space"):
         push(space=REPO, collection="Small")
 
 

@@ -117,7 +117,7 @@ def test_a_context_without_room_for_an_article_is_refused(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     articles = read_articles(str(write_lines(tmp_path / "news.jsonl", NEWS)), settings())
-    with pytest.raises(SourceError, match="a summary takes 512 tokens, but the context is 512"):
+    with pytest.raises(SourceError, match="a summary has up to 512 tokens, but the context is 512"):
         summarize(articles, model, tokenizer, replace(settings(), max_new_tokens=512))
 
 

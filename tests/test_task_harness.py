@@ -206,7 +206,7 @@ def test_a_name_that_is_no_task_is_refused_with_those_near_it() -> None:
 
 def test_data_that_is_not_here_is_refused_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(CorpusError, match="the data of winogrande cannot be had") as caught:
+    with pytest.raises(CorpusError, match="the data of winogrande cannot be loaded") as caught:
         load_tasks({"winogrande": 5})
     assert "\n" not in str(caught.value)
 

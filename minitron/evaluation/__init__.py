@@ -1,1 +1,1 @@
-"""What a model scores: its loss on held-out text, benchmarks, summaries."""
+"""The scores of a model: loss on held-out text, benchmarks, summaries."""

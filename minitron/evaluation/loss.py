@@ -1,7 +1,7 @@
 """The loss of a model on held-out text: nats a token, perplexity, bits per byte.
 
-Logits are made a few hundred tokens at a time: with a vocabulary of 256,000 they would be the
-largest thing in memory. How text is cut into windows is in `minitron.text.held_out`.
+Logits are computed for a few hundred tokens at a time: with a vocabulary of 256,000, those of a
+batch would need more memory than the model. `minitron.text.held_out` splits text into windows.
 
     evaluate_text(model, held_out_text("books.txt", tokenizer, 512)).perplexity
 """
@@ -34,7 +34,7 @@ _LOGITS_TOKENS = 512
 
 @dataclass(frozen=True)
 class TextLoss:
-    """How well a model predicts a text."""
+    """The loss of a model on a text."""
 
     loss: float  # nats a token
     tokens: int  # predicted
@@ -48,7 +48,7 @@ class TextLoss:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of a model: on a text, on benchmarks, or on both."""
+    """The scores of a model: on a text, on benchmarks, or on both."""
 
     text: TextLoss | None = None
     tasks: Mapping[str, TaskScores] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Evaluation:
 
     @property
     def tokens(self) -> int:
-        """How many tokens of text were predicted."""
+        """The number of predicted tokens of the text."""
         return 0 if self.text is None else self.text.tokens
 
     def to_json(self) -> dict[str, object]:
@@ -86,7 +86,7 @@ class Evaluation:
 
 
 def source_loss(source: Source, held_out: HeldOut) -> float:
-    """The loss of a source in nats a token; one that does not fit is read layer by layer.
+    """The loss of a source in nats a token; reads it layer by layer if it does not fit into memory.
 
     Raises CorpusError for ids outside its vocabulary, SourceError for weights that are not finite.
     """
@@ -101,7 +101,7 @@ def source_loss(source: Source, held_out: HeldOut) -> float:
 
 
 def evaluate_text(model: PreTrainedModel, held_out: HeldOut) -> TextLoss:
-    """How well a loaded model predicts held-out text.
+    """The loss of a loaded model on held-out text.
 
     Raises CorpusError for ids outside its vocabulary, SourceError for a loss that is no number.
     """
@@ -118,7 +118,7 @@ def evaluate_text(model: PreTrainedModel, held_out: HeldOut) -> TextLoss:
         tqdm(total=total, unit="token", unit_scale=True, desc="evaluate", disable=None) as progress,
     ):
         for inputs, targets in _batches(held_out):
-            nats += _nats(model, inputs.to(model.device), targets.to(model.device))
+            nats += _summed_nats(model, inputs.to(model.device), targets.to(model.device))
             counted += int((targets != UNCOUNTED).sum())
             progress.update(inputs.numel())
     if not math.isfinite(nats):
@@ -140,12 +140,14 @@ def _batches(held_out: HeldOut) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             )
 
 
-def _nats(model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+def _summed_nats(model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor) -> float:
     """The summed cross-entropy of a batch; inputs and targets (windows, tokens)."""
     hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
     counted = targets != UNCOUNTED
     head = model.get_output_embeddings()
-    states, wanted = hidden[counted].split(_LOGITS_TOKENS), targets[counted].split(_LOGITS_TOKENS)
-    pieces = zip(states, wanted, strict=True)
-    summed = (F.cross_entropy(head(s).float(), w, reduction="sum") for s, w in pieces)
-    return float(sum(piece.double() for piece in summed))
+    states, ids = hidden[counted].split(_LOGITS_TOKENS), targets[counted].split(_LOGITS_TOKENS)
+    losses = (
+        F.cross_entropy(head(state).float(), target, reduction="sum")
+        for state, target in zip(states, ids, strict=True)
+    )
+    return float(sum(loss.double() for loss in losses))

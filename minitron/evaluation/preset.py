@@ -1,4 +1,4 @@
-"""Presets: which benchmarks a paper or a README measures, and how. Read from presets/*.yaml.
+"""Presets: the benchmarks of a paper or a README with their settings, in presets/*.yaml.
 
 read_preset("minitron").tasks["hellaswag"]   # 10 examples in the prompt
 """
@@ -15,7 +15,7 @@ from minitron.errors import TargetError
 
 @dataclass(frozen=True)
 class SummarySettings:
-    """How articles are summarized."""
+    """The settings with which articles are summarized."""
 
     dataset: str
     config: str
@@ -29,15 +29,15 @@ class SummarySettings:
 
 @dataclass(frozen=True)
 class Preset:
-    """Tasks of lm-eval with their number of examples, or how summaries are made."""
+    """Tasks of lm-eval with their numbers of examples, or the settings of summaries."""
 
     tasks: Mapping[str, int] = field(default_factory=dict)
-    code_tasks: Mapping[str, int] = field(default_factory=dict)  # those that run what they generate
+    code_tasks: Mapping[str, int] = field(default_factory=dict)  # tasks that run generated code
     summaries: SummarySettings | None = None
 
 
 def preset_names() -> list[str]:
-    """All there are."""
+    """The names of all presets."""
     return sorted(_files())
 
 
@@ -46,9 +46,9 @@ def read_preset(name: str) -> Preset:
     files = _files()
     if name not in files:
         raise TargetError(f"--preset is {name}: there are {' and '.join(preset_names())}")
-    told = yaml.safe_load(files[name].read_text(encoding="utf-8"))
-    summaries = told.pop("summaries", None)
-    return Preset(**told, summaries=None if summaries is None else SummarySettings(**summaries))
+    settings = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    summaries = settings.pop("summaries", None)
+    return Preset(**settings, summaries=None if summaries is None else SummarySettings(**summaries))
 
 
 def _files() -> dict[str, Path]:

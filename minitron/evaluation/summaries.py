@@ -1,8 +1,8 @@
-"""Summaries: articles as a model sums them up, against those that people wrote, by ROUGE.
+"""Summaries: a model's summaries of articles, compared by ROUGE with those that people wrote.
 
-Does what TensorRT-LLM's examples/summarize.py does, which the README of NVlabs/Minitron runs: a
-prompt is an article and a suffix, cut to a number of tokens, and the likeliest tokens follow it.
-Needs rouge-score, the extra `evals`.
+Computes what TensorRT-LLM's examples/summarize.py computes, which the README of NVlabs/Minitron
+runs: a prompt is an article and a suffix, truncated to a number of tokens, and the model continues
+it by greedy decoding. Needs rouge-score, in the extra `evals`.
 
     summarize(read_articles("news.jsonl", settings), model, tokenizer, settings).metrics["rouge1"]
 """
@@ -38,7 +38,7 @@ _ARTICLE, _SUMMARY = "article", "highlights"  # columns, as the dataset on the H
 
 @dataclass(frozen=True)
 class Article:
-    """A text and what people made of it."""
+    """A text and its summary by a person."""
 
     text: str
     summary: str
@@ -46,20 +46,20 @@ class Article:
 
 @dataclass(frozen=True)
 class Articles:
-    """What is to be summarized."""
+    """The articles to summarize."""
 
     articles: Sequence[Article]
-    limited: bool  # not all that there are
+    limited: bool  # not all articles of the data
     dataset: SummarySettings | None = None  # on the Hub; None for a file
 
 
 def read_articles(
     file: str | None, settings: SummarySettings, *, limit: int | None = None
 ) -> Articles:
-    """Articles of a .jsonl or .parquet file (or .gz) with columns article and highlights, in its
-    order; without a file those of the Hub's dataset, in the order that the settings draw.
+    """Read the articles of a .jsonl or .parquet file (or .gz) with columns article and highlights.
 
-    Raises MissingExtraError without rouge-score, CorpusError for articles that cannot be had.
+    Without a file, reads the dataset on the Hub, shuffled with the seed of the settings. Raises
+    MissingExtraError without rouge-score, CorpusError for articles that cannot be read.
     """
     if find_spec("rouge_score") is None:
         raise MissingExtraError("rouge-score", "evals")
@@ -92,30 +92,30 @@ def summarize(
     Raises SourceError for a context too short to summarize in, TokenizerError for a tokenizer of
     another model.
     """
-    prompts = _prompts(articles.articles, tokenizer, settings, _room(model, settings))
+    prompts = _prompts(articles.articles, tokenizer, settings, _prompt_length(model, settings))
     highest = max(max(prompt) for prompt in prompts)
     if highest >= model.config.vocab_size:
         raise TokenizerError(
             f"the tokenizer gives id {highest}, outside the model's vocabulary of "
             f"{model.config.vocab_size}: it belongs to another model"
         )
-    ends = _ends(model, tokenizer)
-    _continued(model, prompts[:batch_size], ends, 1)  # the first pass of a device is slow
+    ends = _end_ids(model, tokenizer)
+    _generate(model, prompts[:batch_size], ends, 1)  # the first pass of a device is slow
     answers: list[list[int]] = []
     seconds = 0.0
     with tqdm(total=len(prompts), unit="article", desc="summarize", disable=None) as progress:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             began = time.perf_counter()
-            answers += _continued(model, batch, ends, settings.max_new_tokens)
+            answers += _generate(model, batch, ends, settings.max_new_tokens)
             seconds += time.perf_counter() - began
             progress.update(len(batch))
     hub = articles.dataset
-    told = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+    summaries = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
     return TaskScores(
         name=NAME,
-        metrics=mean_rouge(told, [article.summary for article in articles.articles]),
-        samples=len(told),
+        metrics=mean_rouge(summaries, [article.summary for article in articles.articles]),
+        samples=len(summaries),
         num_fewshot=0,
         limited=articles.limited,
         dataset=None if hub is None else hub.dataset,
@@ -126,12 +126,12 @@ def summarize(
     )
 
 
-def mean_rouge(told: Sequence[str], written: Sequence[str]) -> dict[str, float]:
+def mean_rouge(summaries: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """The mean F-measure over all summaries, 0 to 1, without stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGES), use_stemmer=False)
-    scores = [scorer.score(w, t) for t, w in zip(told, written, strict=True)]
+    scores = [scorer.score(r, s) for s, r in zip(summaries, references, strict=True)]
     return {name: sum(s[name].fmeasure for s in scores) / len(scores) for name in ROUGES}
 
 
@@ -141,28 +141,28 @@ def _prompts(
     settings: SummarySettings,
     room: int,
 ) -> list[list[int]]:
-    # The dataset was split into words, and its "n't" with them: as summarize.py joins it again.
+    # The dataset has a space before "n't"; summarize.py removes it too.
     texts = [(a.text + settings.suffix).strip().replace(" n't", "n't") for a in articles]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [list(ids[:room]) for ids in encoded]
 
 
-def _room(model: PreTrainedModel, settings: SummarySettings) -> int:
-    """Tokens of a prompt: as the settings say, less where the context is too short for them."""
+def _prompt_length(model: PreTrainedModel, settings: SummarySettings) -> int:
+    """The tokens of a prompt: those of the settings, fewer if the context is shorter."""
     context = int(model.config.max_position_embeddings)
     room = min(settings.max_input_tokens, context - settings.max_new_tokens)
     if room < 1:
         raise SourceError(
-            f"a summary takes {settings.max_new_tokens} tokens, but the context is {context}: "
+            f"a summary has up to {settings.max_new_tokens} tokens, but the context is {context}: "
             "there is no room for an article"
         )
     return room
 
 
-def _continued(
+def _generate(
     model: PreTrainedModel, prompts: Sequence[list[int]], ends: list[int], tokens: int
 ) -> list[list[int]]:
-    """What the model goes on with, without an end-of-sequence id and what follows it."""
+    """The tokens that the model generates, up to the first end-of-sequence id."""
     width = max(map(len, prompts))
     pad = ends[0] if ends else 0
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
@@ -174,18 +174,18 @@ def _continued(
         made = model.generate(  # type: ignore[operator]  # mixed in without types
             ids, attention_mask=real.to(model.device), generation_config=config
         )
-    return [_until(row, ends) for row in made[:, width:].tolist()]
+    return [_before_end(row, ends) for row in made[:, width:].tolist()]
 
 
-def _until(ids: list[int], ends: list[int]) -> list[int]:
+def _before_end(ids: list[int], ends: list[int]) -> list[int]:
     for index, token in enumerate(ids):
         if token in ends:
             return ids[:index]
     return ids
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a text."""
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end generation."""
     own = model.generation_config
     end = own.eos_token_id if own is not None else None
     end = tokenizer.eos_token_id if end is None else end
@@ -207,11 +207,11 @@ def _rows_of_hub(settings: SummarySettings) -> Iterator[dict[str, Any]]:
         yield from rows if settings.shuffle_seed is None else rows.shuffle(settings.shuffle_seed)
 
 
-def _article(row: Mapping[str, Any], told: str) -> Article:
+def _article(row: Mapping[str, Any], name: str) -> Article:
     text, summary = row.get(_ARTICLE), row.get(_SUMMARY)
     if not isinstance(text, str) or not isinstance(summary, str) or not text.strip():
         raise CorpusError(
-            f"{told} has a row without text under {_ARTICLE} and {_SUMMARY}, only "
+            f"{name} has a row without text under {_ARTICLE} and {_SUMMARY}, only "
             f"{', '.join(row)}: name its columns so"
         )
     return Article(text, summary)

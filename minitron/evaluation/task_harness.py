@@ -1,7 +1,7 @@
-"""Task harness: benchmarks by EleutherAI's lm-eval, the extra `evals`, on a model that is loaded.
+"""Task harness: benchmarks of a loaded model by EleutherAI's lm-eval, in the extra `evals`.
 
-Knows lm-eval: its tasks (its own and those of a folder), what their data and code ask for, and the
-form of its results. Everything that can be refused is refused before a model is loaded.
+Knows lm-eval: its tasks (its own and those of a folder), which data and code they need, and the
+form of its results. Refuses everything that it can before a model is loaded.
 
     tasks = load_tasks({"hellaswag": 10}, limit=100)
     run_tasks(tasks, model, tokenizer)["hellaswag"].metrics["acc_norm"]
@@ -27,14 +27,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError, foreign_parser
 from minitron.records.task_scores import TaskScores
 
-_SEED = 1234  # lm-eval's own, which draws the examples of a prompt
-_RESAMPLES = 1000  # for the standard error of a metric that is no mean
+_SEED = 1234  # lm-eval's default, for the examples of a prompt
+_RESAMPLES = 1000  # bootstrap, for the standard error of a metric that is not a mean
 _STDERR = "_stderr"
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks of lm-eval with their data, ready to be asked."""
+    """Tasks of lm-eval with their data, ready to run."""
 
     loaded: Mapping[str, Any]  # lm-eval's: tasks, groups, group_map
     limit: int | None  # documents of each task; None for all
@@ -48,11 +48,11 @@ def load_tasks(
     include_path: str | None = None,
     run_generated_code: bool = False,
 ) -> Tasks:
-    """Tasks, groups or tags of lm-eval by name, or a task's YAML by path, with their data.
+    """Load tasks, groups or tags of lm-eval by name, or a task's YAML by path, with their data.
 
-    Each name's value is the number of examples in its prompts; None leaves it to the task. Raises
-    MissingExtraError without lm-eval, TargetError for a name that is none or a task that runs what
-    the model writes unless that is allowed, CorpusError for data that cannot be had.
+    `names` maps each to the number of examples in its prompts; None is the task's default. Raises
+    MissingExtraError without lm-eval, TargetError for an unknown name or for a task that runs
+    generated code if that is not allowed, CorpusError for data that cannot be loaded.
     """
     if find_spec("lm_eval") is None:
         raise MissingExtraError("lm-eval", "evals")
@@ -64,7 +64,7 @@ def load_tasks(
     for name in names:
         _check_allowed(_code_tasks(name, manager), run_generated_code)
     merged: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
-    with _allowed_code(run_generated_code):
+    with _code_allowed(run_generated_code):
         for name, examples in names.items():
             for kind, found in _load(name, manager).items():
                 if kind == "tasks":
@@ -83,26 +83,26 @@ def run_tasks(
     batch_size: int = 8,
     max_length: int | None = None,
 ) -> dict[str, TaskScores]:
-    """What a model scores on tasks; a group with a mean of its own is told as that mean.
+    """The scores of a model on tasks; of a group with its own mean, only this mean.
 
     Raises SourceError for a context too short to generate in, TargetError for a task whose own
     templates do not fit its data.
     """
     from jinja2 import TemplateError
-    from lm_eval.evaluator import evaluate as ask
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    asked = HFLM(
+    harness_model = HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
     )
-    _check_room(tasks, asked.max_length, asked.max_gen_toks)
+    _check_context(tasks, harness_model.max_length, harness_model.max_gen_toks)
     random.seed(0)
     np.random.seed(_SEED)
     torch.manual_seed(_SEED)
-    with _allowed_code(tasks.runs_code), _environment(DISABLE_MULTIPROC="1"):
+    with _code_allowed(tasks.runs_code), _environment_variables(DISABLE_MULTIPROC="1"):
         try:
-            results = ask(
-                lm=asked,
+            results = evaluate(
+                lm=harness_model,
                 task_dict=tasks.loaded,
                 limit=tasks.limit,
                 bootstrap_iters=_RESAMPLES,
@@ -115,7 +115,7 @@ def run_tasks(
 
 
 def _manager(names: Iterable[str], include_path: str | None) -> Any:
-    """lm-eval's index of tasks. Its own tasks, which take seconds to list, only where needed."""
+    """lm-eval's index of tasks; lists lm-eval's own, which takes seconds, only if needed."""
     from lm_eval.tasks import TaskManager
 
     own = TaskManager(include_path=include_path, include_defaults=False)
@@ -124,11 +124,11 @@ def _manager(names: Iterable[str], include_path: str | None) -> Any:
     inside = all(member in own.all_tasks for member in members if isinstance(member, str))
     if inside and all(name in own.all_tasks or Path(name).is_file() for name in names):
         return own
-    return _lm_evals_own() if include_path is None else TaskManager(include_path=include_path)
+    return _default_manager() if include_path is None else TaskManager(include_path=include_path)
 
 
 @cache
-def _lm_evals_own() -> Any:
+def _default_manager() -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
@@ -142,7 +142,7 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
         loaded: dict[str, Any] = manager.load([name])
     except (DatasetsError, OSError) as error:
         raise CorpusError(
-            f"the data of {name} cannot be had ({_first_line(error)}): connect once, or name a "
+            f"the data of {name} cannot be loaded ({_first_line(error)}): connect once, or name a "
             "task with data of your own"
         ) from error
     except (TemplateError, KeyError, ValueError, RuntimeError, yaml.YAMLError) as error:
@@ -151,7 +151,7 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
 
 
 def _set_examples(tasks: Mapping[str, Any], examples: int | None) -> None:
-    """Examples of the prompts. A task that is 0 by itself holds its own and stays so."""
+    """Set the number of examples. A task with 0 has them in its own prompt and is not changed."""
     for task in tasks.values():
         own = task.get_config("num_fewshot")
         chosen = own or 0 if examples is None or own == 0 else examples
@@ -160,7 +160,7 @@ def _set_examples(tasks: Mapping[str, Any], examples: int | None) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder of tasks that is none, or a file in it that lm-eval would pass over."""
+    """Refuse a path that is no folder, and files in it that lm-eval would skip."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if not folder.is_dir():
@@ -191,13 +191,13 @@ def _check_allowed(code_tasks: Iterable[str], allowed: bool) -> None:
     if name is not None and not allowed:
         raise TargetError(
             f"{name} runs the code that the model writes, on this machine and with your rights: "
-            "say --run-generated-code to let it, best in a container"
+            "allow it with --run-generated-code, best in a container"
         )
 
 
 def _code_tasks(name: str, manager: Any) -> Iterator[str]:
-    """The tasks under a name that run what the model generates, told without making them: the
-    code of some runs a first test as it is imported."""
+    """The tasks under a name that run generated code. Does not build the tasks: the code of some
+    runs a first test on import."""
     from lm_eval.tasks._index import Kind, TaskIndex
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -215,7 +215,7 @@ def _code_tasks(name: str, manager: Any) -> Iterator[str]:
             yield from _code_tasks(named, manager)
 
 
-def _check_room(tasks: Tasks, max_length: int, default: int) -> None:
+def _check_context(tasks: Tasks, max_length: int, default: int) -> None:
     for name, task in tasks.loaded["tasks"].items():
         if task.get_config("output_type") != "generate_until":
             continue
@@ -229,13 +229,13 @@ def _check_room(tasks: Tasks, max_length: int, default: int) -> None:
 
 
 def _scores(results: Mapping[str, Any], tasks: Tasks) -> dict[str, TaskScores]:
-    """Every task but those whose group has a mean, and these groups."""
+    """The scores of all tasks, except that a group with a mean replaces its tasks."""
     groups = tasks.loaded["groups"]
     means = {name for name, group in groups.items() if group.has_aggregation}
     inside = {task.task_name for name in means for task in groups[name].get_all_tasks()}
     inside |= {group.name for name in means for group in groups[name].get_all_groups()}
-    told = [n for n in results["results"] if n not in inside and (n in means or n not in groups)]
-    return {name: _score(name, results, tasks) for name in told}
+    shown = [n for n in results["results"] if n not in inside and (n in means or n not in groups)]
+    return {name: _score(name, results, tasks) for name in shown}
 
 
 def _score(name: str, results: Mapping[str, Any], tasks: Tasks) -> TaskScores:
@@ -250,18 +250,20 @@ def _score(name: str, results: Mapping[str, Any], tasks: Tasks) -> TaskScores:
         metrics={key: value for key, value in numbers.items() if _STDERR not in key},
         errors={k.replace(_STDERR, ""): v for k, v in numbers.items() if _STDERR in k},
         samples=int(results["results"][name]["sample_len"]),
-        num_fewshot=_same([task.get_config("num_fewshot") for task in members]),
+        num_fewshot=_common_value([task.get_config("num_fewshot") for task in members]),
         limited=tasks.limit is not None
         and any(tasks.limit < len(task.eval_docs) for task in members),
         dataset=next(iter(datasets)) if on_hub else None,
-        config=_same([task.get_config("dataset_name") for task in members]) if on_hub else None,
-        split=_same([_split(task) for task in members]) if on_hub else None,
+        config=_common_value([task.get_config("dataset_name") for task in members])
+        if on_hub
+        else None,
+        split=_common_value([_split(task) for task in members]) if on_hub else None,
         made_by=f"lm-eval {version('lm_eval')}",
     )
 
 
 def _metric(key: str) -> str:
-    """lm-eval's `metric,filter` without a filter that is none."""
+    """lm-eval's `metric,filter`, without the filter `none`."""
     return key.removesuffix(",none")
 
 
@@ -271,11 +273,11 @@ def _split(task: Any) -> str | None:
 
 
 def _is_hub_id(dataset: str) -> bool:
-    """`owner/name`; json, csv and the like read files of one's own."""
+    """Whether it is `owner/name`; json, csv and the like read local files."""
     return dataset.count("/") == 1 and not Path(dataset).exists()
 
 
-def _same(values: list[Any]) -> Any:
+def _common_value(values: list[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else None
 
 
@@ -285,14 +287,14 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _allowed_code(allowed: bool) -> Iterator[None]:
-    """The word that the Hub's metric `code_eval` wants to hear before it runs anything."""
-    with _environment(**({"HF_ALLOW_CODE_EVAL": "1"} if allowed else {})):
+def _code_allowed(allowed: bool) -> Iterator[None]:
+    """Set HF_ALLOW_CODE_EVAL=1, which evaluate's metric `code_eval` requires."""
+    with _environment_variables(**({"HF_ALLOW_CODE_EVAL": "1"} if allowed else {})):
         yield
 
 
 @contextmanager
-def _environment(**settings: str) -> Iterator[None]:
+def _environment_variables(**settings: str) -> Iterator[None]:
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
     try:

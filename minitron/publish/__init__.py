@@ -1,4 +1,1 @@
-"""Publishing on the Hub: what of a folder is published, the upload, and Spaces.
-
-Knows repositories and commits; does not know how a model was made.
-"""
+"""Publishing on the Hub: which files of a folder, the upload, and Spaces."""

@@ -1,7 +1,7 @@
 """HubDestination: a model or Space on the Hub that this machine's token may write to.
 
-Knows accounts, rights, and that a busy Hub is to be asked again. The token is huggingface_hub's
-affair: it is never read, shown or kept here. Does not know what is written.
+Knows accounts and their rights. The token stays within huggingface_hub: nothing here reads, prints
+or stores it.
 
     destination = find_destination("me/tiny-half", private=True)
     api.create_commit(destination.repo, ...)
@@ -33,35 +33,36 @@ logger = logging.getLogger(__name__)
 
 RepoType = Literal["model", "space"]
 
-_CALLED = {"model": "a model", "dataset": "a data set", "space": "a Space"}
+_KINDS = {"model": "a model", "dataset": "a data set", "space": "a Space"}
 
 
 @dataclass(frozen=True)
 class HubDestination:
-    """Where to push: an id with its owner, and whether something is there already."""
+    """Where to push: an id with its owner, and whether the repository exists."""
 
     repo: str
     exists: bool
-    is_private: bool = False  # already
-    owners: tuple[str, ...] = ()  # that the token writes for, its own first; none where not told
+    is_private: bool = False
+    # Accounts that the token may write to, its own first; empty where the Hub does not list them.
+    owners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What a push has made."""
+    """The result of a push."""
 
     repo: str
-    commit: str  # its id
+    commit: str  # id
     url: str  # of the commit, of the pull request, or of the Space
 
 
 def hub_api() -> HfApi:
-    """The Hub's own client, which says who is asking."""
+    """The client of the Hub, which sends minitron's name and version."""
     return HfApi(library_name="minitron", library_version=version("minitron"))
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether the Hub would take it for a repository's id."""
+    """Whether the Hub accepts it as the id of a repository."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -72,18 +73,19 @@ def is_repo_id(name: str) -> bool:
 def find_destination(
     repo: str, *, private: bool = False, create_pr: bool = False, repo_type: RepoType = "model"
 ) -> HubDestination:
-    """Check that `repo` (owner/name, or a name of one's own) can be pushed to; changes nothing.
+    """Check that one can push to `repo` (owner/name, or a name in the own account).
 
-    Raises OutputError: no token, one that only reads, an invalid name, an owner that is another,
-    another kind of thing of that name, a public repository that is to be private, no connection.
+    Changes nothing. Raises OutputError: no token, a token that only reads, an invalid name, a
+    foreign owner, a repository of another type with that name, a public repository with `private`,
+    no connection.
     """
     if not is_repo_id(repo):
         raise OutputError(
             f"{repo} is no name for a repository: owner/name, of letters, digits, '-', '_' and '.'"
         )
     api = hub_api()
-    with speaking_of(repo):
-        account = if_told(api.whoami)
+    with one_line_hub_errors(repo):
+        account = retry_or_none(api.whoami)
         owners = _owners(account)
         if "/" not in repo and not owners:
             raise OutputError(f"{repo} has no owner: name it OWNER/{repo}")
@@ -98,25 +100,25 @@ def find_destination(
         if private and not info.private:
             raise OutputError(f"{name} is public already: push without --private, or elsewhere")
         if not create_pr:
-            if_told(lambda: api.auth_check(info.id, repo_type=repo_type, write=True))
-    # Its own id, as the one asked for may be in another case.
+            retry_or_none(lambda: api.auth_check(info.id, repo_type=repo_type, write=True))
+    # The Hub's spelling of the id: `repo` may differ from it in upper and lower case.
     return HubDestination(info.id, exists=True, is_private=bool(info.private), owners=owners)
 
 
-def if_told(ask: Callable[[], Result]) -> Result | None:
-    """What the Hub answers; None of one, such as a mirror, that does not know the question."""
+def retry_or_none(ask: Callable[[], Result]) -> Result | None:
+    """The Hub's answer; None where the Hub, or a mirror, does not have such a request."""
     try:
         return retry(ask)
     except HfHubHTTPError as error:
-        # Those of a thing that is missing are of its subclasses.
+        # For a missing repository or revision the error is of a subclass.
         if type(error) is HfHubHTTPError and error.response.status_code == 404:
             return None
         raise
 
 
 @contextmanager
-def speaking_of(repo: str, outcome: str | None = None) -> Iterator[None]:
-    """Turn whatever goes wrong between us and the Hub into an OutputError of one line."""
+def one_line_hub_errors(repo: str, outcome: str | None = None) -> Iterator[None]:
+    """Turn all errors of the Hub and the network into an OutputError of one line."""
     with masked_errors():
         try:
             with bounded_waiting():
@@ -127,18 +129,18 @@ def speaking_of(repo: str, outcome: str | None = None) -> Iterator[None]:
             ) from error
 
 
-def files_there(api: HfApi, repo: str, **where: Any) -> list[str]:
-    """The files of a repository, by their paths; `where` as list_repo_files takes it."""
+def list_files(api: HfApi, repo: str, **where: Any) -> list[str]:
+    """The paths of a repository's files; `where` are options of list_repo_files."""
     files = retry(lambda: api.list_repo_files(repo, **where))
     return [required_text(file, "a file's name") for file in files]
 
 
 def _owners(account: object) -> tuple[str, ...]:
-    """Whose repositories an account may make: its own, and those of its organizations."""
+    """The names under which an account may create repositories: its own, its organizations'."""
     if account is None:
         return ()
     if not isinstance(account, dict):
-        raise HubAnswerError(f"it says {account!r:.40} of the token's account; {CHECK}")
+        raise HubAnswerError(f"its answer has {account!r:.40} as the token's account; {CHECK}")
     organizations = account.get("orgs") or []
     others = organizations if isinstance(organizations, list) else []
     names = [account.get("name"), *(org.get("name") for org in others if isinstance(org, dict))]
@@ -157,7 +159,7 @@ def _check_token_writes(account: Any, owners: tuple[str, ...]) -> None:
 
 
 def _info(api: HfApi, repo: str, repo_type: str) -> Any:
-    """What the Hub says of a repository; None where there is no such."""
+    """The Hub's information on a repository; None if it does not exist."""
     try:
         info = retry(lambda: api.repo_info(repo, repo_type=repo_type))
     except RepositoryNotFoundError:
@@ -168,15 +170,15 @@ def _info(api: HfApi, repo: str, repo_type: str) -> Any:
 
 
 def _check_new(api: HfApi, repo: str, owners: tuple[str, ...], repo_type: RepoType) -> None:
-    """Refuse an owner that the account is not, and a name that another kind of thing has."""
+    """Refuse a foreign owner, and a name that a repository of another type has."""
     if owners and repo.partition("/")[0] not in owners:
         raise OutputError(
-            f"{repo} is not there, and {owners[0]} cannot make it: name one of "
+            f"{repo} does not exist, and {owners[0]} cannot create it: name one of "
             + ", ".join(f"{name}/..." for name in owners)
         )
-    for other in sorted(_CALLED.keys() - {repo_type}):
+    for other in sorted(_KINDS.keys() - {repo_type}):
         if _info(api, repo, other) is not None:
-            wanted = _CALLED[repo_type].removeprefix("a ")
+            wanted = _KINDS[repo_type].removeprefix("a ")
             raise OutputError(
-                f"{repo} is {_CALLED[other]} already: choose another name for the {wanted}"
+                f"{repo} is {_KINDS[other]} already: choose another name for the {wanted}"
             )

@@ -1,8 +1,8 @@
-"""Own wheel: minitron, as it is installed here, as a wheel that pip installs elsewhere.
+"""Own wheel: the installed minitron as a wheel that pip installs elsewhere.
 
-Made of the files that Python imports and of what the installation says of itself, so that an
-editable installation, whose folders lie elsewhere, gives a wheel too. Needs no network and no build
-tool; the same files give the same bytes.
+Built from the files that Python imports and from the metadata of the installation, so it works for
+an editable installation too, whose folders are elsewhere. Needs no network and no build tool; the
+same files give the same bytes.
 
     own_wheel().write(Path("out"))   # out/minitron-0.1.0-py3-none-any.whl
 """
@@ -21,29 +21,29 @@ from pathlib import Path
 
 from minitron.errors import SourceError
 
-# Those whose folders may lie apart; in a wheel the second and third lie within the first.
+# Packages whose folders may be anywhere; in a wheel the second and third are inside the first.
 _PACKAGES = ("minitron", "minitron.conversion", "minitron.space", "modeling_nemotron")
 _KEPT_METADATA = ("METADATA", "entry_points.txt", "top_level.txt")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: minitron\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-_DENSE = (".safetensors", ".png")  # what compressing makes hardly smaller
-_OLDEST = (1980, 1, 1, 0, 0, 0)  # that a zip can tell
+_DENSE = (".safetensors", ".png")  # that compression hardly makes smaller
+_OLDEST = (1980, 1, 1, 0, 0, 0)  # date that a zip can store
 
 
 @dataclass(frozen=True)
 class OwnWheel:
-    """What a wheel holds: its files by their path within, and what they need."""
+    """The contents of a wheel: path to bytes, and its requirements."""
 
     version: str
     files: Mapping[str, bytes]
-    requires: tuple[str, ...]  # as METADATA has it, extras included
+    requires: tuple[str, ...]  # as in METADATA, with those of extras
 
     @property
     def name(self) -> str:
-        """The name of its file."""
+        """The file name of the wheel."""
         return f"minitron-{self.version}-py3-none-any.whl"
 
     def needs(self, extra: str) -> list[str]:
-        """What it needs with an extra."""
+        """The requirements with an extra."""
         split = [requirement.partition(";") for requirement in self.requires]
         plain = [need for need in self.requires if "extra ==" not in need]
         wanted = f'extra == "{extra}"'
@@ -63,7 +63,7 @@ class OwnWheel:
 
 
 def own_wheel() -> OwnWheel:
-    """The wheel of what is installed. Raises SourceError where that is a mere folder."""
+    """The wheel of the installation. Raises SourceError for a folder that is not installed."""
     installed = _installation()
     version = installed.version
     about = f"minitron-{version}.dist-info"
@@ -80,7 +80,7 @@ def own_wheel() -> OwnWheel:
 
 
 def package_files(package: str) -> dict[str, Path]:
-    """A package's files by their path within, those of its folders and of links to folders too."""
+    """The files of a package by relative path; follows links to folders."""
     spec = find_spec(package)
     assert spec is not None, package
     assert spec.submodule_search_locations, package
@@ -89,14 +89,14 @@ def package_files(package: str) -> dict[str, Path]:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Every file below, but what is hidden and what Python has compiled."""
+    """Every file below `root`, except hidden and compiled ones."""
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if name != "__pycache__" and name[0] != "."]
         yield from (Path(folder, name) for name in names if name[0] != ".")
 
 
 def _installation() -> Distribution:
-    """What pip has installed; not what setuptools left in a folder that it was built from."""
+    """The distribution that pip installed, not the metadata of setuptools in a checkout."""
     for found in distributions(name="minitron"):
         if found.read_text("WHEEL") is not None:
             return found
@@ -104,7 +104,7 @@ def _installation() -> Distribution:
 
 
 def _metadata(installed: Distribution) -> Iterator[tuple[str, bytes]]:
-    """What a wheel says of itself; nothing of where this one was installed from."""
+    """The metadata files of a wheel, without the origin of this installation."""
     for name in _KEPT_METADATA:
         text = installed.read_text(name)
         assert text is not None, f"the installation has no {name}"
@@ -116,7 +116,7 @@ def _metadata(installed: Distribution) -> Iterator[tuple[str, bytes]]:
 
 
 def _record(files: Mapping[str, bytes], own: str) -> bytes:
-    """RECORD: every file with its checksum and size, and itself without."""
+    """RECORD: every file with its checksum and size; its own entry has neither."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     for name, content in files.items():

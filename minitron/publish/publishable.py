@@ -1,7 +1,7 @@
-"""Publishable: whether a model folder is fit for the Hub, told before anything is sent.
+"""Publishable: checks that a model folder is fit for the Hub, before anything is sent.
 
-Knows what from_pretrained and the Hub's metadata ask of a folder, and what does not belong there:
-hidden files and pickles. Does not know where the folder goes.
+Knows what from_pretrained and the Hub's metadata require of a folder, and what is never published:
+hidden files and pickles.
 
     files = check_publishable(Path("tiny-half"))
     check_weights(Path("tiny-half"))   # reads them
@@ -23,13 +23,13 @@ from minitron.sources.loading import hub_config, load_tokenizer
 
 _PICKLED = (".bin", ".ckpt", ".joblib", ".nemo", ".pickle", ".pkl", ".pt", ".pth")
 _PICKLE_STARTS = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
-_HIDDEN_BUT_MEANT = (".eval_results", ".gitattributes")
+_PUBLISHED_HIDDEN = (".eval_results", ".gitattributes")
 
 
 def check_publishable(folder: Path) -> dict[str, Path]:
-    """The files to push, by their path in the repository; no weight is read.
+    """The files to push, by their path in the repository; reads no weights.
 
-    Raises SourceError for a folder that does not load, has pickles or no valid model card.
+    Raises SourceError for a folder that does not load, has pickles or has no valid model card.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is no folder: minitron convert writes one that can be pushed")
@@ -46,7 +46,7 @@ def check_publishable(folder: Path) -> dict[str, Path]:
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse, with a SourceError, weights that are not finite: no command here would load them."""
+    """Refuse weights that are not finite, which no command loads. Raises SourceError."""
     for name, tensor in HubFolder.at(folder).tensors.items():
         for part in tensor.ranges() or ():
             if not is_finite_in_file(part, tensor.dtype):
@@ -57,7 +57,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every file that is not hidden, by its path in the repository."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        shown = [part for part in parts if not part.startswith(".") or part in _HIDDEN_BUT_MEANT]
+        shown = [part for part in parts if not part.startswith(".") or part in _PUBLISHED_HIDDEN]
         if path.is_file() and len(shown) == len(parts):
             if leads_outside(path, folder):
                 raise SourceError(
@@ -68,7 +68,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _is_pickled(path: Path) -> bool:
-    """By its name or, whatever it is called, by its first bytes."""
+    """Whether a file is a pickle, by its name or its first bytes."""
     with path.open("rb") as file:
         start = file.read(256)
     is_zipped = start.startswith(b"PK\3\4") and b"data.pkl" in start
@@ -76,7 +76,7 @@ def _is_pickled(path: Path) -> bool:
 
 
 def _check_loads(folder: Path) -> None:
-    """Refuse what from_pretrained would: headers and tokenizer are read, weights are not."""
+    """Refuse what from_pretrained would refuse; reads headers and tokenizer, no weights."""
     source = HubFolder.at(folder)
     hub_config(source.config)
     source.check_weights()
@@ -85,7 +85,7 @@ def _check_loads(folder: Path) -> None:
 
 
 def _check_card(folder: Path) -> None:
-    """Refuse a folder without a model card, or with one that the Hub could not place."""
+    """Refuse a folder without a model card, or with metadata that the Hub would refuse."""
     path = folder / "README.md"
     if not path.is_file():
         raise SourceError(f"{folder} has no README.md: write a model card, metadata at its top")

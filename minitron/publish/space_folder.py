@@ -1,9 +1,9 @@
-"""Space folder: what a Space's repository holds, laid out on this machine.
+"""Space folder: the files of a Space's repository, written on this machine.
 
-All of minitron.space, `models.yaml` with the models to show, and minitron itself, as no release of
-it is on the package index yet. Knows how a Space is built: pip sees requirements.txt alone, before
-the repository's other files are there, so that a wheel beside it can be named by its address only.
-A private repository has no address that pip may read: there minitron lies unpacked beside app.py.
+These are minitron.space, `models.yaml` with the models to show, and minitron itself, which has no
+release on the package index yet. When the Hub builds a Space, pip sees only requirements.txt: the
+wheel beside it can be named only by its URL. pip cannot read the URLs of a private repository, so
+there minitron is unpacked beside app.py.
 
     write_space_folder(Path("demo"), [ShownModel("tiny", "tiny")], wheel_url=None)
 """
@@ -27,22 +27,22 @@ _EXTRA = "space"
 class ShownModel:
     """A model that the Space shows."""
 
-    name: str  # that visitors choose
+    name: str  # in the list from which visitors choose
     source: str  # a Hub id or a name of the zoo
 
     @property
     def repo(self) -> str | None:
-        """Its repository; None for one of the zoo."""
+        """The repository; None for a model of the zoo."""
         return self.source.partition("@")[0].partition(":")[0] if "/" in self.source else None
 
 
 def write_space_folder(
     out: Path, models: Sequence[ShownModel], *, wheel_url: Callable[[str], str] | None
 ) -> None:
-    """Lay out a Space that shows `models`; with none, the embedded family.
+    """Write the files of a Space that shows `models`; without any, the embedded family.
 
-    `wheel_url` tells at what address pip will find the wheel of a name, None that it cannot.
-    Raises SourceError where minitron is not installed.
+    `wheel_url` returns the URL from which pip can load the wheel of a file name; without it,
+    minitron is unpacked. Raises SourceError where minitron is not installed.
     """
     wheel = own_wheel()
     for name, path in package_files("minitron.space").items():
@@ -57,13 +57,13 @@ def write_space_folder(
         required = wheel.needs(_EXTRA)
     else:
         digest = hashlib.sha256(wheel.write(out).read_bytes()).hexdigest()
-        # With the checksum, as a Space installs anew only when requirements.txt has changed.
+        # With the checksum: a Space installs again only when requirements.txt changes.
         required = [f"minitron[{_EXTRA}] @ {wheel_url(wheel.name)}#sha256={digest}"]
     (out / "requirements.txt").write_text("\n".join([*required, ""]), encoding="utf-8")
 
 
 def _name_models(readme: Path, models: Sequence[ShownModel]) -> None:
-    """Link the repositories of the models in the Space's header."""
+    """Link the models' repositories in the metadata of the Space."""
     card = SpaceCard.load(readme)
     card.data.models = [model.repo for model in models if model.repo is not None]
     if not card.data.models:

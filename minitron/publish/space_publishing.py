@@ -1,8 +1,7 @@
 """Space publishing: what `minitron demo` shows becomes a Space on the Hub, in one commit.
 
-The models are named in its configuration and read by the Space itself, so they must lie where it
-can read them: on the Hub, or in minitron's zoo. What an earlier push left and this one does not
-have is removed in the same commit.
+The Space itself reads the models that its configuration names, so they must be on the Hub or in
+minitron's zoo. Files of an earlier push that this one does not have are removed in the same commit.
 
     push_space(PushRecipe(space="me/minitron-demo", folder="nvidia/Minitron-8B-Base"))
 """
@@ -24,10 +23,10 @@ from minitron.model.architecture import Architecture
 from minitron.publish.destination import (
     HubDestination,
     Publication,
-    files_there,
     find_destination,
     hub_api,
-    speaking_of,
+    list_files,
+    one_line_hub_errors,
 )
 from minitron.publish.space_folder import ShownModel, write_space_folder
 from minitron.publish.upload import commit_once
@@ -36,7 +35,7 @@ from minitron.sources.opening import open_source
 
 logger = logging.getLogger(__name__)
 
-_OWN = ("minitron-*.whl", "minitron-*.dist-info/*")  # by which a Space of ours is known
+_OWN = ("minitron-*.whl", "minitron-*.dist-info/*")  # which identify a Space that minitron made
 _REPLACED = (
     *_OWN,
     "*.py",
@@ -46,23 +45,23 @@ _REPLACED = (
     "minitron/*",
     "modeling_nemotron/*",
 )
-_THERE_FROM_THE_START = (".gitattributes", "README.md")
+_INITIAL_FILES = (".gitattributes", "README.md")
 _SPACE_ONLY = ("branch", "tag", "collection", "create_pr")
-_NO_NAME = re.compile(r"[^\w .-]")
+_NOT_IN_NAMES = re.compile(r"[^\w .-]")
 
 
 def push_space(recipe: PushRecipe) -> Publication:
-    """Upload the Space with the models that the recipe names; the embedded family without any.
+    """Upload a Space with the models of the recipe; without any, with the embedded family.
 
     Raises, with nothing sent, SourceError for a model that the Space could not read, TargetError
-    for options that mean nothing here, OutputError for what the token or the Hub does not allow.
+    for options that a Space does not have, OutputError for what token or Hub do not allow.
     """
     _check_options(recipe)
-    models = list(_shown([recipe.folder, recipe.repo, *(recipe.models or [])]))
+    models = list(_check_models([recipe.folder, recipe.repo, *(recipe.models or [])]))
     destination = find_destination(str(recipe.space), private=recipe.private, repo_type="space")
     repo = destination.repo
     is_private = recipe.private or destination.is_private
-    with tempfile.TemporaryDirectory(prefix="minitron-space-") as folder, speaking_of(repo):
+    with tempfile.TemporaryDirectory(prefix="minitron-space-") as folder, one_line_hub_errors(repo):
         write_space_folder(
             Path(folder),
             models,
@@ -76,23 +75,25 @@ def push_space(recipe: PushRecipe) -> Publication:
 def _check_options(recipe: PushRecipe) -> None:
     for name in _SPACE_ONLY:
         if getattr(recipe, name):
-            raise TargetError(f"--{name.replace('_', '-')} goes without --space")
+            raise TargetError(
+                f"--{name.replace('_', '-')} has no effect with --space: leave it out"
+            )
     if "/" not in str(recipe.space):
         raise OutputError(f"--space {recipe.space} has no owner: name it OWNER/{recipe.space}")
 
 
-def _shown(sources: list[str | None]) -> Iterator[ShownModel]:
-    """The models, each checked to be where a Space can read it. Raises SourceError."""
+def _check_models(sources: list[str | None]) -> Iterator[ShownModel]:
+    """The models to show. Raises SourceError for one that a Space cannot read."""
     given = [source for source in sources if source is not None]
-    for source in given:  # all of them before the Hub is asked
+    for source in given:  # all, before the first request to the Hub
         if Path(source).exists():
             raise SourceError(
-                f"{source} lies on this machine, where a Space cannot read it: minitron push "
+                f"{source} is on this machine, where a Space cannot read it: minitron push "
                 f"{source} OWNER/NAME, then name that"
             )
     seen: dict[str, str] = {}
     for source in given:
-        name = _NO_NAME.sub("-", source.partition("@")[0].rpartition("/")[2])[:64]
+        name = _NOT_IN_NAMES.sub("-", source.partition("@")[0].rpartition("/")[2])[:64]
         if name in seen:
             raise SourceError(f"{seen[name]} and {source} would both be called {name}: name one")
         seen[name] = source
@@ -106,13 +107,13 @@ def _shown(sources: list[str | None]) -> Iterator[ShownModel]:
 def _upload(
     folder: Path, models: list[ShownModel], destination: HubDestination, recipe: PushRecipe
 ) -> Publication:
-    """Make the Space where it is missing, and send everything in one commit."""
+    """Create the Space if it does not exist, and send everything in one commit."""
     api, repo = hub_api(), destination.repo
-    there: list[str] = []
+    existing: list[str] = []
     if destination.exists:
-        there = files_there(api, repo, repo_type="space")
-    _check_own(repo, there)
-    _say_private(api, models)
+        existing = list_files(api, repo, repo_type="space")
+    _check_own(repo, existing)
+    _log_private_models(api, models)
     if not destination.exists:
         retry(
             lambda: api.create_repo(
@@ -122,7 +123,7 @@ def _upload(
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     stale = [
         name
-        for name in there
+        for name in existing
         if name not in files and any(fnmatch(name, pattern) for pattern in _REPLACED)
     ]
     title, description = _commit_message(models, recipe.commit_message)
@@ -143,18 +144,18 @@ def _upload(
     return Publication(repo, commit.oid, f"{api.endpoint}/spaces/{repo}")
 
 
-def _check_own(repo: str, there: list[str]) -> None:
+def _check_own(repo: str, existing: list[str]) -> None:
     """Refuse to write over a Space that shows something else."""
-    is_own = any(fnmatch(name, pattern) for name in there for pattern in _OWN)
-    others = [name for name in there if name not in _THERE_FROM_THE_START]
+    is_own = any(fnmatch(name, pattern) for name in existing for pattern in _OWN)
+    others = [name for name in existing if name not in _INITIAL_FILES]
     if others and not is_own:
         raise OutputError(
             f"{repo} is another Space already, with {others[0]} in it: choose another name"
         )
 
 
-def _say_private(api: HfApi, models: list[ShownModel]) -> None:
-    """Tell what the Space needs for models that not everybody may read."""
+def _log_private_models(api: HfApi, models: list[ShownModel]) -> None:
+    """Log what the Space needs for models that are private or gated."""
     for model in models:
         repo = model.repo
         if repo is None:
@@ -166,7 +167,7 @@ def _say_private(api: HfApi, models: list[ShownModel]) -> None:
 
 
 def _commit_message(models: list[ShownModel], wished: str | None) -> tuple[str, str]:
-    """What the Space shows, as a title, and from where."""
+    """The commit's title, with what the Space shows, and its text, with the sources."""
     names = ", ".join(model.name for model in models) or "the embedded family"
     sources = [f"{model.name}: {model.source}" for model in models]
     title = wished or f"Show {names}, with minitron {version('minitron')}"

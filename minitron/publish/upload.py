@@ -1,7 +1,7 @@
-"""Committing: files that are in memory or in a folder become one commit on the Hub.
+"""Committing: files in memory or in a folder become one commit on the Hub.
 
-Knows that a commit must not happen twice: where the Hub fails, the history says whether it did
-what was asked. Says which files the Hub's own list of ignored ones has dropped.
+A commit must not be made twice: where the Hub fails, its history shows whether it made the commit.
+Warns of files that the repository's .gitignore excluded.
 
     commit_once(api, "me/tiny-half", [CommitOperationAdd("README.md", path)], commit_message="Add")
 """
@@ -19,7 +19,7 @@ from minitron.files.hub_retry import retry
 logger = logging.getLogger(__name__)
 
 _WAITS = (1, 2, 4)  # seconds before the commit is tried again
-_OVERTAKEN = 412  # HTTP: the branch is not where the commit was to be added
+_OVERTAKEN = 412  # HTTP: the branch has a newer commit than the given parent
 _SHOWN = 5
 
 
@@ -34,10 +34,10 @@ def commit_once(
     repo_type: str = "model",
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Make the commit; where the Hub fails, again, unless it has made it or one came between.
+    """Make the commit; where the Hub fails, retry unless the branch has a new commit.
 
-    A pull request is asked for once: a second one could not be told from the first. Raises what
-    huggingface_hub raises.
+    A pull request is requested only once: nothing would show that the first request made one.
+    Raises the errors of huggingface_hub.
     """
     options: dict[str, Any] = {"revision": revision, "repo_type": repo_type}
     options |= {"commit_message": commit_message, "commit_description": commit_description}
@@ -55,28 +55,28 @@ def commit_once(
         except HfHubHTTPError as error:
             status = error.response.status_code
             if parent is not None and status == _OVERTAKEN:
-                made = _made_meanwhile(api, repo, before, options, error)
+                made = _find_own_commit(api, repo, before, options, error)
                 break
             if before is None or wait is None or status not in FAILING:
                 raise
             logger.warning("HTTP %d from the Hub: committing again in %d s", status, wait)
             time.sleep(wait)
-            parent = before  # so that it is not made twice
+            parent = before  # the Hub refuses a second commit with the same parent
     required_text(made.oid, "the commit's id")
-    _say_dropped(repo, operations)
+    _warn_of_ignored_files(repo, operations)
     return made
 
 
 def _head(api: HfApi, repo: str, repo_type: str, revision: str | None) -> str | None:
-    """The last commit of a branch; None where the Hub does not tell."""
+    """The last commit of a branch; None if the Hub does not send it."""
     info: Any = retry(lambda: api.repo_info(repo, repo_type=repo_type, revision=revision))
     return info.sha if isinstance(info.sha, str) else None
 
 
-def _made_meanwhile(
+def _find_own_commit(
     api: HfApi, repo: str, before: str | None, options: dict[str, Any], error: HfHubHTTPError
 ) -> CommitInfo:
-    """The commit that the Hub made though it failed to say so; raises `error` for another's."""
+    """The commit that the Hub made before it failed; raises `error` if it is somebody else's."""
     listed = {key: options[key] for key in ("revision", "repo_type")}
     history = retry(lambda: api.list_repo_commits(repo, **listed))
     is_ours = len(history) > 1 and history[1].commit_id == before
@@ -92,16 +92,16 @@ def _made_meanwhile(
     )
 
 
-def _say_dropped(repo: str, operations: list[Any]) -> None:
-    """Name the files that the repository's .gitignore keeps out, as huggingface_hub was told."""
+def _warn_of_ignored_files(repo: str, operations: list[Any]) -> None:
+    """Warn of the files that the repository's .gitignore excludes."""
     dropped = [
         operation.path_in_repo
         for operation in operations
-        if getattr(operation, "_should_ignore", None)  # told in no public way
+        if getattr(operation, "_should_ignore", None)  # no public attribute
     ]
     if dropped:
         logger.warning(
-            "%s ignores %d of the files, which are not there now: %s%s; remove them from its "
+            "%s ignores %d of the files, which were not pushed: %s%s; remove them from its "
             ".gitignore and push again",
             repo,
             len(dropped),

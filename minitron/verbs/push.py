@@ -25,11 +25,11 @@ from minitron.files.hub_retry import retry
 from minitron.publish.destination import (
     HubDestination,
     Publication,
-    files_there,
     find_destination,
     hub_api,
-    if_told,
-    speaking_of,
+    list_files,
+    one_line_hub_errors,
+    retry_or_none,
 )
 from minitron.publish.publishable import check_publishable, check_weights
 from minitron.publish.space_publishing import push_space
@@ -80,7 +80,7 @@ def push(recipe: PushRecipe) -> Publication:
     message = _commit_message(folder, recipe.commit_message)
     destination = find_destination(recipe.repo, private=recipe.private, create_pr=recipe.create_pr)
     check_weights(folder)
-    with speaking_of(destination.repo):
+    with one_line_hub_errors(destination.repo):
         return _upload(files, message, destination, recipe)
 
 
@@ -132,13 +132,15 @@ def _upload(
     if recipe.create_pr and commit.pr_url is None:
         logger.info("%s has all of this already: no pull request was opened", repo)
     if recipe.tag is not None:
-        with speaking_of(repo, f"{repo} is pushed but not tagged {recipe.tag}"):
+        with one_line_hub_errors(repo, f"{repo} is pushed but not tagged {recipe.tag}"):
             retry(
                 lambda: api.create_tag(repo, tag=str(recipe.tag), revision=commit.oid),
                 is_safe=False,
             )
     if recipe.collection is not None:
-        with speaking_of(repo, f"{repo} is pushed but not in the collection {recipe.collection}"):
+        with one_line_hub_errors(
+            repo, f"{repo} is pushed but not in the collection {recipe.collection}"
+        ):
             _collect(api, recipe.collection, repo)
     where = required_text(commit.pr_url or commit.commit_url, "the commit's address")
     return Publication(repo, commit.oid, where)
@@ -152,7 +154,7 @@ def _prepare(api: HfApi, destination: HubDestination, recipe: PushRecipe) -> Non
     if not destination.exists:
         retry(lambda: api.create_repo(repo, private=recipe.private, exist_ok=True))
     if recipe.tag is not None:
-        refs = if_told(lambda: api.list_repo_refs(repo))
+        refs = retry_or_none(lambda: api.list_repo_refs(repo))
         if refs is not None and any(ref.name == recipe.tag for ref in refs.tags):
             raise OutputError(f"{repo} has a tag {recipe.tag} already: choose another")
     if recipe.branch is not None:
@@ -185,7 +187,7 @@ def _let_hub_check_card(path: Path) -> None:
 
 def _stale(api: HfApi, repo: str, branch: str | None, files: Mapping[str, Any]) -> list[str]:
     """Weights of an earlier push that are not among the files of this one."""
-    there = files_there(api, repo, revision=branch)
+    there = list_files(api, repo, revision=branch)
     weights = [name for name in there if any(fnmatch(name, pattern) for pattern in _WEIGHTS)]
     return [name for name in weights if "/" not in name and name not in files]
 
