@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from minitron.candidates.decode_step import Conditions, DecodeStep
 from minitron.model.architecture import Architecture
 from minitron.model.decoder import Decoder
 from minitron.model.families import (
@@ -120,6 +121,20 @@ LLAMA = FAMILIES["llama"].layer_modules
 NEMOTRON = FAMILIES["nemotron"].layer_modules
 # Families of transformers that are not in the table: each an entry, and nothing else.
 OTHERS = (
+    Family(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        {
+            **{part: LLAMA[part] for part in "qkvo"},
+            "all_q_norm": "self_attn.q_norm",
+            "all_k_norm": "self_attn.k_norm",
+            "attention_output_norm": "post_attention_layernorm",
+            **{part: LLAMA[part] for part in ("gate", "up", "down")},
+            "mlp_output_norm": "post_feedforward_layernorm",
+        },
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+    ),
     Family("phi3", "Phi3ForCausalLM", {**LLAMA, **QKV, **GATE_UP}),
     Family(
         "starcoder2",
@@ -159,10 +174,12 @@ def test_a_new_family_is_one_entry_of_the_table(
     logits = load_model(pruned)(ids[:, :-1]).logits
     wanted = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
     assert nats == pytest.approx(wanted.item(), rel=1e-5)
+    step = DecodeStep(model, Conditions("cpu", torch.float32, batch=1, context=4))
+    step.mlps()
 
 
 def test_absent_flags_have_the_values_of_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "starcoder2", OTHERS[1])  # type: ignore[arg-type]
+    monkeypatch.setitem(FAMILIES, "starcoder2", OTHERS[2])  # type: ignore[arg-type]
     sizes = dict.fromkeys(AXIS_KEYS.values(), 8)
     silent = Architecture.from_config({"model_type": "starcoder2", **sizes})
     assert silent.flags == {"tie_word_embeddings", "use_bias"}
@@ -175,7 +192,7 @@ def test_fused_parts_are_pruned_and_read_as_separate_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Phi-3 is a Llama whose projections are fused: both are cut to the same weights."""
-    monkeypatch.setitem(FAMILIES, "phi3", OTHERS[0])  # type: ignore[arg-type]
+    monkeypatch.setitem(FAMILIES, "phi3", OTHERS[1])  # type: ignore[arg-type]
     monkeypatch.setitem(VARIANTS, "phi3", ("phi3", {}))
     fused, apart = tiny_model("phi3", rms_norm_eps=1e-6), tiny_model("llama")
     stored = fused.state_dict()

@@ -70,10 +70,8 @@ class DecodeStep:
     def __init__(self, model: PreTrainedModel, conditions: Conditions) -> None:
         self._model: Any = model
         self._decoder = Decoder.of(model)
-        self._mlps = [
-            (self._decoder.part(layer, "mlp_norm"), self._decoder.part(layer, "mlp"))
-            for layer in range(len(self._decoder.layers))
-        ]
+        layers = range(len(self._decoder.layers))
+        self._mlps = [self._decoder.mlp_branch(layer) for layer in layers]
         config, sizes = model.config, self._decoder.architecture
         self._ids = torch.zeros(conditions.batch, 1, dtype=torch.long, device=conditions.device)
         self._cache = DynamicCache(config=config)
@@ -107,8 +105,11 @@ class DecodeStep:
 
     def mlps(self) -> None:
         """The MLP of every layer, with its norm."""
-        for (norm, mlp), (states, _) in zip(self._mlps, self._calls, strict=True):
-            states + mlp(norm(states))
+        for branch, (states, _) in zip(self._mlps, self._calls, strict=True):
+            output = states
+            for module in branch:
+                output = module(output)
+            states + output
 
     def _seen_calls(self) -> list[tuple[torch.Tensor, dict[str, Any]]]:
         """What the model itself calls each layer with."""

@@ -40,6 +40,12 @@ class Decoder:
         path = family.mlp if part == "mlp" else family.layer_modules[part]
         return self.layers[layer].get_submodule(path)
 
+    def mlp_branch(self, layer: int) -> list[nn.Module]:
+        """The modules that states pass before they are added to the stream: the MLP, its norms."""
+        parts = ("mlp_norm", "mlp", "mlp_output_norm")
+        modules = {*self.architecture.family.layer_modules, "mlp"}
+        return [self.part(layer, part) for part in parts if part in modules]
+
     def output_of(self, part: str, output: torch.Tensor) -> torch.Tensor:
         """What a part contributes to the output (..., rows) of its module."""
         row = self.architecture.family.row(part)

@@ -34,16 +34,26 @@ PART_AXES: Mapping[str, tuple[str, ...]] = {
     "k": ("kv_heads*head_dim", "hidden"),
     "v": ("kv_heads*head_dim", "hidden"),
     "o": ("hidden", "heads*head_dim"),
-    "q_norm": ("head_dim",),
+    "q_norm": ("head_dim",),  # of each head
     "k_norm": ("head_dim",),
+    "all_q_norm": ("heads*head_dim",),  # of all heads together
+    "all_k_norm": ("kv_heads*head_dim",),
+    "attention_output_norm": ("hidden",),
     "mlp_norm": ("hidden",),  # whose output the MLP reads
     "gate": ("ffn", "hidden"),
     "up": ("ffn", "hidden"),
     "down": ("hidden", "ffn"),
+    "mlp_output_norm": ("hidden",),
     "final_norm": ("hidden",),
     "head": ("vocab", "hidden"),
 }
-STREAM_NORMS = ("attention_norm", "mlp_norm", "final_norm")
+STREAM_NORMS = (
+    "attention_norm",
+    "attention_output_norm",
+    "mlp_norm",
+    "mlp_output_norm",
+    "final_norm",
+)
 
 # Modules that are called the same in every family. A causal language model is a decoder and a head.
 DECODER = "model"
