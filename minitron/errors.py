@@ -59,7 +59,7 @@ def one_line(text: str) -> str:
 def visible(text: str) -> str:
     """`text` with escapes for everything that does not show, line ends included.
 
-    What comes from a file and is printed goes through here: a terminal would obey it.
+    Applied to everything from a file that is printed: a terminal would obey it.
     """
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
@@ -68,7 +68,7 @@ def visible(text: str) -> str:
 
 
 class MinitronError(Exception):
-    """A mistake that the user can mend; its text says how, on one line."""
+    """A mistake that the user can correct; its text says how, on one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -83,7 +83,7 @@ class ArchitectureError(MinitronError):
 
 
 class TargetError(MinitronError):
-    """The wished-for sizes or options do not fit this source."""
+    """The given sizes or options do not fit this source."""
 
 
 class CorpusError(MinitronError):

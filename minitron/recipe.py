@@ -14,7 +14,7 @@ from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from minitron.bounds import bounded, check_bounds
-from minitron.errors import readable_system_errors
+from minitron.errors import TargetError, readable_system_errors
 
 Options = ParamSpec("Options")
 RecipeT = TypeVar("RecipeT")
@@ -58,7 +58,10 @@ def record_of(recipe: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options of a command; numbers out of their bounds raise TargetError."""
+    """The options of a command.
+
+    Raises TargetError for numbers out of their bounds and for options that exclude each other.
+    """
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -159,6 +162,16 @@ class BudgetRecipe(CalibrationRecipe):
     """Choose only sizes that llama.cpp, mlx-lm and vLLM can load. By default a budget does so where
     it has such sizes and these engines can load the source; --no-compatible never does."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for one, other in (("params", "ratio"), ("importance", "corpus")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise TargetError(f"--{one} and --{other} are both given: choose one")
+        if self.head_residual and self.scores == "modelopt":
+            raise TargetError(
+                "--head-residual cannot be combined with --scores modelopt: leave one out"
+            )
+
 
 @dataclass(frozen=True)
 class PruneRecipe(BudgetRecipe):
@@ -194,6 +207,14 @@ class PruneRecipe(BudgetRecipe):
     """The model repository to push the result to as well (minitron push)."""
     private: bool = False
     """Create that repository as a private one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps > 1 and (self.head_residual or self.importance is not None):
+            raise TargetError(
+                f"--steps is {self.steps}: above 1 it cannot be combined with --head-residual or "
+                "--importance, which need a single measurement"
+            )
 
 
 @dataclass(frozen=True)
@@ -303,6 +324,14 @@ class FitRecipe(Recipe):
     """Any other of transformers' TrainingArguments: --trainer.optim adafactor."""
     seed: int = bounded(0, at_least=0)
     """Seed of initial weights and of the order of the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_learning_rate > self.learning_rate:
+            raise TargetError(
+                f"--min-learning-rate is {self.min_learning_rate:g}: it must be at most "
+                f"--learning-rate, {self.learning_rate:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -420,6 +449,13 @@ class EvaluateRecipe(Recipe):
     """Precision to compute in; the checkpoint's unless given."""
     record: bool = False
     """Add the result to the folder's minitron.json, model card and .eval_results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.corpus is None and self.tasks is None and self.preset is None:
+            raise TargetError("nothing to evaluate on: give --corpus, --tasks or --preset")
+        if self.stride is not None and (self.corpus is None or self.corpus.endswith(".npy")):
+            raise TargetError("--stride is for --corpus with text: rows of ids stand alone")
 
 
 @dataclass(frozen=True)

@@ -453,9 +453,12 @@ def test_contiguous_layers_are_neighbours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"scores": "modelopt", "head_residual": True}, "--head-residual is the paper's"),
+        (
+            {"scores": "modelopt", "head_residual": True},
+            "combined with --scores modelopt",
+        ),
         ({"steps": 0}, "--steps is 0: it must be at least 1"),
-        ({"steps": 2, "head_residual": True}, "goes with neither --head-residual nor --importance"),
+        ({"steps": 2, "head_residual": True}, "cannot be combined with --head-residual"),
     ],
 )
 def test_choices_that_do_not_go_together_are_refused(

@@ -601,7 +601,7 @@ def test_a_pull_request_needs_a_repository(hub: Hub, folder: Path) -> None:
 def test_options_that_contradict_each_other_are_refused(
     hub: Hub, folder: Path, other: dict[str, Any]
 ) -> None:
-    with pytest.raises(TargetError, match="--create-pr goes with"):
+    with pytest.raises(TargetError, match="--create-pr cannot be combined"):
         push(str(folder), "me/half", create_pr=True, **other)
 
 

@@ -376,7 +376,10 @@ def test_heads_that_share_no_kv_head_are_searched_with_their_own(tmp_path: Path,
         ({"top": 0}, "--top is 0"),
         ({"retrain_steps": -1}, "--retrain-steps is -1"),
         ({"learning_rate": 0.0}, "--learning-rate is 0"),
-        ({"head_residual": True, "scores": "modelopt"}, "--scores modelopt goes without"),
+        (
+            {"head_residual": True, "scores": "modelopt"},
+            "combined with --scores modelopt",
+        ),
         ({"retrain_steps": 1}, "retraining needs text: name --retrain-corpus"),
     ],
 )

@@ -57,7 +57,7 @@ class Budget:
     def miss(self, cost: Cost) -> float:
         """The relative distance of a model from the budget: the largest of all its parts."""
         limits = [(self.memory, cost.memory), (self.latency, cost.latency)]
-        over = [(taken or 0) / limit - 1 for limit, taken in limits if limit is not None]
+        over = [(value or 0) / limit - 1 for limit, value in limits if limit is not None]
         if self.parameters is None:
             return abs(max(over))
         return max([abs(cost.parameters / self.parameters - 1), *over])
@@ -99,8 +99,6 @@ def budget_of(recipe: BudgetRecipe, source: Architecture) -> Budget:
         raise TargetError("no budget is given: name --params, --ratio, --memory or --latency")
     parameters = None
     if recipe.params is not None:
-        if recipe.ratio is not None:
-            raise TargetError("--params and --ratio are both given: choose one")
         parameters = parse_parameters(recipe.params)
     if recipe.ratio is not None:
         parameters = round(recipe.ratio * source.parameters)

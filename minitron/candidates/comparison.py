@@ -193,7 +193,7 @@ class Comparison:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             rows = recipe.retrain_steps * recipe.batch_size
-            text = replace(recipe, corpus=name, samples=rows)
+            text = replace(recipe, corpus=name, samples=rows, importance=None)
             with atomic_file(path) as partial:
                 np.save(partial, calibration(self.source, text, default_device()).corpus.sequences)
         return path

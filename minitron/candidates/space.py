@@ -112,7 +112,7 @@ def default_space(
 
 
 def checked_multiple(source: Architecture, multiple_of: int | None) -> int:
-    """What widths are multiples of: as wished, else 64, or less where the model is narrow.
+    """The number that widths are multiples of: 64 unless given, less where the model is narrow.
 
     Raises TargetError where no width of the source could be one.
     """
@@ -176,7 +176,7 @@ def uniform(
     """`source` with hidden_size and intermediate_size scaled by one factor to `ratio` of all
     parameters, embeddings included; heads and layers stay (arXiv 2408.11796, section 4).
 
-    Of all factors that give sizes the family `accepts`, the one nearest to the ratio is taken.
+    Of all factors that give sizes the family `accepts`, the one nearest to the ratio is chosen.
     Where `multiple_of` is left open, it is halved until that is within 2 %, or 1 is reached. Raises
     TargetError where nothing is within 5 %.
     """

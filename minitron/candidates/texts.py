@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minitron.errors import CorpusError, TargetError
+from minitron.errors import CorpusError
 from minitron.files.atomic_file import atomic_file
 from minitron.model.source import Source
 from minitron.recipe import BudgetRecipe
@@ -46,8 +46,6 @@ def search_texts(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTe
 
     Raises CorpusError for text that is missing, too short or not of the model's vocabulary.
     """
-    if recipe.importance is not None and recipe.corpus is not None:
-        raise TargetError("--importance and --corpus are both given: choose one")
     if recipe.importance is None:
         check_corpus_named(recipe)
     if recipe.held_out is not None:

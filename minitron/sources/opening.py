@@ -45,7 +45,7 @@ def open_source(
     A NeMo checkpoint's vocabulary is cut to its tokenizer's size unless its padding is kept. One in
     a repository is downloaded, but where no weight will be read only the parts that describe it.
     With `low_disk` weights on the Hub are read there by ranges, again each time, and never stored.
-    A model folder of this machine goes before one of the zoo with the same name.
+    A model folder on this machine takes precedence over a model of the zoo of the same name.
     """
     models, path = zoo(), Path(name)
     if name in models:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
-from minitron.errors import CorpusError, TargetError
+from minitron.errors import CorpusError
 from minitron.files.unfinished import check_same_inputs
 from minitron.model.source import Source
 from minitron.recipe import FitRecipe
@@ -31,7 +31,7 @@ from minitron.sources.loading import hub_config, load_model, new_model
 from minitron.sources.processes import processes_of_run
 from minitron.text.corpus import Corpus
 from minitron.training.progress import CURVE, LossCurve, TrainingProgress, curve_points
-from minitron.training.trainer_arguments import check_trainer, trainer_arguments
+from minitron.training.trainer_arguments import trainer_arguments
 
 CHECKPOINTS = "checkpoints"
 _COMPILED = "_orig_mod."  # that torch.compile adds to names
@@ -57,16 +57,6 @@ class FitResult:
     curve: tuple[dict[str, float], ...]
     # Name to trained weight; empty in all processes but the first.
     weights: Mapping[str, torch.Tensor]
-
-
-def check_options(recipe: FitRecipe) -> None:
-    """Refuse options that contradict each other, before anything slow. Raises TargetError."""
-    if recipe.min_learning_rate > recipe.learning_rate:
-        raise TargetError(
-            f"--min-learning-rate is {recipe.min_learning_rate:g}: it must be at most "
-            f"--learning-rate, {recipe.learning_rate:g}"
-        )
-    check_trainer(recipe)
 
 
 def initial_model(source: Source, recipe: FitRecipe) -> PreTrainedModel:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def card(recipe: CardRecipe) -> Path:
     """Write the model card of a folder that Minitron made, and return its path.
 
-    It says what was removed (a table and, where matplotlib is installed, a picture), how it was
+    It shows what was removed (a table and, where matplotlib is installed, a picture), how it was
     trained, what it scores, how to load it and how to make it again, and takes over what its
     metadata already say. Raises SourceError for a folder without a readable minitron.json or
     config.json, OutputError where README.md was written or changed by hand and `overwrite` is not

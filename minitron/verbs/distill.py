@@ -34,7 +34,6 @@ from minitron.training.fitting import (
     CHECKPOINTS,
     FitResult,
     Texts,
-    check_options,
     digest_of,
     fit,
     initial_model,
@@ -51,6 +50,7 @@ from minitron.training.teacher import (
 )
 from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
 from minitron.training.trained_folder import is_complete, write_trained
+from minitron.training.trainer_arguments import check_trainer
 from minitron.training.trainers import DistillTrainer, add_projection
 from minitron.training.vocabularies import shared_rows, silence_padding
 
@@ -64,14 +64,14 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     The teacher runs beside the student, or its outputs were written by `cache_teacher`. The loss is
     `distillation_loss`, plus alpha times the distance of inner states: unless others are named,
     those of the embeddings and of the third last layers (2407.14679, section 3 and table 17).
-    An interrupted run goes on from its last checkpoint when the same call is made again; under
+    An interrupted run resumes from its last checkpoint when the same call is made again; under
     torchrun or accelerate launch all processes train together. Returns the folder, with
     `training.jsonl` and, where matplotlib is installed, `loss.png`. Raises SourceError,
     TokenizerError, CorpusError, OutputError, TargetError.
     """
     out = Path(recipe.out)
     check_absent(out)
-    check_options(recipe)
+    check_trainer(recipe)
     student = open_source(recipe.student)
     plan = _plan_of(recipe, student)
     with shared_folder(out, recipe) as folder:

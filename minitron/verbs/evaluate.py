@@ -74,8 +74,6 @@ def measured(recipe: EvaluateRecipe) -> Evaluation:
 
 def _preset_of(recipe: EvaluateRecipe) -> Preset:
     """The preset, an empty one where none is named. Raises TargetError for wrong options."""
-    if recipe.corpus is None and recipe.tasks is None and recipe.preset is None:
-        raise TargetError("nothing to evaluate on: give --corpus, --tasks or --preset")
     preset = Preset() if recipe.preset is None else read_preset(recipe.preset)
     if recipe.num_fewshot is not None and preset.tasks:
         raise TargetError(
@@ -83,8 +81,6 @@ def _preset_of(recipe: EvaluateRecipe) -> Preset:
         )
     if recipe.articles is not None and preset.summaries is None:
         raise TargetError("--articles is for --preset cnn_dailymail: give that too")
-    if recipe.stride is not None and (recipe.corpus is None or recipe.corpus.endswith(".npy")):
-        raise TargetError("--stride is for --corpus with text: rows of ids stand alone")
     return preset
 
 

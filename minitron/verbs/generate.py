@@ -81,7 +81,7 @@ def stream_model(
 
 
 class _Streamer(BaseStreamer):
-    """What `model.generate` calls with every token; each part of text goes to a function."""
+    """What `model.generate` calls with every token; each part of text is passed to `emit`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, emit: Emit) -> None:
         self._tokenizer, self._emit = tokenizer, emit

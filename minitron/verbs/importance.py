@@ -20,7 +20,7 @@ def measure_importance(recipe: ImportanceRecipe) -> Importance:
     Returns the Importance: hidden [hidden], ffn [layers, ffn], heads [layers, heads], kv_heads
     [layers, kv_heads], layers [layers] and, if asked for, blocks [layers - block_size + 1],
     float64. A model larger than the memory budget is read layer by layer; processes that torchrun
-    launched share the corpus; an interrupted run goes on when the same call is made again. Raises
+    launched share the corpus; an interrupted run resumes when the same call is made again. Raises
     SourceError, CorpusError, TargetError, OutputError. Source: arXiv 2407.14679 §2.2.
     """
     out = Path(recipe.out)

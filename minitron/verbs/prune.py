@@ -52,20 +52,18 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     """
     out = Path(recipe.out)
     check_absent(out)
-    _check_choices(recipe)
     check_push_to_hub(recipe.push_to_hub, private=recipe.private)
     source = open_source(recipe.source, low_disk=recipe.low_disk)
-    whole = source.architecture
     inherited = inherited_from(source)
     check_companions(source, source.config)
-    choice = _choose_sizes(source, whole, recipe)
+    choice = _choose_sizes(source, recipe)
     target = choice.target
     config = source.config_at(target)
     hub_config(config)
     for note in load_notes(config):
         logger.warning("%s", note)
-    tensors = source.weights
-    decision = _decide(source, whole, choice, recipe)
+    tensors = source.weights  # refused, if incomplete, before anything is measured
+    decision = _decide(source, choice, recipe)
     plan, importance = decision.plan, decision.importance
     if recipe.head_residual and plan.partners is None:
         logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
@@ -92,23 +90,12 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     return HubFolder.at(out)
 
 
-def _check_choices(recipe: PruneRecipe) -> None:
-    """Refuse options that do not go together, before anything is measured. Raises TargetError."""
-    if recipe.head_residual and recipe.scores == "modelopt":
-        raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
-    if recipe.steps > 1 and (recipe.head_residual or recipe.importance is not None):
-        raise TargetError(
-            f"--steps is {recipe.steps}: above 1 it goes with neither --head-residual nor "
-            "--importance, which one measurement is for"
-        )
-
-
-def _choose_sizes(source: Source, whole: Architecture, recipe: PruneRecipe) -> Choice:
+def _choose_sizes(source: Source, recipe: PruneRecipe) -> Choice:
     """The sizes that the recipe names, or those that its budget leads to."""
     if not names_budget(recipe):
-        target = target_architecture(whole, recipe)
+        target = target_architecture(source.architecture, recipe)
         if recipe.compatible:
-            check_opened(target, whole)
+            check_opened(target, source.architecture)
         return Choice(target, reason="sizes as named")
     for size in (AXIS_KEYS[axis] for axis in PRUNABLE):
         if getattr(recipe, size) is not None:
@@ -137,28 +124,29 @@ class _Decision:
     shares: dict[str, float]  # of the importance, kept by axis
 
 
-def _decide(source: Source, whole: Architecture, choice: Choice, recipe: PruneRecipe) -> _Decision:
+def _decide(source: Source, choice: Choice, recipe: PruneRecipe) -> _Decision:
     """Measure and choose, in one step or in several."""
-    target = choice.target
-    choices = {"contiguous": recipe.contiguous_layers, "head_residual": recipe.head_residual}
-    if recipe.steps == 1:
-        importance = choice.importance or _importance(source, whole, target, recipe)
-        plan = choose_plan(importance, whole, target, **choices)
-        return _Decision(plan, importance, share_kept(plan, importance))
-    return _decide_in_steps(source, whole, target, recipe)
+    if recipe.steps > 1:
+        return _decide_in_steps(source, choice.target, recipe)
+    importance = choice.importance or _importance(source, choice.target, recipe)
+    plan = choose_plan(
+        importance,
+        source.architecture,
+        choice.target,
+        contiguous=recipe.contiguous_layers,
+        head_residual=recipe.head_residual,
+    )
+    return _Decision(plan, importance, share_kept(plan, importance))
 
 
-def _decide_in_steps(
-    source: Source, whole: Architecture, target: Architecture, recipe: PruneRecipe
-) -> _Decision:
-    """Each step measures the model that the last one left (2407.14679, table 12)."""
+def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) -> _Decision:
+    """Each step measures the model that the step before it made (2407.14679, table 12)."""
     decision: _Decision | None = None
     for step in range(1, recipe.steps + 1):
-        left = source if decision is None else PrunedSource(source, decision.plan)
-        before = whole if decision is None else decision.plan.target
-        is_last, share = step == recipe.steps, step / recipe.steps
-        after = target if is_last else between(whole, target, share, before)
-        importance = _importance(left, before, after, recipe)
+        pruned = source if decision is None else PrunedSource(source, decision.plan)
+        before, share = pruned.architecture, step / recipe.steps
+        after = target if share == 1 else between(source.architecture, target, share, before)
+        importance = _importance(pruned, after, recipe)
         plan = choose_plan(importance, before, after, contiguous=recipe.contiguous_layers)
         shares = share_kept(plan, importance)
         plan = plan if decision is None else decision.plan.then(plan)
@@ -168,17 +156,13 @@ def _decide_in_steps(
     return decision
 
 
-def _importance(
-    source: Source, whole: Architecture, target: Architecture, recipe: PruneRecipe
-) -> Importance:
-    """What ranks: read from a file, measured, or nothing where nothing is cut."""
+def _importance(source: Source, target: Architecture, recipe: PruneRecipe) -> Importance:
+    """The importance to rank by: read from a file, measured, or empty where nothing is cut."""
     if recipe.importance is not None:
-        if recipe.corpus is not None:
-            raise TargetError("--importance and --corpus are both given: choose one")
         importance = Importance.load(Path(recipe.importance))
         importance.check_made_for(source)
         return importance
-    if not axes_to_rank(whole, target):
+    if not axes_to_rank(source.architecture, target):
         return Importance(made_by={"scores": "none needed"})
     check_corpus_named(recipe)
     return score(source, recipe)

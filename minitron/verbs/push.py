@@ -91,9 +91,13 @@ def _check_options(recipe: PushRecipe) -> None:
         if name is not None and not _REF.fullmatch(name):
             raise TargetError(f"--{option} {name!r} is no name that git takes: choose another")
     if recipe.create_pr and (recipe.branch or recipe.tag):
-        raise TargetError("--create-pr goes with neither --branch nor --tag: it is to be merged")
+        raise TargetError(
+            "--create-pr cannot be combined with --branch or --tag: it is to be merged"
+        )
     if recipe.create_pr and recipe.private:
-        raise TargetError("--create-pr goes without --private: the repository is there already")
+        raise TargetError(
+            "--create-pr cannot be combined with --private: the repository exists already"
+        )
 
 
 def _upload(
@@ -245,7 +249,7 @@ def check_push_to_hub(repo: str | None, *, private: bool) -> None:
     if repo is not None:
         find_destination(repo, private=private)
     elif private:
-        raise TargetError("--private goes with --push-to-hub: name the repository")
+        raise TargetError("--private needs --push-to-hub: name the repository")
 
 
 def push_result(out: Path, repo: str, *, private: bool) -> None:

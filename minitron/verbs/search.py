@@ -19,7 +19,7 @@ from minitron.candidates.comparison import CANDIDATES, RETRAINING, Comparison
 from minitron.candidates.report import SearchReport, can_draw, draw_pareto
 from minitron.candidates.shortlist import TABLE
 from minitron.candidates.texts import TEXTS
-from minitron.errors import CorpusError, TargetError
+from minitron.errors import CorpusError
 from minitron.files.unfinished import INPUTS, check_absent, unfinished_folder
 from minitron.recipe import SearchRecipe, verb
 from minitron.records.folder_writer import write_json
@@ -37,11 +37,12 @@ def search(recipe: SearchRecipe) -> SearchReport:
     Enumerates depths, heads and widths within 5 % of the budget, cuts each by one importance, and
     ranks them by loss as they are pruned, then the `top` ones by loss after `retrain_steps`.
     Returns the report; with `out`, a folder of search.json, search.md, importance.safetensors and,
-    where matplotlib is installed, pareto.png. Interrupted, it goes on when the same call is made
+    where matplotlib is installed, pareto.png. Interrupted, it resumes when the same call is made
     again. Raises a MinitronError for a budget that is wrong or that nothing meets (it names
     the nearest sizes), text that is missing, a device that is not there.
     """
-    _check(recipe)
+    if recipe.retrain_steps and recipe.corpus is None and recipe.retrain_corpus is None:
+        raise CorpusError("retraining needs text: name --retrain-corpus")
     out = None if recipe.out is None else Path(recipe.out)
     if out is not None:
         check_absent(out)
@@ -57,14 +58,6 @@ def search(recipe: SearchRecipe) -> SearchReport:
         if out is not None:
             _write(report, folder)
     return report
-
-
-def _check(recipe: SearchRecipe) -> None:
-    """Refuse options that do not go together. Raises TargetError, CorpusError."""
-    if recipe.head_residual and recipe.scores == "modelopt":
-        raise TargetError("--head-residual is the paper's: --scores modelopt goes without")
-    if recipe.retrain_steps and recipe.corpus is None and recipe.retrain_corpus is None:
-        raise CorpusError("retraining needs text: name --retrain-corpus")
 
 
 @contextmanager

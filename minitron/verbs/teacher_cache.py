@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
     """Write a teacher's outputs on a corpus, for `distill(teacher_cache=...)`.
 
-    An interrupted run goes on with the next shard when the same call is made again; processes that
+    An interrupted run resumes with the next shard when the same call is made again; processes that
     torchrun launched share the shards. Returns the cache. Raises SourceError, CorpusError,
     OutputError, TargetError.
     """

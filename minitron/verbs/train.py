@@ -9,21 +9,21 @@ from minitron.files.unfinished import check_absent
 from minitron.recipe import TrainRecipe, verb
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source
-from minitron.training.fitting import check_options
 from minitron.training.trained_folder import train_to_folder
+from minitron.training.trainer_arguments import check_trainer
 
 
 @verb(TrainRecipe)
 def train(recipe: TrainRecipe) -> HubFolder:
     """Train a model from scratch or further, by cross-entropy, and write a Hub-ready folder.
 
-    An interrupted run goes on from its last checkpoint when the same call is made again. Under
+    An interrupted run resumes from its last checkpoint when the same call is made again. Under
     torchrun or accelerate launch, all processes train together. Returns the folder, with
     `training.jsonl` (one record a logged step) and, where matplotlib is installed, `loss.png`.
     No logits are held (`cross_entropy`). Raises SourceError, CorpusError, OutputError, TargetError.
     """
     out = Path(recipe.out)
     check_absent(out)
-    check_options(recipe)
+    check_trainer(recipe)
     train_to_folder(open_source(recipe.init), recipe)
     return HubFolder.at(out)
