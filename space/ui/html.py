@@ -4,17 +4,24 @@ render("head", models=[("tiny", 6_724_096)])
 """
 
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 _INLINE = (  # of Markdown, what the texts of evidence.json use
     (re.compile(r"\*\*(.+?)\*\*"), r"<b>\1</b>"),
     (re.compile(r"`(.+?)`"), r"<code>\1</code>"),
     (re.compile(r"\[(.+?)\]\((https://[^)]+)\)"), r'<a href="\2">\1</a>'),
 )
+
+
+class Html(str):
+    """Text that is HTML already: templates do not escape what has this method."""
+
+    def __html__(self) -> str:
+        return str(self)
 
 
 def render(template: str, **values: Any) -> str:
@@ -43,12 +50,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0.99 <= share < 1 else f"{100 * share:.0f} %"
 
 
-def inline(text: str) -> Markup:
+def inline(text: str) -> Html:
     """Text with **bold**, `code` and [links](https://...)."""
-    html = str(escape(text))
+    html = escape(text)
     for pattern, replacement in _INLINE:
         html = pattern.sub(replacement, html)
-    return Markup(html)
+    return Html(html)
 
 
 def _three_digits(value: float) -> str:
