@@ -52,9 +52,7 @@ class Requirement:
     is_met: Callable[[Any], bool]
     reason: str
     default: Any = None  # NeMo's
-    # Whether it is Nemotron's alone: the other families have another value, which identifies them.
-    is_of_nemotron: bool = False
-    is_of_mistral: bool = True  # False: Mistral has a config key for it
+    families: tuple[Family, ...] = (NEMOTRON, LLAMA, MISTRAL, QWEN2)  # those that require it
 
 
 _OTHER_SCALING = "its kind of scaling is not {family}'s linear one"
@@ -71,7 +69,7 @@ REQUIREMENTS = (
         _one_of("layernorm", "layernorm1p"),
         "{family}'s norm is LayerNorm with a bias",
         "layernorm",
-        is_of_nemotron=True,
+        families=(NEMOTRON,),
     ),
     Requirement(
         "transformer_block_type",
@@ -88,15 +86,13 @@ REQUIREMENTS = (
     Requirement(
         "rotary_interleaved", _off, "{family} rotates the halves of a head, not neighbours"
     ),
-    Requirement("rope_scaling", _off, "its kind of scaling is not {family}'s linear one"),
-    Requirement(
-        "scale_positional_embedding", _off, "its kind of scaling is not {family}'s linear one"
-    ),
+    Requirement("rope_scaling", _off, _OTHER_SCALING),
+    Requirement("scale_positional_embedding", _off, _OTHER_SCALING),
     Requirement(
         "gated_linear_unit",
         _off,
         "{family}'s MLP has one up projection and no gate",
-        is_of_nemotron=True,
+        families=(NEMOTRON,),
     ),
     # In NeMo's own, older mixture of experts, 1 means none.
     Requirement("num_moe_experts", lambda value: _off(value) or value == 1, "{family} has one MLP"),
@@ -104,7 +100,7 @@ REQUIREMENTS = (
         "window_size",
         lambda value: attention_window(value) is None,
         "{family} attends to the whole context",
-        is_of_mistral=False,
+        families=(NEMOTRON, LLAMA, QWEN2),
     ),
     Requirement("sliding_window", _off, "{family} attends to the whole context"),
     Requirement("multi_latent_attention", _off, "{family} keeps keys and values of full width"),
@@ -140,9 +136,7 @@ def family_of_settings(settings: NemoSettings) -> Family:
         )
     family = _nearest_family(settings)
     for requirement in REQUIREMENTS:
-        if requirement.is_of_nemotron and family is not NEMOTRON:
-            continue
-        if not requirement.is_of_mistral and family is MISTRAL:
+        if family not in requirement.families:
             continue
         is_absent = settings.get(requirement.key) is None
         value = requirement.default if is_absent else settings[requirement.key]

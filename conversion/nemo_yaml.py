@@ -97,7 +97,6 @@ NEMO2_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 _MODELS = ("NemotronModel", "GPTModel", "LlamaModel")
 _ACTIVATIONS = {known.nemo2.rpartition(".")[2]: known.nemo for known in ACTIVATIONS}
-_PRECISIONS = {"bfloat16": "bf16", "float16": 16, "float32": 32}
 
 
 def read_settings(text: str, where: str) -> dict[str, Any]:
@@ -143,8 +142,6 @@ def _as_nemo1(fields: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, A
     activation = settings["activation"]
     if isinstance(activation, str):
         settings["activation"] = _ACTIVATIONS.get(activation, activation)
-    settings["precision"] = _PRECISIONS.get(str(fields.get("params_dtype")))
-    settings["mcore_gpt"] = True
     settings["tokenizer"] = _tokenizer(root.get("tokenizer"))
     if isinstance(root.get("data"), dict):
         settings["data"] = root["data"]

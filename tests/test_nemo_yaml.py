@@ -173,7 +173,6 @@ def test_given_fields_override_defaults_and_null_means_none() -> None:
     assert config["attention_bias"]
     assert config["mlp_bias"]
     assert config["hidden_act"] == "silu"
-    assert settings["precision"] == "bf16"
     assert not is_zero_centered(settings)
 
 
