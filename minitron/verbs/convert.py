@@ -20,7 +20,6 @@ from minitron.files.dtypes import dtype_named
 from minitron.files.lazy_tensor import Cast, LazyTensor
 from minitron.files.tensor_stream import CheckedTensor, Piece, stream_tensors
 from minitron.files.unfinished import check_absent, unfinished_file, unfinished_folder
-from minitron.model.architecture import Architecture
 from minitron.model.engines import load_notes
 from minitron.model.source import Source
 from minitron.recipe import ConvertRecipe, record_of, verb
@@ -64,7 +63,7 @@ def convert(recipe: ConvertRecipe) -> Path:
     source = open_source(
         recipe.source, keep_vocab_padding=recipe.keep_vocab_padding, low_disk=recipe.low_disk
     )
-    model = _conversion_of(source, recipe)
+    model = _Conversion(recipe, source, _checked_config(source, recipe))
     if recipe.to == "hub":
         for note in load_notes(model.config):
             logger.warning("%s", note)
@@ -74,27 +73,25 @@ def convert(recipe: ConvertRecipe) -> Path:
 
 @dataclass(frozen=True)
 class _Conversion:
-    """A model and what it becomes: everything that is known before a weight is read."""
+    """A source and what it becomes: everything that is known before a weight is read."""
 
     recipe: ConvertRecipe
     source: Source
-    architecture: Architecture
-    config: Mapping[str, Any]  # as config.json
-    stored: Mapping[str, LazyTensor]  # under the Hub's names
+    config: Mapping[str, Any]  # the config.json to write
 
     @property
     def tensors(self) -> Mapping[str, LazyTensor]:
         """The tensors in the target's dtype."""
         if self.recipe.dtype is None:
-            return self.stored
-        return {name: Cast(tensor, self.dtype) for name, tensor in self.stored.items()}
+            return self.source.weights
+        return {name: Cast(tensor, self.dtype) for name, tensor in self.source.weights.items()}
 
     @property
     def dtype(self) -> torch.dtype:
         """That of the recipe, else that of the largest tensor."""
         if self.recipe.dtype is not None:
             return dtype_named(self.recipe.dtype)
-        return max(self.stored.values(), key=lambda tensor: tensor.nbytes).dtype
+        return max(self.source.weights.values(), key=lambda tensor: tensor.nbytes).dtype
 
     def finite(self, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
         """Tensors, each refused as it is read where it is not finite, unless --no-check."""
@@ -114,19 +111,18 @@ class _Tokenizer:
     model_file: Path | None
 
     @classmethod
-    def of(cls, model: _Conversion) -> "_Tokenizer":
+    def of(cls, source: Source) -> "_Tokenizer":
         """Raises TokenizerError for a model that has neither."""
         from minitron.conversion.nemo_tokenizer import FoundTokenizer
         from minitron.conversion.sentencepiece_model import read_model
 
-        source = model.source
         files = {path.name: path for path in source.companions.tokenizer_files()}
         if "tokenizer.model" in files:
             size = len(read_model(files["tokenizer.model"]).pieces)
             return cls(None, size, files["tokenizer.model"])
         if files and source.format == "hub" and not Path(source.name).exists():
             on_hub = FoundTokenizer("huggingface", hub_id=source.name)
-            return cls(on_hub, model.architecture.vocab_size, None)
+            return cls(on_hub, source.architecture.vocab_size, None)
         raise TokenizerError(
             f"{source.name} has no tokenizer.model: a .nemo carries a SentencePiece model, add it"
         )
@@ -144,18 +140,18 @@ def _check_options(recipe: ConvertRecipe) -> None:
         )
 
 
-def _conversion_of(source: Source, recipe: ConvertRecipe) -> _Conversion:
-    """Config and tensors, refused where they do not belong together."""
+def _checked_config(source: Source, recipe: ConvertRecipe) -> Mapping[str, Any]:
+    """The config.json to write, once it is known that the target holds the source."""
     architecture = source.architecture
     if recipe.to in _NEMO and recipe.to not in architecture.family.formats:
         raise TargetError(
             f"{source.name} is a {architecture.model_type}: --to {recipe.to} takes only nemotron; "
             f"NeMo itself imports a Hub folder of another family, as --to hub writes it"
         )
-    tensors = source.weights
+    source.check_weights()
     config = source.config_at(architecture)
     hub_config(config)
-    return _Conversion(recipe, source, architecture, config, tensors)
+    return config
 
 
 def _write_hub(model: _Conversion, out: Path) -> None:
@@ -178,7 +174,7 @@ def _write_hub(model: _Conversion, out: Path) -> None:
             "convert",
             record_of(recipe),
             source,
-            target=model.architecture,
+            target=source.architecture,
             inherited=inherited,
         )
         write_card(folder)
@@ -195,53 +191,38 @@ def _until_failure(
 
 
 def _write_nemo(model: _Conversion, out: Path) -> None:
-    from minitron.conversion.hub_to_nemo import nemo1_settings
+    """Write a `.nemo`, or a NeMo 2 folder."""
+    from minitron.conversion.hub_to_nemo import nemo1_settings, nemo2_settings
     from minitron.conversion.megatron_names import megatron_tensors
-    from minitron.conversion.nemo_writer import write_nemo
+    from minitron.conversion.nemo_writer import write_nemo, write_nemo2
 
-    tokenizer = _Tokenizer.of(model)
-    settings = nemo1_settings(
-        model.config,
-        tokenizer=tokenizer.on_hub,
-        tokenizer_size=tokenizer.size,
-        dtype=model.dtype,
-        dist_ckpt_format=model.recipe.dist_format,
-    )
-    rows = model.architecture.vocab_size
+    recipe, architecture = model.recipe, model.source.architecture
+    tokenizer = _Tokenizer.of(model.source)
+    known: dict[str, Any] = {
+        "tokenizer": tokenizer.on_hub,
+        "tokenizer_size": tokenizer.size,
+        "dtype": model.dtype,
+    }
     tensors = megatron_tensors(
-        model.finite(model.tensors), model.architecture, padded_vocab_size=rows
+        model.finite(model.tensors), architecture, padded_vocab_size=architecture.vocab_size
     )
-    with unfinished_file(out) as file, _progress(tensors) as progress:
-        write_nemo(
-            file,
-            settings,
-            tensors,
-            tokenizer_model=tokenizer.model_file,
-            dist_format=model.recipe.dist_format,
-            progress=progress,
-        )
-
-
-def _write_nemo2(model: _Conversion, out: Path) -> None:
-    from minitron.conversion.hub_to_nemo import nemo2_settings
-    from minitron.conversion.megatron_names import megatron_tensors
-    from minitron.conversion.nemo_writer import write_nemo2
-
-    tokenizer = _Tokenizer.of(model)
-    settings = nemo2_settings(
-        model.config, tokenizer=tokenizer.on_hub, tokenizer_size=tokenizer.size, dtype=model.dtype
-    )
-    rows = model.architecture.vocab_size
-    tensors = megatron_tensors(
-        model.finite(model.tensors), model.architecture, padded_vocab_size=rows
-    )
-    with (
-        unfinished_folder(out, asdict(model.recipe)) as folder,
-        _progress(tensors) as progress,
-    ):
-        write_nemo2(
-            folder, settings, tensors, tokenizer_model=tokenizer.model_file, progress=progress
-        )
+    if recipe.to == "nemo":
+        settings = nemo1_settings(model.config, **known, dist_ckpt_format=recipe.dist_format)
+        with unfinished_file(out) as file, _progress(tensors) as progress:
+            write_nemo(
+                file,
+                settings,
+                tensors,
+                tokenizer_model=tokenizer.model_file,
+                dist_format=recipe.dist_format,
+                progress=progress,
+            )
+    else:
+        settings = nemo2_settings(model.config, **known)
+        with unfinished_folder(out, asdict(recipe)) as folder, _progress(tensors) as progress:
+            write_nemo2(
+                folder, settings, tensors, tokenizer_model=tokenizer.model_file, progress=progress
+            )
 
 
 def _write_trtllm(model: _Conversion, out: Path) -> None:
@@ -252,7 +233,7 @@ def _write_trtllm(model: _Conversion, out: Path) -> None:
         write_trtllm(
             folder,
             model.config,
-            model.finite(model.stored),  # norms are made from what is stored, then cast
+            model.finite(model.source.weights),  # norms are made from what is stored, then cast
             tp=recipe.tp,
             pp=recipe.pp,
             dtype=model.dtype,
@@ -285,7 +266,7 @@ _DEFAULTS = {field.name: field.default for field in fields(ConvertRecipe)}
 _WRITERS: Mapping[str, Callable[[_Conversion, Path], None]] = {
     "hub": _write_hub,
     "nemo": _write_nemo,
-    "nemo2": _write_nemo2,
+    "nemo2": _write_nemo,
     "trtllm": _write_trtllm,
     "onnx": _write_onnx,
 }
