@@ -1,13 +1,13 @@
 """Scores by activations: what each part of a network does on real text.
 
-Formulas of arXiv 2407.14679, section 2.2; `aggregation` has how values over tokens and sequences
-become one, by default as in the paper (over a sequence mean of absolute values, over sequences L2).
+Formulas of arXiv 2407.14679, section 2.2; `aggregation` makes one value of those over tokens and
+sequences, by default as in the paper (over a sequence mean of absolute values, over sequences L2).
 
 | axis     | activation                                                        | then           |
 |----------|-------------------------------------------------------------------|----------------|
-| hidden   | output of each norm of the decoder layers                         | sum over norms |
-| ffn      | input of down_proj, that is, after the activation                 | per layer      |
-| heads    | L2 norm over head_dim of each head's output before o_proj         | per layer      |
+| hidden   | what attention and the MLP of each layer read: its norms' outputs | sum over norms |
+| ffn      | input of the down projection, that is, after the activation       | per layer      |
+| heads    | L2 norm over head_dim of each head, before the output projection  | per layer      |
 | kv_heads | the same norm over all heads of a KV group                        | per layer      |
 | layers   | block influence: 1 - mean cosine of a layer's in and out; or what | per layer, and |
 |          | is lost without it (`layer_cuts`)                                 | per block      |

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from minitron.sources.layer_stream import LayerStream
-from minitron.sources.streamed_loss import States, logits_of, pieces_of, summed_losses
+from minitron.sources.streamed_loss import States, logits_of, summed_losses, token_runs
 
 Measure = Literal["influence", "loss", "logits"]
 
@@ -99,11 +99,11 @@ class CutScores:
     def _add_errors(self, stream: LayerStream, models: list[States]) -> None:
         for _, rows in stream.head_blocks():
             for batches in zip(*models, strict=True):
-                for piece in pieces_of(len(rows), batches[0]):
-                    wanted = logits_of(stream, batches[-1], rows, piece)
+                for run in token_runs(len(rows), batches[0]):
+                    wanted = logits_of(stream, batches[-1], rows, run)
                     self.sums["squares"] += wanted.square().sum(dtype=torch.float64)
                     for place, states in enumerate(batches[:-1]):
-                        difference = logits_of(stream, states, rows, piece) - wanted
+                        difference = logits_of(stream, states, rows, run) - wanted
                         squares = difference.square().sum(dtype=torch.float64)
                         self.sums["errors"][place] += squares
 

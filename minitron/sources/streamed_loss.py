@@ -63,29 +63,29 @@ def summed_losses(
     for first, rows in stream.head_blocks():
         for model, states in enumerate(models):
             for batch, ids in enumerate(targets):
-                for piece in pieces_of(len(rows), states[batch]):
-                    logits = logits_of(stream, states[batch], rows, piece)
-                    logsum = logsums[model][batch][piece]
+                for run in token_runs(len(rows), states[batch]):
+                    logits = logits_of(stream, states[batch], rows, run)
+                    logsum = logsums[model][batch][run]
                     logsum.copy_(torch.logaddexp(logsum, logits.logsumexp(-1)))
-                    found[model][batch][piece] += _at(logits, ids[piece] - first)
+                    found[model][batch][run] += _at(logits, ids[run] - first)
     is_counted = torch.cat([ids >= 0 for ids in targets])
     pairs = [zip(*pair, strict=True) for pair in zip(logsums, found, strict=True)]
     losses = [torch.cat([a - b for a, b in pair])[is_counted] for pair in pairs]
     return torch.stack([loss.double().sum() for loss in losses])
 
 
-def pieces_of(rows: int, states: torch.Tensor) -> Iterator[slice]:
-    """Runs of tokens, so short that their logits for so many rows of the vocabulary are few."""
+def token_runs(rows: int, states: torch.Tensor) -> Iterator[slice]:
+    """Runs of tokens whose logits for so many rows of the vocabulary are at most _LOGITS."""
     at_once = max(1, _LOGITS // rows)
     tokens = states.shape[0] * states.shape[1]
     return (slice(start, start + at_once) for start in range(0, tokens, at_once))
 
 
 def logits_of(
-    stream: LayerStream, states: torch.Tensor, rows: torch.Tensor, piece: slice
+    stream: LayerStream, states: torch.Tensor, rows: torch.Tensor, run: slice
 ) -> torch.Tensor:
-    """Of some tokens, for some of the vocabulary, in float32 (tokens, rows)."""
-    return F.linear(stream.normed(states.flatten(0, 1)[piece]), rows).float()
+    """The logits of a run of tokens for some rows of the vocabulary, in float32 (tokens, rows)."""
+    return F.linear(stream.normed(states.flatten(0, 1)[run]), rows).float()
 
 
 def _at(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
