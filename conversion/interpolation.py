@@ -152,7 +152,7 @@ class _Resolver:
         if isinstance(value, str):
             value = read_yaml(value, f"{self.where}: {_dotted(path)}")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(path, f"multiplies {short_repr(value)}, which is no number")
+            raise self.error(path, f"multiplies {short_repr(value)}, which is not a number")
         return value
 
     def product(self, arguments: list[int | float], path: KeyPath) -> int | float:

@@ -41,7 +41,7 @@ class MegatronCheckpoint:
 def read_checkpoint(archive: Archive, *, is_gated: bool) -> MegatronCheckpoint:
     """The model in the archive. `is_gated`: linear_fc1 is the gate above the up projection.
 
-    Raises SourceError for what is no Megatron GPT checkpoint, is not complete or is damaged.
+    Raises SourceError for what is not a Megatron GPT checkpoint, is not complete or is damaged.
     """
     for folder, version in (("model_weights", ""), ("weights", "nemo2 ")):
         if f"{folder}/{_DISTRIBUTED}" in archive:
@@ -77,7 +77,7 @@ def _read_distributed(archive: Archive, folder: str, version: str) -> MegatronCh
     if f"{EMBEDDING}.weight" not in tensors:
         seen = ", ".join(list(chunked)[:3]) or "no tensors"
         raise SourceError(
-            f"{archive.name} holds {seen}, but no {EMBEDDING}.weight: it is no Megatron GPT "
+            f"{archive.name} holds {seen}, but no {EMBEDDING}.weight: it is not a Megatron GPT "
             "checkpoint, or not complete"
         )
     writer = f"{backend} version {metadata.get('sharded_backend_version')!r:.20}"
@@ -88,7 +88,7 @@ def _single_layers(chunked: Mapping[str, ChunkedTensor]) -> Iterator[tuple[str, 
     """Tensors by canonical name; one that stacks all layers is split into one a layer."""
     for key, tensor in chunked.items():
         name = canonical_name(key)
-        assert name is not None, key  # the readers leave out what is no weight
+        assert name is not None, key  # the readers leave out what is not a weight
         part = stacked_name(name)
         if part is None:
             yield name, tensor.whole()

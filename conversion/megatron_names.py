@@ -71,7 +71,7 @@ _OLDER_NAMES: Mapping[str, str] = {
 
 
 def canonical_name(key: str) -> str | None:
-    """The canonical name of a key; None for what is no weight. Unknown names lose their prefix.
+    """The canonical name of a key; None for what is not a weight. Unknown names lose their prefix.
 
     Raises SourceError for a key that cannot be printed.
 

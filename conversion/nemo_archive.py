@@ -99,7 +99,7 @@ def open_archive(path: Path | File, scratch: Path | None = None) -> Archive:
     if beginning.startswith(b"\x1f\x8b") and isinstance(file, LocalFile):
         return _open_compressed(file, scratch or Path(tempfile.gettempdir()))
     if not is_tar_header(beginning):
-        raise SourceError(f"{file.name} is no .nemo: it is {_describe_format(beginning)}")
+        raise SourceError(f"{file.name} is not a .nemo: it is {_describe_format(beginning)}")
     return Archive(file.name, "tar", _tar_members(file))
 
 
@@ -123,7 +123,7 @@ def _tar_members(tar: File) -> dict[str, File]:
         if entry.isdir():
             continue
         if not entry.isreg() or entry.issparse():
-            logger.warning("%s: %r is no regular file and is left out", tar.name, entry.name)
+            logger.warning("%s: %r is not a regular file and is left out", tar.name, entry.name)
             continue
         name = _safe_name(entry.name, tar.name)
         if name in members:
@@ -167,11 +167,11 @@ def _entries(headers: _Headers) -> Iterator[tarfile.TarInfo]:
 
 
 def _describe_format(beginning: bytes) -> str:
-    """What a file that is no tar appears to be."""
+    """What a file that is not a tar appears to be."""
     if not beginning:
         return "empty"
     known = (kind for magic, kind in _KNOWN_FORMATS.items() if beginning.startswith(magic))
-    return next(known, f"no tar, it begins with {beginning[:8]!r}")
+    return next(known, f"not a tar, it begins with {beginning[:8]!r}")
 
 
 def _safe_name(name: str, archive: str) -> str:
@@ -181,7 +181,7 @@ def _safe_name(name: str, archive: str) -> str:
             f"{archive} holds a member {name!r}, which leads outside: do not trust it"
         )
     if not name.isprintable():
-        raise SourceError(f"{archive} holds a member {name!r}, which is no name for a file")
+        raise SourceError(f"{archive} holds a member {name!r}, which is not a name for a file")
     return str(path)
 
 
@@ -189,10 +189,12 @@ def _files(folder: Path) -> Iterator[tuple[str, LocalFile]]:
     """Regular files below a folder. Links out of the folder are left out."""
     for count, path in enumerate(_walk(folder)):
         if count > MOST_MEMBERS:
-            raise SourceError(f"{folder} has more than {MOST_MEMBERS} files: it is no checkpoint")
+            raise SourceError(
+                f"{folder} has more than {MOST_MEMBERS} files: it is not a checkpoint"
+            )
         name = path.relative_to(folder).as_posix()
         if not name.isprintable():
-            logger.warning("%s: %r is no name for a member and is left out", folder, name)
+            logger.warning("%s: %r is not a name for a member and is left out", folder, name)
             continue
         if path.is_symlink() and leads_outside(path, folder):
             logger.warning("%s: the link %s leads outside and is left out", folder, name)

@@ -2,7 +2,7 @@
 
 A GPT with LayerNorm and one up projection is a Nemotron, one with RMSNorm and a SwiGLU a Llama; it
 is a Qwen2 where only q, k and v have biases, and a Mistral where it attends to a window, or where
-its width is no multiple of its heads, as a Llama's must be. REQUIREMENTS lists the settings that
+its width is not a multiple of its heads, as a Llama's must be. REQUIREMENTS lists the settings that
 must have certain values, because the Hub's classes compute only these.
 
     >>> family_of_settings({"position_embedding_type": "rope", "qk_layernorm": True})
@@ -18,7 +18,7 @@ from minitron.errors import ArchitectureError, SourceError
 from minitron.files.plain_yaml import short_repr
 from minitron.model.families import LLAMA, MISTRAL, NEMOTRON, QWEN2, Family
 
-# Classes with GPT in their name that are no plain language models: they have no output layer, a
+# Classes with GPT in their name that are not plain language models: they have no output layer, a
 # memory beside the text, or weights in adapters.
 _OTHER_CLASSES = [
     "reward",
@@ -127,7 +127,7 @@ REQUIREMENTS = (
 def family_of_settings(settings: NemoSettings) -> Family:
     """The family whose class computes what a NeMo model with these settings does.
 
-    Raises SourceError for what is no GPT, ArchitectureError for a GPT that no family holds.
+    Raises SourceError for what is not a GPT, ArchitectureError for a GPT that no family holds.
     """
     target = settings.get("target")
     if target is not None and not _is_language_model(target):
@@ -191,7 +191,7 @@ def attention_window(value: Any) -> int | None:
 
 
 def _is_no_llama(settings: NemoSettings) -> bool:
-    """Whether the width is no multiple of the heads; values of other types are refused later."""
+    """Whether the width is not a multiple of the heads; values of other types are refused later."""
     hidden, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
     if not (type(hidden) is int and type(heads) is int and heads > 0):
         return False

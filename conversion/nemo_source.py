@@ -69,14 +69,14 @@ class NemoSource(Source):
                 text = self._archive.read(name, _LARGEST_TEXT).decode("utf-8", "replace")
                 return read(text, f"{self.name}/{name}")
         raise SourceError(
-            f"{self.name} has neither {_NEMO_1} nor {_NEMO_2}: it is no NeMo checkpoint"
+            f"{self.name} has neither {_NEMO_1} nor {_NEMO_2}: it is not a NeMo checkpoint"
         )
 
     def _config(self, tokenizer: ArchiveTokenizer, *, keep_vocab_padding: bool) -> dict[str, Any]:
         """config.json, with the vocabulary that tokenizer and tensors agree on."""
         embedding = self._checkpoint.tensors.get(f"{EMBEDDING}.weight")
         if embedding is None:
-            raise SourceError(f"{self.name} has no word embeddings: it is no language model")
+            raise SourceError(f"{self.name} has no word embeddings: it is not a language model")
         rows, tokens = embedding.shape[0], tokenizer.tokens
         if tokens is not None and tokens > rows:
             raise SourceError(

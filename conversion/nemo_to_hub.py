@@ -90,7 +90,7 @@ def _value(settings: NemoSettings, setting: Setting) -> Any:
     value, default = settings.get(setting.nemo), setting.nemo_default
     if value is None:
         if default is None:
-            raise ArchitectureError(f"the NeMo config has no {setting.nemo}: it is no GPT's")
+            raise ArchitectureError(f"the NeMo config has no {setting.nemo}: it is not a GPT's")
         value = default(settings) if callable(default) else default
     if not _is_valid(value, setting):
         within = f", {setting.least:g} to {setting.most:g}" if setting.most < math.inf else ""

@@ -115,7 +115,7 @@ def read_settings(text: str, where: str) -> dict[str, Any]:
 def read_nemo2_settings(text: str, where: str) -> dict[str, Any]:
     """A NeMo 2 model, under NeMo 1's names, with the defaults of its dataclass.
 
-    Raises SourceError for what is no GPT model, ArchitectureError for a dataclass not known here.
+    Raises SourceError for what is not a GPT model, ArchitectureError for an unknown dataclass.
     """
     root = resolve(_section(read_yaml(text, where), where), where, _is_training)
     model = _short_name(root)

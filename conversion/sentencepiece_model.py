@@ -94,4 +94,4 @@ def open_processor(model_file: Path) -> SentencePieceProcessor:
     try:
         return SentencePieceProcessor(model_file=str(model_file))
     except (OSError, RuntimeError) as error:
-        raise TokenizerError(f"{model_file} is no SentencePiece model: {error}") from None
+        raise TokenizerError(f"{model_file} is not a SentencePiece model: {error}") from None

@@ -90,7 +90,7 @@ def _bpe(model: SentencePieceModel) -> models.BPE:
         unk_token=texts[model.special["unk"]],
         fuse_unk=True,
         byte_fallback=model.byte_fallback,
-        ignore_merges=bool(model.symbols),  # a symbol is no result of merges, see _pre_tokenizer
+        ignore_merges=bool(model.symbols),  # symbols do not come from merges, see _pre_tokenizer
     )
 
 

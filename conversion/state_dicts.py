@@ -209,8 +209,8 @@ def _check_is_gpt(archive: Archive, first: Shard) -> None:
     if f"{EMBEDDING}.weight" not in first:
         seen = ", ".join(list(first)[:3])
         raise SourceError(
-            f"{archive.name} holds tensors such as {seen}, but no {EMBEDDING}.weight: it is no "
-            "Megatron GPT checkpoint"
+            f"{archive.name} holds tensors such as {seen}, but no {EMBEDDING}.weight: it is "
+            "not a Megatron GPT checkpoint"
         )
 
 

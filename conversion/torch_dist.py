@@ -91,7 +91,7 @@ def _deferred(where: str, dtype: torch.dtype, sizes: Sizes, file: File) -> Defer
         except SourceError as error:
             raise SourceError(f"{where} cannot be read: {error}") from None
         if not isinstance(found, StoredTensor):
-            raise SourceError(f"{where} is no tensor but a {type(found).__name__}")
+            raise SourceError(f"{where} is not a tensor but a {type(found).__name__}")
         if (found.dtype, found.shape) != (dtype, sizes):
             raise SourceError(
                 f"{where} is {found.dtype} {list(found.shape)}, {METADATA} says {dtype} "
@@ -127,7 +127,7 @@ def _chunk_file(
     keys = ("relative_path", "offset", "length")
     path, offset, length = (storage_info.get(key) for key in keys)
     if not isinstance(path, str) or "/" in path or "\\" in path or path in ("", ".", ".."):
-        raise SourceError(f"{where} is stored in {path!r:.80}, which is no file of this folder")
+        raise SourceError(f"{where} is stored in {path!r:.80}, which is not a file of this folder")
     member = f"{folder}/{path}"
     start, size = _sizes((offset, length), where)
     if member not in archive:
@@ -159,8 +159,8 @@ def _fields(value: object, where: str) -> Mapping[str, object]:
 
 def _sizes(value: object, where: str, least: int = 0) -> Sizes:
     if not isinstance(value, tuple | list) or len(value) > 8:
-        raise SourceError(f"{where} has a size that is no short tuple")
+        raise SourceError(f"{where} has a size that is not a short tuple")
     for size in value:
         if type(size) is not int or not least <= size < LARGEST_SIZE:
-            raise SourceError(f"{where} has a size that is no reasonable number")
+            raise SourceError(f"{where} has a size that is not a reasonable number")
     return tuple(value)

@@ -1,6 +1,6 @@
 """A tar.gz as a plain tar in a temporary file, which is deleted when nothing refers to it.
 
-Refuses to fill the disk, and to unpack what is no archive of weights.
+Refuses to fill the disk, and to unpack what is not an archive of weights.
 
     tar = unpack(LocalFile.at(Path("model.nemo")), Path("/tmp"))
 """
@@ -68,7 +68,7 @@ def _remove_leftovers(folder: Path) -> None:
 def unpack(file: LocalFile, scratch: Path) -> TemporaryFile:
     """The tar in a tar.gz, as a new file in `scratch`.
 
-    Raises SourceError for what is damaged, is no tar, or has no room.
+    Raises SourceError for what is damaged, is not a tar, or has no room.
     """
     logger.info(
         "%s is compressed: unpacking it into %s, at least %d bytes", file.name, scratch, file.size
@@ -91,7 +91,7 @@ def _decompress(source: BinaryIO, target: BinaryIO, name: str, scratch: Path) ->
         with gzip.GzipFile(fileobj=source) as plain:
             while block := plain.read(_BLOCK_BYTES):
                 if written == 0 and not is_tar_header(block[: tarfile.BLOCKSIZE]):
-                    raise SourceError(f"{name} is no .nemo: it is gzip, but not of a tar")
+                    raise SourceError(f"{name} is not a .nemo: it is gzip, but not of a tar")
                 if written // FREE_OF_RATIO != (written + len(block)) // FREE_OF_RATIO:
                     _check_disk(name, scratch, FREE_OF_RATIO)
                 written += len(block)
@@ -104,7 +104,7 @@ def _decompress(source: BinaryIO, target: BinaryIO, name: str, scratch: Path) ->
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SourceError(f"{name} is truncated or damaged: {error}") from None
     if not written:
-        raise SourceError(f"{name} is no .nemo: it is gzip of nothing")
+        raise SourceError(f"{name} is not a .nemo: it is gzip of nothing")
 
 
 def is_tar_header(block: bytes) -> bool:

@@ -81,7 +81,7 @@ def _array_json(archive: Archive, folder: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{where}: its {ARRAY} is damaged: {error}") from None
     if not isinstance(settings, dict):
-        raise SourceError(f"{where}: its {ARRAY} is no JSON object")
+        raise SourceError(f"{where}: its {ARRAY} is not a JSON object")
     supported: dict[str, tuple[object, ...]] = {
         "zarr_format": (2,),
         "order": ("C",),
@@ -102,8 +102,8 @@ def _array_json(archive: Archive, folder: str, where: str) -> dict[str, Any]:
 
 def _sizes(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > 8:
-        raise SourceError(f"{what} is no list of sizes: {value!r:.80}")
+        raise SourceError(f"{what} is not a list of sizes: {value!r:.80}")
     for size in value:
         if type(size) is not int or not 0 < size < LARGEST_SIZE:
-            raise SourceError(f"{what} is no list of sizes: {value!r:.80}")
+            raise SourceError(f"{what} is not a list of sizes: {value!r:.80}")
     return tuple(value)

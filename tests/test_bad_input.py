@@ -254,7 +254,7 @@ def test_a_weight_that_is_not_finite_is_named(
         ("absent", "absent does not exist; name a folder, a .nemo, a Hub id (owner/name) or one"),
         ("a/b/c", "a/b/c does not exist; name a folder"),
         ("owner/absent", "owner/absent is neither a folder nor in the cache"),
-        (__file__, "is no .nemo"),
+        (__file__, "is not a .nemo"),
     ],
 )
 @pytest.mark.parametrize(
@@ -303,9 +303,9 @@ class TestTheCorpus:
             ("a.jsonl", "", "a.jsonl holds 0 tokens, fewer than one sequence of 64"),
             ("a.txt", "It was the best", "tokens, fewer than one sequence of 64: give more text"),
             ("a.jsonl", '{"body": "x"}\n', "a.jsonl, line 1 has no text: its columns are body"),
-            ("a.jsonl", "nonsense", "a.jsonl, line 1 is no JSON: Expecting value"),
-            ("a.docx", "x", "a.docx is of no known kind: use .txt, .jsonl, .parquet"),
-            ("a.npy", "x", "a.npy is no .npy: save an array of whole numbers"),
+            ("a.jsonl", "nonsense", "a.jsonl, line 1 is not JSON: Expecting value"),
+            ("a.docx", "x", "a.docx is of an unknown kind: use .txt, .jsonl, .parquet"),
+            ("a.npy", "x", "a.npy is not a .npy: save an array of whole numbers"),
         ],
     )
     def test_it_holds_no_sequence(

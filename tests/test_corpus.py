@@ -199,9 +199,9 @@ class TestIds:
             (np.ones((2, 3)), r"float64 of shape \(2, 3\): it must hold whole numbers"),
             (np.zeros((0, 3), int), r"int64 of shape \(0, 3\): it must hold whole numbers"),
             (np.zeros((3, 0), int), r"int64 of shape \(3, 0\): it must hold whole numbers"),
-            (np.array([[1, -2]]), "holds -2 to 1: those are no token ids"),
-            (np.array([[1, 2**31]]), "holds 1 to 2147483648: those are no token ids"),
-            (np.array([[1, 2**64 - 1]], np.uint64), "those are no token ids"),
+            (np.array([[1, -2]]), "holds -2 to 1: those are not token ids"),
+            (np.array([[1, 2**31]]), "holds 1 to 2147483648: those are not token ids"),
+            (np.array([[1, 2**64 - 1]], np.uint64), "those are not token ids"),
             (np.array([["a"]]), "must hold whole numbers"),
             (np.array([[True]]), "bool of shape .* must hold whole numbers"),
         ],
@@ -240,7 +240,7 @@ class TestIds:
     @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x01", b"plain text"])
     def test_what_is_no_npy_is_refused(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "a.npy").write_bytes(content)
-        with pytest.raises(CorpusError, match="a.npy (is no .npy|cannot be read: .*): save an arr"):
+        with pytest.raises(CorpusError, match="a.npy (is not a .npy|cannot be read: .*): save an"):
             load_ids(str(tmp_path / "a.npy"), seq_len=4)
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
@@ -284,15 +284,15 @@ TEXT = gzip.compress(b'{"text": "It was the best of times"}\n' * 300, mtime=0)
         (
             "a.jsonl",
             b'{"text": "x"}\nnot json\n',
-            "line 2 is no JSON: Expecting value ",
+            "line 2 is not JSON: Expecting value ",
         ),
         ("a.jsonl.gz", TEXT[: len(TEXT) // 2], "cannot be read: Compressed file ended"),
         ("a.jsonl.gz", TEXT[:20] + b"\x55\xaa\xff" + TEXT[23:], "cannot be read: Error -3"),
         ("a.jsonl.gz", b'{"text": "x"}\n', "cannot be read: Not a gzipped file"),
-        ("a.txt", b"a\xff\xfe", "is no UTF-8 text: at byte 1 it holds ff fe .*: save it as UTF-8"),
+        ("a.txt", b"a\xff\xfe", "is not UTF-8 text: at byte 1 it holds ff fe .*: save it as UTF-8"),
         ("a.parquet", b"PAR1 not really", "cannot be read: Parquet magic bytes not found"),
-        ("a.csv", b"text\nx\n", "is of no known kind: use .txt, .jsonl, .parquet"),
-        ("a", b"x", "is of no known kind: use .txt, .jsonl, .parquet"),
+        ("a.csv", b"text\nx\n", "is of an unknown kind: use .txt, .jsonl, .parquet"),
+        ("a", b"x", "is of an unknown kind: use .txt, .jsonl, .parquet"),
         ("a.txt", b"", "holds 0 tokens, fewer than one sequence of 4: give more text or a"),
         ("a.txt", b" \n\n ", "holds 0 tokens, fewer than one sequence of 4"),
         ("a.txt.gz", gzip.compress(b"", mtime=0), "holds 0 tokens, fewer than one sequence of 4"),
@@ -337,7 +337,8 @@ def test_a_data_set_that_cannot_be_reached_is_named(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        CorpusError, match=rf"{name} cannot be read: .*: it is no file here: name a file, or a Hub"
+        CorpusError,
+        match=rf"{name} cannot be read: .*: it is not a file here: name a file, or a",
     ) as raised:
         read_documents(name)
     assert "\n" not in str(raised.value)

@@ -261,7 +261,7 @@ def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_would_garble_a_message_is_refused(tmp_path: Path, name: str) -> None:
     path = tar_of(tmp_path / "m.nemo", [entry(name)])
 
-    assert f"a member {name!r}, which is no name for a file" in refused(path, tmp_path)
+    assert f"a member {name!r}, which is not a name for a file" in refused(path, tmp_path)
 
 
 def test_links_and_devices_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -328,8 +328,8 @@ def zipped() -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "run git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd"),
-        (b"hello" * 200, "no tar, it begins with b'hellohel'"),
-        (bytes(10240), "no tar, it begins with"),
+        (b"hello" * 200, "not a tar, it begins with b'hellohel'"),
+        (bytes(10240), "not a tar, it begins with"),
         (gzip.compress(b"hello" * 200, mtime=0), "gzip, but not of a tar"),
         (gzip.compress(b"", mtime=0), "gzip of nothing"),
         (b"\x1f\x8bxxxxxxxx", "truncated or damaged"),

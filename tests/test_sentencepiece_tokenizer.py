@@ -276,7 +276,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes | Non
     if content is not None:
         model_file.write_bytes(content)
 
-    with pytest.raises(TokenizerError, match=r"bad\.model is no SentencePiece model"):
+    with pytest.raises(TokenizerError, match=r"bad\.model is not a SentencePiece model"):
         build_tokenizer(model_file)
 
 

@@ -98,7 +98,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(kind: str, tmp_path: Path
     [
         ("It was".encode("utf-16"), "is UTF-16: save it as UTF-8 .iconv -f UTF-16 -t UTF-8"),
         ("It was".encode("utf-32"), "is UTF-32: save it as UTF-8"),
-        ("It was".encode("utf-16-le"), "holds NUL at byte 1: it is no UTF-8 text, or damaged"),
+        ("It was".encode("utf-16-le"), "holds NUL at byte 1: it is not UTF-8 text, or damaged"),
         (bytes(100_000), "holds NUL at byte 0: "),
         (
             gzip.compress(b"text", mtime=0),

@@ -266,8 +266,8 @@ class TestJsonLines:
             ("null", "line 2 is null, no object: each row must be an object such as"),
             ('"text"', 'line 2 is "text", no object'),
             ("[1]", r"line 2 is \[1\], no object"),
-            ('{"text": "b"', "line 2 is no JSON: Expecting ',' delimiter \\(column 13\\)"),
-            ('{"text": "b"} {"text": "c"}', "line 2 is no JSON: Extra data \\(column 15\\)"),
+            ('{"text": "b"', "line 2 is not JSON: Expecting ',' delimiter \\(column 13\\)"),
+            ('{"text": "b"} {"text": "c"}', "line 2 is not JSON: Extra data \\(column 15\\)"),
             ("[" * 100_000, "line 2 is nested too deeply"),
         ],
         ids=lambda value: value[:20],
@@ -280,5 +280,5 @@ class TestJsonLines:
     @pytest.mark.parametrize("first", ["null", "[1, 2]", "3", '{"a": 1', "[", "{"])
     def test_a_first_line_that_is_no_row_is_refused(self, first: str, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(first + '\n{"text": "a"}\n')
-        with pytest.raises(CorpusError, match=f"{tmp_path}/a.jsonl.* (no object|no JSON)"):
+        with pytest.raises(CorpusError, match=f"{tmp_path}/a.jsonl.* (no object|not JSON)"):
             list(read_texts(str(tmp_path / "a.jsonl"), tokenizer()))

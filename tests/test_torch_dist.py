@@ -131,7 +131,7 @@ def stored_in(path: str) -> Callable[[Metadata], object]:
 def test_an_item_outside_the_folder_is_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "secret").write_text("s")
 
-    with pytest.raises(SourceError, match="which is no file of this folder") as error:
+    with pytest.raises(SourceError, match="which is not a file of this folder") as error:
         tensors(tmp_path, members_of(stored_in(path)))
     assert NAME in str(error.value)
 
@@ -166,12 +166,12 @@ def resized(*sizes: int) -> Callable[[Metadata], object]:
     ("change", "message"),
     [
         (stored_in("__9_9.distcp"), "stored in __9_9.distcp, which is missing"),
-        (stored_in(7), "stored in 7, which is no file"),  # type: ignore[arg-type]
+        (stored_in(7), "stored in 7, which is not a file"),  # type: ignore[arg-type]
         (moved(offset=1 << 40), "is truncated, .* bytes are needed"),
         (moved(length=1 << 40), "is truncated, .* bytes are needed"),
         (moved(length=10), "cannot be in 10 bytes"),
-        (moved(offset=-1), "no reasonable number"),
-        (moved(offset="0"), "no reasonable number"),
+        (moved(offset=-1), "not a reasonable number"),
+        (moved(offset="0"), "not a reasonable number"),
         (moved(transform_descriptors=["zstd"]), "stored transformed"),
         (
             lambda index: index.storage_data.pop(chunk_index(index)),
@@ -184,13 +184,13 @@ def resized(*sizes: int) -> Callable[[Metadata], object]:
         (chunked(((0, 0), (4, 6)), ((2, 0), (6, 6))), "do not tile"),
         (chunked(((0, 0), (4, 6)), ((4, 0), (4, 3))), "do not tile"),
         (chunked(((0, 0), (4, 6)), ((4, 0), (4, 3)), ((4, 3), (4, 3))), "do not tile"),
-        (chunked(((4, 0), (4, 6)), ((8, 0), (0, 6))), "no reasonable number"),
+        (chunked(((4, 0), (4, 6)), ((8, 0), (0, 6))), "not a reasonable number"),
         (chunked(((0, 0), (4, 3)), ((0, 3), (4, 3)), ((4, 0), (4, 3))), "its 3 chunks do not tile"),
         (chunked(), "has no chunks"),
         (resized(9, 6), "do not tile"),
         (resized(4, 6), "do not tile"),
         (resized(8), r"of shape \[8\] has a chunk at \[0, 0\]"),
-        (resized(1 << 60, 6), "no reasonable number"),
+        (resized(1 << 60, 6), "not a reasonable number"),
         (
             lambda index: setattr(index.state_dict_metadata[NAME], "properties", None),
             "no dtype that is known",
@@ -215,8 +215,8 @@ def of_dtype(dtype: torch.dtype) -> Callable[[Metadata], object]:
     [
         (torch.ones(4, 5), r"is torch\.float32 \[4, 5\], \.metadata says torch\.float32 \[4, 6\]"),
         (torch.ones(4, 6).half(), r"is torch\.float16 \[4, 6\]"),
-        ([torch.ones(4, 6)], "is no tensor but a list"),
-        (None, "is no tensor but a NoneType"),
+        ([torch.ones(4, 6)], "is not a tensor but a list"),
+        (None, "is not a tensor but a NoneType"),
     ],
     ids=str,
 )

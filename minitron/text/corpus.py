@@ -111,7 +111,7 @@ def load_ids(name: str, *, seq_len: int, samples: int | None = None) -> Corpus:
             "it must hold whole numbers [samples, length]"
         )
     if ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
-        raise CorpusError(f"{name} holds {ids.min()} to {ids.max()}: those are no token ids")
+        raise CorpusError(f"{name} holds {ids.min()} to {ids.max()}: those are not token ids")
     return Corpus(np.array(ids[:samples, :seq_len], np.int32), name)
 
 
@@ -138,7 +138,7 @@ def _check_npy_header(file: BinaryIO, name: str, size: int) -> None:
     if head.startswith(b"PK"):
         raise CorpusError(f"{name} is an .npz of several arrays: save one with numpy.save")
     if not head.startswith(npy.MAGIC_PREFIX):
-        raise CorpusError(f"{name} is no .npy: {_NPY_REMEDY}")
+        raise CorpusError(f"{name} is not a .npy: {_NPY_REMEDY}")
     file.seek(0)
     version = npy.read_magic(file)
     length = int.from_bytes(head[8:10] if version == (1, 0) else head[8:12], "little")

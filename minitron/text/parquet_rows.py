@@ -144,4 +144,4 @@ def _as_text(value: Any) -> Any:
     """Bytes as text, for JSON; no other type is converted."""
     if isinstance(value, bytes):
         return value.decode()
-    raise TypeError(f"a {type(value).__name__} is no text: {value!r:.40}")
+    raise TypeError(f"a {type(value).__name__} is not text: {value!r:.40}")

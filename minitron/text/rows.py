@@ -24,14 +24,14 @@ _REMEDY = "correct or remove it"
 def kind_of_file(name: str) -> str | None:
     """The suffix of a known kind of file, without `.gz`; None where it must be a Hub dataset.
 
-    Raises CorpusError for a file that is missing, is no regular file or is of no known kind.
+    Raises CorpusError for a file that is missing, is not a regular file or is of no known kind.
     """
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix in KINDS or _exists(name):
         check_regular_file(name)
         if suffix not in KINDS:
             raise CorpusError(
-                f"{name} is of no known kind: use .txt, .jsonl, .parquet (.gz) or .npy"
+                f"{name} is of an unknown kind: use .txt, .jsonl, .parquet (.gz) or .npy"
             )
         return suffix
     return None
@@ -55,7 +55,7 @@ def hub_rows(
 
     repository, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
-    remedy = "it is no file here: name a file, or a Hub dataset as owner/name:config:split"
+    remedy = "it is not a file here: name a file, or a Hub dataset as owner/name:config:split"
     with foreign_parser(name, CorpusError, remedy):
         rows: Any = load_dataset(repository, config or None, split=split or "train", streaming=True)
         present = rows.column_names or ()  # unknown before the first row for some kinds
@@ -119,7 +119,7 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         position = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        raise CorpusError(f"{where} is no JSON: {error.msg} ({position}): {_REMEDY}") from error
+        raise CorpusError(f"{where} is not JSON: {error.msg} ({position}): {_REMEDY}") from error
     except ValueError:  # Python refuses whole numbers of more than 4,300 digits
         with foreign_parser(where, CorpusError, _REMEDY):
             return json.loads(text, parse_int=float)

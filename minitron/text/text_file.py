@@ -105,7 +105,7 @@ def _open_text(name: str) -> Iterator[tuple[BinaryIO, int]]:
             desc=f"read {Path(name).name}",
             delay=_SLOW_SECONDS,
             leave=False,
-            disable=None,  # where the output is no terminal
+            disable=None,  # where the output is not a terminal
         ) as progress,
         Path(name).open("rb", buffering=0) as raw,
         io.BufferedReader(cast(io.FileIO, _CountedFile(raw, progress)), _BUFFER_BYTES) as stored,
@@ -137,7 +137,7 @@ class _CountedFile(io.RawIOBase):
 
 
 def _check_head(name: str, head: bytes) -> None:
-    """Refuse what the first bytes show to be no UTF-8 text."""
+    """Refuse what the first bytes show not to be UTF-8 text."""
     for encoding, marks in _BYTE_ORDER_MARKS.items():
         if head.startswith(marks):
             raise CorpusError(
@@ -154,13 +154,13 @@ def _check_head(name: str, head: bytes) -> None:
 
 def _nul_error(name: str, offset: int) -> CorpusError:
     return CorpusError(
-        f"{name} holds NUL at byte {offset:,}: it is no UTF-8 text, or damaged: {_REMEDY}"
+        f"{name} holds NUL at byte {offset:,}: it is not UTF-8 text, or damaged: {_REMEDY}"
     )
 
 
 def _utf8_error(name: str, offset: int, error: UnicodeDecodeError) -> CorpusError:
     seen = error.object[error.start : error.start + 4].hex(" ")
     return CorpusError(
-        f"{name} is no UTF-8 text: at byte {offset:,} it holds {seen} ({error.reason}): save it as "
-        "UTF-8"
+        f"{name} is not UTF-8 text: at byte {offset:,} it holds {seen} ({error.reason}): save it "
+        "as UTF-8"
     )
