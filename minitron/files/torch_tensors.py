@@ -110,34 +110,19 @@ def tensor_builders(file: File) -> Builders:
     """The calls by which a pickle makes tensors, as functions that return places in the file."""
     place = StoredTensor(file, torch.uint8, (), 0)
 
-    def old(storage: object, first: object, shape: object, strides: object) -> StoredTensor:
+    def tensor_v1(storage: object, first: object, shape: object, strides: object) -> StoredTensor:
         if not isinstance(storage, Storage):
             raise TypeError("a tensor without a storage")
         return _located(place, storage, storage.dtype, first, shape, strides)
 
-    def tensor(
-        storage: object,
-        first: object,
-        shape: object,
-        strides: object,
-        grad: object,
-        hooks: object,
-        metadata: object = None,
-    ) -> StoredTensor:
-        _check_flags(grad, hooks, metadata)
-        return old(storage, first, shape, strides)
+    def tensor_v2(storage: object, *arguments: object) -> StoredTensor:
+        first, shape, strides, *flags = arguments
+        _check_flags(*flags)
+        return tensor_v1(storage, first, shape, strides)
 
-    def untyped(
-        storage: object,
-        first: object,
-        shape: object,
-        strides: object,
-        grad: object,
-        hooks: object,
-        dtype: object,
-        metadata: object = None,
-    ) -> StoredTensor:
-        _check_flags(grad, hooks, metadata)
+    def tensor_v3(storage: object, *arguments: object) -> StoredTensor:
+        first, shape, strides, grad, hooks, dtype, *metadata = arguments
+        _check_flags(grad, hooks, *metadata)
         if not isinstance(storage, Storage):
             raise TypeError("a tensor without a storage")
         match dtype:
@@ -146,15 +131,15 @@ def tensor_builders(file: File) -> Builders:
         raise ValueError("a tensor of no known dtype")
 
     def parameter(data: object, grad: object, hooks: object, _state: object = None) -> object:
-        _check_flags(grad, hooks, None)
+        _check_flags(grad, hooks)
         if not isinstance(data, StoredTensor):
             raise TypeError("a parameter without a tensor")
         return data
 
     builders: dict[Global, Callable[..., object]] = {
-        Global("torch._utils", "_rebuild_tensor"): old,
-        Global("torch._utils", "_rebuild_tensor_v2"): tensor,
-        Global("torch._utils", "_rebuild_tensor_v3"): untyped,
+        Global("torch._utils", "_rebuild_tensor"): tensor_v1,
+        Global("torch._utils", "_rebuild_tensor_v2"): tensor_v2,
+        Global("torch._utils", "_rebuild_tensor_v3"): tensor_v3,
         Global("torch._utils", "_rebuild_parameter"): parameter,
         Global("torch._utils", "_rebuild_parameter_with_state"): parameter,
     }
@@ -164,7 +149,7 @@ def tensor_builders(file: File) -> Builders:
     return builders
 
 
-def _check_flags(grad: object, hooks: object, metadata: object) -> None:
+def _check_flags(grad: object, hooks: object, metadata: object = None) -> None:
     """Refuse what torch.save does not write, and values stored conjugated or negated."""
     if type(grad) is not bool or hooks not in ({}, None):
         raise TypeError("a tensor with hooks, or without a flag for its gradient")
