@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from minitron.errors import SourceError
 from minitron.files.file import LocalFile
-from minitron.files.unfinished import is_file_of, is_locked
+from minitron.files.unfinished import has_name, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class TemporaryFile:
         while True:
             descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=folder)
             self.path = Path(name)
-            if is_locked(descriptor) and is_file_of(descriptor, self.path):
+            if try_lock(descriptor) and has_name(descriptor, self.path):
                 break
             os.close(descriptor)  # another run has just removed it as a leftover
         self.delete = weakref.finalize(self, _unlink, name, descriptor)
@@ -59,7 +59,7 @@ def _remove_leftovers(folder: Path) -> None:
         with suppress(OSError):  # another user's
             descriptor = os.open(path, os.O_RDWR)
             try:
-                if is_locked(descriptor):
+                if try_lock(descriptor):
                     path.unlink()
             finally:
                 os.close(descriptor)

@@ -90,7 +90,7 @@ def unfinished_file(path: Path) -> Iterator[Path]:
     """
     check_absent(path)
     partial = partial_of(path)
-    lock = _locked_file(partial)
+    lock = _lock_file(partial)
     try:
         check_absent(path)
         yield partial
@@ -158,7 +158,7 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
     """Make `partial`, or continue it where the recipe is the same; the descriptor of its lock."""
     wished = {"resumable": resumable, "recipe": json.loads(json.dumps(recipe))}
     if partial.exists():
-        os.close(_lock(partial))
+        os.close(_lock_folder(partial))
         begun = _recipe_of(partial)
         if not begun["resumable"]:
             shutil.rmtree(partial)
@@ -166,10 +166,10 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
             differences = _differences(begun["recipe"], wished["recipe"])
             raise OutputError(f"{partial} was begun with {differences}: repeat those, or remove it")
         else:
-            return _lock(partial)
+            return _lock_folder(partial)
     try:
         partial.mkdir(exist_ok=True)
-        lock = _lock(partial)
+        lock = _lock_folder(partial)
         (partial / _RECIPE_FILE).write_text(json.dumps(wished, indent=2) + "\n")
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -177,18 +177,18 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
     return lock
 
 
-def _lock(partial: Path) -> int:
+def _lock_folder(partial: Path) -> int:
     """Lock a folder against other runs until the descriptor is closed."""
     if not partial.is_dir():
         raise OutputError(f"{partial} is in the way and not ours: move or remove it")
     descriptor = os.open(partial, os.O_RDONLY)
-    if not is_locked(descriptor):
+    if not try_lock(descriptor):
         os.close(descriptor)
         raise _in_use(partial)
     return descriptor
 
 
-def _locked_file(partial: Path) -> int:
+def _lock_file(partial: Path) -> int:
     """Lock a file, which is created, or emptied where a killed run has left one."""
     if partial.is_dir():
         raise OutputError(f"{partial} is in the way and not ours: move or remove it")
@@ -197,14 +197,14 @@ def _locked_file(partial: Path) -> int:
     except OSError as error:
         raise OutputError(f"{partial} cannot be written: {error.strerror}") from error
     # One that another run has renamed since it was opened is that run's result.
-    if not is_locked(descriptor) or not is_file_of(descriptor, partial):
+    if not try_lock(descriptor) or not has_name(descriptor, partial):
         os.close(descriptor)
         raise _in_use(partial)
     os.ftruncate(descriptor, 0)
     return descriptor
 
 
-def is_locked(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
     """Lock a file or folder until its descriptor is closed; False where another process has."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -215,7 +215,7 @@ def is_locked(descriptor: int) -> bool:
     return True
 
 
-def is_file_of(descriptor: int, path: Path) -> bool:
+def has_name(descriptor: int, path: Path) -> bool:
     """Whether the open file still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
