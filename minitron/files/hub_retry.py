@@ -64,7 +64,7 @@ def retry(request: Callable[[], Result], *, is_safe: bool = True, is_read: bool 
     """
     failures = 0
     for wait in _WAITS:
-        asked: int | None = None
+        seconds: int | None = None
         try:
             with answer_errors():
                 return request()
@@ -77,10 +77,10 @@ def retry(request: Callable[[], Result], *, is_safe: bool = True, is_read: bool 
             is_repeated = is_read or (is_safe and failures <= _MOST_FAILURES)
             if status not in BUSY and not (is_repeated and status in FAILING):
                 raise
-            asked = asked_wait(error.response)
-            if asked is None:
+            seconds = requested_wait(error.response)
+            if seconds is None:
                 logger.info("HTTP %d from the Hub: trying again in %d s", status, wait)
-        time.sleep(wait if asked is None else min(asked, LONGEST_WAIT))
+        time.sleep(wait if seconds is None else min(seconds, LONGEST_WAIT))
     with answer_errors():
         return request()
 
@@ -132,7 +132,7 @@ def bounded_waiting() -> Iterator[None]:
             _WAITING.blocks -= 1
 
 
-def asked_wait(response: httpx2.Response) -> int | None:
+def requested_wait(response: httpx2.Response) -> int | None:
     """The seconds that an answer asks to wait, as huggingface_hub reads it; None if it does not."""
     limit = parse_ratelimit_headers(response.headers)
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
@@ -183,7 +183,7 @@ def _check_answer(response: httpx2.Response) -> None:
     if not _WAITING.blocks:
         return
     _check_names(response)
-    wait = asked_wait(response)
+    wait = requested_wait(response)
     if response.status_code in BUSY or response.status_code >= 500:
         _WAITING.check_wait(wait or 0, response.status_code)
     elif wait is not None and response.status_code == 408:
