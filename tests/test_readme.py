@@ -1,4 +1,4 @@
-"""What README and help texts say works."""
+"""The code and commands of README and of the help texts work."""
 
 import re
 import shlex
@@ -54,7 +54,7 @@ def test_a_command_that_is_shown_is_understood(command: str) -> None:
     tokens = shlex.split(command)[1:]
     if "--recipe" in tokens:
         place = tokens.index("--recipe")
-        tokens[place : place + 2] = ["--init", "tiny"]  # what the file would say
+        tokens[place : place + 2] = ["--init", "tiny"]  # what the file would contain
     cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
 
 
@@ -81,15 +81,15 @@ def test_readme_has_two_setup_commands_that_pin_what_was_tested() -> None:
     assert setups[1].endswith("python -m pytest -n 2")
 
 
-def what_goes_where() -> list[tuple[str, str, bool]]:
+def conversions() -> list[tuple[str, str, bool]]:
     """README's table: family, format, whether it is written."""
-    table = README.partition("### What goes where")[2].partition("\n## ")[0]
+    table = README.partition("### Conversions")[2].partition("\n## ")[0]
     rows = [re.findall(r"[^|`\s]+", line) for line in table.splitlines() if line.startswith("| ")]
     head, *families = rows
     return [
-        (family.lower(), target, said == "yes")
+        (family.lower(), target, cell == "yes")
         for family, *cells in families
-        for target, said in zip(head[1:], cells, strict=True)
+        for target, cell in zip(head[1:], cells, strict=True)
     ]
 
 
@@ -105,14 +105,14 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_of_formats_is_complete() -> None:
-    assert {family for family, _, _ in what_goes_where()} == set(FAMILIES)
-    formats = {target for _, target, _ in what_goes_where()}
+    assert {family for family, _, _ in conversions()} == set(FAMILIES)
+    formats = {target for _, target, _ in conversions()}
     assert formats == set(get_args(get_type_hints(ConvertRecipe)["to"]))
 
 
 # Graphs take seconds each: tests/test_onnx_export.py exports every family.
 @pytest.mark.parametrize(
-    ("family", "target", "is_written"), [cell for cell in what_goes_where() if cell[1] != "onnx"]
+    ("family", "target", "is_written"), [cell for cell in conversions() if cell[1] != "onnx"]
 )
 def test_each_family_goes_where_the_table_says(
     family: str, target: str, is_written: bool, one_layer: Path, tmp_path: Path
