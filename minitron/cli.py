@@ -295,13 +295,14 @@ def evaluate(recipe: EvaluateRecipe, *, as_json: AsJson = False) -> None:
     """Measure loss (nats a token), perplexity and bits per byte on text, or scores on benchmarks.
 
     Benchmarks are lm-eval's, ROUGE of summaries is rouge-score's: pip install 'minitron[evals]'."""
-    from minitron.verbs.evaluate import measured, record
+
+    from minitron.verbs.evaluate import measure, record_evaluation
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about intended options
-    evaluation = measured(recipe)
+    evaluation = measure(recipe)
     _show_evaluation(evaluation.to_json(), recipe, as_json=as_json)
     if recipe.record:  # hours of work are printed before anything is written
-        record(evaluation, recipe)
+        record_evaluation(evaluation, recipe)
 
 
 def _show_evaluation(evaluation: dict[str, Any], recipe: EvaluateRecipe, *, as_json: bool) -> None:

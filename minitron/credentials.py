@@ -3,7 +3,7 @@
 A server, a proxy or a library may repeat in an error what it was sent. Knows the form of such
 secrets, and the token of this machine. Stores none.
 
-    masked("401 for Authorization: Bearer hf_abc")   # "401 for Authorization: ***"
+    mask("401 for Authorization: Bearer hf_abc")   # "401 for Authorization: ***"
 """
 
 import logging
@@ -43,7 +43,7 @@ _PATTERNS = tuple(
 )
 
 
-def masked(text: str) -> str:
+def mask(text: str) -> str:
     """`text` with every credential in it replaced by `***`."""
     for token in _own_tokens():
         for form in {token, quote(token, safe="")}:
@@ -62,10 +62,10 @@ def mask_error(error: BaseException) -> None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        one.args = tuple(masked(arg) if isinstance(arg, str) else arg for arg in one.args)
+        one.args = tuple(mask(arg) if isinstance(arg, str) else arg for arg in one.args)
         for key, value in list(getattr(one, "__dict__", {}).items()):
             if isinstance(value, str):
-                one.__dict__[key] = masked(value)
+                one.__dict__[key] = mask(value)
         pending += [one.__cause__, one.__context__]
 
 
@@ -88,7 +88,7 @@ def masked_logs() -> Iterator[None]:
     def make_masked(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
         with suppress(TypeError, ValueError):  # the handler says that a record is not well formed
-            record.msg, record.args = masked(record.getMessage()), ()
+            record.msg, record.args = mask(record.getMessage()), ()
         if record.exc_info and record.exc_info[1] is not None:
             mask_error(record.exc_info[1])
         return record

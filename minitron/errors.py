@@ -24,7 +24,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minitron.credentials import masked
+from minitron.credentials import mask
 
 MAX_LENGTH = 500  # characters of a message: a foreign parser's may quote the whole file
 _READ = 20_000  # characters of each end of a longer text, to mask and to cut
@@ -49,7 +49,7 @@ def one_line(text: str) -> str:
     """
     if len(text) > 2 * _READ:  # a credential that is cut here is not shown
         text = f"{text[:_READ]} ... {text[-_READ:]}"
-    line = visible(" ".join(masked(text).split()))
+    line = visible(" ".join(mask(text).split()))
     if len(line) <= MAX_LENGTH:
         return line
     end = MAX_LENGTH // 3

@@ -3,7 +3,7 @@
 The ranges of packages are in setup.cfg, and are read from the metadata of the installation.
 Needs the standard library, and `packaging` where something is installed.
 
-    untested()   # [("transformers", "5.30.0", "<5.25,>=5.20")]
+    untested_packages()   # [("transformers", "5.30.0", "<5.25,>=5.20")]
 """
 
 import logging
@@ -41,7 +41,7 @@ def cores() -> int:
 
 def note_untested() -> None:
     """Log one line that names what is installed outside of the tested ranges; nothing if none."""
-    packages = untested()
+    packages = untested_packages()
     if not packages:
         return
     ranges = " ".join(f"'{name}{accepted}'" for name, _, accepted in packages)
@@ -55,7 +55,7 @@ def note_untested() -> None:
     )
 
 
-def untested() -> list[tuple[str, str, str]]:
+def untested_packages() -> list[tuple[str, str, str]]:
     """(name, installed version, tested versions) of each package outside of its range."""
     try:
         requires = distribution("minitron").requires or []

@@ -10,7 +10,7 @@ import pytest
 import minitron
 from minitron.candidates import choice, comparison
 from minitron.candidates.choice import choose_target
-from minitron.candidates.space import uniform
+from minitron.candidates.space import scale_widths
 from minitron.errors import CorpusError, MinitronError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
@@ -113,7 +113,7 @@ def shapes_near(ratio: float) -> list[Architecture]:
 @pytest.mark.parametrize("by", ["magnitude", "random"])
 def test_without_text_both_widths_go_by_one_factor_and_it_says_so(by: Any, source: str) -> None:
     found = chosen(source, ratio=0.5, scores=by)
-    assert found.target == uniform(WHOLE, 0.5)
+    assert found.target == scale_widths(WHOLE, 0.5)
     assert found.importance is None
     assert "one factor, since no text is named to compare shapes on (--corpus)" in found.reason
     assert found.record is not None

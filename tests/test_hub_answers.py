@@ -20,7 +20,7 @@ from huggingface_hub.utils import _http
 
 import minitron
 from minitron.cli import main
-from minitron.credentials import mask_error, masked, masked_logs, masked_traceback
+from minitron.credentials import mask, mask_error, masked_logs, masked_traceback
 from minitron.errors import MinitronError, OutputError, SourceError
 from minitron.files.hub_errors import reason
 from tests.hub_repositories import Account
@@ -211,17 +211,17 @@ def test_credentials_are_masked_and_nothing_else(
     text: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert masked(text) == shown
+    assert mask(text) == shown
     assert str(MinitronError(text)) == shown
 
 
 def test_a_token_of_any_form_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "my+own/secret")
-    assert masked("?t=my%2Bown%2Fsecret my+own/secret") == "?t=*** ***"
+    assert mask("?t=my%2Bown%2Fsecret my+own/secret") == "?t=*** ***"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     (tmp_path / "token").write_text("stored-elsewhere\n")
-    assert masked("it is stored-elsewhere") == "it is ***"
+    assert mask("it is stored-elsewhere") == "it is ***"
 
 
 @pytest.mark.parametrize(
@@ -467,5 +467,5 @@ def test_a_hub_that_answers_nonsense_ends_in_one_line(
 def test_a_long_message_is_masked_in_no_time(text: str) -> None:
     """A parser may quote the whole file: a pattern that starts anew at each letter would hang."""
     started = time.monotonic()
-    assert masked(text * 100_000) == text * 100_000
+    assert mask(text * 100_000) == text * 100_000
     assert time.monotonic() - started < 5

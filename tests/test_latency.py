@@ -11,7 +11,7 @@ from minitron.candidates.decode_step import Conditions, DecodeStep, random_model
 from minitron.candidates.latency import (
     Corners,
     LatencyTable,
-    checked_device,
+    available_device,
     measure_table,
     measured_step,
 )
@@ -222,8 +222,8 @@ def test_real_timings_are_above_zero() -> None:
 @pytest.mark.parametrize("name", ["cuda:97", "tpu", "cuda:-1", ""])
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(TargetError, match=f"--device is {name}: this machine has cpu"):
-        checked_device(name)
+        available_device(name)
 
 
 def test_the_cpu_is_there() -> None:
-    assert checked_device("cpu") == "cpu"
+    assert available_device("cpu") == "cpu"

@@ -7,11 +7,11 @@ import pytest
 from minitron.candidates.space import (
     SPACES,
     Space,
-    checked_multiple,
-    counted,
     default_space,
-    thinned,
-    uniform,
+    enumerate_space,
+    nearest_per_depth,
+    scale_widths,
+    width_multiple,
 )
 from minitron.errors import TargetError
 from minitron.model.architecture import Architecture
@@ -37,7 +37,7 @@ PRINTED_8B = {
 def within(name: str, source: Architecture, target: float) -> set[tuple[int, int, int, int]]:
     return {
         (a.num_hidden_layers, a.num_attention_heads, a.intermediate_size, a.hidden_size)
-        for a, parameters in counted(SPACES[name], source)
+        for a, parameters in enumerate_space(SPACES[name], source)
         if abs(parameters / target - 1) <= 0.05
     }
 
@@ -78,7 +78,7 @@ def test_counts_are_those_of_the_published_models(
 ) -> None:
     found = {
         (a.num_hidden_layers, a.num_attention_heads, a.intermediate_size, a.hidden_size): count
-        for a, count in counted(SPACES[space], NEMOTRON_15B)
+        for a, count in enumerate_space(SPACES[space], NEMOTRON_15B)
     }
     assert found[sizes] == parameters
 
@@ -100,7 +100,7 @@ def test_enumeration_equals_brute_force(family: str, flags: frozenset[str]) -> N
     }
     found = [
         ((a.num_hidden_layers, a.num_attention_heads, a.hidden_size, a.intermediate_size), count)
-        for a, count in counted(Space(layers, heads, widths), whole)
+        for a, count in enumerate_space(Space(layers, heads, widths), whole)
     ]
     assert len(found) == len(brute) == 12
     assert dict(found) == brute
@@ -110,12 +110,12 @@ def test_a_space_of_which_nothing_is_a_cut_is_refused() -> None:
     with pytest.raises(
         TargetError, match="nothing of this space is smaller than 6 layers, 8 heads"
     ):
-        list(counted(SPACES["paper-8b"], TEACHER))
+        list(enumerate_space(SPACES["paper-8b"], TEACHER))
 
 
 @pytest.mark.parametrize("whole", [NEMOTRON_15B, TEACHER, WHOLE])
 def test_the_default_space_holds_even_cuts_and_the_source(whole: Architecture) -> None:
-    space, multiple = default_space(whole), checked_multiple(whole, None)
+    space, multiple = default_space(whole), width_multiple(whole, None)
     assert space.inside(whole) == space
     assert (whole.hidden_size, whole.intermediate_size) in space.widths
     assert max(space.layers) == whole.num_hidden_layers
@@ -191,7 +191,7 @@ def test_heads_that_share_no_kv_head_go_by_eighths() -> None:
     assert default_space(llama(4096, 11_008, 32, 32)).heads == (16, 20, 24, 28, 32)
     whole = llama(576, 1536, 9, 9)
     assert default_space(whole).heads == (5, 6, 7, 8, 9)
-    found = [at for at, _ in counted(default_space(whole), whole)]
+    found = [at for at, _ in enumerate_space(default_space(whole), whole)]
     assert all(at.num_key_value_heads == at.num_attention_heads for at in found)
 
 
@@ -201,7 +201,7 @@ def test_a_uniform_cut_of_a_llama_comes_near_by_sizes_that_it_takes(
     ratio: float, heads: tuple[int, int]
 ) -> None:
     whole = llama(64 * heads[0], 1536, *heads)
-    cut = uniform(whole, ratio, accepts=lambda one: one.is_accepted)
+    cut = scale_widths(whole, ratio, accepts=lambda one: one.is_accepted)
     assert cut.is_accepted
     assert abs(cut.parameters / whole.parameters / ratio - 1) <= 0.02
     factors = cut.hidden_size / whole.hidden_size, cut.intermediate_size / whole.intermediate_size
@@ -213,7 +213,7 @@ def test_too_many_are_thinned_depths_in_turn_to_those_nearest() -> None:
     misses = [0.04, 0.01, 0.02, 0.03, 0.00, 0.05]
 
     def kept(count: int) -> list[int]:
-        return thinned(range(6), count, depth=depths.__getitem__, miss=misses.__getitem__)
+        return nearest_per_depth(range(6), count, depth=depths.__getitem__, miss=misses.__getitem__)
 
     assert kept(1) == [1]
     assert kept(2) == [1, 4]
@@ -224,7 +224,7 @@ def test_too_many_are_thinned_depths_in_turn_to_those_nearest() -> None:
 
 
 def test_half_of_the_teacher_is_what_quickstart_takes() -> None:
-    half = uniform(TEACHER, 0.5)
+    half = scale_widths(TEACHER, 0.5)
     assert (half.hidden_size, half.intermediate_size) == (160, 608)
 
 
@@ -232,7 +232,7 @@ def test_half_of_the_teacher_is_what_quickstart_takes() -> None:
 @pytest.mark.parametrize("ratio", [1.0, 0.75, 0.5, 0.33, 0.2])
 def test_a_uniform_cut_scales_both_widths_by_one_factor(family: str, ratio: float) -> None:
     whole = Architecture(family, 1536, 4224, 6, 12, 4, 96, 32_003)
-    cut = uniform(whole, ratio, 16)
+    cut = scale_widths(whole, ratio, 16)
     assert abs(cut.parameters / whole.parameters / ratio - 1) <= 0.05
     assert cut == whole.resized(
         hidden_size=cut.hidden_size, intermediate_size=cut.intermediate_size
@@ -247,11 +247,11 @@ def test_a_uniform_cut_takes_no_sizes_that_the_family_refuses() -> None:
         return one.hidden_size % 12 == 0
 
     whole = Architecture("llama", 1536, 4224, 6, 12, 4, 96, 32_003)
-    assert uniform(whole, 0.5, 4).hidden_size % 12 != 0
-    assert uniform(whole, 0.5, 4, accepts=accepts).hidden_size % 12 == 0
+    assert scale_widths(whole, 0.5, 4).hidden_size % 12 != 0
+    assert scale_widths(whole, 0.5, 4, accepts=accepts).hidden_size % 12 == 0
 
 
 def test_a_narrow_model_takes_finer_steps_where_the_ratio_needs_them() -> None:
-    assert uniform(TEACHER, 0.3).hidden_size % 16
+    assert scale_widths(TEACHER, 0.3).hidden_size % 16
     with pytest.raises(TargetError, match="the nearest uniform width, hidden_size 112 and inter"):
-        uniform(TEACHER, 0.3, 16)
+        scale_widths(TEACHER, 0.3, 16)

@@ -37,7 +37,7 @@ def with_versions(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
 
 
 def test_what_is_installed_here_was_tested() -> None:
-    assert surroundings.untested() == []
+    assert surroundings.untested_packages() == []
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_version_outside_of_the_range_is_named_in_one_line_with_what_to_do(
 @pytest.mark.parametrize("inside", ["5.20.0", "5.22.1", "5.24.3", "5.24.0.dev0"])
 def test_nothing_is_said_of_a_version_inside(inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_versions(monkeypatch, transformers=inside)
-    assert surroundings.untested() == []
+    assert surroundings.untested_packages() == []
 
 
 def test_a_package_whose_metadata_are_damaged_is_named_too(
@@ -72,7 +72,7 @@ def test_a_package_whose_metadata_are_damaged_is_named_too(
     monkeypatch.setattr(
         surroundings, "version", lambda name: None if name == "tokenizers" else version(name)
     )
-    [(name, installed, _)] = surroundings.untested()
+    [(name, installed, _)] = surroundings.untested_packages()
     assert (name, installed) == ("tokenizers", "of unknown version")
 
 

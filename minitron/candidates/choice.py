@@ -19,7 +19,7 @@ from minitron.candidates.budget import TOLERANCE, Budget, budget_of
 from minitron.candidates.comparison import Comparison, kept_importance
 from minitron.candidates.report import SearchReport, sizes_of
 from minitron.candidates.shortlist import Shortlist, within_budget
-from minitron.candidates.space import thinned, uniform
+from minitron.candidates.space import nearest_per_depth, scale_widths
 from minitron.candidates.texts import SearchTexts, TooShortError, search_texts
 from minitron.errors import CorpusError, TargetError
 from minitron.model.architecture import Architecture
@@ -113,7 +113,7 @@ def _scores_of(
     whole: Architecture, shapes: Shortlist, importance: Importance, recipe: BudgetRecipe
 ) -> Mapping[Architecture, float]:
     """The share of its scores that each candidate keeps; only the nearest to the budget of many."""
-    near = thinned(
+    near = nearest_per_depth(
         list(shapes.costs),
         _SCORED,
         depth=lambda one: one.num_hidden_layers,
@@ -175,7 +175,7 @@ def _by_one_factor(
             f"--params is {recipe.params}, and {source.name} has {whole.parameters:,}: pruning "
             "only cuts"
         )
-    target = uniform(
+    target = scale_widths(
         whole,
         budget.parameters / whole.parameters,
         recipe.multiple_of,

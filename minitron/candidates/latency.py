@@ -91,7 +91,7 @@ class LatencyTable:
         return cls(Corners(**corners), **planes, head=tuple(record["head"]), rest=record["rest"])
 
 
-def checked_device(name: str) -> str:
+def available_device(name: str) -> str:
     """A device that is there. Raises TargetError, which names those that are."""
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     known = [*there, *(["cuda"] if len(there) > 1 else [])]

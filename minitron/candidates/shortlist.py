@@ -21,9 +21,15 @@ from minitron.candidates.budget import (
     memory_needed,
 )
 from minitron.candidates.decode_step import Conditions
-from minitron.candidates.latency import Corners, LatencyTable, checked_device, measure_table
+from minitron.candidates.latency import Corners, LatencyTable, available_device, measure_table
 from minitron.candidates.report import sizes_of
-from minitron.candidates.space import SPACES, Space, counted, default_space, thinned
+from minitron.candidates.space import (
+    SPACES,
+    Space,
+    default_space,
+    enumerate_space,
+    nearest_per_depth,
+)
 from minitron.errors import TargetError
 from minitron.files.unfinished import write_file
 from minitron.model.architecture import Architecture
@@ -65,7 +71,7 @@ def shortlist(source: Source, recipe: BudgetRecipe, folder: Path) -> Shortlist:
     """
     every = within_budget(source, recipe, folder, tolerances=(TOLERANCE,))
     kept, budget = list(every.costs), every.budget
-    nearest = thinned(
+    nearest = nearest_per_depth(
         kept,
         recipe.max_candidates,
         depth=lambda one: one.num_hidden_layers,
@@ -100,7 +106,9 @@ def within_budget(
     conditions = conditions_of(source, recipe, use)
     costs = {
         architecture: Cost(parameters, memory_needed(architecture, use, parameters))
-        for architecture, parameters in counted(_space(recipe, whole, is_fine=is_fine), whole)
+        for architecture, parameters in enumerate_space(
+            _space(recipe, whole, is_fine=is_fine), whole
+        )
         if architecture.is_accepted
     }
     if conditions is not None:
@@ -163,7 +171,7 @@ def conditions_of(source: Source, recipe: BudgetRecipe, use: Use) -> Conditions 
     """The device and dtype of latency; None where it is not measured. Raises TargetError."""
     if recipe.latency is None and recipe.device is None:
         return None
-    device = checked_device(recipe.device or default_device())
+    device = available_device(recipe.device or default_device())
     dtype = fast_dtype(source.tensors[EMBEDDING].dtype, device)
     return Conditions(device, dtype, use.batch, use.context)
 

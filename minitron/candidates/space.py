@@ -5,7 +5,7 @@ that its family takes, and `SPACES` holds the paper's. Knows sizes and counts al
 no budget.
 
     source = Architecture.from_config(config)
-    for architecture, parameters in counted(default_space(source), source): ...
+    for architecture, parameters in enumerate_space(default_space(source), source): ...
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,7 +90,7 @@ def default_space(
         raise TargetError(f"--min-layers is {fewest}: it must be from 1 to {layers}")
     depths = range(fewest, layers + 1)
     heads = _head_counts(source)
-    multiple = checked_multiple(source, multiple_of)
+    multiple = width_multiple(source, multiple_of)
     hidden = {
         size
         for count in heads
@@ -111,7 +111,7 @@ def default_space(
     )
 
 
-def checked_multiple(source: Architecture, multiple_of: int | None) -> int:
+def width_multiple(source: Architecture, multiple_of: int | None) -> int:
     """The number that widths are multiples of: 64 unless given, less where the model is narrow.
 
     Raises TargetError where no width of the source could be one.
@@ -126,7 +126,7 @@ def checked_multiple(source: Architecture, multiple_of: int | None) -> int:
     return multiple_of
 
 
-def counted(space: Space, source: Architecture) -> Iterator[tuple[Architecture, int]]:
+def enumerate_space(space: Space, source: Architecture) -> Iterator[tuple[Architecture, int]]:
     """Every architecture of the space with its parameters: deep before shallow, wide before narrow.
 
     Raises TargetError where nothing of the space is a cut of `source`.
@@ -147,7 +147,7 @@ def counted(space: Space, source: Architecture) -> Iterator[tuple[Architecture, 
             yield shape.resized(num_hidden_layers=layers), parameters
 
 
-def thinned(
+def nearest_per_depth(
     candidates: Sequence[CandidateT],
     count: int,
     *,
@@ -166,7 +166,7 @@ def thinned(
     return [candidates[index] for index in sorted(kept[:count])]
 
 
-def uniform(
+def scale_widths(
     source: Architecture,
     ratio: float,
     multiple_of: int | None = None,
@@ -181,7 +181,7 @@ def uniform(
     TargetError where nothing is within 5 %.
     """
     wanted = ratio * source.parameters
-    multiple = checked_multiple(source, multiple_of)
+    multiple = width_multiple(source, multiple_of)
     while True:
         nearest = sorted(_scaled(source, multiple), key=lambda one: abs(one.parameters - wanted))
         chosen = next(filter(accepts, nearest), source)

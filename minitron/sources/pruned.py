@@ -3,7 +3,7 @@
 Knows how kept indices of named axes become rows and columns of each tensor. Holds nothing: a cut
 tensor is read some rows at a time, like any other.
 
-    small = narrowed(plan, tensors)
+    small = pruned_tensors(plan, tensors)
     write_weights(folder, specs_of(small), stream_tensors(small, "tiny"))
 """
 
@@ -28,7 +28,7 @@ Index = npt.NDArray[np.int64]
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def narrowed(plan: PruningPlan, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def pruned_tensors(plan: PruningPlan, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The tensors of the pruned model in canonical order, located but not read."""
     return {
         slot.name: _cut(plan, slot, tensors[source_name(plan, slot)])
@@ -168,4 +168,4 @@ class PrunedSource(Source):
     @cached_property
     def tensors(self) -> Mapping[str, LazyTensor]:
         """The tensors of the pruned model, located but not read."""
-        return narrowed(self._plan, self._source.weights)
+        return pruned_tensors(self._plan, self._source.weights)

@@ -50,13 +50,13 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
     vocabulary, TargetError for options and tasks that do not exist, MissingExtraError where
     benchmarks are to run without the extra `evals`.
     """
-    evaluation = measured(recipe)
+    evaluation = measure(recipe)
     if recipe.record:
-        record(evaluation, recipe)
+        record_evaluation(evaluation, recipe)
     return evaluation
 
 
-def measured(recipe: EvaluateRecipe) -> Evaluation:
+def measure(recipe: EvaluateRecipe) -> Evaluation:
     """The same, but nothing is written; a folder without a record to add to is refused."""
     preset = _preset_of(recipe)
     source = open_source(recipe.source)
@@ -146,7 +146,7 @@ def _task_scores(
     return scores
 
 
-def record(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
+def record_evaluation(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
     """Write what was measured into the folder, beside what was measured of it before.
 
     Raises OutputError; minitron.json is then as it was, or whole.

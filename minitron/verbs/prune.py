@@ -33,7 +33,7 @@ from minitron.scores.measuring import check_corpus_named, score
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import hub_config
 from minitron.sources.opening import open_source
-from minitron.sources.pruned import PrunedSource, narrowed, source_names
+from minitron.sources.pruned import PrunedSource, pruned_tensors, source_names
 from minitron.verbs.push import check_push_to_hub, push_result
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
         logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
     _log_kept(plan, decision.shares)
     with unfinished_folder(out, asdict(recipe)) as folder:
-        kept, names = narrowed(plan, tensors), source_names(plan)
+        kept, names = pruned_tensors(plan, tensors), source_names(plan)
         write_weights(folder, specs_of(kept), stream_tensors(kept, source.name, source_names=names))
         write_companions(folder, source, source.config_at(target, plan.layers))
         write_record(

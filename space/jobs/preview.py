@@ -9,7 +9,7 @@ the same importance.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from minitron.candidates.space import checked_multiple, uniform
+from minitron.candidates.space import scale_widths, width_multiple
 from minitron.files.dtypes import dtype_named
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, choose_plan, share_kept
@@ -50,7 +50,7 @@ class Sizes:
     def of_share(cls, entry: CatalogModel, share: Any) -> "Sizes":
         """The widths scaled by one factor, as `minitron prune --ratio` does without a corpus."""
         ratio, source = number(share, "the share of parameters", 0.01, 1), entry.open()
-        found = uniform(
+        found = scale_widths(
             source.architecture, ratio, accepts=lambda target: takes_sizes(source, target)
         )
         return cls(*(getattr(found, name) for name in SIZES))
@@ -123,7 +123,7 @@ def preview(entry: CatalogModel, sizes: Sizes, measurements: Measurements) -> Pr
 def slider_ranges(entry: CatalogModel) -> dict[str, SliderRange]:
     """The sizes to offer: multiples that GPU kernels prefer, whole KV groups, any depth."""
     sizes = entry.open().architecture
-    multiple = checked_multiple(sizes, None)
+    multiple = width_multiple(sizes, None)
     groups = sizes.num_key_value_heads if sizes.has_groups else 1
     return {
         "hidden_size": _slider_range(sizes.hidden_size, multiple),
