@@ -88,13 +88,9 @@ def fit(
     sequences in the corpus. Raises CorpusError for ids outside the vocabulary, TargetError for a
     loss that is NaN, OutputError for an earlier run with other text, models or number of processes.
     """
-    for corpus in (texts.corpus, texts.held_out):
-        if corpus is not None:
-            corpus.check_fits(model.config.vocab_size)
-            if corpus.sequences.shape[1] < 2:
-                raise CorpusError(f"{corpus.name} holds single tokens: there is nothing to predict")
     processes = processes_of_run()
     arguments = trainer_arguments(recipe, folder, evaluates=texts.held_out is not None)
+    _check_texts(texts, model.config.vocab_size)
     if arguments.dataloader_drop_last:
         _check_whole_batch(texts.corpus, recipe.batch_size * processes.num_processes)
     if processes.is_main_process:
@@ -108,6 +104,7 @@ def fit(
             **models,
         )
     checkpoint = _last_checkpoint(folder, processes)
+    # The curve of a resumed run starts with the evaluation of the earlier one.
     arguments.eval_on_start = texts.held_out is not None and checkpoint is None
     rows = recipe.batch_size * recipe.gradient_accumulation_steps * processes.num_processes
     tokens_per_step = rows * texts.corpus.sequences.shape[1]
@@ -121,21 +118,35 @@ def fit(
         data_collator=_collate,
         callbacks=[progress, LossCurve(folder.parent / CURVE)],
     )
-    for printer in (PrinterCallback, ProgressCallback):
+    for printer in (PrinterCallback, ProgressCallback):  # `progress` shows the same in one bar
         trainer.remove_callback(printer)
     with _without_progress_bars(), closing(progress):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
+    # Trainer evaluates every `eval_steps`; the last step need not be one of them.
+    evaluated = [point["step"] for point in trainer.state.log_history if "eval_loss" in point]
     if texts.held_out is not None and evaluated[-1:] != [trainer.state.global_step]:
         trainer.evaluate()
     _restore(model, settings)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model.eval()
+    return _result_of(trainer, texts.corpus, processes)
+
+
+def _check_texts(texts: Texts, vocab_size: int) -> None:
+    for corpus in (texts.corpus, texts.held_out):
+        if corpus is not None:
+            corpus.check_fits(vocab_size)
+            if corpus.sequences.shape[1] < 2:
+                raise CorpusError(f"{corpus.name} holds single tokens: there is nothing to predict")
+
+
+def _result_of(trainer: Trainer, corpus: Corpus, processes: PartialState) -> FitResult:
+    # Every process takes part: FSDP and DeepSpeed gather the weights from all of them.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     epochs = float(trainer.state.epoch or 0)
     return FitResult(
         steps=trainer.state.global_step,
         epochs=epochs,
-        tokens=round(epochs * texts.corpus.tokens),
+        tokens=round(epochs * corpus.tokens),
         curve=curve_points(trainer.state),
         weights={name.replace(_COMPILED, ""): weight for name, weight in weights.items()}
         if processes.is_main_process

@@ -112,21 +112,21 @@ def trainer_arguments(recipe: FitRecipe, folder: Path, *, evaluates: bool) -> Tr
             "prediction_loss_only": True,
             "logging_steps": _LOG_STEPS,
             "logging_first_step": True,
-            "logging_nan_inf_filter": False,
+            "logging_nan_inf_filter": False,  # it would replace NaN by the mean of other losses
             "seed": recipe.seed,
             "data_seed": recipe.seed,
             "report_to": _trackers(recipe.report_to) or "none",
             "disable_tqdm": True,
             # Every weight gets a gradient, so DDP need not search the graph of each step.
             "ddp_find_unused_parameters": False,
-            "remove_unused_columns": False,
+            "remove_unused_columns": False,  # the model's forward has no argument `row`
             **schedule,
             **given,
         }
     )
-    # One process is one device: DataParallel, which Trainer would choose for several, is slower
-    # than torchrun and splits a model's parts from one another.
-    _ = arguments.device
+    # A process uses one device. With several visible, Trainer would use DataParallel, which is
+    # slower than torchrun and whose copies of the model would share one output embedding.
+    _ = arguments.device  # reading it sets _n_gpu
     arguments._n_gpu = min(arguments._n_gpu, 1)
     return arguments
 
