@@ -133,7 +133,7 @@ def test_a_student_learns_what_its_teacher_says_and_is_measured_on_text(
     assert evaluated[30] == pytest.approx(minitron.evaluate(str(out), corpus=held_out).loss, 1e-4)
 
 
-def test_the_folder_tells_teacher_distance_and_tokens(folders: Path, tmp_path: Path) -> None:
+def test_the_folder_records_teacher_distance_and_tokens(folders: Path, tmp_path: Path) -> None:
     out = distilled(folders, tmp_path / "out", kind="jsd", beta=0.3, temperature=2.0)
     record = json.loads((out / "minitron.json").read_text())
     assert record["command"] == "distill"
@@ -272,7 +272,7 @@ minitron.distill(sys.argv[2], sys.argv[3], teacher=sys.argv[4], corpus=sys.argv[
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_losses_of_an_unbroken_one(
+def test_a_killed_run_resumes_to_the_losses_of_an_unbroken_one(
     folders: Path, tmp_path: Path
 ) -> None:
     paths = [str(path) for path in (folders / "student", tmp_path / "broken", folders / "teacher")]
@@ -307,8 +307,8 @@ def test_a_checkpoint_cut_short_is_passed_over_for_the_last_whole_one(
 
     monkeypatch.setattr(TrainerState, "save_to_json", cut_short)
     is_full = isinstance(error, OSError)
-    told = "no space left for .*broken: free some and run again; what is done stays in"
-    raised = (OutputError, told) if is_full else (KeyboardInterrupt, None)
+    message = "no space left for .*broken: free some and run again; what is done stays in"
+    raised = (OutputError, message) if is_full else (KeyboardInterrupt, None)
     with pytest.raises(raised[0], match=raised[1]):
         distilled(folders, tmp_path / "broken", **settings)
     monkeypatch.undo()
@@ -328,12 +328,12 @@ def test_other_settings_do_not_take_up_a_run(
     changed = {"temperature": 2.0, "kind": "reverse_kl", "trainer": {"optim": "sgd"}}
     with pytest.raises(OutputError) as raised:
         distilled(folders, tmp_path / "out", **{**settings, **changed})
-    for told in (
+    for message in (
         "kind 'forward_kl', now 'reverse_kl'",
         "temperature 1.0, now 2.0",
         "trainer {'optim': 'adamw_torch'}, now {'optim': 'sgd'}",
     ):
-        assert told in str(raised.value)
+        assert message in str(raised.value)
 
 
 def test_other_text_under_the_same_name_does_not_take_up_a_run(
@@ -384,7 +384,7 @@ def with_words(folder: Path, source: Path, renamed: dict[int, str] | None = None
     return folder
 
 
-def test_tokens_that_differ_are_told_one_by_one(
+def test_tokens_that_differ_are_named_one_by_one(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a message of long paths would be cut
@@ -444,8 +444,8 @@ def test_embeddings_padded_to_other_sizes_are_compared_over_the_rows_of_both(
         p, q = theirs.log_softmax(-1), ours.log_softmax(-1)
         kl = float(F.kl_div(q, p, log_target=True, reduction="batchmean"))
         assert losses(out)[0] == pytest.approx(kl, rel=1e-5 if cache is None else 0.02)
-    told = [record["eval_loss"] for record in records(out) if "eval_loss" in record]
-    assert told[0] == pytest.approx(float(F.cross_entropy(ours, labels)), rel=1e-5)
+    held_out = [record["eval_loss"] for record in records(out) if "eval_loss" in record]
+    assert held_out[0] == pytest.approx(float(F.cross_entropy(ours, labels)), rel=1e-5)
     after = logits_of(out, ids)
     assert after.shape[1] == students
     assert int(after.argmax(1).max()) < rows
@@ -555,11 +555,11 @@ def test_the_command_takes_a_recipe_with_trainer_arguments(
     made: list[Any] = []
     start = Trainer.train
 
-    def kept(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+    def keep(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         made.append(self.args)
         return start(self, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "train", kept)
+    monkeypatch.setattr(Trainer, "train", keep)
     out, text = str(tmp_path / "out"), str(folders / "text.npy")
     models = [str(folders / "student"), out, "--teacher", str(folders / "teacher")]
     recipe = ["--recipe", str(tmp_path / "recipe.yaml"), "--trainer.adam-beta1", "0.8"]

@@ -141,15 +141,15 @@ def test_nothing_to_evaluate_on_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ({"limit": 0}, "--limit is 0: it must be at least 1"),
         ({"batch_size": 0}, "--batch-size is 0: it must be at least 1"),
         ({"num_fewshot": -1}, "--num-fewshot is -1: it must be at least 0"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(option: dict[str, int], told: str) -> None:
-    with pytest.raises(TargetError, match=told):
+def test_options_that_mean_nothing_are_refused(option: dict[str, int], message: str) -> None:
+    with pytest.raises(TargetError, match=message):
         minitron.evaluate("tiny", tasks="hellaswag", **option)
 
 

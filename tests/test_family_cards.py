@@ -1,4 +1,4 @@
-"""The published family: read_facts, cards and recipes tell the same, and what they show runs."""
+"""The published family: facts, cards and recipes agree, and what they show runs."""
 
 import json
 import re
@@ -43,7 +43,7 @@ CARDED = members_with_card()
 CUT = [member for member in MEMBERS if "recipe" in member.facts]
 
 
-def named(member: Member) -> str:
+def name_of(member: Member) -> str:
     return member.name
 
 
@@ -56,27 +56,27 @@ def recipe_of(member: Member, verb: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=named)
+@pytest.mark.parametrize("member", MEMBERS, ids=name_of)
 def test_parameters_are_those_that_the_config_makes_and_the_papers_print(member: Member) -> None:
-    told, architecture = member.facts["parameters"], member.architecture
+    counted, architecture = member.facts["parameters"], member.architecture
     counts = (architecture.parameters, architecture.non_embedding_parameters)
-    assert counts == (told["total"], told["non_embedding"])
-    for count, printed in zip(counts, told["paper"], strict=True):
+    assert counts == (counted["total"], counted["non_embedding"])
+    for count, printed in zip(counts, counted["paper"], strict=True):
         decimals = len(str(printed).partition(".")[2])
         assert round(count / 1e9, decimals) == printed
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=named)
+@pytest.mark.parametrize("member", MEMBERS, ids=name_of)
 def test_every_number_names_a_source_that_is_listed(member: Member) -> None:
-    told = member.facts
-    sources = [told["parameters"]["source"], *told.get("scores", {})]
-    sources += [told[key]["source"] for key in ("training", "speed") if key in told]
+    facts = member.facts
+    sources = [facts["parameters"]["source"], *facts.get("scores", {})]
+    sources += [facts[key]["source"] for key in ("training", "speed") if key in facts]
     assert {source.split()[0].rstrip(",") for source in sources} <= read_facts()["sources"].keys()
-    for row in told.get("scores", {}).values():
+    for row in facts.get("scores", {}).values():
         assert row.keys() <= read_facts()["benchmarks"].keys()
 
 
-@pytest.mark.parametrize("member", CARDED, ids=named)
+@pytest.mark.parametrize("member", CARDED, ids=name_of)
 def test_the_card_in_the_repository_is_the_facts_rendered(member: Member) -> None:
     text = (CARDS / f"{member.name}.md").read_text()
     assert text == family_card(member), "run make cards"
@@ -98,7 +98,7 @@ def test_the_cards_are_made_again_by_one_call(
     assert made == {f"{member.name}.md" for member in CARDED} | {"README.md"}
 
 
-@pytest.mark.parametrize("member", CARDED, ids=named)
+@pytest.mark.parametrize("member", CARDED, ids=name_of)
 def test_metadata_is_what_the_hub_reads(member: Member) -> None:
     data = ModelCard.load(CARDS / f"{member.name}.md").data
     assert data.library_name == "transformers"
@@ -114,14 +114,14 @@ def test_metadata_is_what_the_hub_reads(member: Member) -> None:
         assert data.to_dict()["base_model_relation"] == "finetune"
         assert data.base_model == members()[member.facts["base"]].repo
     scores = {key: v for row in member.facts.get("scores", {}).values() for key, v in row.items()}
-    told = {key: v for key, v in scores.items() if "metric" in read_facts()["benchmarks"][key]}
+    published = {key: v for key, v in scores.items() if "metric" in read_facts()["benchmarks"][key]}
     results = data.eval_results or []
-    assert [result.metric_value for result in results] == list(told.values())
+    assert [result.metric_value for result in results] == list(published.values())
     assert all(result.source_url.startswith("https://arxiv.org/") for result in results)
     assert all(result.dataset_type.count("/") == 1 for result in results)
 
 
-@pytest.mark.parametrize("member", CARDED, ids=named)
+@pytest.mark.parametrize("member", CARDED, ids=name_of)
 def test_the_card_says_size_license_use_and_limits(member: Member) -> None:
     text = (CARDS / f"{member.name}.md").read_text()
     assert f"{member.architecture.parameters:,}" in text
@@ -143,7 +143,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("member", CARDED, ids=named)
+@pytest.mark.parametrize("member", CARDED, ids=name_of)
 def test_a_python_block_runs_on_the_tiny_model(
     member: Member, stand_in: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,11 +168,11 @@ def test_the_prompt_format_is_the_chat_template() -> None:
     )
 
 
-@pytest.mark.parametrize("member", CUT, ids=named)
+@pytest.mark.parametrize("member", CUT, ids=name_of)
 def test_the_commands_parse_with_their_recipes(
     member: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "minitron").symlink_to(RECIPES.parent)  # as the repository lies, wherever we do
+    (tmp_path / "minitron").symlink_to(RECIPES.parent)  # as in the repository, from any folder
     monkeypatch.chdir(tmp_path)
     (shell,) = blocks(family_card(member), "sh")
     parsed = {}
@@ -199,7 +199,7 @@ def sizes_after(recipe: Mapping[str, Any], source: Architecture) -> Architecture
     return target_architecture(source, pruning)
 
 
-@pytest.mark.parametrize("member", CUT, ids=named)
+@pytest.mark.parametrize("member", CUT, ids=name_of)
 def test_a_recipe_cuts_the_source_to_the_published_sizes(member: Member) -> None:
     assert member.base is not None
     source = member.base
@@ -219,7 +219,7 @@ def test_minitron_4b_can_be_cut_from_the_8b_as_well() -> None:
     assert target == members()["Minitron-4B-Base"].architecture
 
 
-@pytest.mark.parametrize("member", CUT, ids=named)
+@pytest.mark.parametrize("member", CUT, ids=name_of)
 def test_calibration_is_the_papers(member: Member) -> None:
     recipe = PruneRecipe(source="whole", out="cut", **recipe_of(member, "prune"))
     assert (recipe.samples, recipe.scores, recipe.aggregation) == (1024, "paper", "l2,mean")
@@ -229,9 +229,9 @@ def test_calibration_is_the_papers(member: Member) -> None:
     assert recipe.head_residual == (member.name == "Minitron-4B-Base")
 
 
-@pytest.mark.parametrize("member", CUT, ids=named)
+@pytest.mark.parametrize("member", CUT, ids=name_of)
 def test_a_distill_recipe_trains_as_long_as_the_paper(member: Member) -> None:
-    told = member.facts["training"]
+    training = member.facts["training"]
     recipe = DistillRecipe(
         student="cut",
         out="out",
@@ -239,14 +239,14 @@ def test_a_distill_recipe_trains_as_long_as_the_paper(member: Member) -> None:
         corpus="text.jsonl",
         **recipe_of(member, "distill"),
     )
-    sequences = recipe.batch_size * recipe.gradient_accumulation_steps * told["devices"]
-    assert sequences == told["sequences_a_step"]
-    assert recipe.seq_len == told["seq_len"]
+    sequences = recipe.batch_size * recipe.gradient_accumulation_steps * training["devices"]
+    assert sequences == training["sequences_a_step"]
+    assert recipe.seq_len == training["seq_len"]
     assert recipe.steps is not None
-    assert recipe.steps * sequences * recipe.seq_len == pytest.approx(told["tokens"], rel=1e-4)
+    assert recipe.steps * sequences * recipe.seq_len == pytest.approx(training["tokens"], rel=1e-4)
     for key in ("learning_rate", "min_learning_rate"):
-        assert getattr(recipe, key) == told[key]
-    assert recipe.warmup_steps == told.get("warmup_steps", 0)
+        assert getattr(recipe, key) == training[key]
+    assert recipe.warmup_steps == training.get("warmup_steps", 0)
     wanted = ("forward_kl", 1.0, 0.0, 0.0)
     assert (recipe.kind, recipe.temperature, recipe.ce_weight, recipe.alpha) == wanted
 

@@ -33,14 +33,14 @@ def prune(folder: Path) -> None:
 
 def test_the_example_is_what_its_command_writes(tmp_path: Path) -> None:
     [example] = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)
-    told = json.loads(example)
+    documented = json.loads(example)
     minitron.prune("tiny", str(tmp_path / "out"), hidden_size=250, scores="random")
     record = read_record(tmp_path / "out")
-    assert told.pop("recipe").items() <= record.pop("recipe").items()
-    assert told.pop("versions").keys() == record.pop("versions").keys()
-    shares = [one.pop("share_of_importance_kept") for one in (told, record)]
+    assert documented.pop("recipe").items() <= record.pop("recipe").items()
+    assert documented.pop("versions").keys() == record.pop("versions").keys()
+    shares = [one.pop("share_of_importance_kept") for one in (documented, record)]
     assert shares[0] == pytest.approx(shares[1])
-    assert told == record
+    assert documented == record
 
 
 def test_the_schema_is_the_documented_one() -> None:
@@ -49,7 +49,7 @@ def test_the_schema_is_the_documented_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "has no minitron.json: minitron did not make it"),
         ("{]", "minitron.json is not JSON"),
@@ -61,12 +61,12 @@ def test_the_schema_is_the_documented_one() -> None:
         ),
     ],
 )
-def test_what_is_no_record_for_us_is_told(text: str | None, told: str, tmp_path: Path) -> None:
+def test_what_is_no_record_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / FILE).write_text(text)
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=message):
         read_record(tmp_path)
-    with pytest.raises(SourceError, match=f"^me/half.*{told}"):
+    with pytest.raises(SourceError, match=f"^me/half.*{message}"):
         read_record(tmp_path, "me/half")
 
 

@@ -1,4 +1,4 @@
-"""The card of a user's own folder: what it tells, that it runs, that nobody's words are lost."""
+"""The card of a user's own folder: its content, its code, and changes by hand."""
 
 import json
 import re
@@ -33,7 +33,7 @@ SEQ_LEN = 12
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny teacher pruned, and distilled for two steps."""
     root = tmp_path_factory.mktemp("made")
     ids = np.random.default_rng(0).integers(6, 4096, size=(16, SEQ_LEN))
@@ -54,13 +54,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "small", tmp_path / "small"))
+def folder(both_folders: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(both_folders / "small", tmp_path / "small"))
 
 
 @pytest.fixture
-def taught(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "taught", tmp_path / "taught"))
+def taught(both_folders: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(both_folders / "taught", tmp_path / "taught"))
 
 
 def text_of(folder: Path) -> str:
@@ -76,21 +76,21 @@ def test_prune_and_card_write_the_same_words(folder: Path) -> None:
     assert text_of(folder) == pruned
 
 
-def test_the_card_tells_what_was_removed(folder: Path) -> None:
+def test_the_card_lists_what_was_removed(folder: Path) -> None:
     text = text_of(folder)
     assert "Pruned from `tiny` by `minitron prune`." in text
     assert (
         "| | tiny | small | kept |\n|---|---:|---:|---:|\n| hidden_size | 256 | 96 | 38% |" in text
     )
-    told = minitron.inspect(str(folder))
-    assert f"| parameters | 6,724,096 | {told.parameters:,} |" in text
-    cache = told.kv_cache_bytes_per_token
+    inspected = minitron.inspect(str(folder))
+    assert f"| parameters | 6,724,096 | {inspected.parameters:,} |" in text
+    cache = inspected.kv_cache_bytes_per_token
     assert f"{cache:,} bytes of KV cache a token" in text
     assert "Pruned and not trained since" in text
     assert "Share of the score that is kept: " in text
 
 
-def test_a_distilled_model_tells_of_its_pruning_too(taught: Path) -> None:
+def test_a_distilled_model_names_its_pruning_too(taught: Path) -> None:
     text = text_of(taught)
     assert "Pruned from `tiny` by `minitron prune`. Distilled by `minitron distill`" in text
     assert "| hidden_size | 256 | 96 | 38% |" in text
@@ -103,9 +103,9 @@ def test_a_distilled_model_tells_of_its_pruning_too(taught: Path) -> None:
     assert ModelCard.load(taught / "README.md").data.tags == ["minitron", "pruning", "distillation"]
 
 
-def test_scores_are_shown_before_and_after(made: Path, tmp_path: Path) -> None:
-    small = Path(shutil.copytree(made / "small", tmp_path / "small"))
-    corpus = str(made / "text.npy")
+def test_scores_are_shown_before_and_after(both_folders: Path, tmp_path: Path) -> None:
+    small = Path(shutil.copytree(both_folders / "small", tmp_path / "small"))
+    corpus = str(both_folders / "text.npy")
     before = minitron.evaluate(str(small), corpus=corpus, record=True)
     again = tmp_path / "again"
     options: dict[str, Any] = {"teacher": "tiny", "corpus": corpus, "steps": 1, "alpha": 0.0}
@@ -118,9 +118,9 @@ def test_scores_are_shown_before_and_after(made: Path, tmp_path: Path) -> None:
 
 
 def test_benchmarks_are_in_the_table_and_in_the_model_index(folder: Path) -> None:
-    told = TaskScores("mmlu", {"acc": 0.586}, samples=10, num_fewshot=5, dataset="cais/mmlu")
+    scores = TaskScores("mmlu", {"acc": 0.586}, samples=10, num_fewshot=5, dataset="cais/mmlu")
     record = json.loads((folder / "minitron.json").read_text())
-    record["benchmarks"] = record_of_scores([told], "minitron evaluate small --tasks mmlu")
+    record["benchmarks"] = record_of_scores([scores], "minitron evaluate small --tasks mmlu")
     (folder / "minitron.json").write_text(json.dumps(record))
     metadata_update_local(folder, {"license": "mit"})
     write_card(folder)
@@ -258,7 +258,7 @@ def rewrite(folder: Path, **changed: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda f: (f / "minitron.json").unlink(), "has no minitron.json"),
         (lambda f: (f / "minitron.json").write_text("{"), "minitron.json is not JSON"),
@@ -277,20 +277,20 @@ def rewrite(folder: Path, **changed: Any) -> None:
     ],
 )
 def test_a_folder_that_has_no_story_is_one_line(
-    damage: Any, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    damage: Any, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(folder)
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         minitron.card(str(folder))
     with pytest.raises(SystemExit) as ended:
         cli.main(["card", str(folder)])
     assert ended.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
 
 
-def test_the_command_tells_where_the_card_is(
+def test_the_command_prints_where_the_card_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["card", str(folder)])
@@ -344,10 +344,10 @@ def test_the_cards_of_the_zoo_are_as_they_are_written_today(name: str, tmp_path:
 
 
 def test_a_damaged_record_of_the_source_does_not_stop_a_pruning(
-    folder: Path, made: Path, tmp_path: Path
+    folder: Path, both_folders: Path, tmp_path: Path
 ) -> None:
     (folder / "minitron.json").write_text("{")
-    corpus = str(made / "text.npy")
+    corpus = str(both_folders / "text.npy")
     minitron.prune(str(folder), str(tmp_path / "out"), num_hidden_layers=3, corpus=corpus)
     assert "Pruned from `small`" in text_of(tmp_path / "out")
 

@@ -27,11 +27,11 @@ def test_the_papers_numbers_of_examples_are_those_of_table_2() -> None:
 
 def test_the_preset_and_the_cards_of_the_family_ask_alike() -> None:
     cards = resources.files("minitron") / "records" / "published_cards.yaml"
-    told = yaml.safe_load(cards.read_text(encoding="utf-8"))["benchmarks"]
+    published = yaml.safe_load(cards.read_text(encoding="utf-8"))["benchmarks"]
     preset = read_preset("minitron")
     asked = {**preset.tasks, **preset.code_tasks}
     asked["truthfulqa"] = asked.pop("truthfulqa_mc2")
-    assert {name: told[name]["shots"] for name in asked} == asked
+    assert {name: published[name]["shots"] for name in asked} == asked
 
 
 @pytest.mark.slow  # it lists all that there are

@@ -1,4 +1,4 @@
-"""Pushing to the Hub over the wire: what arrives, what is refused, and what is never told."""
+"""Pushing to the Hub over the wire: what arrives, what is refused, and that no token is shown."""
 
 import json
 import logging
@@ -36,8 +36,8 @@ RECORD: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three shards with all that a push asks for."""
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three shards with everything that a push needs."""
     folder = tmp_path_factory.mktemp("made") / "half"
     tokenizer = zoo_tokenizer()
     tiny_folder(folder, max_shard_size="400KB", vocab_size=len(tokenizer))
@@ -48,8 +48,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "half"))
+def folder(whole_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole_folder, tmp_path / "half"))
 
 
 def pushed(hub: Hub, repo: str = "me/half", revision: str = "main") -> dict[str, bytes]:
@@ -119,7 +119,7 @@ def test_the_embedded_teacher_is_pushed_in_parts_and_loads_where_only_transforme
     assert int(token) == logits[0, -1].argmax().item()
 
 
-def test_a_folder_here_goes_before_one_of_the_zoo_that_has_its_name(
+def test_a_local_folder_precedes_one_of_the_zoo_that_has_its_name(
     hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As quickstart writes `tiny-half` where nothing else is asked for."""
@@ -130,7 +130,7 @@ def test_a_folder_here_goes_before_one_of_the_zoo_that_has_its_name(
     assert pushed(hub) == local(Path("tiny-half"))
 
 
-def test_an_interrupted_push_goes_on_with_what_is_missing(hub: Hub, folder: Path) -> None:
+def test_an_interrupted_push_continues_with_what_is_missing(hub: Hub, folder: Path) -> None:
     first, *others = [_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
     hub.fail(Fault("PUT", "|".join(others), times=99, status=400))
     with pytest.raises(OutputError, match="cannot push to me/half"):
@@ -183,7 +183,7 @@ def test_what_passes_is_waited_for(hub: Hub, folder: Path, fault: Fault) -> None
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (Fault("POST", "/commit/", status=500, times=9), "the Hub fails (HTTP 500); try again"),
         (Fault("POST", "/commit/", drop_after=10), "cannot be reached or broke off; try again"),
@@ -195,13 +195,13 @@ def test_what_passes_is_waited_for(hub: Hub, folder: Path, fault: Fault) -> None
     ids=["fails", "drops", "busy", "overtaken", "checksum", "verify"],
 )
 def test_what_does_not_pass_is_one_line_and_commits_nothing(
-    hub: Hub, folder: Path, fault: Fault, told: str
+    hub: Hub, folder: Path, fault: Fault, message: str
 ) -> None:
     hub.fail(fault)
     with pytest.raises(OutputError) as refused:
         push(str(folder), "me/half")
     assert str(refused.value).startswith("cannot push to me/half: ")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert pushed(hub) == {}
 
@@ -327,7 +327,7 @@ def test_a_branch_and_a_tag_are_made_and_main_stays(hub: Hub, folder: Path) -> N
         push(str(folder), "me/half", tag="v1")
 
 
-def test_a_pull_request_to_another_is_opened_and_told(hub: Hub, folder: Path) -> None:
+def test_a_pull_request_to_another_is_opened_and_printed(hub: Hub, folder: Path) -> None:
     repository = hub.add("Other/Thing", {"config.json": b"{}"})
     publication = push(str(folder), "Other/Thing", create_pr=True, commit_message="Shards")
     assert publication.url == f"{hub.url}/Other/Thing/discussions/1"
@@ -356,7 +356,7 @@ def test_a_tag_that_fails_is_set_by_the_same_command_again(hub: Hub, folder: Pat
     assert len(one(hub).commits) == 2
 
 
-def test_a_pull_request_that_would_change_nothing_is_not_opened_and_told(
+def test_a_pull_request_that_would_change_nothing_is_not_opened_and_logged(
     hub: Hub, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "minitron.verbs.push")
@@ -374,7 +374,7 @@ def test_an_id_in_another_case_is_that_of_the_repository(hub: Hub, folder: Path)
     assert not hub.requests("POST", "Me/HALF")
 
 
-def test_a_hub_that_does_not_tell_accounts_rights_or_refs_is_pushed_to_all_the_same(
+def test_a_hub_that_does_not_list_accounts_rights_or_refs_is_pushed_to_all_the_same(
     hub: Hub, folder: Path
 ) -> None:
     hub.fail(Fault("GET", "/whoami|/auth-check|/refs", times=99, status=404))
@@ -481,11 +481,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_folder_that_is_not_fit_is_refused_before_anything_is_sent(
     hub: Hub, folder: Path, broken: str
 ) -> None:
-    spoil, told = BROKEN[broken]
+    spoil, message = BROKEN[broken]
     spoil(folder)
     with pytest.raises(MinitronError) as refused:
         push(str(folder), "me/half")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert hub.seen == []
 
 
@@ -523,7 +523,7 @@ def test_hidden_files_stay_here(hub: Hub, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "told"),
+    ("token", "message"),
     [
         (None, "cannot push to me/half: there is no token; log in with `hf auth login`"),
         ("hf_wrong", "cannot push to me/half: the Hub refuses the token; log in"),
@@ -531,15 +531,15 @@ def test_hidden_files_stay_here(hub: Hub, folder: Path) -> None:
         ("hf_other", "me/half does not exist, and Other cannot create it: name one of Other/..."),
     ],
 )
-def test_a_token_that_does_not_do_is_told_without_showing_it(
-    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, told: str
+def test_a_token_that_is_refused_is_named_without_showing_it(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, message: str
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(OutputError) as refused:
         push(str(folder), "me/half")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert str(token) not in str(refused.value)
     assert hub.repositories == []
 
@@ -605,7 +605,7 @@ def test_options_that_contradict_each_other_are_refused(
         push(str(folder), "me/half", create_pr=True, **other)
 
 
-def test_offline_is_told(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_being_offline_is_one_line(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -613,7 +613,7 @@ def test_offline_is_told(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
         push(str(folder), "me/half")
 
 
-def test_a_hub_that_is_not_there_is_told(
+def test_a_hub_that_is_not_there_is_one_line(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -651,9 +651,9 @@ def test_the_command_prints_where_it_went_and_a_mistake_is_one_line(
 
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 5
-    said = [path.read_bytes() for path in written] + list(pushed(hub).values())
-    said += [text.encode() for ran in (good, bad) for text in (ran.stdout, ran.stderr)]
-    assert not any(token in text for text in said for token in (b"hf_aVery", b"hf_reads"))
+    visible = [path.read_bytes() for path in written] + list(pushed(hub).values())
+    visible += [text.encode() for ran in (good, bad) for text in (ran.stdout, ran.stderr)]
+    assert not any(token in text for text in visible for token in (b"hf_aVery", b"hf_reads"))
 
 
 def test_our_model_pushes_itself_as_every_transformers_model_does(hub: Hub) -> None:

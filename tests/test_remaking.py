@@ -185,7 +185,7 @@ def test_the_command_says_what_it_wrote(
     assert capsys.readouterr().out == f"{tmp_path / 'again'}: {tensors} tensors, the same bytes\n"
 
 
-def test_a_folder_here_goes_before_one_of_the_zoo_that_has_its_name(
+def test_a_local_folder_precedes_one_of_the_zoo_that_has_its_name(
     pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -217,8 +217,8 @@ def test_another_model_in_its_place_is_refused(
 ) -> None:
     shutil.rmtree(tmp_path / "source")
     tiny_folder(tmp_path / "source", seed=1)
-    told = refused(pruned)
-    assert told.startswith(f"{tmp_path / 'source'} is not the model that {pruned}/minitron.json")
+    message = refused(pruned)
+    assert message.startswith(f"{tmp_path / 'source'} is not the model that {pruned}/minitron.json")
 
 
 def test_a_change_that_the_digest_does_not_see_is_refused_too(
@@ -226,14 +226,14 @@ def test_a_change_that_the_digest_does_not_see_is_refused_too(
 ) -> None:
     change(tmp_path / "source", row=77)
     alone = record_alone(pruned, tmp_path / "alone")
-    told = refused(alone)
-    assert told == (
+    message = refused(alone)
+    assert message == (
         f"model.safetensors does not come out as {alone}/minitron.json records: "
         f"{tmp_path / 'source'} has changed since"
     )
 
 
-def test_weights_that_lie_beside_the_record_are_compared_whole(
+def test_weights_stored_beside_the_record_are_compared_whole(
     pruned: Path, tmp_path: Path, refused: Refused
 ) -> None:
     change(pruned, row=50)
@@ -244,9 +244,9 @@ def test_weights_that_lie_beside_the_record_are_compared_whole(
 
 def test_a_source_that_moved_is_named(pruned: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "source").rename(tmp_path / "elsewhere")
-    told = refused(pruned)
-    assert told.startswith(f"the source of {pruned}/minitron.json cannot be opened: ")
-    assert "--source names it" in told
+    message = refused(pruned)
+    assert message.startswith(f"the source of {pruned}/minitron.json cannot be opened: ")
+    assert "--source names it" in message
     tiny_folder(tmp_path / "other", seed=1)
     assert "is not the model" in refused(pruned, "--source", str(tmp_path / "other"))
     assert refused(pruned, "--source", "no/where/at/all").startswith("no/where/at/all does not")
@@ -268,8 +268,8 @@ def test_a_distilled_folder_is_refused_but_what_it_began_with_is_remade(
     before = contents(pruned)
     shutil.rmtree(pruned)
     for folder, command in (("distilled", "distill"), ("trained", "train")):
-        told = refused(tmp_path / folder)
-        assert told == (
+        message = refused(tmp_path / folder)
+        assert message == (
             f"{tmp_path / folder} was made by minitron {command}: trained weights cannot be "
             "remade without training; --before-training remakes the model that it began with"
         )
@@ -278,20 +278,20 @@ def test_a_distilled_folder_is_refused_but_what_it_began_with_is_remade(
         assert contents(again) == before
 
 
-def test_training_that_does_not_tell_what_it_began_with_is_refused(
+def test_training_that_does_not_record_its_initial_model_is_refused(
     tmp_path: Path, refused: Refused
 ) -> None:
-    told = "tiny was made by minitron train: trained weights cannot be remade without training; "
-    told += "its minitron.json has the recipe to do that again"
-    assert refused("tiny") == told
-    assert refused("tiny", "--before-training") == told
+    message = "tiny was made by minitron train: trained weights cannot be remade without training; "
+    message += "its minitron.json has the recipe to do that again"
+    assert refused("tiny") == message
+    assert refused("tiny", "--before-training") == message
 
 
-def test_quickstart_is_told_to_run_again(tmp_path: Path, refused: Refused) -> None:
+def test_quickstart_has_to_run_again(tmp_path: Path, refused: Refused) -> None:
     folder = record_alone(zoo()["tiny"], tmp_path / "half")
     edited(folder, lambda record: record.update(command="quickstart"))
-    told = f"minitron quickstart {tmp_path / 'again'} --seed 1 trains them again"
-    assert told in refused(folder)
+    message = f"minitron quickstart {tmp_path / 'again'} --seed 1 trains them again"
+    assert message in refused(folder)
 
 
 def test_before_training_is_for_what_was_trained(pruned: Path, refused: Refused) -> None:
@@ -302,7 +302,7 @@ def test_before_training_is_for_what_was_trained(pruned: Path, refused: Refused)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "has no minitron.json: minitron did not make it"),
         ("{", "minitron.json is not JSON"),
@@ -319,18 +319,18 @@ def test_before_training_is_for_what_was_trained(pruned: Path, refused: Refused)
         ('{"command": "train", "source": 3}', "was made by minitron train"),
     ],
 )
-def test_a_record_that_is_none_is_told(
-    text: str | None, told: str, tmp_path: Path, refused: Refused
+def test_a_record_that_is_none_is_refused(
+    text: str | None, message: str, tmp_path: Path, refused: Refused
 ) -> None:
     (tmp_path / "folder").mkdir()
     if text is not None:
         (tmp_path / "folder" / "minitron.json").write_bytes(text.encode("latin-1"))
     line = refused(tmp_path / "folder")
-    assert told in line
+    assert message in line
     assert line.startswith(f"{tmp_path / 'folder'}")
 
 
-def put(*keys: Any, value: Any) -> Damage:
+def set_value(*keys: Any, value: Any) -> Damage:
     """Set one value of a record; a value of None takes the key away."""
 
     def damage(record: dict[str, Any]) -> None:
@@ -346,58 +346,76 @@ def put(*keys: Any, value: Any) -> Damage:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        (put("source", value=None), "no readable source.name"),
-        (put("source", "digest", value=None), "no readable source.digest"),
-        (put("source", "digest", value="0"), "is not the model that"),
-        (put("source", "name", value=3), "no readable source.name"),
-        (put("source", "revision", value="v9"), "cannot be opened"),
-        (put("weights", value=None), "no readable weights.max_shard_size"),
-        (put("weights", "max_shard_size", value="much"), "has max_shard_size 'much'"),
-        (put("weights", "files", value={}), "does not come out as"),
-        (put("target", value=[]), "no readable target.hidden_size"),
-        (put("target", "hidden_size", value=True), "no readable target.hidden_size"),
-        (put("target", "hidden_size", value=35), "kept.hidden must be 35 of the indices below 42"),
-        (put("target", "hidden_size", value=99), "is damaged: hidden_size 99 is larger"),
-        (put("target", "num_attention_heads", value=5), "is damaged: num_attention_heads is 5"),
-        (put("target", "head_dim", value=4), "is damaged: head_dim cannot be pruned"),
-        (put("kept", value=None), "no readable kept"),
-        (put("kept", "hidden", value=None), "kept.hidden must be 36"),
-        (put("kept", "hidden", value=[1, 2]), "kept.hidden must be 36"),
-        (put("kept", "hidden", value="0-99999999999999"), "kept.hidden must be 36"),
-        (put("kept", "hidden", value="0-34,34"), "kept.hidden must be 36"),
-        (put("kept", "hidden", value="7-42"), "kept.hidden must be 36"),
-        (put("kept", "hidden", value="9" * 5000), "kept.hidden must be 36"),
-        (put("kept", "layers", value="0,2,1"), "kept.layers must be 3"),
-        (put("kept", "layers", value="0-1"), "kept.layers must be 3"),
-        (put("kept", "ffn", value="0-49"), "kept.ffn must be 50"),
-        (put("kept", "ffn", 1, value="0-50"), "kept.ffn must be 50"),
-        (put("kept", "ffn", value=["0-49"]), "kept.ffn must be 50"),
-        (put("kept", "heads", 0, value="x"), "kept.heads must be 4"),
-        (put("kept", "partners", value=3), "kept.partners must be [3, 4] heads"),
-        (put("kept", "partners", value=[[0, 1, 2]] * 3), "kept.partners must be [3, 4] heads"),
-        (put("kept", "partners", value=[[0, 1, 2, 6]] * 3), "kept.partners must be [3, 4] heads"),
-        (put("kept", "partners", value=[[0, 1, 2, "a"]] * 3), "kept.partners must be [3, 4] heads"),
-        (put("kept", "partners", value=[[0, 1, 2, 3]]), "kept.partners must be [3, 4] heads"),
-        (put("importance", value=3), "minitron.json says importance: 3; it must be an object"),
-        (put("source", "metadata", value="mit"), "minitron.json says source.metadata: 'mit'"),
-        (put("source", "hidden_size", value=0), "minitron.json has source.hidden_size 0"),
-        (put("recipe", "seed", value="\ud800"), "minitron.json is not JSON"),
+        (set_value("source", value=None), "no readable source.name"),
+        (set_value("source", "digest", value=None), "no readable source.digest"),
+        (set_value("source", "digest", value="0"), "is not the model that"),
+        (set_value("source", "name", value=3), "no readable source.name"),
+        (set_value("source", "revision", value="v9"), "cannot be opened"),
+        (set_value("weights", value=None), "no readable weights.max_shard_size"),
+        (set_value("weights", "max_shard_size", value="much"), "has max_shard_size 'much'"),
+        (set_value("weights", "files", value={}), "does not come out as"),
+        (set_value("target", value=[]), "no readable target.hidden_size"),
+        (set_value("target", "hidden_size", value=True), "no readable target.hidden_size"),
+        (
+            set_value("target", "hidden_size", value=35),
+            "kept.hidden must be 35 of the indices below 42",
+        ),
+        (set_value("target", "hidden_size", value=99), "is damaged: hidden_size 99 is larger"),
+        (
+            set_value("target", "num_attention_heads", value=5),
+            "is damaged: num_attention_heads is 5",
+        ),
+        (set_value("target", "head_dim", value=4), "is damaged: head_dim cannot be pruned"),
+        (set_value("kept", value=None), "no readable kept"),
+        (set_value("kept", "hidden", value=None), "kept.hidden must be 36"),
+        (set_value("kept", "hidden", value=[1, 2]), "kept.hidden must be 36"),
+        (set_value("kept", "hidden", value="0-99999999999999"), "kept.hidden must be 36"),
+        (set_value("kept", "hidden", value="0-34,34"), "kept.hidden must be 36"),
+        (set_value("kept", "hidden", value="7-42"), "kept.hidden must be 36"),
+        (set_value("kept", "hidden", value="9" * 5000), "kept.hidden must be 36"),
+        (set_value("kept", "layers", value="0,2,1"), "kept.layers must be 3"),
+        (set_value("kept", "layers", value="0-1"), "kept.layers must be 3"),
+        (set_value("kept", "ffn", value="0-49"), "kept.ffn must be 50"),
+        (set_value("kept", "ffn", 1, value="0-50"), "kept.ffn must be 50"),
+        (set_value("kept", "ffn", value=["0-49"]), "kept.ffn must be 50"),
+        (set_value("kept", "heads", 0, value="x"), "kept.heads must be 4"),
+        (set_value("kept", "partners", value=3), "kept.partners must be [3, 4] heads"),
+        (
+            set_value("kept", "partners", value=[[0, 1, 2]] * 3),
+            "kept.partners must be [3, 4] heads",
+        ),
+        (
+            set_value("kept", "partners", value=[[0, 1, 2, 6]] * 3),
+            "kept.partners must be [3, 4] heads",
+        ),
+        (
+            set_value("kept", "partners", value=[[0, 1, 2, "a"]] * 3),
+            "kept.partners must be [3, 4] heads",
+        ),
+        (set_value("kept", "partners", value=[[0, 1, 2, 3]]), "kept.partners must be [3, 4] heads"),
+        (
+            set_value("importance", value=3),
+            "minitron.json says importance: 3; it must be an object",
+        ),
+        (set_value("source", "metadata", value="mit"), "minitron.json says source.metadata: 'mit'"),
+        (set_value("source", "hidden_size", value=0), "minitron.json has source.hidden_size 0"),
+        (set_value("recipe", "seed", value="\ud800"), "minitron.json is not JSON"),
     ],
     ids=lambda given: given if isinstance(given, str) else "damage",
 )
-def test_a_damaged_record_is_told(
-    damage: Damage, told: str, pruned: Path, refused: Refused
+def test_a_damaged_record_is_refused(
+    damage: Damage, message: str, pruned: Path, refused: Refused
 ) -> None:
     line = refused(edited(pruned, damage))
-    assert told in line
+    assert message in line
     assert "minitron.json" in line
 
 
-def test_a_damaged_record_of_a_conversion_is_told(tmp_path: Path, refused: Refused) -> None:
+def test_a_damaged_record_of_a_conversion_is_refused(tmp_path: Path, refused: Refused) -> None:
     minitron.convert(str(tiny_folder(tmp_path / "source")), str(tmp_path / "out"))
-    damage = put("recipe", "dtype", value="silly")
+    damage = set_value("recipe", "dtype", value="silly")
     assert "has recipe.dtype 'silly'" in refused(edited(tmp_path / "out", damage))
 
 
@@ -408,7 +426,7 @@ def test_an_output_that_is_there_is_left_alone(pruned: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "there").iterdir())
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path, refused: Refused) -> None:
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, refused: Refused) -> None:
     assert "nowhere at all does not exist" in refused("nowhere at all")
     (tmp_path / "file").touch()
     assert "has no minitron.json" in refused(tmp_path / "file")
@@ -459,10 +477,10 @@ def test_with_little_disk_no_weights_are_stored(hub: Hub, tmp_path: Path, comman
     assert max(stored) < (source / "model.safetensors").stat().st_size
 
 
-def test_what_the_hub_does_not_have_is_told(hub: Hub, pruned: Path, refused: Refused) -> None:
+def test_what_the_hub_does_not_have_is_refused(hub: Hub, pruned: Path, refused: Refused) -> None:
     hub.add("me/bare", {"config.json": b"{}"})
     assert "me/bare has no minitron.json" in refused("me/bare")
     assert "me/nothing is neither a folder nor" in refused("me/nothing")
-    hub.add("me/half", contents(edited(pruned, put("source", "name", value="Some/Gone"))))
-    told = refused("me/half")
-    assert told.startswith("the source of me/half/minitron.json cannot be opened: Some/Gone")
+    hub.add("me/half", contents(edited(pruned, set_value("source", "name", value="Some/Gone"))))
+    message = refused("me/half")
+    assert message.startswith("the source of me/half/minitron.json cannot be opened: Some/Gone")

@@ -71,7 +71,7 @@ def checkout(files: Mapping[str, bytes], folder: Path) -> Path:
 
 
 def packaged() -> set[str]:
-    """What the packages hold, as git or the installation tells it."""
+    """What the packages hold, as git or the installation lists it."""
     root = Path(minitron.__file__).parent.parent
     if not (root / ".git").exists():
         installed = next(d for d in distributions(name="minitron") if d.read_text("WHEEL"))
@@ -164,7 +164,7 @@ def test_the_wheel_holds_what_the_packages_hold_and_pip_installs_it(
     assert ran.stdout.split() == [str(target / "minitron" / "__init__.py"), wheel.version]
 
 
-def test_the_wheel_is_the_same_bytes_each_time_and_tells_nothing_of_this_machine(
+def test_the_wheel_is_the_same_bytes_each_time_and_contains_nothing_of_this_machine(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "again").mkdir()
@@ -224,7 +224,7 @@ def test_what_an_earlier_push_left_is_removed_and_what_others_added_stays(
     assert {"models.yaml", *left} & pushed(hub).keys() == {"notes.md"}
 
 
-def test_an_interrupted_push_goes_on_and_a_second_one_changes_nothing(hub: Hub) -> None:
+def test_an_interrupted_push_continues_and_a_second_one_changes_nothing(hub: Hub) -> None:
     hub.fail(Fault("POST", "/commit/", status=500, times=9))
     with pytest.raises(OutputError, match=f"cannot push to {REPO}: the Hub fails"):
         push(space=REPO)
@@ -237,7 +237,7 @@ def test_an_interrupted_push_goes_on_and_a_second_one_changes_nothing(hub: Hub) 
     assert hub.requests("POST", "/commit/") == []
 
 
-def test_a_model_that_not_everybody_may_read_is_told(
+def test_a_model_that_not_everybody_may_read_is_logged(
     hub: Hub, half: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "minitron.publish.space_publishing")
@@ -309,7 +309,7 @@ def test_a_mistake_is_one_line_and_makes_nothing(
     ("token", "message"),
     [(None, "there is no token; log in"), ("hf_reads", "the token of me may only read")],
 )
-def test_a_token_that_does_not_do_is_told(
+def test_a_token_that_is_refused_is_one_line(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None, message: str
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")

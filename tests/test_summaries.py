@@ -44,47 +44,47 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def greedy(model: PreTrainedModel, ids: list[int], tokens: int, end: int) -> list[int]:
-    said: list[int] = []
-    while len(said) < tokens:
+    generated: list[int] = []
+    while len(generated) < tokens:
         with torch.no_grad():
-            token = int(model(torch.tensor([ids + said])).logits[0, -1].argmax())
+            token = int(model(torch.tensor([ids + generated])).logits[0, -1].argmax())
         if token == end:
             break
-        said.append(token)
-    return said
+        generated.append(token)
+    return generated
 
 
-def overlap(told: list[str], written: list[str]) -> float:
+def overlap(summaries: list[str], written: list[str]) -> float:
     """ROUGE-1 of words without repetitions, counted by hand."""
-    shared = len(set(told) & set(written))
-    return 2 * shared / (len(told) + len(written))
+    shared = len(set(summaries) & set(written))
+    return 2 * shared / (len(summaries) + len(written))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_summaries_are_what_a_greedy_loop_says(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, tmp_path: Path
 ) -> None:
-    told = []
+    summaries = []
     for row in NEWS:
         text = (row["article"] + " TL;DR: ").strip().replace(" n't", "n't")
         ids = tokenizer.encode(text, add_special_tokens=False)[:40]
         assert tokenizer.eos_token_id is not None
-        said = greedy(model, ids, 12, tokenizer.eos_token_id)
-        told.append(tokenizer.decode(said, skip_special_tokens=True))
+        generated = greedy(model, ids, 12, tokenizer.eos_token_id)
+        summaries.append(tokenizer.decode(generated, skip_special_tokens=True))
     articles = read_articles(str(write_lines(tmp_path / "news.jsonl", NEWS)), settings())
     scored = summarize(articles, model, tokenizer, settings(), batch_size=batch_size)
-    assert scored.metrics == mean_rouge(told, [row["highlights"] for row in NEWS])
+    assert scored.metrics == mean_rouge(summaries, [row["highlights"] for row in NEWS])
     assert (scored.name, scored.samples, scored.limited) == ("cnn_dailymail", 3, False)
     assert scored.tokens_per_second is not None
     assert scored.tokens_per_second > 0
 
 
 def test_rouge_is_the_mean_of_what_one_counts_by_hand() -> None:
-    told = ["the cat sat on a mat", "no word"]
+    summaries = ["the cat sat on a mat", "no word"]
     written = ["a cat sat there", "of these"]
-    expected = overlap(told[0].split(), written[0].split()) / 2
-    assert mean_rouge(told, written)["rouge1"] == pytest.approx(expected)
-    assert mean_rouge(told, written)["rouge2"] == pytest.approx(2 * 1 / (5 + 3) / 2)
+    expected = overlap(summaries[0].split(), written[0].split()) / 2
+    assert mean_rouge(summaries, written)["rouge1"] == pytest.approx(expected)
+    assert mean_rouge(summaries, written)["rouge2"] == pytest.approx(2 * 1 / (5 + 3) / 2)
     assert mean_rouge(["a b\nc d"], ["a b\nc d"]) == dict.fromkeys(
         ("rouge1", "rouge2", "rougeL", "rougeLsum"), 1.0
     )
@@ -103,14 +103,14 @@ def test_a_limit_takes_the_first_articles(
     assert articles.articles[0].summary == NEWS[0]["highlights"]
 
 
-def test_the_command_tells_rouge_and_speed(
+def test_the_command_prints_rouge_and_speed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_lines(tmp_path / "news.jsonl", NEWS[:1])
     main(["evaluate", "tiny", "--preset", "cnn_dailymail", "--articles", str(path), "--json"])
-    told = json.loads(capsys.readouterr().out)["tasks"]["cnn_dailymail"]
-    assert {"rouge1", "rouge2", "rougeL", "rougeLsum", "tokens_per_second"} < told.keys()
-    assert told["samples"] == 1
+    scores = json.loads(capsys.readouterr().out)["tasks"]["cnn_dailymail"]
+    assert {"rouge1", "rouge2", "rougeL", "rougeLsum", "tokens_per_second"} < scores.keys()
+    assert scores["samples"] == 1
 
 
 def test_a_context_without_room_for_an_article_is_refused(
@@ -122,7 +122,7 @@ def test_a_context_without_room_for_an_article_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([], "holds no articles"),
         ([{"text": "a"}], "has a row without text under article and highlights, only text"),
@@ -130,9 +130,9 @@ def test_a_context_without_room_for_an_article_is_refused(
     ],
 )
 def test_articles_that_are_none_are_refused(
-    rows: list[dict[str, Any]], told: str, tmp_path: Path
+    rows: list[dict[str, Any]], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(CorpusError, match=told):
+    with pytest.raises(CorpusError, match=message):
         read_articles(str(write_lines(tmp_path / "news.jsonl", rows)), settings())
 
 

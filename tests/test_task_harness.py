@@ -92,7 +92,7 @@ def test_a_quiz_scores_what_a_plain_loop_counts(
     assert scored.dataset is None
 
 
-def test_the_quiz_tells_examples_apart(
+def test_the_quiz_distinguishes_examples(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     # Else the test before could not fail.
@@ -139,13 +139,13 @@ def greedy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, tokens: int
 ) -> str:
     ids = tokenizer.encode(text)
-    said: list[int] = []
+    generated: list[int] = []
     for _ in range(tokens):
         with torch.no_grad():
-            said.append(int(model(torch.tensor([ids + said])).logits[0, -1].argmax()))
-        if said[-1] == tokenizer.eos_token_id:
+            generated.append(int(model(torch.tensor([ids + generated])).logits[0, -1].argmax()))
+        if generated[-1] == tokenizer.eos_token_id:
             break
-    return str(tokenizer.decode(said, skip_special_tokens=True)).split("\n")[0]
+    return str(tokenizer.decode(generated, skip_special_tokens=True)).split("\n")[0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -153,16 +153,16 @@ def test_continuations_match_what_a_greedy_loop_says(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, tmp_path: Path
 ) -> None:
     begins = ["It was the best of", "The captain looked at the", "My dear, I am"]
-    said = [greedy(model, tokenizer, begin, 6) for begin in begins]
-    assert all(said)
-    pairs = [(begins[0], said[0]), (begins[1], said[1] + "!"), (begins[2], said[2])]
+    generated = [greedy(model, tokenizer, begin, 6) for begin in begins]
+    assert all(generated)
+    pairs = [(begins[0], generated[0]), (begins[1], generated[1] + "!"), (begins[2], generated[2])]
     write_continuations(tmp_path / "tasks", pairs)
     tasks = load_tasks({"continuations": None}, include_path=str(tmp_path / "tasks"))
     scored = run_tasks(tasks, model, tokenizer, batch_size=batch_size)["continuations"]
     assert scored.metrics == {"exact_match": pytest.approx(2 / 3)}
 
 
-def test_a_group_is_told_as_its_mean_and_a_tag_as_its_tasks(
+def test_a_group_is_shown_as_its_mean_and_a_tag_as_its_tasks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tasks"
@@ -257,7 +257,7 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         minitron.evaluate("tiny", tasks="hellaswag")
 
 
-def test_the_command_line_tells_tasks_and_text_together(
+def test_the_command_line_prints_tasks_and_text_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_quiz(tmp_path / "tasks")

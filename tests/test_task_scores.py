@@ -53,7 +53,7 @@ def test_rows_show_percent_of_shares_and_other_metrics_as_they_are() -> None:
     ]
 
 
-def test_speed_is_told_but_never_recorded() -> None:
+def test_speed_is_printed_but_never_recorded() -> None:
     fast = replace(BOOKS, tokens_per_second=12.5)
     assert fast.to_json()["tokens_per_second"] == 12.5
     assert record_of_scores([fast], "") == record_of_scores([BOOKS], "")

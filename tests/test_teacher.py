@@ -74,9 +74,9 @@ def test_memory_decides_unless_it_is_asked_for(
     caplog.set_level(logging.INFO)
     found = teacher_used(folders, tmp_path / "out", free, monkeypatch, stream_teacher=asked)
     assert found == used
-    told = [r.getMessage() for r in caplog.records if "layer by layer" in r.getMessage()]
-    assert len(told) == (1 if asked is None and used == "StreamedTeacher" else 0)
-    assert all("1000 bytes of memory are free" in line for line in told)
+    messages = [r.getMessage() for r in caplog.records if "layer by layer" in r.getMessage()]
+    assert len(messages) == (1 if asked is None and used == "StreamedTeacher" else 0)
+    assert all("1000 bytes of memory are free" in line for line in messages)
 
 
 def test_the_bound_is_the_teacher_beside_the_training(
@@ -118,8 +118,8 @@ def test_activations_are_about_what_autograd_keeps(variant: str) -> None:
     assert states.requires_grad
     architecture = Architecture.from_config(model.config.to_dict())
     tokens, layers = ids.numel(), architecture.num_hidden_layers
-    told = 4 * tokens * layers * teacher_module._activations_per_token(architecture)
-    assert 0.9 < told / measured < 1.35
+    predicted = 4 * tokens * layers * teacher_module._activations_per_token(architecture)
+    assert 0.9 < predicted / measured < 1.35
 
 
 def test_checkpointing_keeps_one_number_a_channel_and_layer(folders: Path) -> None:

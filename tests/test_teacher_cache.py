@@ -83,36 +83,38 @@ def test_a_cache_of_a_float32_teacher_is_within_bfloat16_of_it(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_says_what_its_model_says(family: str, tmp_path: Path) -> None:
+def test_every_family_predicts_what_its_model_predicts(family: str, tmp_path: Path) -> None:
     tiny_folder(tmp_path / "teacher", family)
     ids = np.random.default_rng(1).integers(SIZES["vocab_size"], size=(5, 9))
     np.save(tmp_path / "text.npy", ids)
     cached(tmp_path, tmp_path / "cache", dtype="float32")
-    output = open_teacher_cache(tmp_path / "cache").teacher("cpu")
+    teacher = open_teacher_cache(tmp_path / "cache").teacher("cpu")
     rows = torch.tensor([4, 0])
-    said = output.predict(torch.from_numpy(ids[rows]), rows)
+    predicted = teacher.predict(torch.from_numpy(ids[rows]), rows)
     model = load_model(open_source(str(tmp_path / "teacher")))
     with torch.no_grad():
         wanted = model(torch.from_numpy(ids[rows])).logits[:, :-1].flatten(0, 1)
-    torch.testing.assert_close(said.hidden.float() @ said.head.T, wanted, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(
+        predicted.hidden.float() @ predicted.head.T, wanted, rtol=0.02, atol=0.05
+    )
 
 
 def test_the_likeliest_tokens_are_kept_with_the_rest_as_one(folders: Path, likeliest: Path) -> None:
     ids = torch.from_numpy(np.load(folders / "text.npy")).long()
     rows = torch.tensor([10, 3])
-    said = open_teacher_cache(likeliest).teacher("cpu").predict(ids[rows], rows)
+    predicted = open_teacher_cache(likeliest).teacher("cpu").predict(ids[rows], rows)
     model = load_model(open_source(str(folders / "teacher")), dtype=torch.bfloat16)
     with torch.no_grad():
         hidden = model.model(ids[rows]).last_hidden_state[:, :-1].flatten(0, 1)
         wanted = (hidden.float() @ model.lm_head.weight.float().T).softmax(-1)
     top = wanted.topk(K)
     torch.testing.assert_close(
-        said.log_probabilities[:, :K].float().exp(), top.values, rtol=0.01, atol=1e-3
+        predicted.log_probabilities[:, :K].float().exp(), top.values, rtol=0.01, atol=1e-3
     )
-    assert torch.equal(said.ids.sort(1).values, top.indices.sort(1).values)
+    assert torch.equal(predicted.ids.sort(1).values, top.indices.sort(1).values)
     rest = 1 - top.values.sum(1)
     torch.testing.assert_close(
-        said.log_probabilities[:, K].float().exp(), rest, rtol=0.01, atol=1e-3
+        predicted.log_probabilities[:, K].float().exp(), rest, rtol=0.01, atol=1e-3
     )
 
 
@@ -182,7 +184,7 @@ def test_a_student_learns_from_the_likeliest(
 
 
 @pytest.mark.parametrize("top_k", [None, K])
-def test_an_interrupted_cache_goes_on_to_the_bytes_of_an_unbroken_one(
+def test_an_interrupted_cache_continues_to_the_bytes_of_an_unbroken_one(
     top_k: int | None, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher_writing, "_SHARD_BYTES", 2000)
@@ -317,14 +319,14 @@ def test_what_cannot_be_written_down_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_space_is_told_first_and_refused_where_it_is_not_there(
+def test_the_space_is_logged_first_and_refused_where_it_is_not_there(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     tokens = ROWS * (SEQ_LEN - 1)
     out = cached(folders, tmp_path / "out")
-    said = f"84 bytes for each of {tokens} tokens and 8.29 KiB of output embedding"
-    assert said in caplog.text
+    needed = f"84 bytes for each of {tokens} tokens and 8.29 KiB of output embedding"
+    assert needed in caplog.text
     (shard,) = out.glob("shard-*")
     assert 0 <= shard.stat().st_size - tokens * 84 < 200
     assert shard.stat().st_mode & 0o777 == 0o666 & ~current_umask()

@@ -183,7 +183,7 @@ def test_the_same_recipe_gives_the_same_bytes(start: Path, text: str, tmp_path: 
     assert one == two
 
 
-def test_an_interrupted_run_goes_on_to_the_weights_of_an_unbroken_one(
+def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(
     start: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"init": str(start), "corpus": text, "steps": 8, "save_steps": 2, "batch_size": 4}
@@ -291,7 +291,9 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
     ):
         minitron.train(str(tmp_path / "out"), **settings)
     assert not (tmp_path / "out").exists()
-    assert capfd.readouterr().err.endswith("\n")  # the bar is closed: what is said next has a line
+    assert capfd.readouterr().err.endswith(
+        "\n"
+    )  # the bar is closed: what is printed next has its own line
     curve = (tmp_path / "out.partial" / "training.jsonl").read_text()
     assert "NaN" not in curve
     assert "Infinity" not in curve
@@ -302,8 +304,8 @@ def test_half_precision_may_overflow_while_its_scale_is_found(tmp_path: Path) ->
     curve = LossCurve(tmp_path / "training.jsonl")
     for fp16 in (True, False):
         arguments = SimpleNamespace(fp16=fp16)
-        told = nullcontext() if fp16 else pytest.raises(TargetError, match="gradient became inf")
-        with told:
+        outcome = nullcontext() if fp16 else pytest.raises(TargetError, match="gradient became inf")
+        with outcome:
             curve.on_log(arguments, state, TrainerControl())  # type: ignore[arg-type]
 
 
