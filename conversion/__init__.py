@@ -1,1 +1,1 @@
-"""Readers and writers of other formats: `.nemo` files, SentencePiece models, config maps."""
+"""Reads `.nemo` and SentencePiece models; writes `.nemo`, TensorRT-LLM and ONNX."""

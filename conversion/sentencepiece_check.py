@@ -102,7 +102,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model_file: Path) -> tup
         # SentencePiece decodes an unknown id to " ⁇ ", a Hub tokenizer to <unk>.
         known = [index for index in expected if index != model.special["unk"]]
         if tokenizer.decode(known) != processor.decode(known):
-            raise TokenizerError(f"the tokenizer does not give {text[:60]!r} back as {model_file}")
+            raise TokenizerError(f"the tokenizer decodes {text[:60]!r} otherwise than {model_file}")
     for reason in dict.fromkeys(difference.reason for difference in differences):
         strings = [f"{d.text:.60}" for d in differences if d.reason == reason]
         logger.info(

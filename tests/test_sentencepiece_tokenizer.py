@@ -253,7 +253,7 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_that_decodes_otherwise_is_refused(tmp_path: Path) -> None:
     model_file = train(tmp_path)
 
-    with pytest.raises(TokenizerError, match="does not give"):
+    with pytest.raises(TokenizerError, match="decodes .* otherwise than"):
         check_tokenizer(altered(build_tokenizer(model_file), "decoder"), model_file)
 
 
