@@ -5,7 +5,7 @@ Knows how the parts of a NeMo checkpoint become those of a Hub folder. Weights s
     NemoSource(Path("minitron-8b-base.nemo")).tensors["lm_head.weight"].read(0, 10)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ from typing import Any
 from minitron.conversion.megatron_checkpoint import read_checkpoint
 from minitron.conversion.megatron_names import EMBEDDING, HEAD, hub_tensors
 from minitron.conversion.nemo_archive import open_archive
-from minitron.conversion.nemo_companions import ArchiveTokenizer, NemoCompanions
 from minitron.conversion.nemo_family import family_of_settings
 from minitron.conversion.nemo_to_hub import config_from_nemo, is_zero_centered
-from minitron.conversion.nemo_tokenizer import is_instruct
+from minitron.conversion.nemo_tokenizer import ArchiveTokenizer, is_instruct
 from minitron.conversion.nemo_yaml import read_nemo2_settings, read_settings
 from minitron.errors import SourceError
 from minitron.files.file import File
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.families import NEMOTRON
 from minitron.model.source import Source
+from modeling_nemotron import CHAT_TEMPLATE, NemotronConfig, chat_generation_config
 
 _NEMO_1, _NEMO_2 = "model_config.yaml", "context/model.yaml"
 _LARGEST_TEXT = 1 << 24  # bytes of a yaml
@@ -89,3 +89,39 @@ class NemoSource(Source):
             dtype=embedding.dtype,
             special=tokenizer.special,
         )
+
+
+class NemoCompanions:
+    """Tokenizer and generation settings; a NeMo checkpoint carries no license files."""
+
+    def __init__(
+        self, tokenizer: ArchiveTokenizer, config: Mapping[str, Any], *, chats: bool
+    ) -> None:
+        """`config` is config.json; `chats` is true of a model trained on the chat prompt."""
+        self._tokenizer, self._config, self._chats = tokenizer, config, chats
+
+    def file(self, name: str) -> Path | None:
+        """A chat model's generation_config.json; None for any other file."""
+        if name != "generation_config.json" or not self._chats:
+            return None
+        chat_generation_config(NemotronConfig(**self._config)).save_pretrained(
+            self._tokenizer.folder
+        )
+        return self._tokenizer.folder / name
+
+    @property
+    def tokenizer_names(self) -> list[str]:
+        """The tokenizer's file in the archive, or its id on the Hub."""
+        return self._tokenizer.names
+
+    def tokenizer_files(self) -> Iterator[Path]:
+        """tokenizer.json and the files beside it. Raises TokenizerError where none can be made."""
+        return iter(self._tokenizer_files)
+
+    def license_files(self) -> Iterator[Path]:
+        """None: a `.nemo` carries no terms."""
+        return iter(())
+
+    @cached_property
+    def _tokenizer_files(self) -> tuple[Path, ...]:
+        return self._tokenizer.files(CHAT_TEMPLATE if self._chats else None)

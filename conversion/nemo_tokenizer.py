@@ -2,21 +2,32 @@
 
 Knows the keys under which every version of NeMo names tokenizer files, and how it renames them in
 an archive. A path in the settings is only looked up among the archive's own members, never outside.
-Opens nothing.
 
     >>> find_tokenizer({"tokenizer": {"library": "sentencepiece", "model": "nemo:ab_t.model"}},
     ...                ["./model_config.yaml", "./ab_t.model"]).member
     './ab_t.model'
 """
 
+import logging
 import re
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from tempfile import mkdtemp
 from typing import Any, Literal
+from weakref import finalize
 
+from tokenizers import Tokenizer
+
+from minitron.conversion.nemo_archive import Archive
+from minitron.conversion.sentencepiece_model import SentencePieceModel, read_model
+from minitron.conversion.sentencepiece_tokenizer import save_tokenizer
 from minitron.errors import TokenizerError
 from minitron.files.plain_yaml import one_line, short_repr
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["sentencepiece", "huggingface", "tiktoken", "megatron", "bpe"]
 
@@ -26,6 +37,7 @@ _MODEL_KEYS = ("model", "tokenizer_model")
 _HASHED = re.compile(r"[0-9a-f]{32}_")  # NeMo puts a uuid4 before the names of its artifacts
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _CHAT = re.compile(r"(?<![a-z])(instruct|chat)(?![a-z])", re.IGNORECASE)
+_LARGEST_FILE = 1 << 28  # bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,102 @@ class FoundTokenizer:
     member: str | None = None  # as the archive spells it; of a Hugging Face one, its folder
     hub_id: str | None = None
     merges: str | None = None  # the second file of a "bpe" one
+
+
+class ArchiveTokenizer:
+    """The tokenizer of an archive, copied out of it or built from its SentencePiece model.
+
+    It is built and checked in a temporary folder when its files are first asked for.
+    """
+
+    def __init__(self, archive: Archive, settings: Mapping[str, Any], name: str) -> None:
+        """Errors call the checkpoint `name`."""
+        self._archive, self._settings, self._name = archive, settings, name
+        self.folder = Path(mkdtemp(prefix="minitron-"))  # exists as long as the tokenizer
+        finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    @property
+    def names(self) -> list[str]:
+        """The tokenizer's file in the archive, or its id on the Hub."""
+        found = self._found_tokenizer
+        if found is None:
+            return []
+        return [name for name in (found.member, found.merges, found.hub_id) if name is not None]
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens it has; None where the archive does not hold it."""
+        if self._sentencepiece is not None:
+            return len(self._sentencepiece.pieces)
+        files = {path.name: path for path in self._hugging_face}
+        if "tokenizer.json" not in files:
+            return None
+        return int(Tokenizer.from_file(str(files["tokenizer.json"])).get_vocab_size())
+
+    @property
+    def special(self) -> Mapping[str, int] | None:
+        """The ids of unk, bos, eos and pad; None without a SentencePiece model."""
+        return None if self._sentencepiece is None else self._sentencepiece.special
+
+    def files(self, chat_template: str | None) -> tuple[Path, ...]:
+        """tokenizer.json and the files beside it. Raises TokenizerError where none can be made.
+
+        `chat_template` is added to a tokenizer that is built here.
+        """
+        if self._hugging_face:
+            return self._hugging_face
+        if self._sentencepiece is None:
+            found = self._found_tokenizer
+            if found is not None and found.hub_id is not None:
+                logger.warning(
+                    "its tokenizer is that of %s on the Hub: add its files", found.hub_id
+                )
+                return ()
+            kind = "no tokenizer" if found is None else f"a {found.kind} tokenizer"
+            raise TokenizerError(
+                f"{self._name} holds {kind}, of which no tokenizer.json can be made: add its "
+                "SentencePiece model to the archive"
+            )
+        folder = self.folder / "tokenizer"
+        folder.mkdir()
+        save_tokenizer(self._model_file, folder)
+        if chat_template is not None:
+            (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        return tuple(sorted(folder.iterdir()))
+
+    @cached_property
+    def _found_tokenizer(self) -> FoundTokenizer | None:
+        try:
+            return find_tokenizer(self._settings, self._archive.names())
+        except TokenizerError as error:
+            logger.warning("%s: %s", self._name, error)
+            return None
+
+    @cached_property
+    def _sentencepiece(self) -> SentencePieceModel | None:
+        found = self._found_tokenizer
+        if found is None or found.kind != "sentencepiece" or found.member is None:
+            return None
+        self._model_file.write_bytes(self._archive.read(found.member, _LARGEST_FILE))
+        return read_model(self._model_file)
+
+    @property
+    def _model_file(self) -> Path:
+        return self.folder / "tokenizer.model"
+
+    @cached_property
+    def _hugging_face(self) -> tuple[Path, ...]:
+        """The files of a Hugging Face tokenizer that the archive holds, copied out."""
+        found = self._found_tokenizer
+        if found is None or found.kind != "huggingface" or found.member is None:
+            return ()
+        member, folder = PurePosixPath(found.member), self.folder / "huggingface"
+        folder.mkdir()
+        for name in self._archive.names():
+            path = PurePosixPath(name)
+            if path == member or path.parent == member:
+                (folder / path.name).write_bytes(self._archive.read(name, _LARGEST_FILE))
+        return tuple(sorted(folder.iterdir()))
 
 
 def find_tokenizer(settings: Mapping[str, Any], names: Collection[str]) -> FoundTokenizer:

@@ -16,7 +16,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.normalizers import NFC, Normalizer, Precompiled, Prepend, Replace
 from transformers import PreTrainedTokenizerFast
 
-from minitron.conversion.sentencepiece_check import Difference, check_tokenizer
 from minitron.conversion.sentencepiece_model import (
     BPE,
     BYTE,
@@ -24,8 +23,10 @@ from minitron.conversion.sentencepiece_model import (
     NORMAL,
     SPACE,
     UNKNOWN,
+    Difference,
     NormalizerSpec,
     SentencePieceModel,
+    check_tokenizer,
     read_model,
 )
 

@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import decoders, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from minitron.conversion.sentencepiece_check import check_tokenizer
+from minitron.conversion.sentencepiece_model import check_tokenizer
 from minitron.conversion.sentencepiece_tokenizer import (
     build_tokenizer,
     save_tokenizer,
