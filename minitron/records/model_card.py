@@ -140,10 +140,6 @@ def checked_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def sizes_of_cut(step: Record) -> tuple[Record, Record, Record]:
-    return step["kept"], step["source"], step["target"]
-
-
 def _name_if_exists(folder: Path, name: str) -> str | None:
     return name if (folder / name).exists() else None
 

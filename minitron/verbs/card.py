@@ -11,7 +11,7 @@ from minitron.recipe import CardRecipe, verb
 from minitron.records.card_page import read_page
 from minitron.records.kept_picture import KEPT_PICTURE, draw_kept
 from minitron.records.minitron_json import history_of
-from minitron.records.model_card import README, checked_record, sizes_of_cut, write_card
+from minitron.records.model_card import README, checked_record, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,11 @@ def card(recipe: CardRecipe) -> Path:
         raise OutputError(
             f"{path} was written or changed by hand: --overwrite replaces it, or rename it first"
         )
-    cut = [step for step in history_of(record) if step.get("kept")]
-    if cut and not draw_kept(folder / KEPT_PICTURE, *sizes_of_cut(cut[-1])):
-        logger.info("no picture of what was kept: pip install 'minitron[plots]'")
+    picture = folder / KEPT_PICTURE
+    prunings = [step for step in history_of(record) if step.get("kept")]
+    if prunings:
+        last = prunings[-1]
+        if not draw_kept(picture, last["kept"], last["source"], last["target"]):
+            logger.info("no picture of what was kept: pip install 'minitron[plots]'")
     write_card(folder, overwrite=recipe.overwrite)
     return path
