@@ -35,10 +35,10 @@ class NemoSource(Source):
     layout: str | None
 
     def __init__(
-        self, place: Path | File, *, revision: str | None = None, keep_vocab_padding: bool = False
+        self, path: Path | File, *, revision: str | None = None, keep_vocab_padding: bool = False
     ) -> None:
         """`revision` is that of the repository that a file on the Hub is in."""
-        self._archive = open_archive(place)
+        self._archive = open_archive(path)
         self.name, self.revision = self._archive.name, revision
         self._settings = self._read_settings()
         config_from_nemo(self._settings, vocab_size=1)  # raises before any tensor is located
