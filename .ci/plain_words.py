@@ -28,9 +28,9 @@ WORDS = {
     "patiently": "retry",
 }
 # A function's name is a verb and its object, or the noun that it returns.
-PARTICIPLES = """asked begun brought built called chosen computed copied counted cut described drawn
+PARTICIPLES = """asked begun brought built called chosen computed copied counted described drawn
     dropped expected fetched filled fitted found given held kept known left made masked measured
-    named narrowed opened passed planned printed put ranked recorded rendered scored seen sent shown
+    named narrowed opened passed planned printed ranked recorded rendered scored seen sent shown
     silenced sized spoken stored streamed taken thinned timed told tried used wished written"""
 _ENGLISH = re.compile(r"[A-Za-z]+")
 
@@ -58,11 +58,13 @@ def uses(path: Path) -> Iterator[str]:
 
 def texts(text: str) -> Iterator[tuple[int, str, str]]:
     """Names, comments and docstrings with their lines."""
+    before = ""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], "comment", token.string
-        elif token.type == tokenize.NAME:
+        elif token.type == tokenize.NAME and before != ".":
             yield token.start[0], "name", token.string.replace("_", " ")
+        before = token.string
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             docstring = ast.get_docstring(node, clean=False)

@@ -168,7 +168,7 @@ class Comparison:
         column.parameters = inspection.parameters
         column.weight_bytes = loaded.weight_bytes
         column.kv_cache_bytes_per_token = inspection.kv_cache_bytes_per_token
-        ids, column.notices = self.request.prompt.fitted(
+        ids, column.notices = self.request.prompt.fit(
             loaded.encode(self.request.prompt.text), loaded.context, settings.max_new_tokens
         )
         column.prompt_tokens = len(ids)

@@ -86,7 +86,7 @@ class Measurements:
         with self._locks[entry.name]:
             if entry.name not in self._timings:
                 with self._semaphore.slot():
-                    self._timings[entry.name] = _timed(entry, self.sequence_length(entry))
+                    self._timings[entry.name] = _measure_timings(entry, self.sequence_length(entry))
             return self._timings[entry.name]
 
     def held_out(self, entry: CatalogModel) -> Path:
@@ -143,7 +143,7 @@ class Measurements:
         return importance
 
 
-def _timed(entry: CatalogModel, context: int) -> Timings:
+def _measure_timings(entry: CatalogModel, context: int) -> Timings:
     source = entry.open()
     whole = source.architecture
     device = default_device()

@@ -19,7 +19,7 @@ MAX_COLUMNS = 4
 
 
 class VisitorError(MinitronError):
-    """A request that this Space refuses; the text tells the visitor what to change."""
+    """A request that this Space refuses; its text states what the visitor may change."""
 
 
 class BusyError(MinitronError):
@@ -76,7 +76,7 @@ class Prompt:
         )
         return cls(text[-MAX_CHARACTERS:], (notice,))
 
-    def fitted(
+    def fit(
         self, ids: list[int], context: int, new_tokens: int
     ) -> tuple[list[int], tuple[str, ...]]:
         """The last tokens that leave room for an answer, and all notices."""
