@@ -73,7 +73,7 @@ def _with_options_of(recipe_type: type[Any]) -> Callable[[Command], Command]:
         params = [param for base in documented for param in parse_from_object(base).params]
         help_of = {param.arg_name: param.description for param in params}
         fields = [
-            field.replace(annotation=_documented(field.annotation, help_of[name]))
+            field.replace(annotation=_with_help(field.annotation, help_of[name]))
             for name, field in signature(recipe_type).parameters.items()
         ]
         own = list(signature(run).parameters.values())[1:]
@@ -90,7 +90,7 @@ def _with_options_of(recipe_type: type[Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _documented(annotation: Any, help: str | None) -> Any:
+def _with_help(annotation: Any, help: str | None) -> Any:
     """A field's type with its help; a whole number is not rounded from another."""
     whole = annotation in (int, int | None)
     return Annotated[annotation, Parameter(help=help, converter=_whole_number if whole else None)]
@@ -459,11 +459,11 @@ def _recipe_file(tokens: list[str]) -> tuple[tuple[Dict, ...], list[str]]:
         options = _options(name)
         plain = {key: value for key, value in options.items() if not isinstance(value, dict)}
         # Under each verb: at the top, cyclopts takes a key that is a verb's name for a verb.
-        return (Dict(dict.fromkeys(app, plain), source=name),), _mapped(options, tokens)
+        return (Dict(dict.fromkeys(app, plain), source=name),), _mapping_flags(options, tokens)
     return (), []
 
 
-def _mapped(options: dict[str, Any], tokens: list[str]) -> list[str]:
+def _mapping_flags(options: dict[str, Any], tokens: list[str]) -> list[str]:
     """The entries of a recipe's mappings as flags, where they are not given as flags already."""
     given = {token.partition("=")[0].replace("_", "-") for token in tokens}
     return [

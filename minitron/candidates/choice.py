@@ -120,11 +120,11 @@ def _scores_of(
         miss=lambda one: shapes.budget.miss(shapes.costs[one]),
     )
 
-    def kept(target: Architecture) -> float:  # a plan of a large model is large: one at a time
+    def share(target: Architecture) -> float:  # a plan of a large model is large: one at a time
         plan = choose_plan(importance, whole, target, contiguous=recipe.contiguous_layers)
         return scores_kept(share_kept(plan, importance))
 
-    return {one: kept(one) for one in near}
+    return {one: share(one) for one in near}
 
 
 def _by_loss(whole: Architecture, few: Shortlist, report: SearchReport) -> Choice:

@@ -90,11 +90,11 @@ class Comparison:
                 contiguous=self.recipe.contiguous_layers,
                 head_residual=self.recipe.head_residual,
             )
-            loss = self._stored(target, "loss")
+            loss = self._read_loss(target, "loss")
             if loss is None:
                 pruned_from = pruned_from or self._source_in_memory()
                 loss = source_loss(PrunedSource(pruned_from, plan), self.texts.held_out)
-                self._store(target, loss=loss)
+                self._write_losses(target, loss=loss)
                 measured += 1
             left = (
                 (len(self.shortlist.costs) - number) * (time.monotonic() - start) / max(1, measured)
@@ -134,13 +134,13 @@ class Comparison:
         count = min(recipe.top, sum(not candidate.is_over_latency for candidate in candidates))
         finalists = []
         for number, candidate in enumerate(candidates[:count], 1):
-            loss = self._stored(candidate.architecture, "retrained_loss")
+            loss = self._read_loss(candidate.architecture, "retrained_loss")
             if loss is None:
                 logger.info("retrain %d of %d: %s", number, count, candidate.name)
                 place = self.folder / RETRAINING / candidate.name
                 pruned = PrunedSource(self.source, candidate.plan)
                 loss = retrained_loss(pruned, ids, self.texts.held_out, place, recipe)
-                self._store(candidate.architecture, loss=candidate.loss, retrained_loss=loss)
+                self._write_losses(candidate.architecture, loss=candidate.loss, retrained_loss=loss)
             finalists.append(replace(candidate, retrained_loss=loss))
         return sorted([*finalists, *candidates[count:]], key=_rank)
 
@@ -198,12 +198,12 @@ class Comparison:
                 np.save(partial, calibration(self.source, text, default_device()).corpus.sequences)
         return path
 
-    def _stored(self, target: Architecture, key: str) -> float | None:
+    def _read_loss(self, target: Architecture, key: str) -> float | None:
         """A loss that an earlier run measured; None where it did not."""
         path = self.folder / CANDIDATES / f"{candidate_name(target)}.json"
         return json.loads(path.read_text()).get(key) if path.exists() else None
 
-    def _store(self, target: Architecture, **losses: float) -> None:
+    def _write_losses(self, target: Architecture, **losses: float) -> None:
         path = self.folder / CANDIDATES / f"{candidate_name(target)}.json"
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)

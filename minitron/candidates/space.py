@@ -183,7 +183,7 @@ def scale_widths(
     wanted = ratio * source.parameters
     multiple = width_multiple(source, multiple_of)
     while True:
-        nearest = sorted(_scaled(source, multiple), key=lambda one: abs(one.parameters - wanted))
+        nearest = sorted(_scalings(source, multiple), key=lambda one: abs(one.parameters - wanted))
         chosen = next(filter(accepts, nearest), source)
         miss = abs(chosen.parameters / wanted - 1)
         is_last = multiple_of is not None or multiple == 1
@@ -199,7 +199,7 @@ def scale_widths(
         multiple //= 2
 
 
-def _scaled(source: Architecture, multiple: int) -> list[Architecture]:
+def _scalings(source: Architecture, multiple: int) -> list[Architecture]:
     """Both widths by every factor that makes one of them a multiple; the widest first.
 
     Hidden sizes are multiples of `multiple`, and those that the family takes at these heads.
@@ -211,7 +211,7 @@ def _scaled(source: Architecture, multiple: int) -> list[Architecture]:
         factors = {n * step / hidden for n in range(1, hidden // step + 1)}
         factors |= {n * multiple / ffn for n in range(1, ffn // multiple + 1)}
         widths |= {
-            (_rounded(factor * hidden, step, hidden), _rounded(factor * ffn, multiple, ffn))
+            (_round_to(factor * hidden, step, hidden), _round_to(factor * ffn, multiple, ffn))
             for factor in factors
         }
     return [
@@ -256,10 +256,10 @@ def _spread(sizes: range, count: int) -> list[int]:
 
 
 def _parts(size: int, multiple: int, parts: int) -> list[int]:
-    rounded = {_rounded(size * part / parts, multiple, size) for part in range(1, parts)}
+    rounded = {_round_to(size * part / parts, multiple, size) for part in range(1, parts)}
     return sorted({*rounded, size})
 
 
-def _rounded(size: float, multiple: int, most: int) -> int:
+def _round_to(size: float, multiple: int, most: int) -> int:
     """The nearest multiple, at least one and at most the source's own size."""
     return min(most, max(multiple, round(size / multiple) * multiple))

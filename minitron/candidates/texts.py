@@ -49,13 +49,13 @@ def search_texts(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTe
     if recipe.importance is None:
         check_corpus_named(recipe)
     if recipe.held_out is not None:
-        return _named(source, recipe, recipe.held_out)
+        return _named_texts(source, recipe, recipe.held_out)
     if recipe.corpus is None:
         raise CorpusError("candidates are compared on text: name --held-out")
-    return _parted(source, recipe, folder)
+    return _split_texts(source, recipe, folder)
 
 
-def _named(source: Source, recipe: BudgetRecipe, name: str) -> SearchTexts:
+def _named_texts(source: Source, recipe: BudgetRecipe, name: str) -> SearchTexts:
     seq_len = sequence_length(source, recipe.seq_len)
     if name.endswith(".npy"):
         held_out = held_out_ids(name, seq_len)
@@ -67,7 +67,7 @@ def _named(source: Source, recipe: BudgetRecipe, name: str) -> SearchTexts:
     return SearchTexts(held_out, f"{_tokens(held_out):,} tokens of {Path(name).name}", None)
 
 
-def _parted(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTexts:
+def _split_texts(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTexts:
     """The calibration text in two: to measure on, and the last part to predict."""
     measured_on, held = (folder / name for name in TEXTS)
     seq_len = sequence_length(source, recipe.seq_len)

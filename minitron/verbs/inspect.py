@@ -59,7 +59,7 @@ def inspect(recipe: InspectRecipe) -> Inspection:
 def inspection_of(source: Source) -> Inspection:
     """What an open source is."""
     architecture = source.architecture
-    dtype, size = _stored(source, architecture)
+    dtype, size = _stored_dtype_and_bytes(source, architecture)
     return Inspection(
         model_type=architecture.model_type,
         format=source.format,
@@ -81,7 +81,7 @@ def inspection_of(source: Source) -> Inspection:
     )
 
 
-def _stored(source: Source, architecture: Architecture) -> tuple[torch.dtype, int]:
+def _stored_dtype_and_bytes(source: Source, architecture: Architecture) -> tuple[torch.dtype, int]:
     """The dtype of most bytes, and the bytes of all."""
     if source.layout is None:
         dtype = _config_dtype(source)

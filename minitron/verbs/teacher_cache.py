@@ -75,7 +75,7 @@ def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
             seed=recipe.seed,
         )
         corpus.check_fits(source.architecture.vocab_size)
-        described = _described(recipe, source, corpus)
+        described = _description(recipe, source, corpus)
         _begin(folder, out, source, corpus, described)
         _write_shards(folder, source, recipe, corpus, described["rows_a_shard"])
     return open_teacher_cache(out)
@@ -92,7 +92,7 @@ def _check(recipe: TeacherCacheRecipe, source: Source) -> None:
     source.check_weights()
 
 
-def _described(recipe: TeacherCacheRecipe, source: Source, corpus: Corpus) -> dict[str, Any]:
+def _description(recipe: TeacherCacheRecipe, source: Source, corpus: Corpus) -> dict[str, Any]:
     samples, seq_len = corpus.sequences.shape
     row_bytes = (seq_len - 1) * _bytes_a_token(recipe, source)
     return {
