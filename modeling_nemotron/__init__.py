@@ -1,12 +1,12 @@
 """Nemotron for transformers: the model, its configuration and its chat prompt.
 
-Importing this package changes nothing in transformers. `register()` puts our classes behind the
-Auto classes, so that `AutoModelForCausalLM.from_pretrained` of a Nemotron gives ours;
-`unregister()` takes them away again.
+Importing this package changes nothing in transformers. `register()` adds our classes to the Auto
+classes: `AutoModelForCausalLM.from_pretrained` of a Nemotron then returns ours. `unregister()`
+removes them.
 
-`CHAT_TEMPLATE` is the prompt of Nemotron-Mini-4B-Instruct, for a tokenizer's `chat_template`; it
-is read from chat_template.jinja when first asked for. A chat ends its turn with the token that
-opens the next one, so generation must stop there as well as at the end of text:
+`CHAT_TEMPLATE` is the prompt of Nemotron-Mini-4B-Instruct, for a tokenizer's `chat_template`. Each
+access reads it from chat_template.jinja. The model ends its turn with the token that opens the next
+turn, so generation must stop at that token as well as at the end of text:
 
     tokenizer.chat_template = modeling_nemotron.CHAT_TEMPLATE
     model.generation_config = modeling_nemotron.chat_generation_config(model.config)
@@ -40,7 +40,7 @@ from .modeling_nemotron import (
 )
 
 CHAT_TEMPLATE: str
-TURN_TOKEN_ID = 5  # `<extra_id_1>` in every Nemotron-4 vocabulary: it opens each turn
+TURN_TOKEN_ID = 5  # `<extra_id_1>` in every Nemotron-4 vocabulary, which opens each turn
 
 AUTO_CLASSES: dict[Any, type[NemotronPreTrainedModel]] = {
     AutoModel: NemotronModel,
@@ -49,11 +49,11 @@ AUTO_CLASSES: dict[Any, type[NemotronPreTrainedModel]] = {
     AutoModelForTokenClassification: NemotronForTokenClassification,
     AutoModelForQuestionAnswering: NemotronForQuestionAnswering,
 }
-_replaced: list[tuple[dict[Any, Any], Any, Any]] = []  # (registry, key, what was there or None)
+_replaced: list[tuple[dict[Any, Any], Any, Any]] = []  # (registry, key, previous value or None)
 
 
 def register() -> None:
-    """Make every Auto class answer `model_type: nemotron` with our class; again changes nothing."""
+    """Make every Auto class return our class for `model_type: nemotron`; may be called twice."""
     if _replaced:
         return
     _remember(CONFIG_MAPPING._extra_content, NemotronConfig.model_type)
@@ -64,13 +64,13 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Undo `register`: the Auto classes answer as they did before it; without it, do nothing."""
+    """Undo `register`; without a `register` before it, do nothing."""
     while _replaced:
-        registry, key, before = _replaced.pop()
-        if before is None:
+        registry, key, previous = _replaced.pop()
+        if previous is None:
             del registry[key]
         else:
-            registry[key] = before
+            registry[key] = previous
 
 
 def _remember(registry: dict[Any, Any], key: Any) -> None:
@@ -78,11 +78,12 @@ def _remember(registry: dict[Any, Any], key: Any) -> None:
 
 
 def chat_generation_config(config: NemotronConfig) -> GenerationConfig:
-    """How an instruct model generates: it stops at `<extra_id_1>` (id 5) and at eos."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    """The generation config of an instruct model: stop at `<extra_id_1>` (id 5) and at eos."""
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     return GenerationConfig(
         bos_token_id=config.bos_token_id,
-        eos_token_id=[end for end in ends if end not in (None, TURN_TOKEN_ID)] + [TURN_TOKEN_ID],
+        eos_token_id=[stop for stop in stops if stop not in (None, TURN_TOKEN_ID)]
+        + [TURN_TOKEN_ID],
         pad_token_id=config.pad_token_id,
     )
 

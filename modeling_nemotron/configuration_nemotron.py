@@ -1,10 +1,10 @@
-"""The sizes and switches of a Nemotron model, under the names Hugging Face gives them.
+"""The sizes and options of a Nemotron model, under the names that transformers uses.
 
-Knows every key a published Nemotron config has used: today's, and the NeMo names the first ones
-carried (`kv_channels`, `rope_percent`, `rope_percentage`) or transformers 4 wrote flat
-(`rope_theta`, `partial_rotary_factor`, `rope_scaling`). It reads them all and writes both the
-modern `rope_parameters` and the flat pair, so old and new readers load what it saves. Refuses to
-know anything about tensors, and to pick a winner when two keys contradict each other.
+Reads every key that a published Nemotron config has: those of transformers 5, the NeMo names of the
+first configs (`kv_channels`, `rope_percent`, `rope_percentage`), and the flat rotary keys of
+transformers 4 (`rope_theta`, `partial_rotary_factor`, `rope_scaling`). Writes both
+`rope_parameters` and the flat keys, so that transformers 4 and 5 load what it saves. Two keys that
+contradict each other are an error. Knows no tensors.
 
     NemotronConfig(hidden_size=4096, num_attention_heads=48, kv_channels=128).head_dim  # 128
 """
@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig, strict  # type: ignore[attr-defined]
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-PARTIAL_ROTARY_FACTOR = 0.5  # of every published model, and what a silent config means
+PARTIAL_ROTARY_FACTOR = 0.5  # of every published model, and the default of a config without the key
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -37,9 +37,9 @@ class NemotronConfig(PreTrainedConfig):
     """Configuration of the Nemotron family; the defaults describe Nemotron-4 15B.
 
     `num_key_value_heads` defaults to `num_attention_heads` (no grouping) and `head_dim` to
-    `hidden_size / num_attention_heads`. Replacing `rope_parameters` keeps the `rope_theta` and
-    `partial_rotary_factor` that the new value leaves out. A config no model could be built from
-    raises ValueError when it is made.
+    `hidden_size / num_attention_heads`. A new value of `rope_parameters` without `rope_theta` or
+    `partial_rotary_factor` keeps the previous one. A config from which no model can be built raises
+    ValueError in its constructor.
     """
 
     model_type = "nemotron"
@@ -80,7 +80,7 @@ class NemotronConfig(PreTrainedConfig):
     mlp_bias: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.head_dim = _agreed(
+        self.head_dim = _single_value(
             {"head_dim": self.head_dim, "kv_channels": kwargs.pop("kv_channels", None)}
         )
         _require_positive(self)
@@ -88,13 +88,14 @@ class NemotronConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = _equal_share(self.hidden_size, self.num_attention_heads)
-        self.rope_parameters = _one_rope_dict(self.rope_parameters, kwargs)
+        self.rope_parameters = _merge_rope(self.rope_parameters, kwargs)
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # here too: @strict would hide the ValueError in its own type
+        self.validate_architecture()  # @strict runs it too, but raises its own type
 
     def __setattr__(self, key: str, value: Any) -> None:
-        before = getattr(self, "rope_parameters", None) if key == "rope_parameters" else None
-        if before is value or "rope_type" not in (before or {}):  # not a complete one replaced
+        previous = getattr(self, "rope_parameters", None) if key == "rope_parameters" else None
+        # Only a complete rope_parameters, which has a rope_type, has values to keep.
+        if previous is value or "rope_type" not in (previous or {}):
             super().__setattr__(key, value)
             return
         kept = {
@@ -115,7 +116,7 @@ class NemotronConfig(PreTrainedConfig):
 
     @property
     def partial_rotary_factor(self) -> float:
-        """The part of each head that is rotated; the rest carries no position."""
+        """The fraction of each head's dimensions that is rotated; the others hold no position."""
         factor: float = (self.rope_parameters or {}).get(
             "partial_rotary_factor", PARTIAL_ROTARY_FACTOR
         )
@@ -126,7 +127,7 @@ class NemotronConfig(PreTrainedConfig):
         self.rope_parameters = {**(self.rope_parameters or {}), "partial_rotary_factor": value}
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain values, with the flat rope keys that earlier readers know."""
+        """The config as plain values, with the flat rotary keys that transformers 4 reads."""
         flat: dict[str, Any] = {
             "rope_theta": self.rope_theta,
             "partial_rotary_factor": self.partial_rotary_factor,
@@ -139,7 +140,7 @@ class NemotronConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Raise ValueError unless a Nemotron can be built from these values."""
         super().validate_architecture()
-        if self.is_heterogeneous:  # each layer's own config was checked above
+        if self.is_heterogeneous:  # super() checked the config of each layer
             return
         _require_positive(self)
         assert self.head_dim is not None
@@ -155,20 +156,20 @@ class NemotronConfig(PreTrainedConfig):
         _require_rotary(self.head_dim, self.rope_parameters)
 
 
-def _agreed(said: Mapping[str, Any]) -> Any:
-    """The one value that the given keys say, None if none does; contradiction is an error."""
-    given = {key: value for key, value in said.items() if value is not None}
+def _single_value(by_key: Mapping[str, Any]) -> Any:
+    """The value that all keys with a value share, None without any; else raise ValueError."""
+    given = {key: value for key, value in by_key.items() if value is not None}
     values = list(given.values())
     if any(value != values[0] for value in values):
-        spoken = ", ".join(f"{key} {value!r}" for key, value in given.items())
-        raise ValueError(f"The config contradicts itself: {spoken}. Keep the right one of them.")
+        listed = ", ".join(f"{key} {value!r}" for key, value in given.items())
+        raise ValueError(f"The config contradicts itself: {listed}. Keep the right one of them.")
     return values[0] if values else None
 
 
-def _one_rope_dict(modern: Mapping[str, Any] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` completed from the legacy keys, which are taken out of `kwargs`."""
+def _merge_rope(parameters: Mapping[str, Any] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` completed from the older keys, which are removed from `kwargs`."""
     nested = {
-        "rope_parameters": dict(modern or {}),
+        "rope_parameters": dict(parameters or {}),
         "rope_scaling": dict(kwargs.pop("rope_scaling", None) or {}),
     }
     flat = {
@@ -176,12 +177,12 @@ def _one_rope_dict(modern: Mapping[str, Any] | None, kwargs: dict[str, Any]) -> 
         "partial_rotary_factor": ("partial_rotary_factor", "rope_percent", "rope_percentage"),
     }
     for rope in nested.values():
-        kind = _agreed({"rope_type": rope.get("rope_type"), "type": rope.pop("type", None)})
+        kind = _single_value({"rope_type": rope.get("rope_type"), "type": rope.pop("type", None)})
         if kind is not None:
             rope["rope_type"] = kind
     keys = dict.fromkeys([*nested["rope_scaling"], *nested["rope_parameters"], *flat])
     complete = {
-        key: _agreed(
+        key: _single_value(
             {f"{name}['{key}']": rope.get(key) for name, rope in nested.items()}
             | {name: kwargs.pop(name, None) for name in flat.get(key, ())}
         )

@@ -1,15 +1,15 @@
-"""Nemotron for transformers: interchangeable with the class that transformers ships.
+"""Nemotron for transformers: interchangeable with the class in transformers.
 
-What is unusual about this decoder:
+Unusual in this decoder:
 
 - LayerNorm1P: the stored weight is the gain minus one, and there is a bias;
-- the MLP has no gate: up, squared ReLU, down;
-- rotary embeddings turn only the first part of each head (`partial_rotary_factor`);
-- `head_dim` is its own number: heads * head_dim need not be hidden_size.
+- the MLP has no gate: up projection, squared ReLU, down projection;
+- only the first dimensions of each head are rotated (`partial_rotary_factor`);
+- `head_dim` is independent: heads * head_dim can differ from hidden_size.
 
-Class names, state-dict keys and `model_type` are transformers' own, so a checkpoint saved by
-either loads in the other. This file knows tensors only: nothing of tokenizers, files or pruning.
-It imports torch, transformers and its configuration, so that it can travel alone.
+Class names, state-dict keys and `model_type` are those of transformers, so a checkpoint saved by
+one class loads in the other. This file knows tensors only: no tokenizers, files or pruning. It
+imports only torch, transformers and its configuration, so that a Hub repository can hold it.
 
     model = NemotronForCausalLM.from_pretrained("nvidia/Minitron-8B-Base", dtype="bfloat16")
 """
@@ -52,24 +52,25 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_nemotron import NemotronConfig
 
 # transformers 5.24 renamed `past_key_values` to `cache`, in calls and in outputs. Every forward
-# here takes both names; transformers' own functions and outputs get the one that they have.
+# here accepts both names; functions and outputs of transformers get the name of the installed
+# version.
 CACHE_NAME = (
     "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 )
-# The keywords that a call may give beside the named ones.
+# Keywords that a forward accepts besides its named parameters.
 KEYWORDS = frozenset(
     {
         *TransformersKwargs.__annotations__,
         *PagedAttentionArgs.__annotations__,  # of continuous batching
         *("ignore_index", "shift_labels"),  # of the loss
         *("debug_io", "debug_io_dir", "prune_layers"),  # of transformers' debugger
-        "token_type_ids",  # some tokenizers give them; a Nemotron has one type of token
+        "token_type_ids",  # from some tokenizers; ignored, as a Nemotron has one token type
     }
 )
 
 
 def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
-    """The cache, given under either name; raises ValueError for two different ones."""
+    """The cache, given under either name; two different caches raise ValueError."""
     if past_key_values is None or past_key_values is cache:
         return cache
     if cache is not None:
@@ -77,37 +78,39 @@ def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | Non
     return past_key_values
 
 
-def named(cache: Cache | None) -> dict[str, Any]:
-    """The cache as a keyword of transformers' own functions and outputs."""
+def cache_keyword(cache: Cache | None) -> dict[str, Any]:
+    """The cache as a keyword argument for functions and outputs of transformers."""
     return {CACHE_NAME: cache}
 
 
 def with_both_names(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """One of transformers' own forwards, called with the cache under either name."""
+    """A forward of transformers that accepts the cache under either name."""
 
     @wraps(forward)
-    def with_its_name(
+    def forward_with_cache(
         *args: Any, past_key_values: Cache | None = None, cache: Cache | None = None, **kwargs: Any
     ) -> Any:
         cache = one_cache(past_key_values, cache)
-        return forward(*args, **kwargs, **({} if cache is None else named(cache)))
+        return forward(*args, **kwargs, **({} if cache is None else cache_keyword(cache)))
 
-    return with_its_name
+    return forward_with_cache
 
 
 def is_filled_by_layers(cache: Any) -> bool:
-    """Whether a layer puts its keys and values into the cache, and no kernel does.
+    """Whether the attention layers, and not a kernel, add keys and values to the cache.
 
-    Before 5.24, kernels fill the paged cache of continuous batching; they take it as `cache`.
+    Before transformers 5.24, kernels fill the paged cache of continuous batching. They get it as
+    the keyword `cache`.
     """
-    is_kernels = CACHE_NAME != "cache" and isinstance(cache, PagedAttentionCache)
-    return cache is not None and not is_kernels
+    is_filled_by_kernels = CACHE_NAME != "cache" and isinstance(cache, PagedAttentionCache)
+    return cache is not None and not is_filled_by_kernels
 
 
 def check_keywords(kwargs: Mapping[str, Any], attend: Callable[..., Any]) -> None:
     """Raise TypeError for a keyword that neither the attention function `attend` nor a loss reads.
 
-    What a function from elsewhere reads is not known, so with one of those every keyword passes.
+    With an attention function from outside transformers every keyword is accepted, because its
+    keywords are not known.
     """
     unknown = [name for name in kwargs if name not in KEYWORDS and kwargs[name] is not None]
     if not unknown or not attend.__module__.startswith(("transformers.", __name__)):
@@ -116,13 +119,13 @@ def check_keywords(kwargs: Mapping[str, Any], attend: Callable[..., Any]) -> Non
     unknown = [name for name in unknown if name not in known]
     if unknown:
         raise TypeError(
-            f"a Nemotron takes no keyword {', '.join(unknown)}: leave it out, or mend its name."
+            f"a Nemotron takes no keyword {', '.join(unknown)}: leave it out, or correct its name."
         )
 
 
 @use_kernel_forward_from_hub("LayerNorm1P")
 class NemotronLayerNorm1P(nn.LayerNorm):
-    """LayerNorm whose weight is stored minus one, so that a zero weight is the identity gain."""
+    """LayerNorm that stores its gain minus one: a weight of 0 is a gain of 1."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -132,10 +135,10 @@ class NemotronLayerNorm1P(nn.LayerNorm):
         gain: Tensor = self.weight
         bias: Tensor = self.bias
         device, dtype = input.device.type, input.dtype
-        # 1 + weight in bfloat16 would round the weight to the steps that bfloat16 has near 1.
+        # In bfloat16, 1 + weight would round a small weight away: near 1 the step is 1/128.
         if gain.dtype in (torch.bfloat16, torch.float16):
             gain, bias = gain.float(), bias.float()
-        if device != "cpu":  # only the CPU kernel takes an input narrower than its gain
+        if device != "cpu":  # only the CPU kernel accepts an input of lower precision
             input = input.to(gain.dtype)
         output = F.layer_norm(input, self.normalized_shape, gain + 1, bias, self.eps)
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -144,7 +147,7 @@ class NemotronLayerNorm1P(nn.LayerNorm):
 
 
 class NemotronRotaryEmbedding(nn.Module):
-    """The cosines and sines of every position, shared by all layers."""
+    """Cosines and sines of the positions, computed once for all layers."""
 
     inv_freq: Tensor  # (rotary size / 2,)
     original_inv_freq: Tensor
@@ -165,7 +168,7 @@ class NemotronRotaryEmbedding(nn.Module):
     def compute_default_rope_parameters(
         config: NemotronConfig, device: torch.device | None = None, **kwargs: Any
     ) -> tuple[Tensor, float]:
-        """The unscaled frequencies and the factor on the table (1), as ROPE_INIT_FUNCTIONS do."""
+        """Unscaled frequencies and the factor 1 on cos and sin, as ROPE_INIT_FUNCTIONS return."""
         rope, head_dim = config.rope_parameters, config.head_dim
         assert rope is not None
         assert head_dim is not None
@@ -188,42 +191,44 @@ class NemotronRotaryEmbedding(nn.Module):
 def apply_rotary_pos_emb(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Turn whole q and k by their positions; the parts that stay unturned are the caller's."""
-    heads = torch.cat((q, k), dim=unsqueeze_dim)  # both turn alike, so they turn together
+    """Rotate all dimensions of q and k; the caller splits off those that are not rotated."""
+    heads = torch.cat((q, k), dim=unsqueeze_dim)  # one operation for both
     first, second = heads.chunk(2, dim=-1)
-    quarter_turned = torch.cat((-second, first), dim=-1)
+    quarter_turn = torch.cat((-second, first), dim=-1)
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    heads = torch.addcmul(heads * cos, quarter_turned, sin)
+    heads = torch.addcmul(heads * cos, quarter_turn, sin)
     counts = (q.shape[unsqueeze_dim], k.shape[unsqueeze_dim])
-    turned_q, turned_k = heads.split_with_sizes(counts, dim=unsqueeze_dim)
-    return turned_q, turned_k
+    rotated_q, rotated_k = heads.split_with_sizes(counts, dim=unsqueeze_dim)
+    return rotated_q, rotated_k
 
 
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,  # (batch, heads, length, head_dim)
-    key: Tensor,  # (batch, kv heads, seen, head_dim)
+    key: Tensor,  # (batch, kv heads, key length, head_dim)
     value: Tensor,
     attention_mask: Tensor | None,  # added to the scores
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain products; the heads of a group share its key and value uncopied."""
+    """Attention as matrix products; query heads of a group read their key and value uncopied."""
     batch, heads, length, head_dim = query.shape
-    kv_heads, seen = key.shape[1], key.shape[2]
-    grouped = query.reshape(batch, kv_heads, -1, head_dim)  # (batch, kv heads, group * length, …)
-    scores = (grouped @ key.transpose(2, 3) * scaling).view(batch, heads, length, seen)
+    kv_heads, key_length = key.shape[1], key.shape[2]
+    grouped = query.reshape(batch, kv_heads, -1, head_dim)  # (batch, kv heads, group * length, -1)
+    scores = (grouped @ key.transpose(2, 3) * scaling).view(batch, heads, length, key_length)
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
-    output = (weights.view(batch, kv_heads, -1, seen) @ value).view(batch, heads, length, head_dim)
+    output = (weights.view(batch, kv_heads, -1, key_length) @ value).view(
+        batch, heads, length, head_dim
+    )
     return output.transpose(1, 2).contiguous(), weights
 
 
 def attention_function(config: NemotronConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """What computes attention, by the name in the config."""
+    """The attention function that the config names."""
     function: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
         config._attn_implementation, eager_attention_forward
     )
@@ -232,7 +237,7 @@ def attention_function(config: NemotronConfig) -> Callable[..., tuple[Tensor, Te
 
 @use_kernelized_func(apply_rotary_pos_emb)
 class NemotronAttention(nn.Module):
-    """Grouped-query attention, rotary on the first part of each head."""
+    """Grouped-query attention; only the first dimensions of each head are rotated."""
 
     def __init__(self, config: NemotronConfig, layer_idx: int) -> None:
         super().__init__()
@@ -272,11 +277,11 @@ class NemotronAttention(nn.Module):
         value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
 
         cos, sin = position_embeddings
-        parts = (cos.shape[-1], self.head_dim - cos.shape[-1])  # the turned and the unturned
-        q, unturned_q = query.split_with_sizes(parts, dim=-1)
-        k, unturned_k = key.split_with_sizes(parts, dim=-1)
+        parts = (cos.shape[-1], self.head_dim - cos.shape[-1])  # rotated, not rotated
+        q, fixed_q = query.split_with_sizes(parts, dim=-1)
+        k, fixed_k = key.split_with_sizes(parts, dim=-1)
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
-        query, key = torch.cat((q, unturned_q), dim=-1), torch.cat((k, unturned_k), dim=-1)
+        query, key = torch.cat((q, fixed_q), dim=-1), torch.cat((k, fixed_k), dim=-1)
         cache = one_cache(past_key_values, cache)
         if is_filled_by_layers(cache):
             assert cache is not None
@@ -292,13 +297,13 @@ class NemotronAttention(nn.Module):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            **kwargs,  # continuous batching and packed sequences speak to the kernel through these
+            **kwargs,  # arguments of the kernel for continuous batching and packed sequences
         )
         return self.o_proj(output.reshape(*batch_and_length, -1)), weights
 
 
 class NemotronMLP(nn.Module):
-    """Up, activation (squared ReLU in every published model), down; no gate."""
+    """Up projection, activation (published models: squared ReLU), down projection; no gate."""
 
     def __init__(self, config: NemotronConfig) -> None:
         super().__init__()
@@ -312,7 +317,7 @@ class NemotronMLP(nn.Module):
 
 
 class NemotronDecoderLayer(GradientCheckpointingLayer):
-    """Attention, then the MLP, each on a normed copy and added back."""
+    """Attention, then the MLP; each reads the normalized hidden states and adds to them."""
 
     def __init__(self, config: NemotronConfig, layer_idx: int) -> None:
         super().__init__()
@@ -329,7 +334,7 @@ class NemotronDecoderLayer(GradientCheckpointingLayer):
 
 
 class NemotronPreTrainedModel(PreTrainedModel):
-    """What every Nemotron class can do, and how fresh weights are drawn."""
+    """The base class of the Nemotron models: what they support, and how weights are initialized."""
 
     config: NemotronConfig
     base_model_prefix = "model"
@@ -346,12 +351,14 @@ class NemotronPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, NemotronLayerNorm1P):  # transformers sets every LayerNorm to one
+        if isinstance(
+            module, NemotronLayerNorm1P
+        ):  # super() sets the weight of every LayerNorm to 1
             init.zeros_(module.weight)
 
 
 class NemotronModel(NemotronPreTrainedModel):
-    """The decoder without a head: token ids or embeddings in, normed hidden states out."""
+    """The decoder without an output layer: token ids or embeddings to normalized hidden states."""
 
     def __init__(self, config: NemotronConfig) -> None:
         super().__init__(config)
@@ -377,10 +384,10 @@ class NemotronModel(NemotronPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the decoder; positions that restart inside a row mean packed sequences.
+        """Run the decoder. A row of `position_ids` that restarts at 0 holds packed sequences.
 
-        `cache` and `past_key_values` are one argument. Raises TypeError for a keyword that nothing
-        here reads (`KEYWORDS`).
+        `cache` and `past_key_values` are one argument. A keyword that is neither in `KEYWORDS` nor
+        read by the attention function raises TypeError.
         """
         check_keywords(kwargs, attention_function(self.config))
         cache = one_cache(past_key_values, cache)
@@ -389,15 +396,15 @@ class NemotronModel(NemotronPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        # Before our own cache and positions are made: transformers looks for packed sequences only
-        # where there is no cache, and positions the caller did not give cannot be packed.
+        # The mask is made before the cache and the positions below: transformers detects packed
+        # sequences only without a cache, and only from positions that the caller gave.
         is_ours = is_filled_by_layers(cache)
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **named(cache if is_ours else None),
+            **cache_keyword(cache if is_ours else None),
         )
         if use_cache and cache is None:
             cache, is_ours = DynamicCache(config=self.config), True
@@ -419,23 +426,23 @@ class NemotronModel(NemotronPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), **named(cache if is_ours else None)
+            last_hidden_state=self.norm(hidden_states), **cache_keyword(cache if is_ours else None)
         )
 
 
 def keep_positions(hidden_states: Tensor, kept: int | Tensor) -> Tensor:
-    """The last `kept` positions (0: all), those a tensor numbers, or those a mask shows."""
+    """The last `kept` positions (0: all), or those of a tensor of indices or of a boolean mask."""
     if isinstance(kept, int):
         return hidden_states[:, -kept:]
     if kept.dim() == 1:  # the same positions of every row
         return hidden_states[:, kept]
-    if kept.dtype == torch.bool:  # (batch, length) -> (shown, hidden_size)
+    if kept.dtype == torch.bool:  # (batch, length) -> (kept, hidden_size)
         return hidden_states[kept]
     return hidden_states.take_along_dim(kept[..., None], dim=1)  # (batch, kept, hidden_size)
 
 
 class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
-    """Nemotron with a language-model head: the next token's logits, generation, and the loss."""
+    """Nemotron with a language-model head: logits of the next token, generation, and the loss."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -463,9 +470,9 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of all positions, or of `logits_to_keep` (a count, numbers or a mask).
+        """Logits of all positions, or of `logits_to_keep` (a count, indices or a mask).
 
-        `labels` are the tokens themselves: they are shifted here.
+        `labels` are aligned with the tokens: the loss shifts them.
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -487,18 +494,18 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **named(getattr(outputs, CACHE_NAME)),
+            **cache_keyword(getattr(outputs, CACHE_NAME)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
 
-# The generic heads bring their forward. Their __init__ is passed over: it asks AutoModel for the
-# backbone, and AutoModel knows transformers' class until ours is registered.
+# transformers' generic heads have the forward. Their __init__ is not called: it would make the
+# backbone with AutoModel, which uses transformers' class until `register()`.
 
 
 class NemotronForSequenceClassification(GenericForSequenceClassification, NemotronPreTrainedModel):
-    """Nemotron with a label for the whole text, read at its last token that is not padding."""
+    """Nemotron that labels a text, from the last token that is not padding."""
 
     forward = with_both_names(GenericForSequenceClassification.forward)
 
@@ -512,7 +519,7 @@ class NemotronForSequenceClassification(GenericForSequenceClassification, Nemotr
 
 
 class NemotronForTokenClassification(GenericForTokenClassification, NemotronPreTrainedModel):
-    """Nemotron with a label for each token."""
+    """Nemotron that labels each token."""
 
     forward = with_both_names(GenericForTokenClassification.forward)
 
@@ -529,7 +536,7 @@ class NemotronForTokenClassification(GenericForTokenClassification, NemotronPreT
 
 
 class NemotronForQuestionAnswering(GenericForQuestionAnswering, NemotronPreTrainedModel):
-    """Nemotron with the start and end of an answer; its backbone is called `transformer`."""
+    """Nemotron that finds the start and end of an answer; its backbone is named `transformer`."""
 
     base_model_prefix = "transformer"
     forward = with_both_names(GenericForQuestionAnswering.forward)
@@ -544,12 +551,12 @@ class NemotronForQuestionAnswering(GenericForQuestionAnswering, NemotronPreTrain
     def from_pretrained(
         cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any
     ) -> Any:
-        """Load, also from a checkpoint of another head, whose backbone is called `model`."""
+        """Load a checkpoint, also one of another head, which names the backbone `model`."""
         renaming = {r"^model\.": "transformer."}
         key_mapping = renaming | (key_mapping or {})
         loaded: Any = super().from_pretrained(*args, key_mapping=key_mapping, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # transformers renames back on saving, but its own class reads `transformer` only.
+        # When saving, transformers would rename back to `model`, which its own class does not read.
         model._weight_conversions = [
             conversion
             for conversion in model._weight_conversions
