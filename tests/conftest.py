@@ -1,8 +1,8 @@
 """Fixtures that several files share, and the option `--cpu`.
 
-`--cpu plain` takes the processor for one without bfloat16 in hardware, `--cpu bfloat16` for one
-with it. Some computations follow `torch.cpu.get_capabilities()`: without the option those of this
-machine's; a test that compares numbers names its dtype and passes with each.
+Some computations depend on `torch.cpu.get_capabilities()`. `--cpu plain` makes it report a
+processor without bfloat16 in hardware, `--cpu bfloat16` one with it; by default it reports the real
+one. A test that compares numbers sets a dtype, and passes with each option.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ CAPABILITIES = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cpu", choices=sorted(CAPABILITIES), help="what the processor is taken for")
+    parser.addoption("--cpu", choices=sorted(CAPABILITIES), help="the processor that torch reports")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,7 +35,7 @@ def processor(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub on loopback, asked as its user `me`."""
+    """A Hub on the loopback interface, which this process uses as the user `me`."""
     with serving() as hub:
         hub.accounts |= {
             TOKEN: Account("me"),

@@ -1,7 +1,7 @@
-"""The main roads in little, for each pair of oldest and newest versions that setup.cfg allows.
+"""The main steps on small data, with the lowest and with the newest versions that setup.cfg allows.
 
-CI runs this file, by its name, in an environment of the lowest and one of the newest; in the
-pinned one each road has its own tests.
+CI runs this file by its name, in one environment with the lowest versions and one with the newest.
+With the pinned versions each step has its own tests.
 """
 
 import time
@@ -24,14 +24,14 @@ from modeling_nemotron import NemotronForCausalLM
 from tests.tiny import FAMILIES, tiny_config, tiny_folder, tiny_model, weights_of
 
 PROMPT = "It was the best of times, it was the worst of"
-TEACHER_LOSS = 3.92  # nats a token, on text that it samples itself
-NEAR = 0.01  # its text is the same on every processor and in every version
+TEACHER_LOSS = 3.92  # nats per token, on text that it generates
+NEAR = 0.01  # every processor and version generates the same text
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded teacher pruned, and what was pruned distilled from it."""
-    root = tmp_path_factory.mktemp("roads")
+    """The embedded teacher pruned, and the pruned model distilled from it."""
+    root = tmp_path_factory.mktemp("steps")
     ids = np.random.default_rng(0).integers(5, 4000, (8, 32))
     np.save(root / "ids.npy", ids)
     tokenizer = load_tokenizer(open_source("tiny"))
@@ -76,10 +76,10 @@ def test_a_distilled_pruning_is_nearer_to_its_teacher(folders: Path) -> None:
 
 def test_our_class_and_transformers_generate_the_same_cached_or_not(folders: Path) -> None:
     ids = load_tokenizer(open_source("tiny"))(PROMPT, return_tensors="pt").input_ids
-    told = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
     made = [
         model_class.from_pretrained(folders / "distilled", dtype=torch.float32).generate(
-            ids, generation_config=GenerationConfig(**told, use_cache=is_cached)
+            ids, generation_config=GenerationConfig(**options, use_cache=is_cached)
         )
         for model_class in (NemotronForCausalLM, AutoModelForCausalLM)
         for is_cached in (True, False)
@@ -97,9 +97,9 @@ def test_a_model_of_each_family_adds_to_its_cache(family: str) -> None:
         step.whole()
     assert all(states.shape == (2, 1, 42) for states, _ in step._calls)
     model, ids = tiny_model(family), torch.arange(5, 14)[None]
-    told = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     cached, whole = (
-        model.generate(ids, generation_config=GenerationConfig(**told, use_cache=is_cached))
+        model.generate(ids, generation_config=GenerationConfig(**options, use_cache=is_cached))
         for is_cached in (True, False)
     )
     assert torch.equal(cached, whole)
@@ -119,7 +119,7 @@ def test_a_format_gives_the_same_weights_back(to: str, folders: Path, tmp_path: 
 @pytest.mark.parametrize("to", ["trtllm", "onnx"])
 def test_an_engines_format_is_written(to: str, folders: Path, tmp_path: Path) -> None:
     source = folders / "distilled"
-    if to == "onnx":  # to trace six layers takes half a minute
+    if to == "onnx":  # six layers take half a minute to trace
         source = tiny_folder(tmp_path / "source", num_hidden_layers=1)
     out = minitron.convert(str(source), str(tmp_path / "out"), to=to)
     weights = "rank0.safetensors" if to == "trtllm" else "model.onnx"
@@ -139,8 +139,8 @@ def test_the_space_says_what_generate_says(folders: Path) -> None:
     settings: Any = Settings(max_new_tokens=9, temperature=0.0)
     tokens = generate_tokens(loaded, ids, settings, FairSemaphore(1), stop)
     found = [token.id for token in tokens]
-    told = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
-    wanted = model.generate(torch.tensor([ids]), generation_config=GenerationConfig(**told))
+    options = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    wanted = model.generate(torch.tensor([ids]), generation_config=GenerationConfig(**options))
     assert found == wanted[0, len(ids) :].tolist()
 
 
@@ -151,7 +151,7 @@ def test_quickstarts_table_has_importance_ahead_of_random(
         monkeypatch.setattr(first_run, name, count)
     begun = time.monotonic()
     teacher, importance, random = minitron.quickstart(str(tmp_path / "half")).rows
-    print(f"\nquickstart in little: {time.monotonic() - begun:.0f} s, {teacher}")
+    print(f"\nsmall quickstart: {time.monotonic() - begun:.0f} s, {teacher}")
     assert teacher.pruned.loss == pytest.approx(TEACHER_LOSS, abs=NEAR)
     assert importance.pruned.loss < random.pruned.loss - 0.3
     assert importance.distilled.loss < random.distilled.loss

@@ -1,7 +1,7 @@
-"""What a Hub holds: accounts, repositories with their commits and refs, files. No HTTP here.
+"""The contents of a Hub: accounts, repositories with commits and refs, files. No HTTP here.
 
 Git is imitated as far as a client can see it: a commit has an id, a parent and all its files; a
-revision is a branch, a tag, a pull request's ref or a commit's id, whole or shortened.
+revision is a branch, a tag, the ref of a pull request, or a commit id, complete or abbreviated.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ class Blob:
 
     @cached_property
     def pointer(self) -> bytes:
-        """What git holds in place of a large file."""
+        """The pointer file that git stores for a large file."""
         lines = ("version https://git-lfs.github.com/spec/v1", f"oid sha256:{self.sha256}")
         return "\n".join([*lines, f"size {len(self.content)}", ""]).encode()
 
@@ -58,17 +58,17 @@ class Commit:
 
 @dataclass(frozen=True)
 class Account:
-    """Who a token belongs to, and what it may do."""
+    """The owner of a token, and what the token permits."""
 
     name: str
     can_write: bool = True
-    granted: frozenset[str] = frozenset()  # gated repositories whose terms are accepted
-    orgs: tuple[str, ...] = ()  # organizations that it is in
-    contributes: tuple[str, ...] = ()  # those of them that it may write for
+    granted: frozenset[str] = frozenset()  # gated repositories that it has access to
+    orgs: tuple[str, ...] = ()  # organizations that it is a member of
+    contributes: tuple[str, ...] = ()  # organizations that it may write to
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Whose private repositories it sees."""
+        """The owners whose private repositories it can read."""
         return (self.name, *self.orgs)
 
 
@@ -95,7 +95,7 @@ class Repository:
     def add_commit(
         self, branch: str, title: str, message: str, files: Mapping[str, Blob]
     ) -> Commit:
-        """Move `branch` to a new commit that holds `files` and nothing else."""
+        """Add a commit with exactly these files to `branch`."""
         commit = Commit(self.branches.get(branch), title, message, dict(files))
         self.commits[commit.oid] = commit
         self.branches[branch] = commit.oid
@@ -104,7 +104,7 @@ class Repository:
     def open_pull_request(
         self, base: Commit, title: str, message: str, files: Mapping[str, Blob]
     ) -> str:
-        """A pull request of one commit on top of `base`; its number."""
+        """Open a pull request of one commit on top of `base`; return its number."""
         commit = Commit(base.oid, title, message, dict(files))
         self.commits[commit.oid] = commit
         number = str(len(self.pulls) + 1)
@@ -112,7 +112,7 @@ class Repository:
         return number
 
     def commit(self, revision: str) -> Commit | None:
-        """The commit that a revision names."""
+        """The commit of a revision; None if there is none."""
         revision = revision.removeprefix("refs/heads/")
         oid = self.branches.get(revision) or self.tags.get(revision)
         if revision.startswith("refs/pr/"):
@@ -122,7 +122,7 @@ class Repository:
         return self.commits[oid] if oid is not None else None
 
     def history(self, commit: Commit) -> list[Commit]:
-        """A commit and those before it, the newest first."""
+        """A commit and its ancestors, newest first."""
         found = [commit]
         while found[-1].parent is not None:
             found.append(self.commits[found[-1].parent])
@@ -146,16 +146,16 @@ class Collection:
 
 @dataclass
 class Holdings:
-    """Everything that a Hub knows."""
+    """Everything that a Hub stores."""
 
     accounts: dict[str, Account] = field(default_factory=dict)  # by token
     repositories: list[Repository] = field(default_factory=list)
-    stored: dict[str, bytes] = field(default_factory=dict)  # large files, by sha256
-    parts: dict[tuple[str, int], bytes] = field(default_factory=dict)  # of large files
+    stored: dict[str, bytes] = field(default_factory=dict)  # contents of large files, by sha256
+    parts: dict[tuple[str, int], bytes] = field(default_factory=dict)  # by sha256 and number
     collections: list[Collection] = field(default_factory=list)
 
     def repository(self, type: str, repo_id: str) -> Repository | None:
-        """By its id, in whatever case."""
+        """The repository with this id, compared without case."""
         for repository in self.repositories:
             if repository.type == type and repository.id.lower() == repo_id.lower():
                 return repository
@@ -170,20 +170,20 @@ class Holdings:
         private: bool = False,
         gated: bool = False,
     ) -> Repository:
-        """A repository with these files, as if somebody had pushed them."""
+        """Add a repository with these files on main."""
         repository = Repository(repo_id, type, private, gated)
         self.repositories.append(repository)
         self.replace_files(repository, files)
         return repository
 
     def replace_files(self, repository: Repository, files: Mapping[str, bytes]) -> Commit:
-        """Another commit on main, with these files and no others."""
+        """Add a commit with exactly these files to main."""
         blobs = {path: Blob(content, is_large(path, content)) for path, content in files.items()}
         self.stored |= {blob.sha256: blob.content for blob in blobs.values() if blob.is_lfs}
         return repository.add_commit("main", "Upload", "", blobs)
 
 
 def is_large(path: str, sample: bytes, size: int | None = None) -> bool:
-    """Whether a file belongs into large file storage."""
+    """Whether the Hub stores a file as a large file (LFS)."""
     endings = (".safetensors", ".bin", ".nemo", ".model", ".png")
     return path.endswith(endings) or b"\0" in sample or (size or len(sample)) > 10_000_000

@@ -1,7 +1,7 @@
-"""The routes of a Hub: what huggingface.co answers to each request. No sockets here.
+"""The routes of a Hub: the answer of huggingface.co to each request. No sockets here.
 
-Checks tokens and who may see or change what, as the Hub does. Paths come quoted, because a branch
-may have a slash in its name.
+Checks tokens and the rights to read and write, as the Hub does. Paths are quoted, because the name
+of a branch can contain a slash.
 """
 
 import hashlib
@@ -33,23 +33,23 @@ NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}[A-Za-z0-9_]|
 
 @dataclass
 class Fault:
-    """What fails in the next requests of a method whose path a pattern is found in."""
+    """A failure of the next requests with this method and a path that matches this pattern."""
 
     method: str
     path: str
     times: int = 1
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    drop_after: int | None = None  # bytes of the answer; of the question, for PUT and POST
-    delay: float = 0.0  # seconds
-    corrupt: bool = False  # one byte of the answer; of the question, for PUT and POST
-    body: bytes = b""  # of the answer, where a status is given
+    drop_after: int | None = None  # bytes of the answer; for PUT and POST, of the request
+    delay: float = 0.0  # seconds before the answer
+    corrupt: bool = False  # change one byte of the answer; for PUT and POST, of the request
+    body: bytes = b""  # the body of the answer, with a status
     trickle: float = 0.0  # seconds between the bytes of the answer
 
 
 @dataclass(frozen=True)
 class Request:
-    """A question as it came in."""
+    """A request, parsed."""
 
     method: str
     path: str
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request for the record."""
+    """A request as the record of a test holds it."""
 
     method: str
     path: str
@@ -85,7 +85,7 @@ class Answer:
 
 
 class Refusal(Exception):
-    """An answer that says no."""
+    """An error status as the answer."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **content: Any) -> None:
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
@@ -97,44 +97,44 @@ ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
 
 
 def route(method: str, pattern: str) -> Callable[[Route], Route]:
-    """Answer such a path by a method of Hub; {name} stands for a part of it, {name*} for a rest."""
-    named = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", pattern)
-    named = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", named)
-    named = named.replace("KIND", "(?P<kind>model|dataset|space)s")
-    named = named.replace("PREFIX", "(?P<prefix>datasets/|spaces/)?")
-    named = named.replace("ID", "(?P<repo>[^/]+/[^/]+)")
+    """Register a method of Hub for a path: {name} matches one part of it, {name*} several."""
+    regex = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", pattern)
+    regex = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", regex)
+    regex = regex.replace("KIND", "(?P<kind>model|dataset|space)s")
+    regex = regex.replace("PREFIX", "(?P<prefix>datasets/|spaces/)?")
+    regex = regex.replace("ID", "(?P<repo>[^/]+/[^/]+)")
 
     def decorate(answer: Route) -> Route:
-        ROUTES.append((method, re.compile(named), answer))
+        ROUTES.append((method, re.compile(regex), answer))
         return answer
 
     return decorate
 
 
 class Hub(Holdings):
-    """The routes, over what the Hub holds."""
+    """The routes, and the contents that they serve and change."""
 
     def __init__(self) -> None:
         super().__init__()
         self.url = ""
-        self.part_size = 5_000_000  # above it, a large file comes in parts
+        self.part_size = 5_000_000  # larger files are uploaded in parts
         self.page_size = 1000
         self.serves_ranges = True
-        self.ignored: set[str] = set()  # as by .gitignore
+        self.ignored: set[str] = set()  # paths that .gitignore excludes
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.lock = threading.RLock()
 
     def fail(self, fault: Fault) -> None:
-        """Add a fault before those that are waiting."""
+        """Add a fault, which is applied before those added earlier."""
         self.faults.insert(0, fault)
 
     def requests(self, method: str, path: str) -> list[Seen]:
-        """The requests so far of a method whose path a pattern is found in."""
+        """The recorded requests with this method and a path that matches this pattern."""
         return [s for s in self.seen if s.method == method and re.search(path, s.path)]
 
     def answer(self, request: Request) -> Answer:
-        """What the Hub says, who asks having been checked."""
+        """The answer to a request, after its token is checked."""
         with self.lock:
             try:
                 if request.account is None and "authorization" in request.headers:
@@ -148,7 +148,7 @@ class Hub(Holdings):
             except Refusal as refusal:
                 return refusal.answer
 
-    # Who, and which repository
+    # Rights, repositories and commits
 
     def writer(self, request: Request, owner: str) -> Account:
         account = self.account_of(request)
@@ -162,7 +162,7 @@ class Hub(Holdings):
         return request.account
 
     def readable(self, request: Request, kind: str, repo: str) -> Repository:
-        """The repository, where the asker may see it; under its own case only."""
+        """The repository, if the account may read it; another case of its name redirects."""
         repository = self.repository(kind, repo)
         names = request.account.names if request.account else ()
         if repository is None or (repository.private and repository.owner not in names):
@@ -271,9 +271,9 @@ class Hub(Holdings):
     @route("POST", "/api/KIND/ID/paths-info/{revision}")
     def paths_info(self, request: Request, kind: str, repo: str, revision: str) -> Answer:
         commit = self.at(self.readable(request, kind, repo), revision)
-        wished = parse_qs(request.body.decode()).get("paths", [])
+        paths = parse_qs(request.body.decode()).get("paths", [])
         entries = {entry["path"]: entry for entry in _entries(commit, "", True)}
-        return Answer.of([entries[path] for path in wished if path in entries])
+        return Answer.of([entries[path] for path in paths if path in entries])
 
     @route("GET", "/api/KIND/ID/refs")
     def refs(self, request: Request, kind: str, repo: str) -> Answer:
@@ -402,7 +402,7 @@ class Hub(Holdings):
     @route("PUT", "/lfs/{oid}(/{number})?")
     def store(self, request: Request, oid: str, number: str | None) -> Answer:
         if "authorization" in request.headers:
-            raise Refusal(400, "Only one auth mechanism allowed")  # as S3 says to a signed address
+            raise Refusal(400, "Only one auth mechanism allowed")  # as S3 answers
         if number is not None:
             self.parts[oid, int(number)] = request.body
         else:
@@ -427,8 +427,8 @@ class Hub(Holdings):
     @route("POST", "/lfs/verify")
     def verify(self, request: Request) -> Answer:
         self.account_of(request)
-        wished = request.json()
-        if len(self.stored.get(wished["oid"], b"")) != wished["size"]:
+        file = request.json()
+        if len(self.stored.get(file["oid"], b"")) != file["size"]:
             raise Refusal(404, "Object not found")
         return Answer.of({})
 
@@ -454,7 +454,7 @@ class Hub(Holdings):
         if not blob.is_lfs:
             return _ranged(request, blob.content, {**headers, "ETag": f'"{blob.git_oid}"'})
         headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
-        # Another host, as the Hub's own storage is: a token must not follow.
+        # The Hub's storage is another host, to which a client must not send the token.
         elsewhere = self.url.replace("127.0.0.1", "localhost")
         location = f"{elsewhere}/storage/{blob.sha256}?signature=1"
         return Answer(b"", 302, {**headers, "Location": location})
@@ -511,7 +511,7 @@ def _sibling(path: str, blob: Blob) -> dict[str, Any]:
 
 
 def _entries(commit: Commit, under: str, recursive: bool) -> list[dict[str, Any]]:
-    """Files and folders below a folder, as a tree lists them."""
+    """The files and folders under a folder, as the tree route lists them."""
     found: dict[str, dict[str, Any]] = {}
     for path, blob in sorted(commit.files.items()):
         if not path.startswith(under):
@@ -531,7 +531,7 @@ def _entries(commit: Commit, under: str, recursive: bool) -> list[dict[str, Any]
 
 
 def _ranged(request: Request, content: bytes, headers: Mapping[str, str]) -> Answer:
-    """The content, or the part of it that a Range header asks for."""
+    """The content, or the part of it that the Range header requests."""
     headers = {**headers, "Accept-Ranges": "bytes"}
     asked = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("range", ""))
     if asked is None:

@@ -1,8 +1,8 @@
-"""A Hub on this machine's loopback, for the real huggingface_hub and transformers to talk to.
+"""A Hub on the loopback interface, for the real clients: huggingface_hub and transformers.
 
-Speaks the protocol of huggingface.co: models and Spaces, large files in parts, commits, pull
+Implements the protocol of huggingface.co: models and Spaces, large files in parts, commits, pull
 requests, branches, tags, collections, ranges, redirects, gated and private repositories. It checks
-tokens, keeps a record of every request, and fails on request.
+tokens, records every request, and fails as a `Fault` asks it to.
 
     with serving() as hub:
         hub.accounts["hf_some"] = Account("me")
@@ -29,7 +29,7 @@ TOKEN = "hf_aVerySecretToken"  # of the user `me` in the fixture `hub`
 
 
 class Handler(BaseHTTPRequestHandler):
-    """HTTP around a Hub, with what is to go wrong."""
+    """HTTP for a Hub: parses requests, sends answers, and applies the faults of the test."""
 
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -44,9 +44,9 @@ class Handler(BaseHTTPRequestHandler):
         account = self.hub.accounts.get(token)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         request = Request(self.command, url.path, query, headers, body, account)
-        asker = account.name if account else None
-        self.hub.seen.append(Seen(self.command, unquote(url.path), asker, headers, body))
-        if self._asks(fault) and self.close_connection:
+        name = account.name if account else None
+        self.hub.seen.append(Seen(self.command, unquote(url.path), name, headers, body))
+        if self._is_upload(fault) and self.close_connection:
             return
         if fault is not None and fault.status is not None:
             self._send(Answer(fault.body, fault.status, fault.headers), None, fault.trickle)
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _body(self, fault: Fault | None) -> bytes:
-        """The question's body; the connection is dropped within it where a fault says so."""
+        """The body of the request, or its beginning where a fault drops the connection."""
         if self.headers.get("Transfer-Encoding") == "chunked":
             parts = []
             while size := int(self.rfile.readline(), 16):
@@ -75,21 +75,22 @@ class Handler(BaseHTTPRequestHandler):
             body = b"".join(parts)
         else:
             length = int(self.headers.get("Content-Length", 0))
-            if self._asks(fault) and fault is not None and fault.drop_after is not None:
+            if self._is_upload(fault) and fault is not None and fault.drop_after is not None:
                 length = min(length, fault.drop_after)
             body = self.rfile.read(length)
-        if self._asks(fault) and fault is not None:
+        if self._is_upload(fault) and fault is not None:
             self.close_connection = fault.drop_after is not None
             if fault.corrupt:
                 body = body[:-1] + bytes([body[-1] ^ 1])
         return body
 
-    def _asks(self, fault: Fault | None) -> bool:
+    def _is_upload(self, fault: Fault | None) -> bool:
+        """Whether there is a fault and it applies to the body of the request."""
         return fault is not None and self.command in ("PUT", "POST")
 
     def _send(self, answer: Answer, fault: Fault | None, trickle: float = 0) -> None:
         body = answer.body
-        if fault is not None and not self._asks(fault):
+        if fault is not None and not self._is_upload(fault):
             if fault.corrupt:
                 body = body[:-1] + bytes([body[-1] ^ 1])
             if fault.drop_after is not None:
@@ -107,16 +108,16 @@ class Handler(BaseHTTPRequestHandler):
             for part in (bytes([byte]) for byte in body) if trickle else (body,):
                 self.wfile.write(part)
                 time.sleep(trickle)
-        except OSError:  # the asker has hung up
+        except OSError:  # the client closed the connection
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A Hub that answers until the block ends."""
+    """A Hub that serves requests until the block ends."""
     hub = Hub()
     handler = type("HubHandler", (Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -133,7 +134,7 @@ def serving() -> Iterator[Hub]:
 
 
 def environment(hub: Hub, home: Path, token: str | None = None) -> dict[str, str]:
-    """The environment of a process whose Hub this is."""
+    """Environment variables for a process that uses this Hub."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     settings = {
         "HF_ENDPOINT": hub.url,
@@ -148,12 +149,12 @@ def environment(hub: Hub, home: Path, token: str | None = None) -> dict[str, str
 def talk_to(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = None
 ) -> None:
-    """Make this the Hub of the running process, without its waits between attempts."""
+    """Make the running process use this Hub, and retry without delays."""
     from huggingface_hub import close_session, constants
 
     close_session()
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    # Clients that were made when the modules were imported.
+    # These clients are created when the modules are imported.
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -164,11 +165,11 @@ def talk_to(
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
-    monkeypatch.setattr("huggingface_hub.utils._http.time", hasty)
-    monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
-    monkeypatch.setattr("minitron.files.hub_retry.time", hasty)
-    monkeypatch.setattr("minitron.publish.upload.time", hasty)
+    time_without_sleep = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", time_without_sleep)
+    monkeypatch.setattr("huggingface_hub.file_download.time", time_without_sleep)
+    monkeypatch.setattr("minitron.files.hub_retry.time", time_without_sleep)
+    monkeypatch.setattr("minitron.publish.upload.time", time_without_sleep)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     if token is not None:

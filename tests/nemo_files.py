@@ -1,7 +1,8 @@
-"""Writes NeMo checkpoints of every layout from one dict of Megatron tensors, to be read again.
+"""Write NeMo checkpoints of every layout from one dict of Megatron tensors, for tests to read.
 
-The tensors are global and bear canonical names: no prefix, one a layer, norms apart
-(`decoder.layers.3.input_layernorm.weight`). `settings` is what model_config.yaml holds.
+The tensors are not split over ranks, and have canonical names: no prefix, one tensor per layer,
+norms as modules of their own (`decoder.layers.3.input_layernorm.weight`). `settings` is the content
+of model_config.yaml.
 
     settings = nemo_settings()
     write_nemo_file(path, megatron_tensors(settings), settings, layout="zarr", tensor_parallel=2)
@@ -48,7 +49,7 @@ OLD_MODULES = {
     r"\.mlp\.linear_fc2\.": ".mlp.dense_4h_to_h.",
     r"\.pre_mlp_layernorm\.": ".post_attention_layernorm.",
 }
-# How a state dict may spell its names: replacements of a canonical one, in order.
+# The spellings of names in state dicts, as replacements in a canonical name, applied in order.
 SPELLINGS: dict[str, dict[str, str]] = {
     "te": TE_NORMS,
     "local": {},
@@ -76,7 +77,7 @@ SPELLINGS: dict[str, dict[str, str]] = {
 
 
 def nemo_settings(**changed: Any) -> dict[str, Any]:
-    """A tiny model_config.yaml: sizes pairwise different, head_dim not hidden / heads."""
+    """A tiny model_config.yaml. All sizes differ, and kv_channels is not hidden / heads."""
     return {
         "num_layers": 4,
         "hidden_size": 42,
@@ -109,7 +110,7 @@ def megatron_tensors(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Random global tensors of the model that the settings describe."""
+    """Random tensors of the model of these settings, not split over ranks."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: (torch.randn(shape, generator=generator) * 0.2).to(dtype)
@@ -154,7 +155,7 @@ def write_nemo_file(
     files: Mapping[str, bytes] | None = None,
     **options: Any,
 ) -> Path:
-    """Write a checkpoint to `path`: `pack` is its container, `files` are more members by name.
+    """Write a checkpoint to `path`. `pack` is its container; `files` are added to it, by name.
 
     `options` are those of `nemo_members`. A nemo2 pack is a folder with context/ and weights/.
     """
@@ -180,7 +181,7 @@ def nemo_members(
 ) -> Members:
     """The files that hold the weights, by name.
 
-    `prefix` stands before every key; `spelling`, `wrapper` (a dict around the state dict) and
+    `prefix` is the beginning of every key; `spelling`, `wrapper` (a dict around the state dict) and
     `is_zip` (the newer format of torch.save) are for state dicts, as `virtual_pipeline` is.
     """
     assert layout in LAYOUTS, layout
@@ -199,12 +200,12 @@ def nemo_members(
                 )
                 folder = _rank_folder(tp, tensor_parallel, pp, pipeline_parallel)
                 wrapped = {wrapper: state, "epoch": 3} if wrapper else state
-                members[f"{folder}model_weights.ckpt"] = saved(wrapped, is_zip=is_zip)
+                members[f"{folder}model_weights.ckpt"] = torch_bytes(wrapped, is_zip=is_zip)
         return members
     folder = "weights" if is_nemo2 else "model_weights"
-    named = _te_named(tensors, prefix)
+    named = _te_names(tensors, prefix)
     if layout != "torch_dist per layer":
-        named = _stacked(named)
+        named = _stack_layers(named)
     write = _zarr if layout == "zarr" else _torch_dist
     members = write(named, tensor_parallel, is_gated)
     metadata = {
@@ -213,25 +214,25 @@ def nemo_members(
         "common_backend": "torch",
         "common_backend_version": 1,
     }
-    members |= {"metadata.json": json.dumps(metadata).encode(), "common.pt": saved({})}
+    members |= {"metadata.json": json.dumps(metadata).encode(), "common.pt": torch_bytes({})}
     return {f"{folder}/{name}": data for name, data in members.items()}
 
 
 def pack_members(path: Path, members: Mapping[str, bytes], pack: str) -> Path:
-    """Members as a tar as NeMo makes it, a tar.gz, or a folder."""
+    """Write members as a tar like NeMo's, as a tar.gz, or as a folder."""
     assert pack in PACKS, pack
     if pack in ("folder", "nemo2"):
         for name, data in members.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(data)
         return path
-    data = tarred(members)
+    data = tar_bytes(members)
     path.write_bytes(gzip.compress(data, 1, mtime=0) if pack == "tar.gz" else data)
     return path
 
 
-def tarred(members: Mapping[str, bytes]) -> bytes:
-    """A tar of one folder named ".", with its folders as members."""
+def tar_bytes(members: Mapping[str, bytes]) -> bytes:
+    """A tar of a folder named ".", which has an entry for each folder too."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:") as tar:
         folders = {folder for name in members for folder in Path(name).parents}
@@ -246,30 +247,30 @@ def tarred(members: Mapping[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-def saved(value: object, *, is_zip: bool = True) -> bytes:
-    """The bytes of torch.save."""
+def torch_bytes(value: object, *, is_zip: bool = True) -> bytes:
+    """The bytes that torch.save writes."""
     stream = io.BytesIO()
     torch.save(value, stream, _use_new_zipfile_serialization=is_zip)
     return stream.getvalue()
 
 
-def raw(tensor: torch.Tensor) -> bytes:
+def element_bytes(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor's elements."""
     return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _te_named(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
-    return {prefix + _respelled(name, TE_NORMS): tensor for name, tensor in tensors.items()}
+def _te_names(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + _respell(name, TE_NORMS): tensor for name, tensor in tensors.items()}
 
 
-def _respelled(name: str, replacements: Mapping[str, str]) -> str:
+def _respell(name: str, replacements: Mapping[str, str]) -> str:
     for pattern, text in replacements.items():
         name = re.sub(pattern, text, name)
     return name
 
 
-def _stacked(named: Tensors) -> dict[str, torch.Tensor]:
-    """One tensor a kind, with the layers as a new first axis."""
+def _stack_layers(named: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors of all layers stacked, with the layer as the first axis."""
     kinds: dict[str, list[torch.Tensor]] = {}
     for name, tensor in named.items():
         kinds.setdefault(re.sub(r"layers\.\d+\.", "layers.", name), []).append(tensor)
@@ -282,7 +283,7 @@ def _stacked(named: Tensors) -> dict[str, torch.Tensor]:
 def _chunk_shape(
     name: str, tensor: torch.Tensor, tensor_parallel: int, is_gated: bool
 ) -> list[int]:
-    """A layer and a rank a chunk; the gate and the up of a rank are not adjacent."""
+    """A chunk for each layer and rank; gate and up projection of a rank are separate chunks."""
     is_stacked = ".layers." in name and not re.search(r"layers\.\d", name)
     shape = list(tensor.shape)
     if is_stacked:
@@ -325,15 +326,15 @@ def _zarr(named: Tensors, tensor_parallel: int, is_gated: bool) -> Members:
         }
         members[f"{name}/.zarray"] = json.dumps(description, indent=4).encode()
         for position, chunk in _chunks(tensor, shape):
-            members[f"{name}/{'.'.join(map(str, position))}"] = raw(chunk)
+            members[f"{name}/{'.'.join(map(str, position))}"] = element_bytes(chunk)
         if name.endswith("linear_fc1.weight"):
             state = f"{name.removesuffix('weight')}_extra_state/shard_0_4.pt"
-            members[state] = saved(io.BytesIO())
+            members[state] = torch_bytes(io.BytesIO())
     return members
 
 
 def _torch_dist(named: Tensors, tensor_parallel: int, is_gated: bool) -> Members:
-    """Two .distcp files that grow in turn, as two threads write them, and the pickled index."""
+    """Two .distcp files, written alternately as by two threads, and the pickled index."""
     files = {"__0_0.distcp": bytearray(), "__0_1.distcp": bytearray()}
     described: dict[str, Any] = {}
     storage: dict[MetadataIndex, Any] = {}
@@ -349,13 +350,13 @@ def _torch_dist(named: Tensors, tensor_parallel: int, is_gated: bool) -> Members
         for position, chunk in _chunks(tensor, shape):
             offsets = torch.Size(i * n for i, n in zip(position, shape, strict=True))
             boxes.append(ChunkStorageMetadata(offsets, torch.Size(shape)))
-            store(MetadataIndex(name, offsets), saved(chunk.clone()))
+            store(MetadataIndex(name, offsets), torch_bytes(chunk.clone()))
         properties = TensorProperties(dtype=tensor.dtype)
         described[name] = TensorStorageMetadata(properties, tensor.shape, boxes)
         if name.endswith("linear_fc1.weight"):
             state = f"{name.removesuffix('weight')}_extra_state/shard_0_4"
             described[state] = BytesStorageMetadata()
-            store(MetadataIndex(state), saved([io.BytesIO()]))
+            store(MetadataIndex(state), torch_bytes([io.BytesIO()]))
     index = Metadata(described, storage_data=storage)
     return {".metadata": pickle.dumps(index, protocol=4), **{k: bytes(v) for k, v in files.items()}}
 
@@ -374,29 +375,29 @@ def _rank_state(
     spelling: str,
     is_gated: bool,
 ) -> dict[str, Any]:
-    """What one rank saves: its shards of its layers, numbered from 0 in each turn."""
+    """The state dict of one rank: its shards of its layers, numbered from 0 in each stage."""
     pp, pipeline_parallel, virtual_pipeline = stage
     layers = 1 + max(int(match[1]) for name in tensors if (match := LAYER.match(name)))
     run = layers // (pipeline_parallel * virtual_pipeline)
-    turns: list[dict[str, Any]] = [{} for _ in range(virtual_pipeline)]
+    stages: list[dict[str, Any]] = [{} for _ in range(virtual_pipeline)]
     for name, tensor in tensors.items():
-        turn, owner, local = 0, 0, name
+        at, owner, local = 0, 0, name
         if match := LAYER.match(name):
-            turn, rest = divmod(int(match[1]), run * pipeline_parallel)
+            at, rest = divmod(int(match[1]), run * pipeline_parallel)
             owner, number = divmod(rest, run)
             local = f"decoder.layers.{number}.{match[2]}"
         elif "word_embeddings" not in name:
-            turn, owner = virtual_pipeline - 1, pipeline_parallel - 1
+            at, owner = virtual_pipeline - 1, pipeline_parallel - 1
         if owner == pp:
-            # Virtual turns after the first hold layers only where the model gives them some.
-            key = prefix + _respelled(local, SPELLINGS[spelling])
-            turns[turn][key] = _shard(name, tensor, tensor_rank, is_gated)
+            # A later virtual stage has tensors only if the model has layers for it.
+            key = prefix + _respell(local, SPELLINGS[spelling])
+            stages[at][key] = _shard(name, tensor, tensor_rank, is_gated)
             if "te" in spelling and key.endswith("linear_fc1.weight"):
-                turns[turn][key.removesuffix("weight") + "_extra_state"] = io.BytesIO(b"fp8")
-    turns[0][f"{prefix}rotary_pos_emb.inv_freq"] = torch.ones(4)
+                stages[at][key.removesuffix("weight") + "_extra_state"] = io.BytesIO(b"fp8")
+    stages[0][f"{prefix}rotary_pos_emb.inv_freq"] = torch.ones(4)
     if virtual_pipeline == 1:
-        return turns[0]
-    return {f"model{turn}": state for turn, state in enumerate(turns)}
+        return stages[0]
+    return {f"model{at}": state for at, state in enumerate(stages)}
 
 
 def _shard(

@@ -1,7 +1,7 @@
-"""Tiny Nemotrons of both makes, ours and transformers', with the same weights.
+"""Tiny Nemotron models of our class and of transformers' class, with the same weights.
 
-All sizes differ from one another, a head is not hidden_size / heads, and no weight is trivial
-(fresh norms would be, and would hide a norm that ignores them).
+All sizes differ, head_dim is not hidden_size / heads, and all weights are random: with the initial
+weights of a norm, a forward pass that ignores them would give the same logits.
 
     build(OURS)(**tokens()).logits          # equal to build(TRANSFORMERS)(**tokens()).logits
 """
@@ -39,9 +39,9 @@ HEADS = (
 
 
 def mended_here(defect: type[BaseException] = AssertionError) -> pytest.MarkDecorator:
-    """Run the test as `library` = ours, where it passes, and transformers', where it must not.
+    """Run a test with our `library`, where it must pass, and transformers', where it must fail.
 
-    `defect` is how transformers 5.23 fails. The day it passes there, the test says so.
+    `defect` is the error of transformers 5.23. When transformers is corrected, the test fails.
     """
     fails = pytest.mark.xfail(raises=defect, strict=True, reason="a defect of transformers 5.23")
     return pytest.mark.parametrize(
@@ -51,13 +51,14 @@ def mended_here(defect: type[BaseException] = AssertionError) -> pytest.MarkDeco
 
 
 def build(library: ModuleType, head: str = "ForCausalLM", **changes: Any) -> Any:
-    """A model in eval mode; the same call gives the same weights in either library."""
+    """A model in eval mode; the same arguments give the same weights in either library."""
     config = library.NemotronConfig(**{**SIZES, **changes})
     model = getattr(library, f"Nemotron{head}")(config)
     return randomized(model).eval()
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Replace all weights by random ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
@@ -75,7 +76,7 @@ def tokens(batch: int = 2, length: int = 17, seed: int = 1) -> dict[str, Tensor]
 
 
 def left_padded(lengths: tuple[int, ...] = (17, 9)) -> dict[str, Tensor]:
-    """Texts of these lengths padded on the left, each with positions from its first token."""
+    """Token ids of these lengths, padded on the left, with positions from their first tokens."""
     batch = tokens(len(lengths), max(lengths))
     mask = torch.stack([torch.arange(max(lengths)) >= max(lengths) - length for length in lengths])
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -83,6 +84,6 @@ def left_padded(lengths: tuple[int, ...] = (17, 9)) -> dict[str, Tensor]:
 
 
 def packed(lengths: tuple[int, ...] = (5, 9, 3)) -> dict[str, Tensor]:
-    """Texts of these lengths in one row, told apart by positions that restart."""
+    """Token ids of these lengths in one row; positions restart at 0 for each."""
     positions = torch.cat([torch.arange(length) for length in lengths])
     return {**tokens(1, sum(lengths)), "position_ids": positions[None]}

@@ -1,4 +1,4 @@
-"""A Space that runs in a process of its own, and what its visitors need."""
+"""Start the Space in a separate process, for tests and benchmarks that visit it."""
 
 import os
 import shutil
@@ -31,20 +31,20 @@ START_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class RunningSpace:
-    """Where it answers, its process, and how long it took to."""
+    """Its URL and its process."""
 
     url: str
     pid: int
 
     @property
     def memory(self) -> int:
-        """Bytes that it holds."""
+        """Resident memory of the process, in bytes."""
         return int(psutil.Process(self.pid).memory_info().rss)
 
 
 @contextmanager
 def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
-    """`python app.py` in a copy of the Space's folder, with nothing else around it."""
+    """Run `python app.py` in a copy of the Space's folder until the block ends."""
     folder = place / "space"
     shutil.copytree(Path(minitron.space.__file__).parent, folder)
     port = free_port()
@@ -73,13 +73,14 @@ def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
 
 
 def free_port() -> int:
-    """One that nobody listens on."""
+    """A port of the loopback interface that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], output: Path) -> None:
+    """Wait until the URL answers; fail with the output if the process ends or is too slow."""
     deadline = time.monotonic() + 8 * START_SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, output.read_text()

@@ -1,4 +1,4 @@
-"""Builders of lm-eval tasks with data of their own: YAML and a few lines of text, no network."""
+"""Builders of lm-eval tasks with local data: YAML and a few lines of text, no network."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,13 +28,13 @@ BOOKS = ("It was a dark night; the wind blew.", "wörds and words\nof 漢字", "
 def write_task(
     folder: Path, name: str, documents: Sequence[Mapping[str, Any]], **settings: Any
 ) -> None:
-    """A task's YAML and its data, in a folder for --include-path."""
+    """Write the YAML and the data of a task, in a folder for --include-path."""
     folder.mkdir(exist_ok=True)
     files = {"test": write_lines(folder / f"{name}.jsonl", documents)}
     if "fewshot" in settings:
         files["fewshot"] = write_lines(folder / f"{name}-shots.jsonl", settings.pop("fewshot"))
         settings |= {"fewshot_split": "fewshot", "fewshot_config": {"sampler": "first_n"}}
-    told = {
+    content = {
         "task": name,
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {split: str(path) for split, path in files.items()}},
@@ -42,17 +42,17 @@ def write_task(
         **settings,
         "metadata": {"version": 1.0},
     }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(told))
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
 
 
 def write_lines(path: Path, documents: Sequence[Mapping[str, Any]]) -> Path:
-    """Documents as .jsonl."""
+    """Write documents as .jsonl."""
     path.write_text("".join(json.dumps(document) + "\n" for document in documents))
     return path
 
 
 def write_quiz(folder: Path, name: str = "quiz", **settings: Any) -> None:
-    """Questions with one right choice among several."""
+    """Write a task of questions with one right choice among several."""
 
     def rows(quiz: Sequence[tuple[str, list[str], int]]) -> list[dict[str, Any]]:
         return [{"question": q, "choices": c, "answer": a} for q, c, a in quiz]
@@ -75,7 +75,7 @@ def write_quiz(folder: Path, name: str = "quiz", **settings: Any) -> None:
 
 
 def write_books(folder: Path, texts: Sequence[str] = BOOKS) -> None:
-    """Texts to predict."""
+    """Write a task of texts whose perplexity is measured."""
     write_task(
         folder,
         "books",
@@ -92,7 +92,7 @@ def write_books(folder: Path, texts: Sequence[str] = BOOKS) -> None:
 def write_continuations(
     folder: Path, pairs: Sequence[tuple[str, str]], tokens: int = 6, **settings: Any
 ) -> None:
-    """Beginnings, and how they are to go on, to the end of the line."""
+    """Write a task of prompts and the lines that should continue them."""
     write_task(
         folder,
         "continuations",

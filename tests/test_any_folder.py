@@ -1,6 +1,6 @@
-"""Whatever folder people bring: pruned and converted as by hand in plain transformers, or one line.
+"""Random model folders: minitron prunes and converts them as transformers by hand, or refuses them.
 
-Few examples are drawn here; many by hand, as CONTRIBUTING says.
+A run of the suite tests a few; CONTRIBUTING has the command that tests many.
 """
 
 import json
@@ -30,10 +30,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import minitron
 from minitron.errors import MinitronError
-from tests.any_folder import Brought, brought
+from tests.any_folder import GivenFolder, given_folders
 from tests.tiny import weights_of
 
-# The same few examples in every run of the suite; others each time where a number is asked for.
+# The suite draws the same few examples in every run; a number of examples draws new ones.
 MANY = int(os.environ.get("MINITRON_ANY_FOLDER", "0"))
 bounded = settings(
     max_examples=MANY or 50,
@@ -76,8 +76,8 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
         return model.float().eval()(IDS, use_cache=False).logits
 
 
-def opened(folder: Path) -> PreTrainedModel:
-    """By plain transformers, which must find every tensor that it looks for, and no other."""
+def load_strictly(folder: Path) -> PreTrainedModel:
+    """Load with transformers, which must find exactly the tensors of the model."""
     model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model
@@ -89,8 +89,10 @@ def of_runs(runs: str) -> Indices:
     return [at for first, _, last in pairs for at in range(int(first), int(last or first) + 1)]
 
 
-def by_hand(source: Brought, kept: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """transformers' class at the target's sizes, with what is kept of the source's tensors."""
+def prune_by_hand(
+    source: GivenFolder, kept: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A transformers model of the target's sizes with the kept parts of the source's tensors."""
     layers = of_runs(kept["layers"]) if "layers" in kept else [*range(source.num_hidden_layers)]
     hidden = of_runs(kept["hidden"]) if "hidden" in kept else [*range(source.hidden_size)]
 
@@ -143,37 +145,37 @@ def by_hand(source: Brought, kept: dict[str, Any]) -> tuple[PreTrainedModel, dic
     return model, state
 
 
-def check_equal(out: Path, source: Brought, kept: dict[str, Any]) -> None:
-    """The folder's tensors, logits, sizes and generation settings are those made by hand."""
-    model, state = by_hand(source, kept)
-    if source.tied:
+def check_equal(out: Path, source: GivenFolder, kept: dict[str, Any]) -> None:
+    """The folder has the tensors, logits, sizes and generation settings of the one made by hand."""
+    model, state = prune_by_hand(source, kept)
+    if source.is_tied:
         del state["lm_head.weight"]
     written = weights_of(out)
     assert written.keys() == state.keys()
     for name, tensor in written.items():
         assert tensor.dtype == state[name].dtype
         assert torch.equal(tensor, state[name]), name
-    found = opened(out)
-    assert found.dtype == getattr(torch, source.dtype)
-    torch.testing.assert_close(logits_of(found), logits_of(model), rtol=1e-5, atol=1e-5)
+    loaded = load_strictly(out)
+    assert loaded.dtype == getattr(torch, source.dtype)
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=1e-5, atol=1e-5)
     if source.has_generation_config:
-        said = GenerationConfig.from_pretrained(out)
-        assert (said.eos_token_id, said.do_sample, said.top_k) == ([2, 3], True, 7)
+        found = GenerationConfig.from_pretrained(out)
+        assert (found.eos_token_id, found.do_sample, found.top_k) == ([2, 3], True, 7)
 
 
 def check_refusal(error: MinitronError, source: Path, *, may_be: bool) -> None:
-    """One line, nothing written beside the source, and with a reason."""
-    told = str(error)
-    event(f"refused: {told.replace(str(source), '')}"[:60])
-    assert 0 < len(told) <= 500
-    assert told.isprintable()
+    """The error is one line, nothing was written, and the error was possible."""
+    message = str(error)
+    event(f"refused: {message.replace(str(source), '')}"[:60])
+    assert 0 < len(message) <= 500
+    assert message.isprintable()
     assert list(source.parent.iterdir()) == [source]
-    assert may_be, told
+    assert may_be, message
 
 
 @composite
-def targets(draw: DrawFn, source: Brought) -> dict[str, int]:
-    """Sizes to cut to, most of them possible ones."""
+def targets(draw: DrawFn, source: GivenFolder) -> dict[str, int]:
+    """Sizes of a pruned model; most are possible."""
     limits = {
         "hidden_size": source.hidden_size,
         "intermediate_size": source.intermediate_size,
@@ -197,8 +199,8 @@ def targets(draw: DrawFn, source: Brought) -> dict[str, int]:
     return sizes
 
 
-def heads_after(source: Brought, sizes: dict[str, int]) -> tuple[int, int]:
-    """Query heads and KV heads: who names one of them means the other as well."""
+def heads_after(source: GivenFolder, sizes: dict[str, int]) -> tuple[int, int]:
+    """Query heads and KV heads of the target; the one that is not given follows from the other."""
     heads, groups = sizes.get("num_attention_heads"), sizes.get("num_key_value_heads")
     if groups is None:
         alone = source.heads_per_group == 1
@@ -206,8 +208,8 @@ def heads_after(source: Brought, sizes: dict[str, int]) -> tuple[int, int]:
     return heads or groups * source.heads_per_group, groups
 
 
-def is_cut(source: Brought, sizes: dict[str, int]) -> bool:
-    """Whether the family takes a model of these sizes, of which one is smaller."""
+def is_cut(source: GivenFolder, sizes: dict[str, int]) -> bool:
+    """Whether the family allows these sizes, and none is larger than the source's."""
     heads, groups = heads_after(source, sizes)
     hidden = sizes.get("hidden_size", source.hidden_size)
     fits = heads % groups == 0 and heads // groups <= source.heads_per_group
@@ -217,10 +219,10 @@ def is_cut(source: Brought, sizes: dict[str, int]) -> bool:
     return fits and (heads, groups) <= (source.heads, source.num_key_value_heads)
 
 
-@given(brought(), data())
+@given(given_folders(), data())
 @bounded
 def test_any_folder_is_pruned_as_by_hand_or_refused_in_one_line(
-    source: Brought, drawn: DataObject
+    source: GivenFolder, drawn: DataObject
 ) -> None:
     sizes = drawn.draw(targets(source))
     scores = drawn.draw(sampled_from(["random", "magnitude"]))
@@ -235,19 +237,19 @@ def test_any_folder_is_pruned_as_by_hand_or_refused_in_one_line(
             check_equal(out, source, json.loads((out / "minitron.json").read_text())["kept"])
 
 
-@given(brought())
+@given(given_folders())
 @bounded
-def test_any_folder_is_converted_with_the_same_numbers(source: Brought) -> None:
+def test_any_folder_is_converted_with_the_same_numbers(source: GivenFolder) -> None:
     with place() as folder:
         path, out = source.write(folder / "source"), folder / "out"
         minitron.convert(str(path), str(out))
         check_equal(out, source, {})
 
 
-@given(brought(("nemotron",)), sampled_from(FORMATS))
+@given(given_folders(("nemotron",)), sampled_from(FORMATS))
 @bounded
 def test_any_nemotron_comes_back_from_a_nemo_or_is_refused_in_one_line(
-    vocabulary: Path, source: Brought, dist_format: str
+    vocabulary: Path, source: GivenFolder, dist_format: str
 ) -> None:
     source = replace(source, vocab_size=VOCAB_SIZE)
     with place() as folder:
@@ -256,7 +258,7 @@ def test_any_nemotron_comes_back_from_a_nemo_or_is_refused_in_one_line(
         try:
             minitron.convert(str(path), str(between), to="nemo", dist_format=dist_format)
         except MinitronError as error:
-            check_refusal(error, path, may_be=not source.is_of_nemo)
+            check_refusal(error, path, may_be=not source.fits_nemo)
         else:
             event("converted")
             minitron.convert(str(between), str(out))

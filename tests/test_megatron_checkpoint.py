@@ -16,13 +16,13 @@ from minitron.errors import SourceError
 from minitron.files.lazy_tensor import LazyTensor
 from tests.nemo_files import (
     SPELLINGS,
+    element_bytes,
     megatron_tensors,
     nemo_members,
     nemo_settings,
     pack_members,
-    raw,
-    saved,
-    tarred,
+    tar_bytes,
+    torch_bytes,
     write_nemo_file,
 )
 
@@ -46,7 +46,7 @@ def assert_same(found: Mapping[str, LazyTensor], written: Mapping[str, torch.Ten
         assert torch.equal(whole, tensor), name
         assert torch.equal(lazy.read(3, 41), tensor[3:41]), name
         if (ranges := lazy.ranges(2, 40)) is not None:
-            assert b"".join(map(bytes_at, ranges)) == raw(tensor[2:40]), name
+            assert b"".join(map(bytes_at, ranges)) == element_bytes(tensor[2:40]), name
 
 
 def bytes_at(range_: Any) -> bytes:
@@ -219,7 +219,7 @@ def test_unknown_tensors_are_kept_for_the_caller_to_refuse(tmp_path: Path, layou
 
 def test_an_asr_checkpoint_is_refused_by_what_it_holds(tmp_path: Path) -> None:
     state = {"preprocessor.featurizer.window": torch.ones(7), "encoder.layers.0.norm": TENSORS}
-    path = pack_members(tmp_path / "asr.nemo", {"model_weights.ckpt": saved(state)}, "tar")
+    path = pack_members(tmp_path / "asr.nemo", {"model_weights.ckpt": torch_bytes(state)}, "tar")
 
     with pytest.raises(
         SourceError, match=r"such as preprocessor\.featurizer\.window.*Megatron GPT"
@@ -345,9 +345,9 @@ def test_no_damage_does_more_than_an_error(
     if target < 0.7:
         name = names[int(target / 0.7 * len(names))]
         members[name] = mutated(members[name], changes)
-        data = tarred(members)
+        data = tar_bytes(members)
     else:
-        data = mutated(tarred(members), changes)
+        data = mutated(tar_bytes(members), changes)
     (folder / "m.nemo").write_bytes(data[: int(keeps * len(data))])
     before = set(os.listdir())
 

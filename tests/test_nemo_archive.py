@@ -17,7 +17,7 @@ from minitron.conversion import unpacked_tar
 from minitron.conversion.nemo_archive import open_archive
 from minitron.errors import SourceError
 from minitron.files.file import LocalFile
-from tests.nemo_files import pack_members, tarred
+from tests.nemo_files import pack_members, tar_bytes
 
 LONG = (
     "model_weights/" + "model.decoder.layers.self_attention.linear_qkv.layer_norm_weight" * 3 + "/0"
@@ -117,7 +117,7 @@ def test_a_compressed_archive_is_unpacked_once_and_says_so(
     with caplog.at_level(logging.INFO), open_archive(path, scratch) as archive:
         (unpacked,) = scratch.iterdir()
         assert archive.member("model_weights/x").path == unpacked
-        assert unpacked.read_bytes() == tarred(MEMBERS)
+        assert unpacked.read_bytes() == tar_bytes(MEMBERS)
     assert list(scratch.iterdir()) == []
     assert f"into {scratch}, at least {path.stat().st_size} bytes" in caplog.text
 
@@ -166,14 +166,14 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(
 ) -> None:
     monkeypatch.setattr(unpacked_tar, "FREE_OF_RATIO", 1 << 20)
     path = tmp_path / "m.nemo"
-    path.write_bytes(gzip.compress(tarred({"x": bytes(1 << 24)})))
+    path.write_bytes(gzip.compress(tar_bytes({"x": bytes(1 << 24)})))
 
     assert "unpacks to more than 100 times its size" in refused(path, tmp_path)
 
 
 def test_weights_that_compress_well_are_no_bomb(tmp_path: Path) -> None:
     path = tmp_path / "m.nemo"
-    path.write_bytes(gzip.compress(tarred({"x": bytes(1 << 24)})))
+    path.write_bytes(gzip.compress(tar_bytes({"x": bytes(1 << 24)})))
 
     assert open_archive(path).member("x").size == 1 << 24
 
@@ -373,7 +373,7 @@ def test_a_file_that_shrank_since_is_noticed(tmp_path: Path) -> None:
 def test_what_a_killed_run_unpacked_is_removed_by_the_next_one(tmp_path: Path) -> None:
     source, scratch = tmp_path / "a.nemo", tmp_path / "scratch"
     scratch.mkdir()
-    source.write_bytes(gzip.compress(tarred({"model_config.yaml": b"a: 1"})))
+    source.write_bytes(gzip.compress(tar_bytes({"model_config.yaml": b"a: 1"})))
     (scratch / "minitron-unpacked-left.tar").write_bytes(b"of a killed run")
     first = unpacked_tar.unpack(LocalFile.at(source), scratch)
     assert [path.name for path in scratch.iterdir()] == [first.path.name]

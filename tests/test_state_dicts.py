@@ -12,7 +12,13 @@ from minitron.conversion.megatron_names import canonical_name
 from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.state_dicts import StateDicts, has_state_dicts, read_state_dicts
 from minitron.errors import SourceError
-from tests.nemo_files import megatron_tensors, nemo_members, nemo_settings, pack_members, saved
+from tests.nemo_files import (
+    megatron_tensors,
+    nemo_members,
+    nemo_settings,
+    pack_members,
+    torch_bytes,
+)
 
 SETTINGS = nemo_settings()
 TENSORS = megatron_tensors(SETTINGS)
@@ -62,7 +68,7 @@ WRAPPED = {
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy file"])
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_every_wrapper_is_removed(tmp_path: Path, wrapper: str, is_zip: bool) -> None:
-    members = {"model_weights.ckpt": saved(WRAPPED[wrapper], is_zip=is_zip)}
+    members = {"model_weights.ckpt": torch_bytes(WRAPPED[wrapper], is_zip=is_zip)}
 
     assert_whole(read(tmp_path, members))
 
@@ -80,7 +86,7 @@ def test_every_wrapper_is_removed(tmp_path: Path, wrapper: str, is_zip: bool) ->
     ],
 )
 def test_a_state_dict_is_found_by_its_place(tmp_path: Path, name: str, layout: str) -> None:
-    found = read(tmp_path, {name: saved(state())})
+    found = read(tmp_path, {name: torch_bytes(state())})
 
     assert found.layout == layout
     assert_whole(found)
@@ -90,7 +96,7 @@ def test_a_state_dict_is_found_by_its_place(tmp_path: Path, name: str, layout: s
     "name", ["weights.ckpt", "mp_rank_0x/model_weights.ckpt", "a/model_weights.ckpt"]
 )
 def test_other_places_hold_no_state_dict(tmp_path: Path, name: str) -> None:
-    archive = open_archive(pack_members(tmp_path / "m.nemo", {name: saved(state())}, "tar"))
+    archive = open_archive(pack_members(tmp_path / "m.nemo", {name: torch_bytes(state())}, "tar"))
 
     assert not has_state_dicts(archive)
 
@@ -101,7 +107,7 @@ def test_the_first_stage_s_embedding_counts(tmp_path: Path) -> None:
     copied = torch.load(io.BytesIO(members[last]))
     copied["model.embedding.word_embeddings.weight"] = torch.zeros(104, 42)
 
-    assert_whole(read(tmp_path, {**members, last: saved(copied)}))
+    assert_whole(read(tmp_path, {**members, last: torch_bytes(copied)}))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_a_missing_rank_is_refused(tmp_path: Path, missing: str) -> None:
 
 
 def test_two_folders_of_one_rank_are_refused(tmp_path: Path) -> None:
-    data = saved(state())
+    data = torch_bytes(state())
     members = {"mp_rank_00/model_weights.ckpt": data, "mp_rank_00_000/model_weights.ckpt": data}
 
     with pytest.raises(SourceError, match="two state dicts of rank"):
@@ -129,7 +135,7 @@ def changed_rank(changes: dict[str, Any]) -> dict[str, bytes]:
     state_ = torch.load(io.BytesIO(members["mp_rank_01/model_weights.ckpt"]))
     state_.update(changes)
     kept = {name: value for name, value in state_.items() if value is not None}
-    return {**members, "mp_rank_01/model_weights.ckpt": saved(kept)}
+    return {**members, "mp_rank_01/model_weights.ckpt": torch_bytes(kept)}
 
 
 FC1 = "model.decoder.layers.2.mlp.linear_fc1.weight"
@@ -180,11 +186,11 @@ def test_a_stage_without_one_of_its_layers_is_refused(tmp_path: Path) -> None:
     held = {name: t for name, t in state().items() if ".layers.1." not in name}
 
     with pytest.raises(SourceError, match=r"a stage has layers \[0, 2, 3\]"):
-        read(tmp_path, {"model_weights.ckpt": saved(held)})
+        read(tmp_path, {"model_weights.ckpt": torch_bytes(held)})
 
 
 def test_a_name_that_would_garble_a_message_is_refused(tmp_path: Path) -> None:
-    members = {"model_weights.ckpt": saved(state(**{"a\nb": torch.ones(3)}))}
+    members = {"model_weights.ckpt": torch_bytes(state(**{"a\nb": torch.ones(3)}))}
 
     with pytest.raises(SourceError, match=r"it names a tensor 'a\\nb'"):
         read(tmp_path, members)
@@ -194,7 +200,7 @@ def test_a_name_in_two_spellings_is_refused(tmp_path: Path) -> None:
     twice = state(**{"module.output_layer.weight": TENSORS["output_layer.weight"]})
 
     with pytest.raises(SourceError, match=r"holds output_layer\.weight twice"):
-        read(tmp_path, {"model_weights.ckpt": saved(twice)})
+        read(tmp_path, {"model_weights.ckpt": torch_bytes(twice)})
 
 
 @pytest.mark.parametrize(
@@ -209,7 +215,7 @@ def test_a_name_in_two_spellings_is_refused(tmp_path: Path) -> None:
 )
 def test_what_is_no_model_is_refused(tmp_path: Path, value: object, message: str) -> None:
     with pytest.raises(SourceError, match=message):
-        read(tmp_path, {"model_weights.ckpt": saved(value)})
+        read(tmp_path, {"model_weights.ckpt": torch_bytes(value)})
 
 
 def test_a_damaged_file_is_named_within_its_archive(tmp_path: Path) -> None:
@@ -237,7 +243,7 @@ def test_nothing_that_a_state_dict_names_runs(tmp_path: Path, is_zip: bool) -> N
     touched = tmp_path / "touched"
     hostile = state(**{"model.x._extra_state": Runs(touched), "hyper_parameters": Runs(touched)})
 
-    assert_whole(read(tmp_path, {"model_weights.ckpt": saved(hostile, is_zip=is_zip)}))
+    assert_whole(read(tmp_path, {"model_weights.ckpt": torch_bytes(hostile, is_zip=is_zip)}))
     assert not touched.exists()
 
 
@@ -247,10 +253,10 @@ def test_dicts_that_hold_themselves_end(tmp_path: Path) -> None:
     wrapped: dict[str, Any] = {}
     wrapped["model"] = wrapped
 
-    found = read(tmp_path, {"model_weights.ckpt": saved(endless)}).tensors
+    found = read(tmp_path, {"model_weights.ckpt": torch_bytes(endless)}).tensors
     assert set(TENSORS) < set(found)  # and more that no model has
     with pytest.raises(SourceError, match="holds a dict"):
-        read(tmp_path, {"model_weights.ckpt": saved(wrapped)})
+        read(tmp_path, {"model_weights.ckpt": torch_bytes(wrapped)})
 
 
 @pytest.mark.parametrize(

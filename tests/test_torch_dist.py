@@ -18,7 +18,13 @@ from minitron.conversion.torch_dist import torch_dist_tensors
 from minitron.errors import SourceError
 from minitron.files.file import File
 from minitron.files.lazy_tensor import LazyTensor
-from tests.nemo_files import megatron_tensors, nemo_members, nemo_settings, pack_members, saved
+from tests.nemo_files import (
+    megatron_tensors,
+    nemo_members,
+    nemo_settings,
+    pack_members,
+    torch_bytes,
+)
 
 NAME = "model.output_layer.weight"
 TENSORS = {
@@ -223,7 +229,7 @@ def of_dtype(dtype: torch.dtype) -> Callable[[Metadata], object]:
 def test_an_item_of_another_kind_is_refused_when_read(
     tmp_path: Path, value: object, message: str
 ) -> None:
-    data = saved(value)
+    data = torch_bytes(value)
     members = members_of(moved(relative_path="__1_0.distcp", offset=0, length=len(data)))
     members["model_weights/__1_0.distcp"] = data
 

@@ -152,7 +152,7 @@ def test_transformers_4_opens_it_alike(
     # `generate(**tokenizer(text))` refuses inputs that the model does not take.
     assert theirs["inputs"] == list(tokenizer(TEXT))
     assert theirs["templates"] == tokenizer.chat_template
-    assert theirs["said"] == []
+    assert theirs["warnings"] == []
 
 
 @pytest.mark.parametrize(("family", "kind"), FOLLOWING)
@@ -162,4 +162,4 @@ def test_transformers_4_gives_the_ids_of_a_file_that_is_of_another_kind_than_its
     folder, theirs = folders[f"{family} {kind}"], found[f"{family} {kind}"]
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids
     assert theirs["ids"] == ids
-    assert theirs["said"] == []
+    assert theirs["warnings"] == []

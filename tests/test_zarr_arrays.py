@@ -11,7 +11,7 @@ from minitron.conversion.nemo_archive import open_archive
 from minitron.conversion.zarr_arrays import zarr_tensors
 from minitron.errors import SourceError
 from minitron.files.lazy_tensor import LazyTensor
-from tests.nemo_files import pack_members, raw
+from tests.nemo_files import element_bytes, pack_members
 
 NAME = "model.output_layer.weight"
 TENSOR = torch.randn(5, 7, generator=torch.manual_seed(0))
@@ -39,7 +39,7 @@ def members(tensor: torch.Tensor, chunks: list[int], **changed: Any) -> dict[str
     separator = changed.get("dimension_separator") or "."
     for index in torch.cartesian_prod(*map(torch.arange, counts)).reshape(-1, len(counts)).tolist():
         box = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, chunks, strict=True))
-        files[f"w/{NAME}/{separator.join(map(str, index))}"] = raw(padded[box])
+        files[f"w/{NAME}/{separator.join(map(str, index))}"] = element_bytes(padded[box])
     return files
 
 
@@ -103,7 +103,7 @@ def test_rows_that_are_behind_each_other_are_known_by_ranges(tmp_path: Path) -> 
 
     assert ranges is not None
     data = [range_.path.read_bytes()[range_.start :][: range_.size] for range_ in ranges]
-    assert b"".join(data) == raw(TENSOR[1:5])
+    assert b"".join(data) == element_bytes(TENSOR[1:5])
     assert whole(tmp_path, members(TENSOR, [2, 3])).ranges() is None
 
 

@@ -1,7 +1,7 @@
-"""Builders of tiny models and texts: sizes pairwise different, head_dim not hidden / heads.
+"""Builders of tiny models and texts. All sizes differ, and head_dim is not hidden / heads.
 
-Weights are random and nothing is left at its initial value: norms and biases too are drawn, so that
-a tensor that is dropped, swapped or cut wrongly changes the logits.
+All weights are random, norms and biases too, so that a tensor that is dropped, swapped or cut
+wrongly changes the logits.
 """
 
 import gzip
@@ -35,7 +35,7 @@ SIZES = {
     "head_dim": 8,
     "vocab_size": 101,
 }
-# Every family with each switch that changes its tensors.
+# Every family, with each option that changes its tensors.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("nemotron", {}),
     "nemotron-biased": ("nemotron", {"attention_bias": True, "mlp_bias": True}),
@@ -58,9 +58,9 @@ FAMILIES = tuple(dict.fromkeys(family for family, _ in VARIANTS.values()))
 
 
 def tiny_config(variant: str = "nemotron", **changed: Any) -> PreTrainedConfig:
-    """transformers' own config of a family, at the tiny sizes."""
-    model_type, switches = VARIANTS[variant]
-    settings = {"max_position_embeddings": 64, **SIZES, **switches, **changed}
+    """The config of a family in transformers, at the tiny sizes."""
+    model_type, options = VARIANTS[variant]
+    settings = {"max_position_embeddings": 64, **SIZES, **options, **changed}
     config: PreTrainedConfig = CONFIG_MAPPING[model_type](
         bos_token_id=2, eos_token_id=3, pad_token_id=0, **settings
     )
@@ -70,7 +70,7 @@ def tiny_config(variant: str = "nemotron", **changed: Any) -> PreTrainedConfig:
 def tiny_model(
     variant: str = "nemotron", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changed: Any
 ) -> PreTrainedModel:
-    """transformers' own class of a family, with random weights everywhere."""
+    """A model of transformers, with random weights."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(variant, **changed), dtype=torch.float32)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def activation_scores(
     *,
     batch_tokens: int = 8192,
 ) -> Importance:
-    """A loaded model's scores on a corpus, without the memory plan of `minitron importance`."""
+    """The scores of a loaded model on a corpus, in one pass, without a memory budget."""
     measurement, stream = measurement or Measurement(), LayerStream.of_model(model)
     sums = sweep(
         list(corpus.sequences),
@@ -99,7 +99,7 @@ def activation_scores(
 
 
 def tiny_folder(path: Path, variant: str = "nemotron", **options: Any) -> Path:
-    """A Hub folder as transformers writes it, without a tokenizer."""
+    """Write a Hub folder with transformers, without a tokenizer."""
     shards = options.pop("max_shard_size", "5GB")
     tiny_model(variant, **options).save_pretrained(path, max_shard_size=shards)
     return path
@@ -108,7 +108,7 @@ def tiny_folder(path: Path, variant: str = "nemotron", **options: Any) -> Path:
 def pickled_folder(
     path: Path, variant: str = "nemotron", *, shards: int = 1, **options: Any
 ) -> Path:
-    """The same with pytorch_model.bin, in shards if there are to be several."""
+    """Write a Hub folder with pytorch_model.bin, or with that many shards of it."""
     model = tiny_model(variant, **options)
     model.config.save_pretrained(path)
     state = model.state_dict()
@@ -128,7 +128,7 @@ def pickled_folder(
 
 
 def edit_config(folder: Path, remove: tuple[str, ...] = (), **changed: Any) -> None:
-    """Change keys of a folder's config.json."""
+    """Change and remove keys of a folder's config.json."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     kept = {key: value for key, value in config.items() if key not in remove}
@@ -141,7 +141,7 @@ def zoo_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_text(path: Path, documents: list[str]) -> Path:
-    """Documents as .txt (joined), .jsonl or .jsonl.gz, by the name's ending."""
+    """Write documents as .txt (joined), .jsonl or .jsonl.gz, by the suffix of the path."""
     if path.name.endswith(".txt"):
         path.write_text("\n".join(documents))
         return path
@@ -154,7 +154,7 @@ def write_text(path: Path, documents: list[str]) -> Path:
 
 
 def weights_of(folder: Path) -> Mapping[str, torch.Tensor]:
-    """Every tensor of a folder's safetensors, by the format's own library."""
+    """Every tensor of a folder's safetensors files, read with the safetensors library."""
     from safetensors.torch import load_file
 
     merged: dict[str, torch.Tensor] = {}

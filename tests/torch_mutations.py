@@ -1,6 +1,6 @@
-"""Files of torch.save with random damage, and whether they are read as torch.load reads them.
+"""Randomly damaged files of torch.save, and whether they are read as torch.load reads them.
 
-Seeded and in this process. By hand, with more of them (each line is a fault):
+The damage is seeded. To test many files (each printed line is a fault):
 
     python -m tests.torch_mutations 20000
 """
@@ -24,7 +24,7 @@ _OPCODES = [ord(opcode.code) for opcode in pickletools.opcodes]
 
 
 def state_dict(*, zipped: bool) -> dict[str, torch.Tensor]:
-    """Views, parameters, every width of number, and storages of equal size and unequal kind."""
+    """Views, parameters, dtypes of every width, and storages of equal size and different dtypes."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -47,7 +47,7 @@ def state_dict(*, zipped: bool) -> dict[str, torch.Tensor]:
         double=draw(6).double(),
         flags=torch.tensor([True, False]),
     )
-    if zipped:  # younger than the older format
+    if zipped:  # dtypes that the older format does not have
         state["float8"] = draw(8).to(torch.float8_e5m2)
         state["uint16"] = torch.arange(7).to(torch.uint16)
     return state
@@ -74,7 +74,7 @@ def pickle_place(data: bytes, *, zipped: bool) -> range:
 
 
 def mutated(data: bytes, seed: str, *, zipped: bool) -> bytes:
-    """One to three faults: in bytes, bits, opcodes, numbers, digits, and in the index."""
+    """The data with one to three faults: in bytes, bits, opcodes, numbers, digits or the index."""
     draw, changed = random.Random(seed), bytearray(data)
     place = pickle_place(data, zipped=zipped)
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
@@ -104,14 +104,14 @@ def mutated(data: bytes, seed: str, *, zipped: bool) -> bytes:
 
 
 def fault_of(path: Path) -> str | None:
-    """What of a file is read otherwise than by torch.load; None where it is refused or equal."""
+    """How reading a file differs from torch.load; None if it is refused or read the same."""
     try:
         ours = {name: tensor.read() for name, tensor in read_torch_file(LocalFile.at(path)).items()}
     except SourceError:
         return None
     try:
         theirs = torch.load(path, weights_only=True)
-    except Exception:  # it refuses calls that we leave inert
+    except Exception:  # it refuses calls that our reader does not execute
         return None
     expected = {
         name: tensor.detach()
@@ -133,7 +133,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def faults(count: int, path: Path, *, zipped: bool, seed: int = 0) -> dict[str, str]:
-    """The faults of `count` damaged files, by the seed of each; `path` is written to."""
+    """The faults of `count` damaged files, by the seed of each; writes each to `path`."""
     data = saved_bytes(zipped=zipped)
     found = {}
     for number in range(count):

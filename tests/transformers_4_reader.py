@@ -1,6 +1,6 @@
-"""Run by test_transformers_4 in an environment with transformers 4: what it makes of folders.
+"""Open model folders with transformers 4 and save what it computes; test_transformers_4 runs this.
 
-python transformers_4_reader.py JOBS.json RESULTS.pt: each job is a folder, a text and token ids.
+python transformers_4_reader.py JOBS.json RESULTS.pt   # a job: a folder, a text and token ids
 """
 
 import json
@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
 from transformers.utils import logging as transformers_logging
 
 
-class Kept(logging.Handler):
-    """Every message of a warning or worse."""
+class KeptMessages(logging.Handler):
+    """Keeps every message of level warning or higher."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -26,8 +26,8 @@ class Kept(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def opened(job: dict[str, Any], kept: Kept) -> dict[str, Any]:
-    """Logits, token ids and chat templates of a folder, and what was said meanwhile."""
+def open_folder(job: dict[str, Any], kept: KeptMessages) -> dict[str, Any]:
+    """Logits, token ids and chat templates of a folder, and the warnings meanwhile."""
     kept.messages.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -42,14 +42,14 @@ def opened(job: dict[str, Any], kept: Kept) -> dict[str, Any]:
         "ids": tokenizer(job["text"])["input_ids"],
         "inputs": list(tokenizer(job["text"])),
         "templates": tokenizer.chat_template,
-        "said": [*kept.messages, *(str(warning.message) for warning in caught)],
+        "warnings": [*kept.messages, *(str(warning.message) for warning in caught)],
     }
 
 
 def main(jobs: Path, results: Path) -> None:
-    kept = Kept()
+    kept = KeptMessages()
     transformers_logging.add_handler(kept)
-    found = {name: opened(job, kept) for name, job in json.loads(jobs.read_text()).items()}
+    found = {name: open_folder(job, kept) for name, job in json.loads(jobs.read_text()).items()}
     torch.save({"version": __version__, **found}, results)
 
 
