@@ -1,7 +1,6 @@
-"""Family evidence: the sections of docs/family.md and of the Space's Evidence tab, read from
-benchmarks/results.
+"""The sections of docs/family.md and of the Space's Evidence tab, read from benchmarks/results.
 
-A run without a result file is left out, and a section without rows.
+Runs without a result file are left out, and sections without rows.
 
     sections()[0].to_json()["title"]   # "Tokens to reach a loss"
 """
@@ -24,7 +23,7 @@ PUBLISHED = Path(minitron.__file__).parent / "records" / "published_cards.yaml"
 
 
 def sections() -> list[Section]:
-    """All that were measured, in the order of the Evidence tab."""
+    """The sections that have results, in the order of the Evidence tab."""
     found = [
         token_curves(),
         loss_against_parameters(),
@@ -37,13 +36,13 @@ def sections() -> list[Section]:
 
 
 def result(name: str) -> dict[str, Any]:
-    """The content of NAME.json, empty where that is not there."""
+    """The content of NAME.json; empty if there is no such file."""
     path = RESULTS / f"{name}.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def family_runs(pattern: str) -> list[tuple[str, dict[str, Any]]]:
-    """The results of benchmarks/family.py whose file name matches, each with that name."""
+    """The file names and results of benchmarks/family.py that match a pattern."""
     paths = sorted((RESULTS / "family").glob(f"{pattern}.json"))
     return [(f"{path.parent.name}/{path.name}", json.loads(path.read_text())) for path in paths]
 
@@ -59,12 +58,12 @@ def recorded_loss(name: str) -> float:
 
 
 def curve(kind: str) -> list[tuple[str, dict[str, Any]]]:
-    """The runs of a curve, by their number of training tokens."""
+    """The runs of a curve, ordered by training tokens."""
     return sorted(family_runs(f"curve/{kind}-*"), key=lambda run: run[1]["tokens"])
 
 
 def token_curves() -> Section | None:
-    """Loss against training tokens, from random weights and pruned from the teacher."""
+    """Loss against training tokens, of a pruned model and of one from random weights."""
     scratch, distilled = curve("scratch"), curve("distill")
     if not (scratch and distilled):
         return None
@@ -104,7 +103,8 @@ def _label(run: dict[str, Any]) -> str:
 def _tokens_saved(
     scratch: list[dict[str, Any]], distilled: list[dict[str, Any]]
 ) -> tuple[tuple[str, str] | None, str]:
-    """How many times fewer tokens the pruned model needs for the loss of the longest other run."""
+    """The headline and verdict: how many times fewer tokens the pruned model needs for the loss of
+    the longest run from random weights."""
     longest = scratch[-1]
     enough = next((run for run in distilled if run["loss"] <= longest["loss"]), None)
     if enough is None:
@@ -114,14 +114,14 @@ def _tokens_saved(
     return (f"{ratio}×", f"{at_least}{ratio} times fewer tokens"), (
         f"From random weights, {longest['tokens']:,} tokens reach {longest['loss']:.3f} nats per "
         f"token. Pruned from the teacher and distilled, {enough['tokens']:,} tokens give "
-        f"{enough['loss']:.3f}. The papers report up to 40 times, against a model trained on as "
-        "many tokens as its teacher; ours was trained on fewer and its loss still falls, so the "
-        "two ratios answer different questions."
+        f"{enough['loss']:.3f}. The papers report up to 40 times fewer tokens than a model that is "
+        "trained on as many tokens as the teacher. Our model from random weights was trained on "
+        "fewer, and its loss still falls: the two ratios cannot be compared."
     )
 
 
 def loss_against_parameters() -> Section | None:
-    """The embedded family, and one model that was pruned and briefly retrained."""
+    """The losses of the embedded models and of the model of importance_against_random."""
     members = result("members").get("members", {})
     series = [Series("the tiny family", tuple(map(_member_point, members, members.values())))]
     against = result("importance_against_random")
@@ -155,7 +155,7 @@ def _student(against: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def importance_against_random() -> Section | None:
-    """The same sizes, with the kept parts chosen by importance and at random."""
+    """Models of the same sizes, whose kept parts were chosen by importance or at random."""
     against = result("importance_against_random")
     if not against:
         return None
@@ -193,7 +193,7 @@ def _lower_by(ours: Row, other: Row) -> str:
 
 
 def ranking_by_axis() -> Section | None:
-    """Table 1 without retraining: each axis pruned to half, by what ranks its parts."""
+    """Table 1 without retraining: each axis pruned to half, by each kind of scores."""
     results = result("zero_shot")
     rows = [row for row in results.get("rows", ()) if row["table"] == "axes"]
     if not rows:
@@ -230,7 +230,7 @@ def _axis_row(cut: str, rows: list[dict[str, Any]], ways: list[str]) -> Row:
 
 
 def compare_rankings(rows: list[dict[str, Any]]) -> str:
-    """Where importance gives a lower loss than the magnitude of weights and than chance."""
+    """The axes on which importance gives a lower loss than magnitude and than random scores."""
     by_cut: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         by_cut.setdefault(row["cut"], {})[row["how"]] = row
@@ -256,7 +256,7 @@ def _answer(ours: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def paper_tables() -> list[Section]:
-    """The tables of family_tables.yaml of which two rows or more were run."""
+    """The tables of family_tables.yaml with results for at least two rows."""
     tables = yaml.safe_load(TABLES.read_text(encoding="utf-8"))
     return [section for table in tables if (section := _paper_table(table)) is not None]
 
@@ -294,7 +294,7 @@ def _table_row(row: dict[str, Any]) -> Row:
 
 
 def _lowest_verdict(rows: Sequence[Row]) -> str:
-    """The lowest row, and whether the next one is different."""
+    """The row of the lowest loss, and whether the next one differs from it."""
     lowest, second = sorted(rows, key=lambda row: row.mean)[:2]
     gap = second.mean - lowest.mean
     if not are_different(gap, lowest.spread, second.spread):
@@ -305,7 +305,7 @@ def _lowest_verdict(rows: Sequence[Row]) -> str:
 
 
 def _paper_verdict(rows: Sequence[Row], higher_is_better: bool) -> str:
-    """Which pairs have the order that the paper gives them."""
+    """Which pairs of rows have the same order as in the paper."""
     agree, disagree, unclear = [], [], []
     ranked = [row for row in rows if row.rank is not None]
     for pair in combinations(ranked, 2):
@@ -334,7 +334,7 @@ def _quoted(name: str) -> str:
 
 
 def published_scores() -> Section | None:
-    """What the papers report of the published models."""
+    """The scores that the papers report for the published models."""
     cards = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     rows = [row for name, of in cards["members"].items() for row in _scores(name, of, cards)]
     benchmarks = {
@@ -349,8 +349,8 @@ def published_scores() -> Section | None:
     ]
     return Section(
         "What the papers report of the published models",
-        "Percent; after each benchmark, the number of examples shown before the question. Reported "
-        "by the papers, not measured here.",
+        "Percent; in parentheses, the number of examples in the prompt. Reported by the papers, "
+        "not measured here.",
         table=(head, *body),
         is_wide=True,
     )

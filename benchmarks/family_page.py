@@ -1,6 +1,6 @@
-"""docs/family.md with its pictures, and space/evidence.json, from the files of benchmarks/results.
+"""Write docs/family.md with its pictures, and space/evidence.json, from benchmarks/results.
 
-Both are written from the same sections (family_evidence.py); no number is typed in here.
+Both have the same sections (family_evidence.py). Numbers are read from the result files.
 
     python benchmarks/family_page.py
 """
@@ -32,11 +32,13 @@ PAPER = Path(__file__).parent / "zero_shot_paper.yaml"
 PAGE = ROOT / "docs" / "family.md"
 EVIDENCE = Path(minitron.space.__file__).parent / "evidence.json"
 PICTURES = PAGE.parent / "pictures"
+# The losses of importance_against_random.json while --samples took the beginning of the text.
+EARLIER_DRAW = {"pruned": 5.031, "retrained": 4.162}
 GREEN, BLUE, AMBER, GREY = "#76b900", "#3b7dd8", "#f2a900", "#9aa0a6"
 
 
 def section_lines(section: Section) -> list[str]:
-    """A table of the papers: what it is, the verdict, the rows, their picture."""
+    """A table of the papers: explanation, verdict, rows, picture."""
     (plot,) = section.plots
     return [
         f"## {section.title}",
@@ -54,7 +56,7 @@ def section_lines(section: Section) -> list[str]:
 
 
 def table_of(plot: DotPlot) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: parameters, loss before and after, seeds, the paper's number."""
+    """Head and rows of the table: parameters, loss before and after, seeds, the paper's number."""
     has_paper = any(row.paper for row in plot.rows)
     head = ["", "parameters", "before", "after", "seeds", *(["the paper"] if has_paper else [])]
     rows = [
@@ -72,30 +74,51 @@ def table_of(plot: DotPlot) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A table, nothing where it has no row."""
+    """The lines of a Markdown table; none without rows."""
     if not rows:
         return []
     lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def teacher() -> list[str]:
-    """The loss that all others are to be read against."""
+def reference_losses() -> list[str]:
+    """The losses of the embedded models on the tokens of the tables."""
     found = result("family/teacher/tiny")
     if not found:
         return []
-    lines = [
-        f"The teacher has {found['loss']:.4f} on the same {found['held_out_tokens']:,} held-out "
-        f"tokens, with {found['parameters']:,} parameters.",
-    ]
+    losses = [f"a loss of {found['loss']:.4f}"]
     for child in ("tiny-half", "tiny-quarter"):
         if of := result(f"family/teacher/{child}"):
-            lines.append(f"`{child}` has {of['loss']:.4f}.")
-    return [" ".join(lines), ""]
+            losses.append(f"`{child}` {of['loss']:.4f}")
+    return [
+        f"On the {found['held_out_tokens']:,} held-out tokens of the tables, the teacher "
+        f"({found['parameters']:,} parameters) has {', '.join(losses)}.",
+        "",
+    ]
+
+
+def draw_of_text() -> list[str]:
+    """Which calibration text the models were pruned with, and how much today's draw changes."""
+    against = result("importance_against_random")
+    if not against:
+        return []
+    ours = next(one for one in against["students"] if one["name"] == "importance")
+    stages = [
+        f"{before:.3f} to {ours[stage]['loss']:.3f} {stage}"
+        for stage, before in EARLIER_DRAW.items()
+    ]
+    return [
+        "The models here were pruned and trained with an earlier draw of calibration text: "
+        "`--samples` took the beginning of the text, and now draws from the whole text. The "
+        "recipes therefore make these models again with slightly different numbers. README's "
+        "comparison of importance with random pruning was measured with both draws: by "
+        f"importance, the loss changed from {' and from '.join(stages)}.",
+        "",
+    ]
 
 
 def token_lines(section: Section) -> list[str]:
-    """Loss against training tokens: the ratio, the picture, every run."""
+    """Loss against training tokens: the ratio, the picture, a table of all runs."""
     assert section.chart is not None
     rows = [
         [series.name, f"{point['x']:,}", f"{point['y']:.4f}"]
@@ -120,7 +143,7 @@ def token_lines(section: Section) -> list[str]:
 
 
 def draw_curve(section: Section) -> str:
-    """Loss against tokens."""
+    """Draw loss against training tokens; return the path of the picture."""
     assert section.chart is not None
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
     points = []
@@ -137,11 +160,11 @@ def draw_curve(section: Section) -> str:
     axis.set_xlabel(section.chart.x)
     axis.set_ylabel(evidence.LOSS)
     axis.legend(frameon=False)
-    return saved(figure, axis, "tokens.png")
+    return save_picture(figure, axis, "tokens.png")
 
 
 def draw_bars(plot: DotPlot, title: str) -> str:
-    """The rows' losses side by side, each seed a dot."""
+    """Draw the losses of the rows, a dot per seed; return the path of the picture."""
     name = title.lower().replace(" ", "-").replace(",", "") + ".png"
     figure, axis = plt.subplots(figsize=(7, 0.5 + 0.42 * len(plot.rows)), layout="constrained")
     least = plot.lowest.mean
@@ -153,11 +176,11 @@ def draw_bars(plot: DotPlot, title: str) -> str:
     axis.set_yticks(range(len(plot.rows)), [row.name for row in plot.rows])
     axis.invert_yaxis()
     axis.set_xlabel(evidence.LOSS)
-    return saved(figure, axis, name)
+    return save_picture(figure, axis, name)
 
 
-def saved(figure: Any, axis: Any, name: str) -> str:
-    """The picture's path as the page names it; the same bytes for the same numbers."""
+def save_picture(figure: Any, axis: Any, name: str) -> str:
+    """Write a picture, the same bytes for the same numbers; return its path for the page."""
     axis.spines[["top", "right"]].set_visible(False)
     PICTURES.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURES / name, dpi=130, metadata={"Software": None})
@@ -166,7 +189,7 @@ def saved(figure: Any, axis: Any, name: str) -> str:
 
 
 def members() -> list[str]:
-    """The embedded models: size, speed and loss."""
+    """The section on the embedded models: size, loss and speed."""
     results = result("members")
     if not results:
         return []
@@ -199,7 +222,7 @@ def members() -> list[str]:
 
 
 def compute(measured: dict[str, Any]) -> list[str]:
-    """The compute of the family, against training each model from random weights."""
+    """The compute of the family, compared with training each model on all tokens."""
     recipes = [yaml.safe_load((RECIPES / name).read_text()) for name in TEACHER_RECIPES]
     corpus = zoo_record("tiny")["training"]["corpus_tokens"]
     whole = corpus * sum(recipe["epochs"] for recipe in recipes)
@@ -211,18 +234,18 @@ def compute(measured: dict[str, Any]) -> list[str]:
     tokens = next(iter(children.values()))
     return [
         f"The teacher was trained on {whole / 1e6:.1f} M tokens, each child on "
-        f"{tokens / 1e6:.1f} M: {whole / tokens:.1f}x fewer. Had each child been trained on as "
-        f"many as the teacher, the family would have cost {scratch / training:.2f}x the compute "
-        "(6 operations per parameter and token, as the paper counts its 1.8x), "
-        f"{scratch / (training + teaching):.2f}x if the "
-        "teacher's own predictions are counted too (2 more). The paper's children have 40x fewer "
-        "tokens.",
+        f"{tokens / 1e6:.1f} M, {whole / tokens:.1f} times fewer. Training each child on as many "
+        f"tokens as the teacher would take {scratch / training:.2f} times the compute of the "
+        "family, at 6 operations per parameter and token, as the paper computes its factor of "
+        f"1.8. It would take {scratch / (training + teaching):.2f} times if the family's compute "
+        "includes the teacher's predictions, at 2 operations per parameter and token. The "
+        "paper's children were trained on 40 times fewer tokens than their teacher.",
         "",
     ]
 
 
 def ranking() -> list[str]:
-    """Whether candidates keep their order while they are briefly retrained."""
+    """The section on the order of candidates during a brief retraining."""
     found = {Path(source).stem: run["looks"] for source, run in family_runs("ranking/*")}
     if len(found) < 3:
         return []
@@ -237,29 +260,30 @@ def ranking() -> list[str]:
     ]
     head = ["", *(f"step {step}" for step in steps)]
     return [
-        "## The candidates' order while they are retrained",
+        "## The order of candidates during retraining",
         "",
-        f"{len(found)} of the search's candidates for the half, each distilled by the same steps "
-        "of 2,048 tokens: rank, and held-out loss on 16,352 tokens. "
+        f"{len(found)} candidates of `minitron search` with half of the teacher's parameters, each "
+        "distilled with the same batches of 2,048 tokens per step. A cell has the rank and the "
+        "loss on 16,352 held-out tokens. "
         f"{_steadiness(order, at, stable)} In the paper, ranks change until about 300 steps of "
         "4.7 M tokens (arXiv 2407.14679, section 2.3).",
         "",
         *markdown(head, rows),
         "",
-        f"![Loss of candidates while they are retrained]({draw_ranking(found)})",
+        f"![Loss of candidates during retraining]({draw_ranking(found)})",
         "",
     ]
 
 
 def _steadiness(order: dict[int, list[str]], at: dict[int, dict[str, float]], stable: int) -> str:
-    """When ranks stop changing, or which still change at the end."""
+    """The step after which ranks do not change, or how many change at the end."""
     *_, before, last = order
     if stable < last:
         return f"The order does not change after step {stable}."
-    moving = [name for one, name in zip(order[before], order[last], strict=True) if one != name]
-    apart = max(at[last][name] for name in moving) - min(at[last][name] for name in moving)
+    changed = [name for one, name in zip(order[before], order[last], strict=True) if one != name]
+    apart = max(at[last][name] for name in changed) - min(at[last][name] for name in changed)
     return (
-        f"{len(moving)} ranks still change between the last two measurements, among candidates "
+        f"{len(changed)} ranks still change between the last two measurements, among candidates "
         f"that are {apart:.3f} nats apart."
     )
 
@@ -269,7 +293,7 @@ def _at(looks: list[dict[str, Any]], step: int) -> float:
 
 
 def draw_ranking(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Each candidate's loss above the best one's."""
+    """Draw the loss of each candidate above that of the best; return the path of the picture."""
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
     steps = [look["step"] for look in next(iter(found.values()))]
     best = {step: min(_at(looks, step) for looks in found.values()) for step in steps}
@@ -279,11 +303,11 @@ def draw_ranking(found: dict[str, list[dict[str, Any]]]) -> str:
     axis.set_ylabel("loss above the best one's (nats per token)")
     axis.set_yscale("symlog", linthresh=0.05)
     axis.legend(frameon=False, fontsize=8)
-    return saved(figure, axis, "ranking.png")
+    return save_picture(figure, axis, "ranking.png")
 
 
 def zero_shot() -> list[str]:
-    """The tables without retraining."""
+    """The section of the tables without retraining."""
     results = result("zero_shot")
     if not results:
         return []
@@ -291,16 +315,16 @@ def zero_shot() -> list[str]:
         "## Without retraining",
         "",
         f"The teacher has {results['teacher']:.4f} nats per token on {results['tokens']:,} "
-        f"held-out tokens; importance from {results['samples']} sequences of 512 tokens.",
+        f"held-out tokens. Importance is measured on {results['samples']} sequences of 512 tokens.",
         "",
     ]
     words = {
-        "axes": "Axes and what ranks them (table 1)",
-        "aggregation": "Aggregations, batch and sequence (table 11)",
-        "neurons": "Where neurons are scored",
-        "depth": "What ranks layers",
-        "steps": "Importance measured in steps (table 12)",
-        "residual": "Heads dropped, or added to the kept ones (section 2.3)",
+        "axes": "Axes and scores (table 1)",
+        "aggregation": "Aggregations over the batch and the sequence (table 11)",
+        "neurons": "Neurons scored before or after the activation",
+        "depth": "Scores of layers",
+        "steps": "Pruned in steps, importance measured before each (table 12)",
+        "residual": "Pruned heads dropped, or added to the kept heads (section 2.3)",
     }
     papers = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
     for table, title in words.items():
@@ -318,31 +342,33 @@ def zero_shot() -> list[str]:
         lines += [f"### {title}", "", *markdown(head, rows), ""]
         if table == "axes":
             lines += [compare_rankings(found), ""]
-            lines += ["![Loss by axis and by what ranks](../benchmarks/results/zero_shot.png)", ""]
+            lines += ["![Loss by axis and by score](../benchmarks/results/zero_shot.png)", ""]
     return lines
 
 
 def page(found: list[Section]) -> str:
-    """The whole page."""
+    """The content of docs/family.md."""
     tables = [section for section in found if section.plots and section.plots[0].rows[0].tokens]
     curves = [section for section in found if section.headline]
     lines = [
         "# The tiny family: the papers' tables in miniature",
         "",
-        "Everything here is measured on the embedded teacher `tiny` (6.7 M parameters, books), by "
-        "`python benchmarks/family.py` and `python benchmarks/zero_shot.py`. Each number is read "
-        "from a file of `benchmarks/results`; `python benchmarks/family_page.py` writes this page. "
-        "Losses are nats per token on held-out books; ± is the sample standard deviation over "
-        "seeds. The papers are [arXiv 2407.14679](https://arxiv.org/abs/2407.14679) and "
+        "This page repeats tables of the Minitron papers with the embedded teacher `tiny` (6.7 M "
+        "parameters, trained on books). `python benchmarks/family.py` and `python "
+        "benchmarks/zero_shot.py` measured the numbers; `python benchmarks/family_page.py` writes "
+        "the page from the files of `benchmarks/results`. Losses are nats per token on held-out "
+        "books; ± is the sample standard deviation over seeds. The papers are "
+        "[arXiv 2407.14679](https://arxiv.org/abs/2407.14679) and "
         "[arXiv 2408.11796](https://arxiv.org/abs/2408.11796).",
         "",
         *members(),
         "## How to read the tables",
         "",
-        *teacher(),
-        f"Bold is the row of the lowest mean. {evidence.RULE} The last column is what the paper "
-        "prints for the same row, of models a thousand times the size, in the paper's own units: "
-        "compare orders, not numbers.",
+        *reference_losses(),
+        *draw_of_text(),
+        f"The row with the lowest mean is bold. {evidence.RULE} The last column has the paper's "
+        "number for the same row. The paper's models are about a thousand times larger and its "
+        "units differ: compare the order of the rows, not the numbers.",
         "",
     ]
     for section in curves:
@@ -354,7 +380,7 @@ def page(found: list[Section]) -> str:
 
 
 def evidence_json(found: list[Section]) -> str:
-    """What the Space draws."""
+    """The content of space/evidence.json, which the Space draws."""
     content = {"rule": evidence.RULE, "sections": [section.to_json() for section in found]}
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
