@@ -38,13 +38,6 @@ ROTARY: tuple[dict[str, Any], ...] = (
         "original_max_position_embeddings": 16,
     },
 )
-CLASSES = {
-    "nemotron": "Nemotron",
-    "llama": "Llama",
-    "mistral": "Mistral",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -160,7 +153,7 @@ class GivenFolder:
         """The content of config.json."""
         rotary = {"rope_theta": self.theta, **ROTARY[self.rotary]}
         content: dict[str, Any] = {
-            "architectures": [f"{CLASSES[self.model_type]}ForCausalLM"],
+            "architectures": [type(self.model).__name__],
             "model_type": self.model_type,
             **self._sizes(),
             **dict.fromkeys(self.flags, True),
