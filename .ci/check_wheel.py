@@ -1,11 +1,11 @@
-"""The wheel holds every module and data file of the repository: check_wheel.py REPOSITORY WHEEL."""
+"""Check that a wheel has every module and data file: check_wheel.py REPOSITORY WHEEL."""
 
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-# The folders of the repository, and where the wheel has them.
+# Folders of the repository, and their paths in the wheel.
 FOLDERS = {
     "minitron/": "minitron/",
     "conversion/": "minitron/conversion/",

@@ -1,7 +1,6 @@
-"""Words that this project does not use, in the names, docstrings and comments of its Python files.
+"""Find words that this project does not use in names, docstrings and comments of Python files.
 
-Each of them had many meanings here and had to be translated by the reader. CONTRIBUTING says what
-is written in their place.
+Each word had several meanings here. CONTRIBUTING has the project's vocabulary.
 
     python .ci/plain_words.py minitron conversion space tests
 """
@@ -36,7 +35,7 @@ _ENGLISH = re.compile(r"[A-Za-z]+")
 
 
 def main(folders: list[str]) -> int:
-    """Print every use as `file:line: word`; the exit code says whether there was one."""
+    """Print every use as `file:line: word`; return 1 if there is one."""
     files = sorted(path for folder in folders for path in Path(folder).rglob("*.py"))
     found = [line for path in files for line in uses(path)]
     print("\n".join(found) or f"{len(files)} files in plain words")
@@ -44,7 +43,7 @@ def main(folders: list[str]) -> int:
 
 
 def uses(path: Path) -> Iterator[str]:
-    """Where a file uses one of the words."""
+    """The uses of these words in a file."""
     text = path.read_text(encoding="utf-8")
     for line, kind, words in texts(text):
         for word in _ENGLISH.findall(words):

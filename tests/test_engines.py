@@ -129,8 +129,8 @@ def test_the_page_of_the_engines_lists_every_limit() -> None:
     assert len(listed) == len(limits)
     for (name, limit), (family, engine, what, how) in zip(limits, listed, strict=True):
         assert (family, engine, how == "computes") == (name, limit.engine, limit.loads)
-        told = f"rotary scaling but {' and '.join(limit.rope_types)}"
-        assert what.startswith(words.get(limit.what, told if limit.rope_types else limit.what))
+        rotary = f"rotary scaling other than {' and '.join(limit.rope_types)}"
+        assert what.startswith(words.get(limit.what, rotary if limit.rope_types else limit.what))
     for family in FAMILIES.values():
         for tool, remark in family.engine_remarks.items():
             assert tool in page

@@ -361,7 +361,7 @@ def pattern(key: str) -> str:
 
 def faults_of_page(sections: Sections) -> list[str]:
     """Keys of records that docs/minitron-json.md does not name, and keys that it has too many."""
-    always, sometimes = rows_of_page("Always there"), rows_of_page("Where it applies")
+    always, sometimes = rows_of_page("Required keys"), rows_of_page("Optional keys")
     unused = [(key, command) for key, commands in [*always, *sometimes] for command in commands]
     faults = []
     for section, record in sections.items():

@@ -44,7 +44,7 @@ def test_the_example_is_what_its_command_writes(tmp_path: Path) -> None:
 
 
 def test_the_schema_is_the_documented_one() -> None:
-    assert f"`schema` is a whole number, now {SCHEMA}." in DOCS
+    assert f"`schema` is an integer, at present {SCHEMA}." in DOCS
     assert f"| `schema` | all | {SCHEMA} |" in DOCS
 
 
