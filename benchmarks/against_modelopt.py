@@ -2,21 +2,21 @@
 
 A Nemotron with planted differences between its units and the embedded teacher `tiny` are cut on all
 axes at once, on the same token ids in float32: by ModelOpt's `mcore_minitron` in the real
-Megatron-core, on a CPU, and by us. What ModelOpt kept is told from its pruned weights, each of
-which is found again in the whole model; its scores are what it sorts by. Told are, for each axis,
+Megatron-core, on a CPU, and by us. What ModelOpt kept is read from its pruned weights, each of
+which is found again in the whole model; its scores are what it sorts by. For each axis:
 
 - score_difference: the largest relative difference of a score from ModelOpt's;
 - kept_alike: the share of what ModelOpt keeps that we keep too; kept_by_paper: that of our default;
 - sizes_alike: of all the sizes this axis could have been cut to, the share at which the kept units
   are the same in every layer;
-- tied: kept units that score exactly as much as one that goes; kept_alike_unstable: see below
+- tied: kept units that score exactly as much as one that is cut; kept_alike_unstable: see below
 
 and how far the logits of both whole and of both pruned models are apart, beside the largest logit.
 
 Half of some layers' neurons in `tiny` are never active on its own text: they all score 0, and some
 have to stay. Which, ModelOpt leaves to an unstable `argsort`: whatever the sort of this processor
 does. We keep the lower index. So ModelOpt runs twice, as it is (kept_alike_unstable) and with its
-sort made stable, which defines its choice; all else is told of the latter.
+sort made stable, which defines its choice; all else is of the latter.
 
 ModelOpt 0.43 does without Transformer Engine, so without a GPU; in an environment of its own:
 
@@ -144,14 +144,14 @@ def of_minitron(source: str, ids: Path, sizes: Sizes, work: Path) -> Outcome:
 def measured(
     source: str, ids: Path, work: Path, scores: Literal["paper", "modelopt"]
 ) -> Importance:
-    """Our importance, which also lies in `work`."""
+    """Our importance, which also is in `work`."""
     return minitron.measure_importance(
         source, str(work / scores), corpus=str(ids), scores=scores, compute_dtype="float32"
     )
 
 
 def planned(scores: Importance, source: str, sizes: Sizes) -> Kept:
-    """What our plan keeps, on the axes of width in every layer, also one that goes."""
+    """What our plan keeps, on the axes of width in every layer, also one that is cut."""
     whole = open_source(source).architecture
     layers = choose_plan(scores, whole, whole.resized(**sizes)).layers
     widths = {size: value for size, value in sizes.items() if size != "num_hidden_layers"}
@@ -341,7 +341,7 @@ def found(
     target: Architecture,
     whole: Architecture,
 ) -> Kept:
-    """Where the weights of the pruned model lie in the whole one; no rows of layers that went."""
+    """Where the weights of the pruned model are in the whole one; no rows of layers that went."""
     embedding = "embedding.word_embeddings.weight"
     hidden = places(pruned[embedding].T, original[embedding].T)
 
@@ -411,7 +411,7 @@ def compared(
 
 
 def tied(scores: torch.Tensor, kept: set[int]) -> int:
-    """How many of the kept units score exactly as much as one that goes."""
+    """How many of the kept units score exactly as much as one that is cut."""
     gone = set(scores[sorted(set(range(len(scores))) - kept)].tolist())
     return sum(score in gone for score in scores[sorted(kept)].tolist())
 
@@ -487,9 +487,9 @@ def table(row: dict[str, Any]) -> str:
     lines.append("| axis | kept | largest score difference | kept alike | sizes alike | by paper |")
     lines.append("|---|---:|---:|---:|---:|---:|")
     percent: Callable[[float], str] = "{:.1%}".format
-    for axis, told in row["axes"].items():
-        shares = (told[key] for key in ("kept_alike", "sizes_alike", "kept_by_paper"))
-        cells = [f"{told['kept']} of {told['of']}", f"{told['score_difference']:.1e}"]
+    for axis, output in row["axes"].items():
+        shares = (output[key] for key in ("kept_alike", "sizes_alike", "kept_by_paper"))
+        cells = [f"{output['kept']} of {output['of']}", f"{output['score_difference']:.1e}"]
         lines.append(f"| {axis} | " + " | ".join([*cells, *map(percent, shares)]) + " |")
     for which in ("", "pruned_"):
         apart, largest = row[f"{which}logit_difference"], row[f"largest_{which}logit"]

@@ -68,7 +68,7 @@ class Ended:
     """How a command ended, and what it printed last."""
 
     end: str
-    told: str
+    output: str
 
 
 def write_good_files(root: Path) -> None:
@@ -255,12 +255,12 @@ def ended(command: tuple[str, ...]) -> Ended:
         os.close(reading)
         _in_child(command, writing)
     os.close(writing)
-    deadline, told = time.monotonic() + SECONDS, b""
+    deadline, output = time.monotonic() + SECONDS, b""
     os.set_blocking(reading, False)
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         with suppress(BlockingIOError):
-            told += os.read(reading, 1 << 16)
+            output += os.read(reading, 1 << 16)
         if done:
             break
         if time.monotonic() > deadline:
@@ -270,7 +270,7 @@ def ended(command: tuple[str, ...]) -> Ended:
             return Ended("hang", "")
         time.sleep(0.005)
     os.close(reading)
-    text = told.decode("utf-8", "replace")
+    text = output.decode("utf-8", "replace")
     if os.WIFSIGNALED(status):
         return Ended("crash", f"signal {os.WTERMSIG(status)}: {text[-300:]}")
     return Ended(("right", "traceback", "line")[min(os.WEXITSTATUS(status), 2)], text[-1500:])

@@ -3,7 +3,7 @@
 Both are transformers' Trainer with the same student, teacher, batches and optimizer, and take
 turns, from the same weights each time; what is compared is the median over the rounds of the ratio
 in one round. Memory is the peak of resident memory above what the models and the interpreter take.
-Before anything is told, both trainers' losses of every step are compared.
+Before anything is reported, both trainers' losses of every step are compared.
 
     python benchmarks/distilling.py                        # some minutes, 6 GB
     python benchmarks/distilling.py --vocabularies 4096 --threads 1

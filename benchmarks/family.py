@@ -1,7 +1,7 @@
 """The papers' tables in miniature: the tiny family pruned, retrained and compared, run by run.
 
 Each run is a name and a few of minitron's own verbs; its numbers go to benchmarks/results/family,
-a file a run, and a run whose file is there is not run again: interrupt it when you like. Models lie
+a file a run, and a run whose file is there is not run again: interrupt it when you like. Models are
 in --work meanwhile. `benchmarks/family_page.py` makes docs/family.md of the files.
 
     python benchmarks/family.py --corpus train.jsonl.gz --held-out valid.jsonl.gz --work runs
@@ -67,7 +67,7 @@ INNER = {"intermediate_size": 160, "num_attention_heads": 4}  # MLP and attentio
 
 @dataclass(frozen=True)
 class Work:
-    """Where models lie, and the texts that all runs share."""
+    """Where models are, and the texts that all runs share."""
 
     folder: Path
     corpus: str

@@ -2,7 +2,7 @@
 
 All are cut to the same sizes, evaluated on held-out text, retrained alike by cross-entropy and
 evaluated again. Results go to benchmarks/results/importance_against_random.{json,png}; a model that
-is already there is not made again, so an interrupted run goes on.
+is already there is not made again, so an interrupted run continues.
 
     python benchmarks/importance_against_random.py --corpus books.jsonl.gz --held-out valid.jsonl.gz
 """

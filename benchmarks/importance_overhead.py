@@ -8,7 +8,7 @@ Three ways over the same model and tokens take turns, so that a busy moment hits
   NVIDIA's ModelOpt does, `x.float().abs().mean(seq)`, cosine_similarity and a norm a head; with the
   output embedding, as a model is called, and without it.
 
-What is told is the median over rounds of the CPU seconds of a way above the bare decoder's in the
+The result is the median over rounds of the CPU seconds of a way above the bare decoder's in the
 same round. Scores of both are compared before anything is timed; imports and weights are outside.
 
     OMP_NUM_THREADS=1 python benchmarks/importance_overhead.py --rounds 9      # about five minutes

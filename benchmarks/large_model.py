@@ -114,11 +114,11 @@ def run(name: str, folder: Path, threads: int) -> dict[str, Any]:
         running = subprocess.Popen(command, stderr=written, env=environment)
         _, status, used = os.wait4(running.pid, 0)
     wall = time.perf_counter() - begun
-    said = log.read_text()
+    given = log.read_text()
     if status:
-        raise SystemExit(f"{name} failed: {said}")
+        raise SystemExit(f"{name} failed: {given}")
     cpu = used.ru_utime + used.ru_stime
-    stated = re.search(r"at most (.*) of memory expected", said)
+    stated = re.search(r"at most (.*) of memory expected", given)
     tokens = sequences * length
     return {
         "layers": layers,

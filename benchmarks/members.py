@@ -29,7 +29,7 @@ def ways_of(name: str) -> dict[str, Callable[[], object]]:
     """Reading a prompt, and generating after a short one."""
     model = load_model(open_source(name), dtype=torch.float32)
     ids = torch.randint(6, model.config.vocab_size, (1, PROMPT))
-    told: dict[str, Any] = {"do_sample": False, "min_new_tokens": NEW, "max_new_tokens": NEW}
+    output: dict[str, Any] = {"do_sample": False, "min_new_tokens": NEW, "max_new_tokens": NEW}
 
     @torch.inference_mode()
     def read() -> object:
@@ -37,7 +37,7 @@ def ways_of(name: str) -> dict[str, Callable[[], object]]:
 
     @torch.inference_mode()
     def generate() -> object:
-        return model.generate(ids[:, :8], **told)
+        return model.generate(ids[:, :8], **output)
 
     return {"read": read, "generate": generate}
 

@@ -133,10 +133,10 @@ NOT_NULL = {
 @pytest.mark.parametrize(
     ("family", "key", "value"),
     [
-        pytest.param(family, key, value, id=f"{family}-{key}-{said}")
+        pytest.param(family, key, value, id=f"{family}-{key}-{stated}")
         for family in FAMILIES
         for key in ("num_key_value_heads", "head_dim")
-        for said, value in (("absent", ...), ("null", None))
+        for stated, value in (("absent", ...), ("null", None))
         if value is ... or (family, key) not in NOT_NULL
     ],
 )
@@ -318,9 +318,9 @@ class TestLayerTypes:
     ids=str,
 )
 def test_nemotrons_rotary_settings_are_written_in_both_forms(
-    said: dict[str, Any], theta: float, factor: float, kind: str
+    stated: dict[str, Any], theta: float, factor: float, kind: str
 ) -> None:
-    config = config_of("nemotron", **said)
+    config = config_of("nemotron", **stated)
     written = resized_config(config, Architecture.from_config(config), (0, 1, 2, 3))
     assert (written["rope_theta"], written["partial_rotary_factor"]) == (theta, factor)
     nested = written["rope_parameters"]

@@ -110,7 +110,7 @@ def test_a_target_that_cannot_be_is_named(
     assert says in refused("prune", source, tmp_path / "out", *target.split(), *scores)
 
 
-def test_a_size_that_the_family_refuses_is_told_in_its_words(
+def test_a_size_that_the_family_refuses_is_reported_in_its_words(
     tmp_path: Path, refused: Refused
 ) -> None:
     llama = tiny_folder(tmp_path / "llama", "llama")
@@ -134,7 +134,7 @@ def test_a_size_that_the_family_refuses_is_told_in_its_words(
     ],
     ids=str,
 )
-def test_a_config_that_does_not_hold_is_told(
+def test_a_config_that_does_not_hold_is_reported(
     changed: dict[str, Any], says: str, damaged: Path, tmp_path: Path, refused: Refused
 ) -> None:
     edit_config(damaged, **changed)
@@ -356,7 +356,7 @@ class TestTheCorpus:
 
 
 class TestImportance:
-    def test_of_another_model_tells_both_shapes(
+    def test_of_another_model_names_both_shapes(
         self, source: Path, tmp_path: Path, refused: Refused
     ) -> None:
         other = tiny_folder(tmp_path / "other", hidden_size=48)
@@ -404,7 +404,7 @@ class TestTheOutput:
         line = refused("prune", source, tmp_path / "no" / "out", "--hidden-size", 36, *RANDOM)
         assert line == f"{tmp_path / 'no'} is not a folder: create it first"
 
-    def test_is_not_told_from_what_is_in_its_way(
+    def test_is_distinguished_from_what_is_in_its_way(
         self, source: Path, tmp_path: Path, refused: Refused
     ) -> None:
         (tmp_path / "out.partial").mkdir()

@@ -172,15 +172,15 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("family", "ffn", "heads"), [("nemotron", 512, 4), ("llama", 448, 4), ("qwen3", 48, 16)]
 )
-def test_a_prompt_holds_about_what_is_told(family: str, ffn: int, heads: int) -> None:
+def test_a_prompt_holds_about_what_is_stated(family: str, ffn: int, heads: int) -> None:
     model = tiny_model(
         family, hidden_size=128, intermediate_size=ffn, num_attention_heads=heads, head_dim=40
     )
     architecture = Architecture.from_config(model.config.to_dict())
     with torch.inference_mode(), LiveBytes() as live:
         model(input_ids=torch.ones(2, 256, dtype=torch.long), logits_to_keep=1)
-    told = memory_needed(architecture, Use(2, 256, 4)) - 4 * architecture.parameters
-    assert 0.9 < told / live.peak < 1.25
+    message = memory_needed(architecture, Use(2, 256, 4)) - 4 * architecture.parameters
+    assert 0.9 < message / live.peak < 1.25
 
 
 def test_a_long_prompt_runs_in_pieces() -> None:

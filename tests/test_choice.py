@@ -158,7 +158,7 @@ def test_the_choice_is_on_record_and_on_the_card(source: str, ids: str, tmp_path
         ({"ratio": 0.5, "max_candidates": 0, "scores": "random", "corpus": "random"}, "it must be"),
     ],
 )
-def test_a_budget_that_cannot_be_met_is_told(
+def test_a_budget_that_cannot_be_met_is_reported(
     options: dict[str, Any], says: str, source: str
 ) -> None:
     with pytest.raises(MinitronError, match=says):

@@ -125,9 +125,9 @@ def test_nan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     ],
 )
 def test_options_of_another_target_are_refused(
-    tmp_path: Path, options: dict[str, object], told: str
+    tmp_path: Path, options: dict[str, object], output: str
 ) -> None:
-    with pytest.raises(TargetError, match=told):
+    with pytest.raises(TargetError, match=output):
         minitron.convert("tiny", str(tmp_path / "out"), **options)
     assert not list(tmp_path.iterdir())
 

@@ -111,7 +111,7 @@ def test_what_is_ours_or_stops_the_program_passes(passing: BaseException) -> Non
     assert raised.value is passing
 
 
-def test_only_the_first_line_of_a_reason_is_told() -> None:
+def test_only_the_first_line_of_a_reason_is_reported() -> None:
     expected = pytest.raises(SourceError, match="^a cannot be read: first: mend it$")
     with expected, foreign_parser("a", SourceError, "mend it"):
         raise ValueError("\nfirst\nsecond")

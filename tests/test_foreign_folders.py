@@ -81,7 +81,7 @@ def test_a_snapshot_of_the_hubs_cache_is_made_of_links(folder: Path, tmp_path: P
     assert load_tokenizer(open_source(str(snapshot)))
 
 
-def test_weights_may_lie_on_another_disk(folder: Path, tmp_path: Path) -> None:
+def test_weights_may_be_on_another_disk(folder: Path, tmp_path: Path) -> None:
     elsewhere = shutil.move(folder / "model.safetensors", tmp_path / "weights.safetensors")
     (folder / "model.safetensors").symlink_to(elsewhere)
     prune(folder, tmp_path / "out")
@@ -115,8 +115,8 @@ def test_a_strange_adapter_is_one_line(settings: dict[str, Any], tmp_path: Path)
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_scaling"])
 def test_a_config_of_numbers_that_are_none_is_refused(key: str, value: str, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    said = value if key == "rms_norm_eps" else f'{{"factor": [1.0, {value}]}}'
-    text = json.dumps({**config, key: "it"}).replace('"it"', said)
+    stated = value if key == "rms_norm_eps" else f'{{"factor": [1.0, {value}]}}'
+    text = json.dumps({**config, key: "it"}).replace('"it"', stated)
     (folder / "config.json").write_text(text)
     with pytest.raises(SourceError, match=r"config.json says \w+ is (nan|-?inf), no finite number"):
         open_source(str(folder))

@@ -133,7 +133,7 @@ def test_sampling_is_what_transformers_samples_from_the_same_seed(
     assert got == wanted
 
 
-def test_seeds_tell_samples_apart_and_greedy_needs_none(folder: Path) -> None:
+def test_seeds_distinguish_samples_and_greedy_needs_none(folder: Path) -> None:
     def sampled(seed: int, temperature: float) -> str:
         return minitron.generate(
             str(folder), PROMPT, max_new_tokens=9, temperature=temperature, seed=seed

@@ -29,7 +29,7 @@ import json, sys
 from minitron.errors import MinitronError
 from minitron.sources.opening import open_source
 
-def told(name):
+def reported(name):
     try:
         source = open_source(name)
         return {
@@ -45,7 +45,7 @@ def told(name):
     except MinitronError as error:
         return {"error": type(error).__name__, "message": str(error)}
 
-print(json.dumps({name: told(name) for name in sys.argv[1:]}))
+print(json.dumps({name: reported(name) for name in sys.argv[1:]}))
 """
 
 

@@ -1,4 +1,4 @@
-"""Importance is what the formulas say, told by hand and by brute force."""
+"""Importance is what the formulas give, computed by hand and by brute force."""
 
 import copy
 from itertools import product
@@ -191,7 +191,7 @@ def test_modelopt_scores_are_what_modelopt_computes(family: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["nemotron", "qwen2-sliding", "llama-biased-tied"])
-def test_blocks_have_the_influence_of_what_lies_between_their_ends(variant: str) -> None:
+def test_blocks_have_the_influence_of_what_is_between_their_ends(variant: str) -> None:
     model, text = tiny_model(variant), corpus()
     scores = activation_scores(model, text, Measurement(block_size=3))
     samples = recorded(model, torch.from_numpy(text.sequences).long())

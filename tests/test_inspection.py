@@ -1,4 +1,4 @@
-"""Inspection tells what is published of a model, from its config and headers alone."""
+"""Inspection states what is published of a model, from its config and headers alone."""
 
 import json
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_the_first_config_of_minitron_8b_is_understood(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.usefixtures("no_reads")
-def test_a_folder_is_told_without_reading_its_weights(variant: str, tmp_path: Path) -> None:
+def test_a_folder_is_reported_without_reading_its_weights(variant: str, tmp_path: Path) -> None:
     model = tiny_model(variant, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "model")
     record = minitron.inspect(str(tmp_path / "model")).to_json()
@@ -125,14 +125,16 @@ def test_a_folder_is_told_without_reading_its_weights(variant: str, tmp_path: Pa
     ],
 )
 @pytest.mark.usefixtures("no_reads")
-def test_the_layout_is_told(layout: str, write: Any, tmp_path: Path) -> None:
+def test_the_layout_is_reported(layout: str, write: Any, tmp_path: Path) -> None:
     inspection = minitron.inspect(str(write(tmp_path / "model")))
     assert inspection.layout == layout
     assert inspection.dtype == "float32"
     assert inspection.bytes == 4 * inspection.parameters
 
 
-def test_of_mixed_dtypes_the_one_of_most_bytes_is_told_and_all_are_counted(tmp_path: Path) -> None:
+def test_of_mixed_dtypes_the_one_of_most_bytes_is_reported_and_all_are_counted(
+    tmp_path: Path,
+) -> None:
     path = tiny_folder(tmp_path / "model", dtype=torch.bfloat16)
     weights = {
         name: tensor.float() if "norm" in name else tensor
@@ -158,9 +160,9 @@ def test_of_mixed_dtypes_the_one_of_most_bytes_is_told_and_all_are_counted(tmp_p
     ids=str,
 )
 def test_without_weights_the_configs_dtype_counts(
-    said: dict[str, Any], dtype: str, width: int, tmp_path: Path
+    stated: dict[str, Any], dtype: str, width: int, tmp_path: Path
 ) -> None:
-    path = config_only(tmp_path / "model", model_type="llama", **SIZES, **said)
+    path = config_only(tmp_path / "model", model_type="llama", **SIZES, **stated)
     inspection = minitron.inspect(path)
     assert inspection.dtype == dtype
     assert inspection.bytes == width * inspection.parameters
@@ -174,7 +176,7 @@ def test_a_dtype_that_is_none_is_named(dtype: Any, tmp_path: Path) -> None:
         minitron.inspect(path)
 
 
-def test_tokenizer_files_are_told(tmp_path: Path) -> None:
+def test_tokenizer_files_are_reported(tmp_path: Path) -> None:
     path = tiny_folder(tmp_path / "model")
     for name in ("tokenizer.model", "tokenizer.json", "README.md"):
         (path / name).write_text("")
@@ -190,7 +192,7 @@ def test_weights_of_another_config_are_refused(tmp_path: Path) -> None:
         minitron.inspect(str(path))
 
 
-def test_a_folder_that_lies_here_goes_before_the_zoo(
+def test_a_folder_that_is_here_precedes_the_zoo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded = minitron.inspect("tiny-half").parameters

@@ -148,7 +148,7 @@ def test_assisted_generation_is_plain_generation(how: str) -> None:
     assert torch.equal(helped, plain)
 
 
-def test_generation_goes_on_from_a_cache_that_is_given() -> None:
+def test_generation_continues_from_a_cache_that_is_given() -> None:
     model, ids = build(OURS), tokens(1, 9)["input_ids"]
     cache = DynamicCache(config=model.config)
     with torch.no_grad():

@@ -18,7 +18,7 @@ ASSISTANT = {"role": "assistant", "content": "Not much."}
 
 def get_weather(city: str) -> str:
     """
-    Tell the weather.
+    Report the weather.
 
     Args:
         city: The name of the city.
@@ -56,7 +56,7 @@ def test_turns_follow_each_other() -> None:
     )
 
 
-def test_what_was_said_so_far_is_a_prefix_of_what_is_said_next() -> None:
+def test_each_text_is_a_prefix_of_the_next() -> None:
     talk = [SYSTEM, USER, ASSISTANT, USER, ASSISTANT]
     for turns in (2, 4):
         asked = rendered(talk[:turns], add_generation_prompt=True)

@@ -185,7 +185,7 @@ def test_rope_can_be_changed_after_the_config_is_made() -> None:
     assert NemotronModel(config).rotary_emb.inv_freq.shape == (10,)
 
 
-def test_from_pretrained_changes_what_it_is_told_to(tmp_path: Path) -> None:
+def test_from_pretrained_changes_what_it_is_asked_to(tmp_path: Path) -> None:
     made(**SIZES).save_pretrained(tmp_path)
     config = NemotronConfig.from_pretrained(tmp_path, partial_rotary_factor=1.0, rope_theta=7.0)
     assert config.rope_parameters == {
@@ -208,10 +208,10 @@ def test_from_pretrained_changes_what_it_is_told_to(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_keys_that_contradict_each_other_are_refused(said: dict[str, Any]) -> None:
+def test_keys_that_contradict_each_other_are_refused(stated: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="contradicts itself: .*Keep the right one") as refusal:
-        made(**said)
-    flat = [value for value in said.values() if not isinstance(value, dict)]
+        made(**stated)
+    flat = [value for value in stated.values() if not isinstance(value, dict)]
     assert all(str(value) in str(refusal.value) for value in flat)
 
 

@@ -178,7 +178,7 @@ def test_the_vocabulary_can_grow() -> None:
 
 
 @torch.no_grad()
-def test_the_input_must_be_said_once() -> None:
+def test_the_input_must_be_given_once() -> None:
     model = build(OURS)
     embeddings = model.get_input_embeddings()(tokens()["input_ids"])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
@@ -199,11 +199,11 @@ def run_in_parallel(rank: int, folder: str) -> None:
     by_layers = load(folder, distributed_config=DistributedConfig(pp_size=2))
     half = by_tensors.model.layers[1].mlp.up_proj.weight.to_local()
     assert half.shape == (SIZES["intermediate_size"] // 2, SIZES["hidden_size"])
-    told = {**tokens(1, 6), "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    output = {**tokens(1, 6), "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     for parts in (by_tensors, by_layers):
         with torch.no_grad():
             close(parts(**tokens()).logits, whole(**tokens()).logits)
-        assert torch.equal(parts.generate(**told), whole.generate(**told))
+        assert torch.equal(parts.generate(**output), whole.generate(**output))
     for model in (whole, by_tensors):
         model(**tokens(), labels=tokens()["input_ids"]).loss.backward()
     gradients = dict(whole.named_parameters())

@@ -206,5 +206,5 @@ def test_a_key_of_the_first_published_configs_is_read(
     library: ModuleType, legacy: dict[str, Any], name: str, value: float
 ) -> None:
     config = library.NemotronConfig(**{"hidden_size": 4096, "num_attention_heads": 32, **legacy})
-    said = {"head_dim": config.head_dim, **config.rope_parameters}
-    assert said[name] == value
+    stated = {"head_dim": config.head_dim, **config.rope_parameters}
+    assert stated[name] == value

@@ -169,7 +169,7 @@ def test_contiguous_layers_go_as_the_block_that_scores_least(
         # By rank 4 1 3 0 2. Three stay: rank 2 takes in rank 5, rank 3 takes in rank 4.
         (3, {4: 4, 1: 2, 3: 0}),
         (4, {4: 4, 1: 1, 3: 3, 0: 2}),
-        # Two stay: each takes in one, and the last of all goes without.
+        # Two stay: each takes in one, and the last of all takes none.
         (2, {4: 0, 1: 3}),
         (1, {4: 1}),
     ],

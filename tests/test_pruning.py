@@ -261,7 +261,7 @@ def test_tokenizer_and_license_files_are_copied_unchanged(tmp_path: Path) -> Non
     assert not (tmp_path / "out" / "notes.txt").exists()
 
 
-def test_the_record_tells_what_was_kept_and_what_made_it(tmp_path: Path) -> None:
+def test_the_record_states_what_was_kept_and_what_made_it(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
     minitron.prune(str(source), str(tmp_path / "out"), hidden_size=30, scores="random", seed=7)
     record = json.loads((tmp_path / "out" / "minitron.json").read_text())
@@ -330,7 +330,7 @@ def heads_of(tensor: torch.Tensor, dimension: int = 0) -> tuple[torch.Tensor, ..
     return tensor.split(SIZES["head_dim"], dim=dimension)
 
 
-def test_a_kv_group_goes_with_its_query_heads(tmp_path: Path) -> None:
+def test_a_kv_group_follows_its_query_heads(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
     corpus = ids_file(tmp_path / "ids.npy")
     measured = minitron.measure_importance(str(source), str(tmp_path / "scores"), corpus=corpus)
@@ -462,10 +462,10 @@ def test_contiguous_layers_are_neighbours(tmp_path: Path) -> None:
     ],
 )
 def test_choices_that_do_not_go_together_are_refused(
-    tmp_path: Path, options: dict[str, Any], told: str
+    tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     source, corpus = tiny_folder(tmp_path / "source"), ids_file(tmp_path / "ids.npy")
-    with pytest.raises(TargetError, match=told):
+    with pytest.raises(TargetError, match=message):
         minitron.prune(str(source), str(tmp_path / "out"), **TARGET, corpus=corpus, **options)
     assert not (tmp_path / "out").exists()
 

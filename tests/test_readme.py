@@ -114,7 +114,7 @@ def test_the_table_of_formats_is_complete() -> None:
 @pytest.mark.parametrize(
     ("family", "target", "is_written"), [cell for cell in conversions() if cell[1] != "onnx"]
 )
-def test_each_family_goes_where_the_table_says(
+def test_each_family_is_placed_as_the_table_says(
     family: str, target: str, is_written: bool, one_layer: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / ("out.nemo" if target == "nemo" else "out")

@@ -70,7 +70,7 @@ class Ran:
 
     hub: Hub
     folder: Path
-    said: tuple[str, ...]  # by each python block
+    stated: tuple[str, ...]  # by each python block
 
     def repository(self, repo: str) -> Repository:
         found = self.hub.repository("model", repo)
@@ -105,14 +105,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         patch.setenv("DISABLE_SAFETENSORS_CONVERSION", "1")
         talk_to(hub, patch, homes / "shell", TOKEN)
         patch.chdir(folder)
-        said = []
+        stated = []
         for number, (language, code) in enumerate(BLOCKS):
             if language == "python":
-                said.append(run_python(code, folder, hub, homes / str(number)))
+                stated.append(run_python(code, folder, hub, homes / str(number)))
             else:
                 for command in commands_of(code):
                     main(shlex.split(command)[1:])
-        yield Ran(hub, folder, tuple(said))
+        yield Ran(hub, folder, tuple(stated))
 
 
 def test_every_line_of_the_section_is_one_that_ran() -> None:
@@ -125,8 +125,8 @@ def test_every_line_of_the_section_is_one_that_ran() -> None:
 
 
 def test_both_models_go_on_from_the_prompt(ran: Ran) -> None:
-    assert len(ran.said) == 2
-    assert all(PROMPT in said for said in ran.said)
+    assert len(ran.stated) == 2
+    assert all(PROMPT in stated for stated in ran.stated)
 
 
 def test_the_half_is_private_and_half_and_says_where_it_is_from(ran: Ran) -> None:

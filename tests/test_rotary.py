@@ -40,7 +40,7 @@ def scaling_of(kind: str, family: str) -> dict[str, Any]:
     return {**SCALINGS[kind], **(lists if kind == "longrope" else {})}
 
 
-def said(form: str, family: str, kind: str) -> dict[str, Any]:
+def stated(form: str, family: str, kind: str) -> dict[str, Any]:
     """Rotary settings as a config.json of some age has them."""
     scaling, theta = scaling_of(kind, family), 5000
     nested = {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **scaling}}
@@ -77,7 +77,7 @@ def angles(config: dict[str, Any], length: int) -> tuple[torch.Tensor, torch.Ten
 def test_either_form_of_what_is_written_turns_heads_as_the_source_does(
     family: str, kind: str, form: str
 ) -> None:
-    source = config_of(family, **said(form, family, kind))
+    source = config_of(family, **stated(form, family, kind))
     config = written(source)
     scaling = config.get("rope_scaling", {})
     assert "rope_theta" not in scaling
@@ -107,7 +107,7 @@ def test_what_a_silent_config_means_is_written_out(family: str) -> None:
 
 @pytest.mark.parametrize("kind", REQUIRED)
 def test_what_was_written_is_written_again_as_it_is(kind: str) -> None:
-    once = written(config_of("llama", **said("nested", "llama", kind)))
+    once = written(config_of("llama", **stated("nested", "llama", kind)))
     assert written(once) == once
 
 
@@ -166,7 +166,7 @@ def test_a_whole_head_is_no_partial_one() -> None:
 
 
 def test_longrope_scales_attention_alike_where_factor_is_not_the_ratio_of_lengths() -> None:
-    """transformers 4 takes the ratio, 5 the factor, and both an attention_factor that is said."""
+    """transformers 4 takes the ratio, 5 the factor, and both an attention_factor that is stated."""
     scaling = {**scaling_of("longrope", "llama"), "rope_type": "longrope", "factor": 2.0}
     config = written(config_of("llama", rope_scaling=scaling))
     assert config["original_max_position_embeddings"] == 16
@@ -178,7 +178,7 @@ def test_longrope_scales_attention_alike_where_factor_is_not_the_ratio_of_length
 @pytest.mark.parametrize("form", ["flat", "nested"])
 def test_opening_a_model_leaves_the_sources_config_as_it_is(family: str, form: str) -> None:
     """transformers writes rope_theta into the rope_scaling that it is given."""
-    config = config_of(family, **said(form, family, "linear"))
+    config = config_of(family, **stated(form, family, "linear"))
     before = deepcopy(config)
     hub_config(config)
     written(config)

@@ -214,7 +214,7 @@ class TestSettings:
         assert least.endswith(("MiB", "GiB"))
         assert not (tmp_path / "out").exists()
 
-    def test_the_expected_peak_is_told_before(
+    def test_the_expected_peak_is_reported_before(
         self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         corpus, out = ids_file(tmp_path / "ids.npy"), str(tmp_path / "out")
@@ -260,7 +260,7 @@ class TestAnInterruptedRun:
         shutil.copytree(killed, tmp_path / "copy")
         monkeypatch.chdir(tmp_path / "copy")
 
-    def test_goes_on_from_its_last_chunk(
+    def test_it_continues_from_its_last_chunk(
         self, killed: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         corpus = str(killed / "ids.npy")
@@ -285,7 +285,7 @@ class TestAnInterruptedRun:
         resumed = measure_importance("model", "out", corpus=corpus, memory_budget="64GiB")
         assert_equal(resumed, measure_importance("model", "whole", corpus=corpus))
 
-    def test_with_other_settings_is_refused_and_told_them(self, killed: Path) -> None:
+    def test_with_other_settings_is_refused_and_shown_them(self, killed: Path) -> None:
         corpus = str(killed / "ids.npy")
         with pytest.raises(OutputError, match="was begun with aggregation 'l2,mean', now 'l2,l2'"):
             measure_importance("model", "out", corpus=corpus, aggregation="l2,l2")
@@ -320,10 +320,10 @@ def test_two_processes_give_what_one_gives(layer_scores: Any, folder: Path, tmp_
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120)[0] for process in running]
+    stated = [process.communicate(timeout=120)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert said[0].startswith(str(tmp_path / "shared"))
-    assert said[1] == ""
+    assert stated[0].startswith(str(tmp_path / "shared"))
+    assert stated[1] == ""
     shared = Importance.load(tmp_path / "shared")
     assert_equal(shared, alone, rtol=1e-5)
     assert shared.made_by == alone.made_by
@@ -347,7 +347,7 @@ def test_more_processes_than_sequences_are_refused(
 
 
 @pytest.mark.parametrize(("measure", "passes"), [("loss", "2.2"), ("influence", None)])
-def test_what_scoring_layers_by_leaving_them_out_costs_is_told(
+def test_what_scoring_layers_by_leaving_them_out_costs_is_reported(
     measure: Any, passes: str | None, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "minitron"):
@@ -358,8 +358,8 @@ def test_what_scoring_layers_by_leaving_them_out_costs_is_told(
             layer_scores=measure,
             block_size=2,
         )
-    told = f"layers by {measure} take the work of {passes} passes more" in caplog.text
-    assert told == (passes is not None)
+    output = f"layers by {measure} take the work of {passes} passes more" in caplog.text
+    assert output == (passes is not None)
 
 
 def test_activations_that_overflow_are_refused(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_the_default_space_holds_even_cuts_and_the_source(whole: Architecture) -
     assert len(set(space.widths)) == len(space.widths)
 
 
-def test_the_default_space_takes_multiples_and_depths_as_told() -> None:
+def test_the_default_space_takes_multiples_and_depths_as_asked() -> None:
     space = default_space(NEMOTRON_15B, multiple_of=1000, min_layers=31)
     assert space.layers == (31, 32)
     assert {hidden for hidden, _ in space.widths} == {1000, 2000, 3000, 4000, 5000, 6000, 6144}

@@ -38,7 +38,7 @@ def planted(folder: Path) -> str:
             if f"layers.{IDENTITY}." in name and ("o_proj" in name or "down_proj" in name):
                 parameter.zero_()
             elif "lm_head" in name:
-                parameter.mul_(4)  # confident, so that its own text is best told by itself
+                parameter.mul_(4)  # confident, so that its own text is best predicted by itself
     model.save_pretrained(folder)
     return str(folder)
 
@@ -173,7 +173,7 @@ def test_json_is_one_object_on_stdout(
     assert record["candidates"][0]["rank"] == 1
 
 
-def test_an_interrupted_search_goes_on_with_what_it_has(
+def test_an_interrupted_search_continues_with_what_it_has(
     source: str, ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "out")
@@ -207,7 +207,7 @@ def test_an_interrupted_search_goes_on_with_what_it_has(
     [("held-out", "held out text"), ("model", "model"), ("corpus", "text")],
 )
 def test_an_interrupted_search_does_not_go_on_with_other_files(
-    replaced: str, told: str, ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    replaced: str, output: str, ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_folder(tmp_path / "model")
     held_out, corpus = tmp_path / "held-out.npy", tmp_path / "corpus.npy"
@@ -230,7 +230,7 @@ def test_an_interrupted_search_does_not_go_on_with_other_files(
     else:
         path = tmp_path / f"{replaced}.npy"
         np.save(path, np.load(path)[::-1])
-    with pytest.raises(OutputError, match=rf"out\.partial was begun with other {told} under the"):
+    with pytest.raises(OutputError, match=rf"out\.partial was begun with other {output} under the"):
         minitron.search(str(model), str(tmp_path / "out"), **asked)
 
 
@@ -383,7 +383,7 @@ def test_heads_that_share_no_kv_head_are_searched_with_their_own(tmp_path: Path,
         ({"retrain_steps": 1}, "retraining needs text: name --retrain-corpus"),
     ],
 )
-def test_a_mistake_is_told_and_nothing_is_written(
+def test_a_mistake_is_reported_and_nothing_is_written(
     source: str, ids: str, scores: str, tmp_path: Path, changed: dict[str, Any], says: str
 ) -> None:
     asked = {"ratio": 0.6, "importance": scores, "held_out": ids, **changed}

@@ -1,4 +1,4 @@
-"""A digest tells models apart by sizes and weights, and not by how they are stored."""
+"""A digest states models apart by sizes and weights, and not by how they are stored."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def digest(folder: Path) -> str:
     return open_source(str(folder)).digest
 
 
-def test_the_same_weights_have_one_digest_however_they_lie(tmp_path: Path) -> None:
+def test_the_same_weights_have_one_digest_in_any_layout(tmp_path: Path) -> None:
     one = tiny_folder(tmp_path / "one", dtype=torch.bfloat16)
     others = (
         tiny_folder(tmp_path / "sharded", dtype=torch.bfloat16, max_shard_size="40KB"),

@@ -61,7 +61,9 @@ def test_a_version_outside_of_the_range_is_named_in_one_line_with_what_to_do(
 
 
 @pytest.mark.parametrize("inside", ["5.20.0", "5.22.1", "5.24.3", "5.24.0.dev0"])
-def test_nothing_is_said_of_a_version_inside(inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_reported_of_a_version_inside(
+    inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_versions(monkeypatch, transformers=inside)
     assert surroundings.untested_packages() == []
 

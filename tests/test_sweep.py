@@ -65,7 +65,7 @@ def test_smaller_batches_come_before_another_sweep() -> None:
     assert plan.chunk_tokens == 65536
 
 
-def test_the_least_budget_that_is_told_works_and_less_does_not() -> None:
+def test_the_least_budget_that_is_reported_works_and_less_does_not() -> None:
     with pytest.raises(TargetError, match="two layers and a sequence of 1024 tokens") as refused:
         plan_sweep(NEMOTRON_15B, [1024] * 64, budget=GIB, needs=BF16)
     least = parse_bytes(str(refused.value).rpartition("at least ")[2], "--memory-budget")
@@ -97,9 +97,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("size", [5, 4096, 4097, 123_456_789, 6 * GIB, 6 * GIB + 1, 10**14])
-def test_a_size_that_is_told_suffices(size: int) -> None:
-    told = parse_bytes(readable_bytes(size), "--memory-budget")
-    assert size <= told <= size * 1.01 + 11
+def test_a_size_that_is_reported_suffices(size: int) -> None:
+    output = parse_bytes(readable_bytes(size), "--memory-budget")
+    assert size <= output <= size * 1.01 + 11
 
 
 def test_memory_is_known() -> None:
@@ -114,13 +114,13 @@ from minitron import measure_importance
 from minitron.files.device_memory import memory_in_use
 import minitron.scores.measuring
 import logging
-told = []
-minitron.scores.measuring.logger.info = told.append
+reported = []
+minitron.scores.measuring.logger.info = reported.append
 budget = memory_in_use("cpu") + int(sys.argv[3])
 np.save("ids.npy", np.random.default_rng(0).integers(4000, size=(24, 128)))
 scores = measure_importance(*sys.argv[1:3], corpus="ids.npy", memory_budget=str(budget))
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-print(told[0])
+print(reported[0])
 print(budget, peak)
 """
 
@@ -146,7 +146,7 @@ def test_a_budget_smaller_than_the_model_is_honoured(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    told, numbers = ran.stdout.splitlines()
+    output, numbers = ran.stdout.splitlines()
     budget, peak = map(int, numbers.split())
-    assert "layers read one after another" in told
+    assert "layers read one after another" in output
     assert peak <= budget

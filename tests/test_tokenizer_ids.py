@@ -164,13 +164,13 @@ def test_files_with_which_auto_tokenizer_gives_these_ids_stay_byte_for_byte(
 def test_what_a_class_brings_beside_its_ids_is_written(family: str, tmp_path: Path) -> None:
     source = whole_folder(tmp_path / "source", family, byte_level(), "LlamaTokenizerFast")
     file = source / "tokenizer_config.json"
-    said = {"tokenizer_class": "LlamaTokenizerFast", "pad_token": "<unk>", "legacy": True}
-    file.write_text(json.dumps(said))
+    stated = {"tokenizer_class": "LlamaTokenizerFast", "pad_token": "<unk>", "legacy": True}
+    file.write_text(json.dumps(stated))
     minitron.convert(str(source), str(tmp_path / "out"))
     written = json.loads((tmp_path / "out" / file.name).read_text())
     brought = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     assert written == {
-        **said,
+        **stated,
         **(brought if family != "qwen2" else {}),  # transformers makes a Qwen2Tokenizer of it
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],

@@ -19,7 +19,7 @@ import minitron
 from minitron.files.model_files import portable_tokenizer_config
 from minitron.model.rotary import KEYS
 from minitron.sources.hub_folder import HubFolder
-from tests.test_rotary import said
+from tests.test_rotary import stated
 from tests.test_tokenizer_ids import WRITTEN, whole_folder
 from tests.tiny import FAMILIES, edit_config, tiny_folder, write_text, zoo_tokenizer
 
@@ -62,7 +62,7 @@ def source(path: Path, family: str, kind: str, generation: int) -> Path:
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|end|>"]})
     tokenizer.chat_template = {"default": "A{{ messages }}", "rag": "B{{ messages }}"}
     tiny_folder(path, family, vocab_size=len(tokenizer))
-    scaling = said(GENERATIONS[generation], family, kind)
+    scaling = stated(GENERATIONS[generation], family, kind)
     edit_config(path, remove=KEYS, **scaling)
     tokenizer.save_pretrained(path)
     file = path / "tokenizer_config.json"

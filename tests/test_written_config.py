@@ -34,9 +34,9 @@ def written_by(command: str, source: Path, out: Path, **options: Any) -> dict[st
     ids=str,
 )
 def test_both_names_of_the_dtype_say_one(
-    tmp_path: Path, command: str, said: dict[str, Any], options: dict[str, Any], dtype: str | None
+    tmp_path: Path, command: str, stated: dict[str, Any], options: dict[str, Any], dtype: str | None
 ) -> None:
     source = tiny_folder(tmp_path / "source", "llama", hidden_size=48)
-    edit_config(source, remove=("dtype",), **said)
+    edit_config(source, remove=("dtype",), **stated)
     config = written_by(command, source, tmp_path / "out", **options)
     assert config.get("dtype") == config.get("torch_dtype") == dtype

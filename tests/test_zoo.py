@@ -43,12 +43,12 @@ def loss_in(results: dict[str, Any]) -> float:
 
 
 def test_the_teacher_is_a_tiny_nemotron_with_heads_of_their_own_size() -> None:
-    told = minitron.inspect("tiny")
-    assert 6_000_000 <= told.parameters <= 8_000_000
-    assert told.model_type == "nemotron"
-    assert told.head_dim * told.num_attention_heads != told.hidden_size
-    assert 1 < told.num_key_value_heads < told.num_attention_heads
-    assert told.dtype == "bfloat16"
+    output = minitron.inspect("tiny")
+    assert 6_000_000 <= output.parameters <= 8_000_000
+    assert output.model_type == "nemotron"
+    assert output.head_dim * output.num_attention_heads != output.hidden_size
+    assert 1 < output.num_key_value_heads < output.num_attention_heads
+    assert output.dtype == "bfloat16"
 
 
 def test_all_of_it_takes_at_most_sixteen_megabytes_and_holds_no_text() -> None:
