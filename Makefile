@@ -7,6 +7,7 @@ lint:
 	ruff check .
 	ruff format --check .
 	lint-imports --no-cache
+	python .ci/plain_words.py minitron conversion space modeling_nemotron tests benchmarks
 
 types:
 	mypy

@@ -298,7 +298,7 @@ class TestLayerTypes:
 
 
 @pytest.mark.parametrize(
-    ("said", "theta", "factor", "kind"),
+    ("stated", "theta", "factor", "kind"),
     [
         ({}, 10000.0, 0.5, "default"),
         ({"rope_theta": 500.0, "partial_rotary_factor": 0.25}, 500.0, 0.25, "default"),

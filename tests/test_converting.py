@@ -114,7 +114,7 @@ def test_nan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "output"),
     [
         ({"tp": 2}, "--tp is for --to trtllm, not hub"),
         ({"to": "nemo", "pp": 2}, "--pp is for --to trtllm, not nemo"),

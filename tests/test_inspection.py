@@ -148,7 +148,7 @@ def test_of_mixed_dtypes_the_one_of_most_bytes_is_reported_and_all_are_counted(
 
 
 @pytest.mark.parametrize(
-    ("said", "dtype", "width"),
+    ("stated", "dtype", "width"),
     [
         ({"dtype": "float16"}, "float16", 2),
         ({"torch_dtype": "float64"}, "float64", 8),

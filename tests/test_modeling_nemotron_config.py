@@ -196,7 +196,7 @@ def test_from_pretrained_changes_what_it_is_asked_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "stated",
     [
         {"head_dim": 128, "kv_channels": 64},
         {"partial_rotary_factor": 0.5, "rope_percent": 0.25},

@@ -451,7 +451,7 @@ def test_contiguous_layers_are_neighbours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (
             {"scores": "modelopt", "head_residual": True},

@@ -203,7 +203,7 @@ def test_an_interrupted_search_continues_with_what_it_has(
 
 
 @pytest.mark.parametrize(
-    ("replaced", "told"),
+    ("replaced", "output"),
     [("held-out", "held out text"), ("model", "model"), ("corpus", "text")],
 )
 def test_an_interrupted_search_does_not_go_on_with_other_files(

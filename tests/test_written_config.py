@@ -22,7 +22,7 @@ def written_by(command: str, source: Path, out: Path, **options: Any) -> dict[st
 
 
 @pytest.mark.parametrize(
-    ("command", "said", "options", "dtype"),
+    ("command", "stated", "options", "dtype"),
     [
         ("prune", {"torch_dtype": "bfloat16"}, {}, "bfloat16"),
         ("prune", {"dtype": "bfloat16"}, {}, "bfloat16"),
