@@ -304,7 +304,7 @@ def test_a_destination_that_will_not_do_is_refused_before_anything_is_pruned(
 ) -> None:
     hub.add("Some/Model", sharded)
     prune = (*PRUNE, "--corpus", corpus)
-    assert "Other/half is not there, and me cannot" in refused(
+    assert "Other/half does not exist, and me cannot" in refused(
         *prune, "--push-to-hub", "Other/half"
     )
     assert "--private needs --push-to-hub" in refused(*prune, "--private")
