@@ -1,24 +1,28 @@
-"""Does `--scores modelopt` keep what NVIDIA's ModelOpt keeps? Both prune the same models.
+"""Compare the pruning of `--scores modelopt` with that of NVIDIA's ModelOpt on the same models.
 
-A Nemotron with planted differences between its units and the embedded teacher `tiny` are cut on all
-axes at once, on the same token ids in float32: by ModelOpt's `mcore_minitron` in the real
-Megatron-core, on a CPU, and by us. What ModelOpt kept is read from its pruned weights, each of
-which is found again in the whole model; its scores are what it sorts by. For each axis:
+Two models are pruned on all axes at once, on the same token ids in float32: a Nemotron whose units
+differ by construction, and the embedded teacher `tiny`. ModelOpt's `mcore_minitron` prunes them in
+Megatron-core on a CPU, and minitron prunes them. The units that ModelOpt keeps are found by
+comparing its pruned weights with the whole model; its scores are those that it sorts by. Reported
+per axis:
 
-- score_difference: the largest relative difference of a score from ModelOpt's;
-- kept_alike: the share of what ModelOpt keeps that we keep too; kept_by_paper: that of our default;
-- sizes_alike: of all the sizes this axis could have been cut to, the share at which the kept units
-  are the same in every layer;
-- tied: kept units that score exactly as much as one that is cut; kept_alike_unstable: see below
+- score_difference: the largest relative difference of our scores from ModelOpt's;
+- kept_alike: the share of ModelOpt's kept units that we keep too; kept_by_paper: the same with our
+  default scores;
+- sizes_alike: the share of possible sizes of the axis at which the kept units are the same in every
+  layer;
+- tied: the number of kept units whose score equals that of a removed one; kept_alike_unstable: see
+  below.
 
-and how far the logits of both whole and of both pruned models are apart, beside the largest logit.
+Also reported: the largest difference between the logits of both whole models and of both pruned
+models, and the largest logit.
 
-Half of some layers' neurons in `tiny` are never active on its own text: they all score 0, and some
-have to stay. Which, ModelOpt leaves to an unstable `argsort`: whatever the sort of this processor
-does. We keep the lower index. So ModelOpt runs twice, as it is (kept_alike_unstable) and with its
-sort made stable, which defines its choice; all else is of the latter.
+In some layers of `tiny` half of the neurons are never active on the text that it generates. They
+all have the score 0, and some have to be kept. ModelOpt chooses by an unstable `argsort`, whose
+result depends on the processor; we keep the lower index. ModelOpt therefore runs twice, unchanged
+(kept_alike_unstable) and with a stable sort (all other values).
 
-ModelOpt 0.43 does without Transformer Engine, so without a GPU; in an environment of its own:
+ModelOpt 0.43 runs without Transformer Engine, and so without a GPU. In a separate environment:
 
     pip install torch==2.13.0 && pip install -c constraints.txt -e .
     pip install -c constraints.txt nvidia-modelopt==0.43.0 megatron-core==0.16.1 requests
@@ -78,22 +82,22 @@ TARGETS: dict[str, Sizes] = {
         "num_hidden_layers": 5,
     },
 }
-Scores = dict[str, torch.Tensor]  # of an axis, (rows, units): a row for each layer that ranks alone
-Kept = dict[str, list[set[int]]]  # of an axis, of every row
+Scores = dict[str, torch.Tensor]  # by axis, (rows, units): a row per layer, or one for all layers
+Kept = dict[str, list[set[int]]]  # by axis, for every row
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one of both makes of a model."""
+    """The result of minitron or ModelOpt for a model."""
 
     scores: Scores
     kept: Kept
-    logits: torch.Tensor  # (samples, seq_len, vocab) of the whole model
+    logits: torch.Tensor  # of the whole model (samples, seq_len, vocab)
     pruned_logits: torch.Tensor
 
 
 def plant(folder: Path) -> None:
-    """Write a random Nemotron whose channels, neurons, heads and layers differ in what they do."""
+    """Write a random Nemotron whose channels, neurons, heads and layers differ in scale."""
     torch.manual_seed(SEED)
     config = NemotronConfig(max_position_embeddings=SEQ_LEN, pad_token_id=None, **PLANTED)
     model: Any = NemotronForCausalLM(config)
@@ -102,7 +106,7 @@ def plant(folder: Path) -> None:
         return torch.randn(shape).mul(0.5).exp()
 
     with torch.no_grad():
-        for parameter in model.parameters():  # norms too: gains of 1 + 0.15, and biases
+        for parameter in model.parameters():  # of norms too: gains of 1 + 0.15, and biases
             parameter.copy_(torch.randn_like(parameter) * 0.15)
         model.model.embed_tokens.weight.mul_(spread(PLANTED["hidden_size"]))
         for layer in model.model.layers:
@@ -117,14 +121,14 @@ def plant(folder: Path) -> None:
 
 
 def token_ids(source: str) -> np.ndarray:
-    """Ids [samples, seq_len] that the model samples itself."""
+    """Token ids (samples, seq_len) that the model generates."""
     model = load_model(open_source(source), dtype=torch.float32)
     return self_corpus(model, seq_len=SEQ_LEN, samples=SAMPLES, seed=SEED).sequences
 
 
 def of_minitron(source: str, ids: Path, sizes: Sizes, work: Path) -> Outcome:
-    """Measured, pruned and run by our public verbs."""
-    scores = measured(source, ids, work, "modelopt")
+    """Measure, prune and run a model with minitron."""
+    scores = importance_of_model(source, ids, work, "modelopt")
     minitron.prune(source, str(work / "pruned"), importance=str(work / "modelopt"), **sizes)
 
     def logits(name: str) -> torch.Tensor:
@@ -135,23 +139,23 @@ def of_minitron(source: str, ids: Path, sizes: Sizes, work: Path) -> Outcome:
 
     return Outcome(
         {axis: torch.atleast_2d(scores.axis(axis)) for axis in AXES},
-        planned(scores, source, sizes),
+        kept_by_plan(scores, source, sizes),
         logits(source),
         logits(str(work / "pruned")),
     )
 
 
-def measured(
+def importance_of_model(
     source: str, ids: Path, work: Path, scores: Literal["paper", "modelopt"]
 ) -> Importance:
-    """Our importance, which also is in `work`."""
+    """Our importance, which is also saved in `work`."""
     return minitron.measure_importance(
         source, str(work / scores), corpus=str(ids), scores=scores, compute_dtype="float32"
     )
 
 
-def planned(scores: Importance, source: str, sizes: Sizes) -> Kept:
-    """What our plan keeps, on the axes of width in every layer, also one that is cut."""
+def kept_by_plan(scores: Importance, source: str, sizes: Sizes) -> Kept:
+    """The units that our plan keeps; on width axes, of every layer, removed ones too."""
     whole = open_source(source).architecture
     layers = choose_plan(scores, whole, whole.resized(**sizes)).layers
     widths = {size: value for size, value in sizes.items() if size != "num_hidden_layers"}
@@ -165,7 +169,7 @@ def planned(scores: Importance, source: str, sizes: Sizes) -> Kept:
 
 
 def of_modelopt(source: str, ids: Path, sizes: Sizes, *, is_stable: bool) -> Outcome:
-    """The same in Megatron-core, pruned by `modelopt.torch.prune`."""
+    """Measure, prune and run a model with `modelopt.torch.prune` in Megatron-core."""
     whole = open_source(source).architecture
     with one_process(), stable_sort() if is_stable else nullcontext():
         import modelopt.torch.prune as mtp
@@ -186,16 +190,18 @@ def of_modelopt(source: str, ids: Path, sizes: Sizes, *, is_stable: bool) -> Out
                 config={"forward_loop": lambda dynamic: [run(dynamic, batch) for batch in batches]},
             )
         scores = scores_of(state, whole)
-        kept = found(dict(pruned.named_parameters()), original, whole.resized(**sizes), whole)
+        kept = kept_by_modelopt(
+            dict(pruned.named_parameters()), original, whole.resized(**sizes), whole
+        )
         check_sorted_by(scores, kept, source, sizes)
         return Outcome(scores, kept, logits, run(pruned, tokens))
 
 
 def check_sorted_by(scores: Scores, kept: Kept, source: str, sizes: Sizes) -> None:
-    """Stop where the scores that were read are not those by which the units were kept."""
+    """Raise if the units were not kept by the scores that were read."""
     hidden, layers = scores["hidden"][0], scores["layers"][0]
     widths = {"ffn": scores["ffn"], "heads": scores["heads"]}
-    best = planned(Importance({}, hidden=hidden, layers=layers, **widths), source, sizes)
+    best = kept_by_plan(Importance({}, hidden=hidden, layers=layers, **widths), source, sizes)
     for axis, rows in kept.items():
         for row, units in enumerate(rows):
             kept_scores, wanted = (
@@ -208,7 +214,7 @@ def check_sorted_by(scores: Scores, kept: Kept, source: str, sizes: Sizes) -> No
 
 @contextmanager
 def stable_sort() -> Iterator[None]:
-    """Of equal values the lower index first."""
+    """Make `argsort` stable: of equal values the lower index is first."""
     argsort = torch.Tensor.argsort
 
     def stable(values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -219,7 +225,7 @@ def stable_sort() -> Iterator[None]:
 
 
 class ApexLayerNorm:
-    """The kernel of Apex that Megatron's own norm calls."""
+    """The Apex kernel that Megatron's norm calls, in torch."""
 
     @staticmethod
     def forward(
@@ -232,7 +238,7 @@ class ApexLayerNorm:
 
 @contextmanager
 def one_process() -> Iterator[None]:
-    """Megatron's groups over a single process, and neither CUDA nor Apex where it needs them."""
+    """Megatron's process groups in a single process, without CUDA and Apex."""
     from megatron.core import parallel_state
     from megatron.core.fusions import fused_layer_norm
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
@@ -255,7 +261,7 @@ def one_process() -> Iterator[None]:
 
 
 def in_megatron_words(sizes: Sizes) -> Sizes:
-    """Our names of sizes as those of Megatron's config."""
+    """Sizes under the names of Megatron's config."""
     names = {"intermediate_size": "ffn_hidden_size", "num_hidden_layers": "num_layers"}
     return {names.get(name, name): size for name, size in sizes.items()}
 
@@ -317,7 +323,7 @@ def run(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def scores_of(state: dict[str, Any], whole: Architecture) -> Scores:
-    """What ModelOpt's estimators make of the sums of squares that its hooks left."""
+    """The scores that ModelOpt's estimators compute from the sums of its hooks."""
     layers = range(whole.num_hidden_layers)
     [sums] = state["activations_per_rank"]
 
@@ -335,13 +341,13 @@ def scores_of(state: dict[str, Any], whole: Architecture) -> Scores:
     return {axis: tensor.double() for axis, tensor in scores.items()}
 
 
-def found(
+def kept_by_modelopt(
     pruned: dict[str, torch.Tensor],
     original: dict[str, torch.Tensor],
     target: Architecture,
     whole: Architecture,
 ) -> Kept:
-    """Where the weights of the pruned model are in the whole one; no rows of layers that went."""
+    """The units of the whole model that the pruned model has; without rows of removed layers."""
     embedding = "embedding.word_embeddings.weight"
     hidden = places(pruned[embedding].T, original[embedding].T)
 
@@ -370,14 +376,14 @@ def found(
 
 
 def queries_of(qkv: torch.Tensor, sizes: Architecture) -> torch.Tensor:
-    """Each query head's weights out of the fused ones, (heads, head_dim * hidden)."""
+    """The weights of each query head, from the fused tensor (heads, head_dim * hidden)."""
     size = sizes.heads_per_group
     queries: torch.Tensor = qkv.unflatten(0, (-1, size + 2, sizes.head_dim))[:, :size]
     return queries.flatten(0, 1).flatten(1)
 
 
 def places(part: torch.Tensor, whole: torch.Tensor) -> list[int]:
-    """The row of `whole` that each row of `part` is, which must be one."""
+    """The index in `whole` of each row of `part`; each must be found once."""
     rows = {row.detach().numpy().tobytes(): place for place, row in enumerate(whole.contiguous())}
     assert len(rows) == len(whole)
     return [rows[row.detach().numpy().tobytes()] for row in part.contiguous()]
@@ -386,7 +392,7 @@ def places(part: torch.Tensor, whole: torch.Tensor) -> list[int]:
 def compared(
     ours: Outcome, theirs: Outcome, unstable: Kept, paper: Kept, group: int
 ) -> dict[str, Any]:
-    """How far both are apart, where `group` heads share keys and values."""
+    """The differences of both results; `group` query heads share a KV head."""
     axes = {}
     for axis in AXES:
         a, b = ours.scores[axis], theirs.scores[axis]
@@ -411,24 +417,24 @@ def compared(
 
 
 def tied(scores: torch.Tensor, kept: set[int]) -> int:
-    """How many of the kept units score exactly as much as one that is cut."""
+    """The number of kept units whose score equals that of a removed one."""
     gone = set(scores[sorted(set(range(len(scores))) - kept)].tolist())
     return sum(score in gone for score in scores[sorted(kept)].tolist())
 
 
 def overlap(ours: list[set[int]], theirs: list[set[int]], rows: list[int]) -> float:
-    """The share of theirs that is ours too."""
+    """The share of their kept units that we keep too."""
     alike = sum(len(ours[row] & theirs[row]) for row in rows)
     return alike / sum(len(theirs[row]) for row in rows)
 
 
 def grouped(scores: torch.Tensor, axis: str, group: int) -> torch.Tensor:
-    """A row for each set of units that are ranked among themselves."""
+    """Scores with a row per set of units that are ranked together."""
     return scores.unflatten(1, (-1, group)).flatten(0, 1) if axis == "heads" else scores
 
 
 def sizes_alike(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Of 1 to units - 1, the share of counts whose highest scores are the same in every row."""
+    """The share of counts from 1 to units - 1 with the same highest scores in every row."""
     orders = [scores.argsort(dim=1, descending=True, stable=True) for scores in (ours, theirs)]
     counts = range(1, ours.shape[1])
 
@@ -444,7 +450,7 @@ def read_ids(path: Path) -> torch.Tensor:
 
 
 def comparison(name: str, work: Path) -> dict[str, Any]:
-    """One model, cut by both."""
+    """Prune one model with both and compare the results."""
     source, sizes = name, TARGETS[name]
     if name == "planted":
         source = str(work / "planted")
@@ -454,7 +460,7 @@ def comparison(name: str, work: Path) -> dict[str, Any]:
     unstable = of_modelopt(source, ids, sizes, is_stable=False).kept
     theirs = of_modelopt(source, ids, sizes, is_stable=True)
     ours = of_minitron(source, ids, sizes, work)
-    paper = planned(measured(source, ids, work, "paper"), source, sizes)
+    paper = kept_by_plan(importance_of_model(source, ids, work, "paper"), source, sizes)
     whole = open_source(source).architecture
     return {
         "model": name,
@@ -467,7 +473,7 @@ def comparison(name: str, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare both models, print a table each, write the results."""
+    """Compare on both models, print a table of each and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -482,14 +488,14 @@ def main() -> None:
 
 
 def table(row: dict[str, Any]) -> str:
-    """One model's numbers."""
+    """The printed table of a model."""
     lines = [f"{row['model']}, {row['parameters'][0]:,} to {row['parameters'][1]:,} parameters"]
     lines.append("| axis | kept | largest score difference | kept alike | sizes alike | by paper |")
     lines.append("|---|---:|---:|---:|---:|---:|")
     percent: Callable[[float], str] = "{:.1%}".format
-    for axis, output in row["axes"].items():
-        shares = (output[key] for key in ("kept_alike", "sizes_alike", "kept_by_paper"))
-        cells = [f"{output['kept']} of {output['of']}", f"{output['score_difference']:.1e}"]
+    for axis, values in row["axes"].items():
+        shares = (values[key] for key in ("kept_alike", "sizes_alike", "kept_by_paper"))
+        cells = [f"{values['kept']} of {values['of']}", f"{values['score_difference']:.1e}"]
         lines.append(f"| {axis} | " + " | ".join([*cells, *map(percent, shares)]) + " |")
     for which in ("", "pruned_"):
         apart, largest = row[f"{which}logit_difference"], row[f"largest_{which}logit"]

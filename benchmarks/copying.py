@@ -1,4 +1,4 @@
-"""What the benchmarks of copying share: the memory a run takes at most, and whether results agree.
+"""Peak memory of a run and a digest of its result, for the benchmarks that copy weights.
 
 with Peak() as peak:
     ...
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of all tensors by name, whatever the shards."""
+    """sha256 of all tensors in the order of their names, independent of the shards."""
     import torch
     from safetensors import safe_open
 
@@ -29,7 +29,7 @@ def weights_digest(folder: Path) -> str:
 
 
 class Peak:
-    """The largest anonymous memory while it runs, sampled: mapped pages of files do not count."""
+    """Samples the peak of anonymous memory; mapped pages of files do not count."""
 
     def __enter__(self) -> "Peak":
         self.base = self.most = anonymous_memory()

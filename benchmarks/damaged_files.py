@@ -1,10 +1,11 @@
-"""Damaged files through the real commands: none may end in a traceback, a crash or a hang.
+"""Run the commands on damaged files: none may end in a traceback, a crash or a hang.
 
-Small good files of each kind are written, one of them is damaged at a time (bytes flipped, cut,
-values of JSON or YAML replaced by others, huge numbers, keys twice, deep nesting, aliases, another
-file's content), and the commands that read it run in a forked process with little memory and time.
-Each end is counted: `right` (the command's own end, files whole), `line` (one line, exit code 2),
-`traceback`, `crash` (a signal), `hang`. A test runs some of each kind; by hand thousands:
+Writes small valid files of each kind and damages one at a time: flips or removes bytes; replaces
+values of JSON or YAML by others, by huge numbers, duplicate keys, deep nesting or aliases; or
+writes the content of another file. The commands that read the file run in a forked process with
+limited memory and time. Each end is counted: `right` (the command succeeds, files complete),
+`line` (an error of one line, exit code 2), `traceback`, `crash` (a signal), `hang`. A test runs
+some of each kind; to run thousands:
 
     python benchmarks/damaged_files.py --count 3000 --seed 7
 """
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 30
-BYTES = 3 << 30  # of address space beyond what the parent has
+BYTES = 3 << 30  # of address space besides the parent's
 ENDS = ("right", "line", "traceback", "crash", "hang")
 _VALUES: list[Any] = [
     None,
@@ -57,22 +58,22 @@ _VALUES: list[Any] = [
 
 @dataclass(frozen=True)
 class Case:
-    """A file of a folder of good ones, and the commands that read it."""
+    """One of the valid files, and the commands that read it."""
 
     file: str
-    commands: tuple[tuple[str, ...], ...]  # {root} is the folder of this try
+    commands: tuple[tuple[str, ...], ...]  # {root} is the folder of this attempt
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended, and what it printed last."""
+    """How a command ended, and its last output."""
 
     end: str
     output: str
 
 
 def write_good_files(root: Path) -> None:
-    """A made model with its companions, an importance, a teacher's cache, a recipe, a text."""
+    """Write a model with its companion files, importance, a teacher cache, a recipe and a text."""
     import numpy as np
 
     import minitron
@@ -97,7 +98,7 @@ def write_good_files(root: Path) -> None:
 
 
 def cases() -> tuple[Case, ...]:
-    """Every kind of file with the commands that read it."""
+    """All files to damage, with the commands that read them."""
     cut = ("--hidden-size", "30", "--scores", "random")
     prune = ("prune", "{root}/source", "{root}/out", *cut)
     convert = ("convert", "{root}/source", "{root}/out")
@@ -131,7 +132,7 @@ def cases() -> tuple[Case, ...]:
 
 
 def damaged(content: bytes, name: str, others: list[bytes], chance: random.Random) -> bytes:
-    """The content with one fault in it."""
+    """The content with one fault."""
     ways: list[Callable[[], bytes]] = [
         lambda: _flipped(content, chance),
         lambda: content[: chance.randrange(len(content) + 1)],
@@ -157,7 +158,7 @@ def _flipped(content: bytes, chance: random.Random) -> bytes:
 
 
 def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each value within a value; of long lists to the first few only."""
+    """The path to each value within a value; of long lists, to the first few only."""
     items: Any = ()
     if isinstance(value, dict):
         items = list(value.items())[:40]
@@ -169,7 +170,7 @@ def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def _replaced(content: bytes, chance: random.Random) -> bytes:
-    """One value of a JSON text replaced by one of another kind, or taken away."""
+    """A JSON text with one value replaced by one of another type, or removed."""
     value = json.loads(content)
     way = chance.choice(list(_places(value)))
     inner = value
@@ -189,7 +190,7 @@ def _twice(content: bytes, chance: random.Random) -> bytes:
 
 
 def _header(content: bytes, chance: random.Random) -> bytes:
-    """The same within a safetensors header, and in the JSON that its metadata hold as text."""
+    """The same in a safetensors header, and in JSON text within its metadata."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     inner = header.get("__metadata__", {}).get("minitron")
@@ -202,7 +203,7 @@ def _header(content: bytes, chance: random.Random) -> bytes:
 
 
 def _yaml(content: bytes, chance: random.Random) -> bytes:
-    """A value of a YAML block replaced, aliased, or made to refer to itself."""
+    """A YAML text with one value replaced, aliased, or referring to itself."""
     lines = content.decode().splitlines()
     block = [n for n, line in enumerate(lines) if ": " in line] or [0]
     number = chance.choice(block)
@@ -229,7 +230,7 @@ def _yaml(content: bytes, chance: random.Random) -> bytes:
 
 
 def run(command: tuple[str, ...]) -> None:
-    """One command as a person types it; the check of `push` stands for the push."""
+    """Run a command line; for `push`, only its check of the folder."""
     from minitron import cli
     from minitron.errors import MinitronError
 
@@ -248,7 +249,7 @@ def run(command: tuple[str, ...]) -> None:
 
 
 def ended(command: tuple[str, ...]) -> Ended:
-    """Run a command in a forked process with bounds on memory and time."""
+    """Run a command in a forked process with limited memory and time."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -288,7 +289,7 @@ def _in_child(command: tuple[str, ...], writing: int) -> None:
         lines = [one for one in err.getvalue().splitlines() if one.startswith("minitron: ")]
         if code == 2 and (len(lines) != 1 or len(lines[0]) > 600):
             code = 1
-    except BaseException:  # noqa: B036  # whatever it is, it is what is counted
+    except BaseException:  # noqa: B036  # every kind of error is counted
         traceback.print_exc(file=err)
         code = 1
     os.write(writing, err.getvalue()[-1500:].encode("utf-8", "replace"))
@@ -296,7 +297,7 @@ def _in_child(command: tuple[str, ...], writing: int) -> None:
 
 
 def tries(root: Path, count: int, seed: int, only: str = "") -> Iterator[tuple[Case, Path, Ended]]:
-    """Damage `count` files one after the other and run one of their commands each."""
+    """Damage `count` files in turn, and run one of the commands that read each."""
     chance = random.Random(seed)
     known = [case for case in cases() if only in case.file]
     contents = {case.file: (root / case.file).read_bytes() for case in known}
@@ -313,7 +314,7 @@ def tries(root: Path, count: int, seed: int, only: str = "") -> Iterator[tuple[C
 
 
 def main() -> None:
-    """Count the ends of each kind of file; keep what ended badly."""
+    """Print the counts of ends for each kind of file; keep the files with a bad end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
@@ -329,7 +330,7 @@ def main() -> None:
         ):
             counts.setdefault(case.file, Counter())[end.end] += 1
             if end.end not in ("right", "line"):
-                print(f"--- {number} {case.file}: {end.end}\n{end.told}", flush=True)
+                print(f"--- {number} {case.file}: {end.end}\n{end.output}", flush=True)
                 if options.keep is not None:
                     options.keep.mkdir(exist_ok=True)
                     shutil.copy(path, options.keep / f"{number}-{path.name}")

@@ -1,15 +1,15 @@
-"""The fused distillation loss against the naive one and Liger's, forward and backward, in one run.
+"""Compare the fused distillation loss with a plain one and Liger's, forward and backward.
 
-All ways get the same hidden states and heads and take turns, so that a busy moment hits them all;
-what is compared is the median over the rounds of the ratio in one round. "products" is the floor:
-the four matrix products alone, 512 tokens at a time, into buffers that exist already. Memory is the
-peak of resident memory above what the inputs and the interpreter take, less the gradient of the
-student's head, which nobody can avoid. Before anything is counted, each way's loss and gradients
-are compared with the naive ones.
+All losses get the same hidden states and heads, and run in turn in every round, so that other load
+on the machine affects all of them; the result is the median over the rounds of the ratio in a
+round. "products" is a lower bound: the four matrix products alone, of 512 tokens at a time, into
+existing buffers. Memory is the peak of resident memory above that of inputs and interpreter,
+without the gradient of the student's head, which every loss needs. First, loss and gradients are
+compared with those of the plain loss.
 
     python benchmarks/distillation_loss.py                                # half an hour, 12 GB
     python benchmarks/distillation_loss.py --tokens 256 --vocabulary 64000 --threads 1  # a minute
-    python benchmarks/distillation_loss.py --tokens 512 --chunks 16 32 64 --ways naive  # the price
+    python benchmarks/distillation_loss.py --tokens 512 --chunks 16 32 64 --ways naive  # the cost
 
 Liger's is optional: pip install --no-deps liger-kernel.
 """
@@ -39,7 +39,7 @@ Way = Callable[[], Tensor]
 
 @dataclass
 class Inputs:
-    """What all ways are given; the student's two tensors are trained."""
+    """Input of all losses; the two tensors of the student are trained."""
 
     student_hidden: Tensor
     student_head: Tensor
@@ -47,14 +47,14 @@ class Inputs:
     teacher_head: Tensor
 
     def of(self, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same with the first tokens only."""
+        """The inputs of the first tokens."""
         hidden = self.student_hidden.detach()[:tokens].requires_grad_()
         return hidden, self.student_head, self.teacher_hidden[:tokens], self.teacher_head
 
 
 @dataclass
 class Runs:
-    """Seconds and bytes of one way, one entry a round."""
+    """Seconds and bytes of one loss, an entry per round."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Runs:
 
 
 def make_inputs(options: argparse.Namespace) -> Inputs:
-    """Random ones whose logits have a spread of 1 (student) and 2 (teacher)."""
+    """Random inputs; the logits have a standard deviation of 1 (student) and 2 (teacher)."""
     generator = torch.Generator().manual_seed(0)
     tensors = []
     for width, spread in ((options.student, 1.0), (options.teacher, 2.0)):
@@ -75,7 +75,7 @@ def make_inputs(options: argparse.Namespace) -> Inputs:
 
 
 def naive(hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> Tensor:
-    """As TRL and ModelOpt compute it without a fused kernel: both models' whole logits."""
+    """The loss of TRL and ModelOpt without a fused kernel, from all logits of both models."""
     student = F.log_softmax(hidden @ head.T, dim=-1)
     with torch.no_grad():
         teacher = F.log_softmax(teacher_hidden @ teacher_head.T, dim=-1)
@@ -104,7 +104,7 @@ def liger(
 
 
 def make_products(inputs: Inputs, tokens: int) -> Way:
-    """Logits of both models, gradients of hidden states and head, and nothing else."""
+    """The products for the logits of both models and the gradients of hidden states and head."""
     hidden, head, teacher_hidden, teacher_head = (t.detach() for t in inputs.of(tokens))
     step = min(512, tokens)
     student = torch.zeros(step, len(head))
@@ -127,7 +127,7 @@ def make_products(inputs: Inputs, tokens: int) -> Way:
 def make_way(
     loss: Callable[..., Tensor], inputs: Inputs, tokens: int, gradients: list[Tensor | None]
 ) -> Way:
-    """Forward and backward; the gradients stay in `gradients` until the next turn."""
+    """A function for forward and backward; `gradients` holds the gradients until its next call."""
 
     def run() -> Tensor:
         tensors = inputs.of(tokens)
@@ -149,9 +149,9 @@ def resident(name: str) -> float:
 
 
 def measure(way: Way, runs: Runs, unavoidable: int) -> None:
-    """One turn."""
-    ctypes.CDLL(None).malloc_trim(0)  # what an earlier turn freed is no part of the base
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    """Run one loss once and append its seconds and bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # do not count freed memory of earlier runs in the base
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     base = resident("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()
     way()
@@ -161,7 +161,7 @@ def measure(way: Way, runs: Runs, unavoidable: int) -> None:
 
 
 def check(name: str, ours: list[Any], theirs: list[Any]) -> float:
-    """The largest difference of loss and gradients, as a part of their size; not too large."""
+    """The largest relative difference of loss and gradients; too large is an error."""
     worst = 0.0
     for our, their in zip(ours, theirs, strict=True):
         worst = max(worst, float((our - their).abs().max() / their.abs().max()))
@@ -171,7 +171,7 @@ def check(name: str, ours: list[Any], theirs: list[Any]) -> float:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median over the rounds of how many times as much ours took in that round."""
+    """The median over the rounds of the ratio of ours to another in a round."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
@@ -220,7 +220,7 @@ def report(tokens: int, runs: dict[str, Runs], differences: dict[str, float]) ->
 
 
 def find_liger() -> Any:
-    """Liger's loss, or None where it is not installed."""
+    """Liger's loss, or None if it is not installed."""
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
     except ImportError:

@@ -1,9 +1,9 @@
-"""Training steps of `minitron distill` against a plain Trainer with the naive KL, in one run.
+"""Compare training steps of `minitron distill` with those of a Trainer with a plain KL loss.
 
-Both are transformers' Trainer with the same student, teacher, batches and optimizer, and take
-turns, from the same weights each time; what is compared is the median over the rounds of the ratio
-in one round. Memory is the peak of resident memory above what the models and the interpreter take.
-Before anything is reported, both trainers' losses of every step are compared.
+Both are transformers' Trainer with the same student, teacher, batches and optimizer. They run in
+turn, from the same weights each time; the result is the median over the rounds of the ratio in a
+round. Memory is the peak of resident memory above that of models and interpreter. The losses of
+all steps of both trainers are compared first.
 
     python benchmarks/distilling.py                        # some minutes, 6 GB
     python benchmarks/distilling.py --vocabularies 4096 --threads 1
@@ -27,11 +27,11 @@ from minitron.training.teacher import DistillLoss, RunningTeacher
 from minitron.training.trainers import DistillTrainer
 from modeling_nemotron import NemotronConfig, NemotronForCausalLM
 
-TOLERANCE = 1e-4  # of a step's loss
+TOLERANCE = 1e-4  # relative, of the loss of a step
 
 
 class NaiveTrainer(Trainer):
-    """What one writes first: whole logits of both models, log_softmax, kl_div."""
+    """A Trainer with the simplest loss: all logits of both models, log_softmax, kl_div."""
 
     def __init__(self, *, teacher: PreTrainedModel, **options: Any) -> None:
         super().__init__(**options)
@@ -67,7 +67,7 @@ def make_model(width: int, options: argparse.Namespace, *, seed: int) -> PreTrai
 
 
 def run_trainer(way: str, options: argparse.Namespace, data: Dataset, runs: Runs) -> list[float]:
-    """One turn: some optimizer steps from the same weights. Returns the losses."""
+    """Run some optimizer steps from the same weights; return the losses."""
     student = copy.deepcopy(options.models[0])
     arguments = TrainingArguments(
         output_dir=options.folder,

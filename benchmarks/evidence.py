@@ -1,7 +1,7 @@
-"""Evidence: rows of measured values with mean, spread and verdict, as docs/family.md and the Space
-show them.
+"""Evidence: sections of measured values with mean, spread and verdict.
 
-Knows the one rule by which two rows are called different; knows no file of results.
+docs/family.md and the Space show them. Has the rule by which two rows are called different; reads
+no result files.
 
     Row("width", (Dot(4.10, "seed 0", "t13/width-0.json"), ...)).mean
 """
@@ -25,7 +25,7 @@ class Dot:
     value: float
     label: str
     source: str
-    series: int = 0  # the colour
+    series: int = 0  # index of its series, which has a colour
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Row:
     paper: str = ""  # the paper's number for the same row
     rank: float | None = None  # the number by which the paper orders its rows
     note: str = ""
-    summary: str = ""  # in place of mean and spread
+    summary: str = ""  # instead of mean and spread
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return statistics.mean(dot.value for dot in self.dots)
 
     @property
@@ -55,7 +55,7 @@ class Row:
         return statistics.stdev(dot.value for dot in self.dots)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, with mean and spread unless a summary stands for both."""
+        """The fields, with mean and spread unless there is a summary."""
         values = _without_empty(asdict(self)) | {
             "dots": [_without_empty(asdict(d)) for d in self.dots]
         }
@@ -67,18 +67,18 @@ class Row:
 
 @dataclass(frozen=True)
 class DotPlot:
-    """Rows on one axis; the legend names the series of dots."""
+    """Rows on a common axis; the legend names the series of dots."""
 
     rows: tuple[Row, ...]
     legend: tuple[str, ...] = ()
 
     @property
     def lowest(self) -> Row:
-        """The row of the lowest mean."""
+        """The row with the lowest mean."""
         return min(self.rows, key=lambda row: row.mean)
 
     def to_json(self) -> dict[str, Any]:
-        """Rows, with the lowest one marked unless dots are of several series."""
+        """The rows; the lowest is marked unless the dots have several series."""
         rows = [row.to_json() for row in self.rows]
         if not self.legend:
             rows[self.rows.index(self.lowest)]["is_lowest"] = True
@@ -87,7 +87,7 @@ class DotPlot:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of a chart, joined by a line or each with its own name."""
+    """Points of a chart, connected by a line or each with a name."""
 
     name: str
     points: tuple[dict[str, Any], ...]  # x, y, label, source
@@ -105,17 +105,17 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A question, its answer, what was measured, and where the numbers come from."""
+    """A title, the verdict, an explanation of the measurement, plots and a table."""
 
     title: str
     explanation: str
     verdict: str = ""
     paper_verdict: str = ""  # whether the paper has the same order
-    headline: tuple[str, str] | None = None  # a number and its words
+    headline: tuple[str, str] | None = None  # a number and a phrase
     chart: Chart | None = None
     plots: tuple[DotPlot, ...] = ()
     table: tuple[tuple[str, ...], ...] = ()  # the first row is the head
-    table_title: str = ""  # of a table that is folded away
+    table_title: str = ""  # of a table that is hidden until opened
     is_wide: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -127,12 +127,12 @@ class Section:
 
 
 def are_different(gap: float, *spreads: float | None) -> bool:
-    """RULE, of the difference of two means and their spreads."""
+    """Whether two means with these spreads differ by RULE."""
     return abs(gap) > 2 * math.hypot(*(spread or 0.0 for spread in spreads))
 
 
 def loss_text(mean: float, spread: float | None, digits: int) -> str:
-    """`4.130 ± 0.036`, or the mean alone."""
+    """`4.130 ± 0.036`, or the mean alone without a spread."""
     return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 

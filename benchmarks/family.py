@@ -1,15 +1,16 @@
-"""The papers' tables in miniature: the tiny family pruned, retrained and compared, run by run.
+"""Measure the papers' tables with the embedded models: prune, retrain and evaluate, run by run.
 
-Each run is a name and a few of minitron's own verbs; its numbers go to benchmarks/results/family,
-a file a run, and a run whose file is there is not run again: interrupt it when you like. Models are
-in --work meanwhile. `benchmarks/family_page.py` makes docs/family.md of the files.
+A run is a name and a few calls of minitron. Its result is a file in benchmarks/results/family;
+runs with a result file are not repeated, so an interrupted measurement continues. --work holds the
+models. `benchmarks/family_page.py` writes docs/family.md from the results.
 
     python benchmarks/family.py --corpus train.jsonl.gz --held-out valid.jsonl.gz --work runs
     python benchmarks/family.py ... --only t14 t15 --threads 1
     python benchmarks/family.py ... --only correction --other plays.txt
 
-What is compared keeps to the same tokens: TOKENS or SHORT of the corpus, the same rows for all runs
-of a seed, and the first HELD_OUT_TOKENS of the held-out text. Tables are those of arXiv 2407.14679.
+Runs that are compared use the same tokens: TOKENS or SHORT of the corpus, the same rows for all
+runs of a seed, and the first HELD_OUT_TOKENS of the held-out text. The tables are of arXiv
+2407.14679.
 """
 
 import argparse
@@ -38,8 +39,8 @@ from minitron.text.texts import read_texts
 RESULTS = Path(__file__).parent / "results" / "family"
 SEEDS = (0, 1, 2)
 SEQ_LEN, BATCH = 512, 4
-TOKENS = 262_144  # of a retraining run in table 14
-SHORT = 131_072  # of one in the others
+TOKENS = 262_144  # training tokens of a run of table 14
+SHORT = 131_072  # training tokens of a run of another table
 HELD_OUT_TOKENS = 73_728
 SAMPLES = 256  # sequences to measure importance on
 # Peaks of the cosine schedules. At 102,000 tokens 2e-3 was no better for cross-entropy (LOG.md).
@@ -58,25 +59,25 @@ CANDIDATES = {
     "6x192-ffn432-heads6": (6, 192, 432, 6),
     "6x144-ffn944-heads6": (6, 144, 944, 6),
 }
-EVERY = 8  # steps between two looks at a candidate
-# About the same parameters by width alone and by depth alone.
+EVERY = 8  # steps between two evaluations of a candidate
+# About the same number of parameters by width only and by depth only.
 NARROW = {"hidden_size": 176, "intermediate_size": 640, "num_attention_heads": 6}
 SHALLOW_LAYERS = 2
-INNER = {"intermediate_size": 160, "num_attention_heads": 4}  # MLP and attention alone
+INNER = {"intermediate_size": 160, "num_attention_heads": 4}  # MLP and attention only
 
 
 @dataclass(frozen=True)
 class Work:
-    """Where models are, and the texts that all runs share."""
+    """The folder of the models, and the texts of all runs."""
 
     folder: Path
     corpus: str
     held_out: HeldOut
-    other: str | None = None  # a text unlike the teacher's
+    other: str | None = None  # a text of another kind than the corpus
 
     @classmethod
-    def begun(cls, folder: Path, corpus: str, held_out: str, other: str | None) -> "Work":
-        """With the texts read once."""
+    def open(cls, folder: Path, corpus: str, held_out: str, other: str | None) -> "Work":
+        """Make the folder and read the texts."""
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = load_tokenizer(open_source("tiny"))
         whole = held_out_text(held_out, tokenizer, SEQ_LEN)
@@ -84,11 +85,11 @@ class Work:
         return cls(folder, corpus, text, other)
 
     def path(self, name: str) -> str:
-        """Of a model."""
+        """The path of a model."""
         return str(self.folder / name)
 
     def rows(self, tokens: int, seed: int) -> str:
-        """The first rows of the corpus in a seed's order, as ids, made once."""
+        """The first rows of the corpus in the order of a seed, as a file of token ids."""
         path = self.folder / f"rows-{tokens}-{seed}.npy"
         if not path.exists():
             order = np.random.default_rng(seed).permutation(len(self.all_rows()))
@@ -96,7 +97,7 @@ class Work:
         return str(path)
 
     def all_rows(self) -> Any:
-        """The whole corpus as ids (rows, SEQ_LEN)."""
+        """The whole corpus as token ids (rows, SEQ_LEN)."""
         path = self.folder / "rows.npy"
         if not path.exists():
             tokenizer = load_tokenizer(open_source("tiny"))
@@ -106,14 +107,14 @@ class Work:
         return np.load(path, mmap_mode="r")
 
     def held_out_rows(self) -> str:
-        """A part of the held-out text as ids, to be looked at often."""
+        """A part of the held-out text as a file of token ids, for frequent evaluations."""
         path = self.folder / "held-out-rows.npy"
         if not path.exists():
             np.save(path, self.held_out.inputs[0][:32])
         return str(path)
 
     def other_rows(self, held_out: bool) -> str:
-        """The other text as ids: its first nine tenths, or the last."""
+        """The other text as a file of token ids: its first nine tenths, or the last tenth."""
         path = self.folder / f"other-{'held-out' if held_out else 'train'}.npy"
         if not path.exists():
             assert self.other, "the teacher's correction needs --other, a text unlike the corpus"
@@ -126,11 +127,11 @@ class Work:
         return str(path)
 
     def loss(self, name: str) -> float:
-        """Of a model on the held-out text, nats a token."""
+        """The loss of a model on the held-out text, in nats per token."""
         return evaluate_text(load_model(open_source(name)), self.held_out).loss
 
     def pruned(self, name: str, source: str = "tiny", **sizes: Any) -> str:
-        """A pruned model, made once."""
+        """The path of a pruned model, which is made if it does not exist."""
         path = Path(self.path(name))
         if not path.exists():
             importance = {"importance": self.importance(source)}
@@ -140,7 +141,7 @@ class Work:
         return str(path)
 
     def importance(self, source: str) -> str:
-        """Of a model, measured once."""
+        """The path of the importance of a model, which is measured if it does not exist."""
         path = self.folder / f"{Path(source).name}.safetensors"
         if not path.exists():
             rows = self.rows(SAMPLES * SEQ_LEN, 1000)
@@ -150,7 +151,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Run:
-    """One row of a table, or one point of a curve."""
+    """A run: one seed of a row of a table, or a point of a curve."""
 
     table: str
     name: str
@@ -158,17 +159,17 @@ class Run:
 
     @property
     def result(self) -> Path:
-        """Where its numbers go."""
+        """The path of its result."""
         return RESULTS / self.table / f"{self.name}.json"
 
 
 def half(work: Work) -> str:
-    """The teacher cut to half by importance."""
+    """The teacher pruned to half by importance."""
     return work.pruned("half", **HALF, num_hidden_layers=HALF_LAYERS)
 
 
 def quarter(work: Work) -> str:
-    """The teacher cut to a quarter at once."""
+    """The teacher pruned to a quarter in one step."""
     return work.pruned("quarter", **QUARTER, num_hidden_layers=QUARTER_LAYERS)
 
 
@@ -185,7 +186,7 @@ def retrained(
     keep: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Retrain a model by `distill` or `train`, from its weights or from random ones; its losses."""
+    """Retrain a model by `distill` or `train`, from its weights or random ones; return losses."""
     out = work.path(name)
     scratch = options.get("scratch", False)
     shared = {
@@ -193,7 +194,7 @@ def retrained(
         "seq_len": SEQ_LEN,
         "batch_size": BATCH,
         "warmup_steps": 20,
-        "save_steps": 1_000_000,  # unless the caller looks at it meanwhile
+        "save_steps": 1_000_000,  # never, unless the caller evaluates checkpoints
         "seed": seed,
         "dtype": "float32",
         "learning_rate": RATES["scratch" if scratch else how],
@@ -220,7 +221,7 @@ def retrained(
 
 
 def embedded(work: Work, name: str) -> dict[str, Any]:
-    """What all of them come from, and the children as they are in the package."""
+    """The embedded models, evaluated."""
     held_out_tokens = sum(int((targets >= 0).sum()) for targets in work.held_out.targets)
     return {
         "loss": work.loss(name),
@@ -230,14 +231,14 @@ def embedded(work: Work, name: str) -> dict[str, Any]:
 
 
 def t14(work: Work, start: str, how: str, seed: int) -> dict[str, Any]:
-    """Table 14: random or pruned weights, text alone or the teacher."""
+    """Table 14: random or pruned weights, trained by cross-entropy or distilled."""
     return retrained(
         work, f"t14-{start}-{how}-{seed}", half(work), how=how, seed=seed, scratch=start == "random"
     )
 
 
 def t14_random_pruning(work: Work, seed: int) -> dict[str, Any]:
-    """A half kept at random, distilled."""
+    """The teacher pruned to half at random, distilled."""
     cut = work.pruned(
         f"half-random-{seed}",
         **HALF,
@@ -249,7 +250,7 @@ def t14_random_pruning(work: Work, seed: int) -> dict[str, Any]:
 
 
 def t14_quarter(work: Work, steps: int, seed: int) -> dict[str, Any]:
-    """The teacher to a quarter, at once or by way of a distilled half."""
+    """The teacher pruned to a quarter, in one step or from a distilled half."""
     if steps == 1:
         return retrained(work, f"quarter-1-{seed}", quarter(work), how="distill", seed=seed)
     middle = f"middle-{seed}"
@@ -275,7 +276,7 @@ def t15(work: Work, kind: str, seed: int) -> dict[str, Any]:
 
 
 def t1(work: Work, start: str, seed: int) -> dict[str, Any]:
-    """Table 1, those of its rows that no other table has: MLP and attention, random weights."""
+    """Table 1: the rows that no other table has, MLP and attention, and random weights."""
     is_random = start == "random"
     cut = half(work) if is_random else work.pruned("t1-inner", **INNER)
     name = f"t1-{start}-{seed}"
@@ -285,7 +286,7 @@ def t1(work: Work, start: str, seed: int) -> dict[str, Any]:
 
 
 def t13(work: Work, axis: str, seed: int) -> dict[str, Any]:
-    """Table 13: the same parameters by width and by depth."""
+    """Table 13: about the same number of parameters by width and by depth."""
     sizes: dict[str, Any] = NARROW if axis == "width" else {"num_hidden_layers": SHALLOW_LAYERS}
     cut = work.pruned(f"t13-{axis}", **sizes)
     name = f"t13-{axis}-{seed}"
@@ -293,9 +294,10 @@ def t13(work: Work, axis: str, seed: int) -> dict[str, Any]:
 
 
 def t17(work: Work, student: str, alpha: Any, seed: int) -> dict[str, Any]:
-    """Table 17: the distance between inner states beside that of the predictions.
+    """Table 17: the distance between intermediate states in addition to that of predictions.
 
-    By depth half of the layers are left, as in the paper. The half without it is T15's forward KL.
+    By depth, half of the layers are kept, as in the paper. The row without intermediate states, of
+    the half by all axes, is forward KL of table 15.
     """
     cut = work.pruned("t17-depth", num_hidden_layers=3) if student == "depth" else half(work)
     name = f"t17-{student}-{alpha}-{seed}"
@@ -303,14 +305,14 @@ def t17(work: Work, student: str, alpha: Any, seed: int) -> dict[str, Any]:
 
 
 def residual(work: Work, is_on: bool, seed: int) -> dict[str, Any]:
-    """Section 2.3: pruned heads folded into kept ones, after retraining."""
+    """Section 2.3: pruned heads added to kept heads, after retraining."""
     cut = work.pruned(f"residual-{is_on}", num_attention_heads=4, head_residual=is_on)
     name = f"residual-{is_on}-{seed}"
     return retrained(work, name, cut, how="distill", seed=seed, tokens=SHORT)
 
 
 def ranking(work: Work, candidate: str) -> dict[str, Any]:
-    """Section 2.3: how a candidate's loss, and so its rank, moves while it is briefly retrained."""
+    """Section 2.3: the loss of a candidate, and so its rank, during a brief retraining."""
     layers, hidden, ffn, heads = CANDIDATES[candidate]
     sizes = {"hidden_size": hidden, "intermediate_size": ffn, "num_attention_heads": heads}
     cut = work.pruned(candidate, **sizes, num_hidden_layers=layers)
@@ -331,7 +333,7 @@ def ranking(work: Work, candidate: str) -> dict[str, Any]:
 
 
 def corrected_teacher(work: Work) -> str:
-    """The teacher once over the other text, at a fifth of its peak rate (2408.11796)."""
+    """The teacher trained on the other text for an epoch, at 1/5 of its peak rate (2408.11796)."""
     path = Path(work.path("corrected"))
     if not path.exists():
         minitron.train(
@@ -348,7 +350,7 @@ def corrected_teacher(work: Work) -> str:
 
 
 def correction(work: Work, is_corrected: bool, seed: int) -> dict[str, Any]:
-    """2408.11796: the teacher as it is, or first trained on the text that the student will see."""
+    """2408.11796: the teacher unchanged, or first trained on the text of the student."""
     held_out = held_out_ids(work.other_rows(held_out=True), SEQ_LEN - 1)
     beside = Work(work.folder, work.corpus, held_out, work.other)
     teacher = corrected_teacher(work) if is_corrected else "tiny"
@@ -368,7 +370,7 @@ def correction(work: Work, is_corrected: bool, seed: int) -> dict[str, Any]:
 
 
 def scratch_curve(work: Work, tokens: int) -> dict[str, Any]:
-    """The half's sizes from random weights on ever more text: what its tokens buy."""
+    """The sizes of the half from random weights, trained on increasing numbers of tokens."""
     return retrained(
         work,
         f"scratch-{tokens}",
@@ -381,7 +383,7 @@ def scratch_curve(work: Work, tokens: int) -> dict[str, Any]:
 
 
 def distill_curve(work: Work, tokens: int) -> dict[str, Any]:
-    """The pruned half on ever more text."""
+    """The pruned half, distilled on increasing numbers of tokens."""
     return retrained(work, f"distill-{tokens}", half(work), how="distill", seed=0, tokens=tokens)
 
 
@@ -389,7 +391,7 @@ KINDS = ("forward_kl", "reverse_kl", "jsd", "mse", "cosine", "forward_kl + cross
 
 
 def runs() -> list[Run]:
-    """All of them, the cheapest proof first."""
+    """All runs, the cheapest first."""
     names = ("tiny", "tiny-half", "tiny-quarter")
     found = [Run("teacher", name, partial(embedded, name=name)) for name in names]
     for seed in SEEDS:
@@ -433,7 +435,7 @@ def runs() -> list[Run]:
 
 
 def main() -> None:
-    """Run what has no result yet."""
+    """Run everything that has no result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--held-out", required=True)
@@ -448,7 +450,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    work = Work.begun(options.work, options.corpus, options.held_out, options.other)
+    work = Work.open(options.work, options.corpus, options.held_out, options.other)
     asked = [run for run in runs() if not options.only or run.table in options.only]
     asked = [run for run in asked if options.match in run.name]
     left = [run for run in asked if not run.result.exists()]

@@ -1,8 +1,9 @@
-"""Is importance worth anything? Half the teacher by importance against three random halves.
+"""Compare pruning by importance with random pruning: the teacher pruned to half in four ways.
 
-All are cut to the same sizes, evaluated on held-out text, retrained alike by cross-entropy and
-evaluated again. Results go to benchmarks/results/importance_against_random.{json,png}; a model that
-is already there is not made again, so an interrupted run continues.
+One half is chosen by importance, three at random. All have the same sizes; they are evaluated on
+held-out text, retrained by cross-entropy on the same tokens, and evaluated again. Writes
+benchmarks/results/importance_against_random.{json,png}. Existing models are kept, so an interrupted
+run continues.
 
     python benchmarks/importance_against_random.py --corpus books.jsonl.gz --held-out valid.jsonl.gz
 """
@@ -24,7 +25,7 @@ STEPS, BATCH_SIZE, SEQ_LEN = 200, 8, 256  # 0.4 M tokens
 
 
 def student(work: Path, name: str, scores: str, seed: int, options: Any) -> dict[str, Any]:
-    """Prune, evaluate, retrain, evaluate."""
+    """Prune, evaluate, retrain and evaluate one model."""
     done = work / f"{name}.json"
     if done.exists():
         return dict(json.loads(done.read_text()))
@@ -60,7 +61,7 @@ def student(work: Path, name: str, scores: str, seed: int, options: Any) -> dict
 
 
 def against(rows: list[dict[str, Any]], when: str) -> dict[str, float]:
-    """Importance's loss, and mean and spread (sample standard deviation) of the random ones'."""
+    """The loss by importance, and mean and sample standard deviation of the random ones."""
     losses = [row[when]["loss"] for row in rows]
     mean, spread = statistics.mean(losses[1:]), statistics.stdev(losses[1:])
     return {
@@ -72,7 +73,7 @@ def against(rows: list[dict[str, Any]], when: str) -> dict[str, float]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Each student's loss before and after retraining, down towards the teacher's."""
+    """Draw the loss of each student before and after retraining, and the teacher's."""
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for row in results["students"]:
         is_ours = row["name"] == "importance"
@@ -108,7 +109,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Make the four students, print the table, write the results."""
+    """Make the four students, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", required=True, help="text to measure and retrain on")
     parser.add_argument("--held-out", required=True, help="text to evaluate on")

@@ -1,15 +1,16 @@
-"""What measuring importance costs: ours and transformers with hooks, beside the bare decoder.
+"""The cost of measuring importance, with minitron and with hooks, above the bare forward pass.
 
-Three ways over the same model and tokens take turns, so that a busy moment hits all:
+The same model and tokens run in three ways, in turn in every round, so that other load on the
+machine affects all:
 
-- bare: the forward pass of transformers' decoder (without the output embedding);
+- bare: the forward pass of transformers' decoder, without the output embedding;
 - ours: `sums_over`, all axes at once, on the same loaded weights;
-- hooks: what one would write: transformers' own forward with hooks that compute the same scores as
-  NVIDIA's ModelOpt does, `x.float().abs().mean(seq)`, cosine_similarity and a norm a head; with the
-  output embedding, as a model is called, and without it.
+- hooks: the forward pass of transformers, with the output embedding and without it, and hooks that
+  compute the same scores as NVIDIA's ModelOpt: `x.float().abs().mean(seq)`, cosine_similarity and a
+  norm per head.
 
-The result is the median over rounds of the CPU seconds of a way above the bare decoder's in the
-same round. Scores of both are compared before anything is timed; imports and weights are outside.
+The result is the median over the rounds of the CPU seconds above those of the bare decoder in the
+same round. The scores of both are compared first; imports and loading are not timed.
 
     OMP_NUM_THREADS=1 python benchmarks/importance_overhead.py --rounds 9      # about five minutes
 """
@@ -44,14 +45,14 @@ AXES = ("hidden", "ffn", "heads", "layers")
 
 
 def make_model(dtype: torch.dtype) -> Any:
-    """A Nemotron of transformers with random weights."""
+    """A Nemotron model of transformers with random weights."""
     torch.manual_seed(0)
     config = transformers_nemotron.NemotronConfig(max_position_embeddings=4096, **SIZES)
     return transformers_nemotron.NemotronForCausalLM(config).to(dtype).eval()
 
 
 class Hooks:
-    """Scores as ModelOpt's hooks sum them, but heads normed as the paper does."""
+    """Sums of scores as in ModelOpt's hooks, with the paper's norm of heads."""
 
     def __init__(self, model: Any) -> None:
         self.squares: dict[str, torch.Tensor] = {}
@@ -104,7 +105,7 @@ def head_norms(outputs: torch.Tensor) -> torch.Tensor:
 
 
 def ways_of(model: Any, ids: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """Each way to run the model once over `ids`."""
+    """A function per way, which runs the model once over `ids`."""
     stream, measurement = LayerStream.of_model(model), Measurement()
 
     def bare() -> None:
@@ -129,7 +130,7 @@ def ways_of(model: Any, ids: torch.Tensor) -> dict[str, Callable[[], Any]]:
 
 
 def check_equality(ways: dict[str, Callable[[], Any]], tolerance: float) -> float:
-    """The largest relative difference of ours from the hooks'; too large is an error."""
+    """The largest relative difference between our scores and the hooks'; too large is an error."""
     ours, theirs = ways["ours"](), ways["hooks"]()
     worst = 0.0
     for axis in AXES:
@@ -141,7 +142,7 @@ def check_equality(ways: dict[str, Callable[[], Any]], tolerance: float) -> floa
 
 
 def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of all ways, taking turns, each round beginning with another one."""
+    """CPU seconds of all ways, run in turn; each round starts with another way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for turn in range(rounds):
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=1024)
     options = parser.parse_args()
     ids = torch.randint(SIZES["vocab_size"], (options.samples, options.seq_len))
-    # What was measured of another dtype stays.
+    # Results of other dtypes are kept.
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     run = {"threads": torch.get_num_threads(), "rounds": options.rounds, "tokens": ids.numel()}
     print("| | bare decoder, CPU s | ours above it | hooks above it | hooks and output embedding |")

@@ -1,10 +1,11 @@
-"""Importance of a 15B on a machine that cannot hold it: memory, time a layer, and projections.
+"""Measure importance of a 15B model on a machine without memory for it: memory and time per layer.
 
-Writes a checkpoint with the shape of Nemotron-4 15B (31 GB in bf16, random weights, shards) into
---folder, and measures importance on it as a user would, in a process of its own: some thousand
-tokens through all layers, and 65,536 tokens through the first two, where the states of all tokens
-are held at once. Peaks are of the whole process, resident, beside the figure that was stated before
-it began. Results go to benchmarks/results/large_model.json; an hour on two cores.
+Writes a checkpoint with the sizes of Nemotron-4 15B (31 GB in bf16, random weights, shards) into
+--folder and runs `minitron importance` on it in a separate process: some thousand tokens through
+all layers, and 65,536 tokens through the first two, where the hidden states of all tokens are in
+memory. Records the peak of resident memory of the process and the figure that it logged at the
+start, and projects the time of a full calibration set. Writes benchmarks/results/large_model.json;
+takes an hour on two cores.
 
     python benchmarks/large_model.py --folder /path/with/32GB
     python benchmarks/large_model.py --folder /path/with/32GB --only "two layers"
@@ -37,18 +38,18 @@ SIZES = {
     "head_dim": 128,
 }
 LAYERS = 32
-RUNS = {  # layers, sequences, tokens of each
+RUNS = {  # layers, sequences, tokens per sequence
     "all layers": (LAYERS, 4, 2000),
     "two layers": (2, 16, 4096),
 }
-FULL = 1024 * 4096  # tokens, as the paper measures
+FULL = 1024 * 4096  # tokens, as in the paper
 BUDGET = "6GiB"
 # An H200 multiplies bf16 matrices of this size at about 790 TFLOP/s; half of that is assumed.
 H200_FLOPS = 0.5 * 790e12
 
 
 def write_model(folder: Path) -> Architecture:
-    """Random weights of a normal distribution's values, drawn once and shifted for each tensor."""
+    """Write random normal weights, drawn once and shifted for each tensor."""
     made = Architecture(model_type="nemotron", num_hidden_layers=LAYERS, **SIZES)
     config = {"model_type": "nemotron", "dtype": "bfloat16", **SIZES}
     if (folder / "config.json").exists():
@@ -77,7 +78,7 @@ def write_model(folder: Path) -> Architecture:
 
 
 def first_layers(whole: Path, folder: Path, layers: int) -> Path:
-    """The same files with a config and an index of the first layers only."""
+    """A folder with the same files, and a config and an index of the first layers only."""
     if layers == LAYERS:
         return whole
     folder.mkdir(exist_ok=True)
@@ -97,7 +98,7 @@ def first_layers(whole: Path, folder: Path, layers: int) -> Path:
 
 
 def run(name: str, folder: Path, threads: int) -> dict[str, Any]:
-    """One measurement in a process of its own."""
+    """Run one measurement in a separate process."""
     layers, sequences, length = RUNS[name]
     source = first_layers(folder / "15b", folder / f"{layers}-layers", layers)
     ids = folder / f"{sequences}x{length}.npy"
@@ -114,11 +115,11 @@ def run(name: str, folder: Path, threads: int) -> dict[str, Any]:
         running = subprocess.Popen(command, stderr=written, env=environment)
         _, status, used = os.wait4(running.pid, 0)
     wall = time.perf_counter() - begun
-    given = log.read_text()
+    output = log.read_text()
     if status:
-        raise SystemExit(f"{name} failed: {given}")
+        raise SystemExit(f"{name} failed: {output}")
     cpu = used.ru_utime + used.ru_stime
-    stated = re.search(r"at most (.*) of memory expected", given)
+    stated = re.search(r"at most (.*) of memory expected", output)
     tokens = sequences * length
     return {
         "layers": layers,
@@ -134,9 +135,9 @@ def run(name: str, folder: Path, threads: int) -> dict[str, Any]:
 
 
 def projections(made: Architecture, measured: dict[str, Any]) -> dict[str, Any]:
-    """What the papers' calibration set would take here, and on an H200 by its products alone."""
+    """The projected time of the papers' calibration set, here and on an H200 (products only)."""
     decoder = made.parameters - 2 * made.vocab_size * made.hidden_size
-    attention = 2 * 2 * made.num_attention_heads * made.head_dim * 4096 / 2  # causal, a layer
+    attention = 2 * 2 * made.num_attention_heads * made.head_dim * 4096 / 2  # causal, per layer
     flops = FULL * (2 * decoder + LAYERS * attention)
     here = measured["cpu_ms_a_token_and_layer"] / 1e3 * LAYERS * FULL
     return {
@@ -148,7 +149,7 @@ def projections(made: Architecture, measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the checkpoint, run what is not in the results yet, write them."""
+    """Write the checkpoint, run the measurements without a result, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only", choices=RUNS, help="one of the runs")

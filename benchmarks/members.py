@@ -1,8 +1,8 @@
-"""The tiny family's speed and memory: teacher and children in one run.
+"""Measure speed and memory of the embedded models.
 
-Each member generates greedily from a prompt of its own length, and reads that prompt, in turns, so
-that a busy moment hits all. Weights and KV cache are counted from the config and what is loaded.
-Results go to benchmarks/results/members.json; a minute.
+Each model reads a prompt and generates greedily, in turn in every round, so that other load on the
+machine affects all. Bytes of weights and KV cache are computed from the config and the loaded
+model. Writes benchmarks/results/members.json; takes a minute.
 
     OMP_NUM_THREADS=1 python benchmarks/members.py
 """
@@ -26,10 +26,10 @@ PROMPT, NEW = 512, 64  # tokens
 
 
 def ways_of(name: str) -> dict[str, Callable[[], object]]:
-    """Reading a prompt, and generating after a short one."""
+    """Functions that read a prompt, and that generate after a short one."""
     model = load_model(open_source(name), dtype=torch.float32)
     ids = torch.randint(6, model.config.vocab_size, (1, PROMPT))
-    output: dict[str, Any] = {"do_sample": False, "min_new_tokens": NEW, "max_new_tokens": NEW}
+    options: dict[str, Any] = {"do_sample": False, "min_new_tokens": NEW, "max_new_tokens": NEW}
 
     @torch.inference_mode()
     def read() -> object:
@@ -37,13 +37,13 @@ def ways_of(name: str) -> dict[str, Callable[[], object]]:
 
     @torch.inference_mode()
     def generate() -> object:
-        return model.generate(ids[:, :8], **output)
+        return model.generate(ids[:, :8], **options)
 
     return {"read": read, "generate": generate}
 
 
 def main() -> None:
-    """Time all members in turns, print the table, write the results."""
+    """Time all models in turn, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

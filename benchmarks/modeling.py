@@ -1,12 +1,12 @@
-"""Prefill and decode of our Nemotron against transformers' own, with the same weights, in one run.
+"""Compare prefill and decode of our Nemotron with those of transformers' Nemotron.
 
-Both models share one set of random weights and take turns, so that a busy moment hits both; what
-is compared is the median over the rounds of their ratio in one round. "products" is the floor:
-the linear layers alone, on inputs of the right size. Logits are compared before anything is
-timed. Imports, weights and compilation are outside every time.
+Both models share one set of random weights and run in turn, so that other load on the machine
+affects both; the result is the median over the rounds of their ratio in a round. "products" is a
+lower bound: the linear layers alone, on inputs of the same size. Logits are compared first.
+Imports, loading and compilation are not timed.
 
     python benchmarks/modeling.py --rounds 15           # three minutes on two cores
-    python benchmarks/modeling.py --small --layers 6 --rounds 41  # all but the products shows
+    python benchmarks/modeling.py --small --layers 6 --rounds 41  # the products take a small share
 """
 
 import argparse
@@ -43,13 +43,13 @@ SMALL_SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 48,
 }
-# Largest difference from transformers' logits, as a part of their own size.
+# The largest relative difference from transformers' logits.
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing both models do: `prompt` tokens at once, then `steps` tokens one at a time."""
+    """A task of both models: `prompt` tokens at once, then `steps` tokens one at a time."""
 
     name: str
     prompt: int
@@ -58,14 +58,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one way, one entry a round."""
+    """Seconds of one way, an entry per round."""
 
     wall: list[float]
     cpu: list[float]
 
 
 def make_models(layers: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Both models over the same tensors, with norms that are not trivial."""
+    """Both models with the same tensors, norms random too."""
     torch.manual_seed(0)
     models = {
         name: library.NemotronForCausalLM(
@@ -82,7 +82,7 @@ def make_models(layers: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def make_run(model: Any, job: Job, is_compiled: bool) -> Callable[[], Tensor]:
-    """A function that does the job once and gives its last logits."""
+    """A function that runs the job once and returns its last logits."""
     ids = torch.randint(1, SIZES["vocab_size"], (1, job.prompt + job.steps))
     prompt, following = ids[:, : job.prompt], ids[:, job.prompt :].split(1, dim=1)
     forward = torch.compile(model, fullgraph=True) if is_compiled else model
@@ -104,7 +104,7 @@ def make_run(model: Any, job: Job, is_compiled: bool) -> Callable[[], Tensor]:
 
 
 def make_products(model: Any, job: Job) -> Callable[[], None]:
-    """The linear layers alone, on as many tokens as the job has."""
+    """A function that runs the linear layers alone, on as many tokens as the job has."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     tokens, repeats = (1, job.steps) if job.steps else (job.prompt, 1)
     inputs = {
@@ -121,7 +121,7 @@ def make_products(model: Any, job: Job) -> Callable[[], None]:
 
 
 class Clock:
-    """Wall and processor seconds of a part of a run, or of all of it."""
+    """Wall and CPU seconds of a run, or of a part of it."""
 
     def __init__(self) -> None:
         self.part: tuple[float, float] | None = None
@@ -133,7 +133,7 @@ class Clock:
         self.part = time.perf_counter() - wall, time.process_time() - cpu
 
     def time(self, run: Callable[[], Any]) -> tuple[float, float]:
-        """Seconds of `run`, or of the part of it that ran this clock itself."""
+        """Seconds of `run`, or of the part of it that this clock measured."""
         self.part = None
         wall, cpu = time.perf_counter(), time.process_time()
         run()
@@ -144,7 +144,7 @@ clock = Clock()
 
 
 def check_equality(runs: dict[str, Callable[[], Tensor]], dtype: str) -> float:
-    """The largest difference of the two as a part of the logits; too large is an error."""
+    """The largest relative difference of the logits; too large is an error."""
     ours, theirs = runs["ours"]().float(), runs["transformers"]().float()
     difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     if not difference <= TOLERANCE[dtype]:
@@ -153,7 +153,7 @@ def check_equality(runs: dict[str, Callable[[], Tensor]], dtype: str) -> float:
 
 
 def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
-    """Times of all ways, taking turns, each round beginning with another one."""
+    """Times of all ways, run in turn; each round starts with another way."""
     times = {name: Times([], []) for name in ways}
     names = list(ways)
     for name in names:
@@ -178,7 +178,7 @@ def report(title: str, job: Job, difference: float, times: dict[str, Times]) -> 
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median over the rounds of how many times as long theirs took in that round."""
+    """The median over the rounds of the ratio of their time to ours in a round."""
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 

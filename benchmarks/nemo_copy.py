@@ -1,11 +1,10 @@
-"""`.nemo` to Hub folder against `cp`, and against the usual script: time and memory, in one run.
+"""Compare converting a `.nemo` to a Hub folder with `cp` and with a simple script: time and memory.
 
-A synthetic bf16 Nemotron is written as a plain tar in three layouts (one state dict, zarr,
-torch_dist); the first is also cast to float16, split over two ranks, and gzipped. Each way runs in
-a process of its own, interleaved, after its imports; memory is the peak of anonymous pages above
-what the interpreter held with everything imported. `minitron` scans for NaN, as it does for a user.
-The naive way extracts the archive, loads all of it, splits the fused projections and saves. The
-results of both are compared by sha256.
+A random bf16 Nemotron is written as a tar in three layouts (one state dict, zarr, torch_dist); the
+first is also cast to float16, split over two ranks, and gzipped. The ways alternate, each in a
+separate process after its imports; memory is the peak of anonymous pages above that after the
+imports. `minitron` scans for NaN, as always. The simple script extracts the archive, loads all of
+it, splits the fused projections and saves. The results of both are compared by sha256.
 
     python benchmarks/nemo_copy.py --folder /path/with/35GB --gigabytes 4 --repeats 3
 """
@@ -24,7 +23,7 @@ from typing import Any
 
 from copying import Peak, weights_digest
 
-# Two layers of it make a gigabyte; head_dim is not hidden_size / heads, as in Minitron-8B.
+# Two layers are a gigabyte; head_dim is not hidden_size / heads, as in Minitron-8B.
 SIZES = {
     "vocab_size": 65536,
     "hidden_size": 2560,
@@ -44,8 +43,8 @@ CASES = {  # name: (archive, options of convert)
 NOT_NAIVE = {
     "two tensor-parallel ranks",
     "state_dict, tar.gz",
-}  # the usual script is not written for them
-SPLIT = {  # by what is in its name, the dimension along which ranks share a tensor
+}  # the simple script does not read them
+SPLIT = {  # part of a tensor's name: the dimension that ranks split
     "word_embeddings": 0,
     "output_layer": 0,
     "linear_qkv.weight": 0,
@@ -57,7 +56,7 @@ WAYS = ("cp", "minitron", "naive")
 
 
 def architecture(gigabytes: float) -> Any:
-    """As many layers as make the size, in bf16."""
+    """The architecture with as many layers as this size allows, in bf16."""
     from minitron.model.architecture import Architecture
 
     layers = 1
@@ -69,7 +68,7 @@ def architecture(gigabytes: float) -> Any:
 
 
 def make_source(folder: Path, gigabytes: float) -> None:
-    """A Hub folder of random weights, and from it the three archives."""
+    """Write a Hub folder of random weights, and from it the three archives."""
     import torch
 
     import minitron
@@ -96,8 +95,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
 
 
 def write_state_dict(folder: Path) -> None:
-    """The same model as torch.save files in a tar, as older writers did: whole, in two ranks, and
-    gzipped."""
+    """Write the model as torch.save files in a tar, like older NeMo: whole, split, gzipped."""
     import torch
 
     from minitron.conversion.megatron_checkpoint import read_checkpoint
@@ -127,7 +125,7 @@ def write_state_dict(folder: Path) -> None:
 
 
 def part_of(name: str, tensor: Any, rank: int) -> Any:
-    """What one of two ranks holds of a tensor."""
+    """The part of a tensor that one of two ranks has."""
     for part, dimension in SPLIT.items():
         if part in name and tensor.dim() > 1:
             return tensor.chunk(2, dimension)[rank].clone()
@@ -143,19 +141,19 @@ def edit_ranks(path: Path) -> None:
 
 
 def run_minitron(case: str, source: Path, out: Path) -> None:
-    """The product's own call."""
+    """Convert with minitron."""
     import minitron
 
     minitron.convert(str(source), str(out), keep_vocab_padding=True, **CASES[case][1])
 
 
 def run_cp(case: str, source: Path, out: Path) -> None:
-    """The same number of bytes."""
+    """Copy the same number of bytes."""
     subprocess.run(["cp", source, out], check=True)
 
 
 def run_naive(case: str, source: Path, out: Path) -> None:
-    """What a script does: extract, load all, split, save."""
+    """Convert with the simple script: extract, load all, split, save."""
     import numpy as np
     import torch
     import torch.distributed.checkpoint as dcp
@@ -196,7 +194,7 @@ def run_naive(case: str, source: Path, out: Path) -> None:
 
 
 def hub_names(state: dict[str, Any]) -> dict[str, Any]:
-    """The fused tensors of Megatron under the Hub's names, all in memory."""
+    """The tensors split and renamed as on the Hub, all in memory."""
     import torch
 
     groups, head_dim = SIZES["num_key_value_heads"], SIZES["head_dim"]
@@ -241,15 +239,15 @@ def hub_names(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_way(case: str, way: str, source: Path, out: Path) -> None:
-    """Run one way after its imports and print seconds, CPU seconds and bytes above the base."""
+    """Run one way after its imports; print seconds, CPU seconds and bytes above the base."""
     import torch
     import torch.distributed.checkpoint  # noqa: F401
 
     import minitron.records.model_card  # noqa: F401
 
     torch.zeros(1).bfloat16().float()
-    # cp too starts after the imports: on a virtual machine the memory that was free meanwhile may
-    # have gone back to the host, and whoever comes next pays for it.
+    # cp starts after the imports too: on a virtual machine, memory that was free meanwhile may have
+    # been returned to the host, which slows the next process that needs it.
     run = {"cp": run_cp, "minitron": run_minitron, "naive": run_naive}[way]
     with Peak() as peak:
         started, cpu = time.perf_counter(), time.process_time()
@@ -259,7 +257,7 @@ def one_way(case: str, way: str, source: Path, out: Path) -> None:
 
 
 def measure(case: str, way: str, source: Path, out: Path) -> dict[str, float]:
-    """One run of one way; the result is removed by the caller."""
+    """Run one way in a process; the caller removes the result."""
     command = [sys.executable, __file__, "--case", case, "--way", way]
     command += ["--source", str(source), "--out", str(out)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -267,7 +265,7 @@ def measure(case: str, way: str, source: Path, out: Path) -> dict[str, float]:
 
 
 def remove(path: Path) -> None:
-    """A file or a folder."""
+    """Remove a file or a folder."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -275,14 +273,14 @@ def remove(path: Path) -> None:
 
 
 def compare(case: str, source: Path, folder: Path, ways: list[str], repeats: int) -> None:
-    """The ways on one archive, interleaved: medians, and ratios to cp."""
+    """Medians of the ways on one archive, which alternate, and ratios to cp."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     digests = {}
     for repeat in range(repeats):
         for way in ways[repeat % len(ways) :] + ways[: repeat % len(ways)]:
             out = folder / f"out-{way}"
             remove(out)
-            os.sync()  # nobody waits for what another way left to write
+            os.sync()  # do not wait for the writes of another way
             runs[way].append(measure(case, way, source, out))
             if repeat == 0 and way != "cp":
                 digests[way] = weights_digest(out)
@@ -300,7 +298,7 @@ def compare(case: str, source: Path, folder: Path, ways: list[str], repeats: int
 
 
 def main() -> None:
-    """Make the archives where they are missing, then run every case."""
+    """Write the archives that are missing, then run every case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="a place with eight times the space")
     parser.add_argument("--gigabytes", type=float, default=4.0)

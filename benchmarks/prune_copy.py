@@ -1,9 +1,9 @@
-"""Pruning's copy against `cp`, and against loading everything: time and memory, in one run.
+"""Compare pruning with `cp` and with loading the whole model: time and memory.
 
-A synthetic bf16 Nemotron checkpoint is pruned by a random importance file, so that only reading,
-checking, cutting and writing are timed. Each way runs in a process of its own, interleaved, after
-its imports; memory is the peak of anonymous pages above what the interpreter held with everything
-imported. The results of both prunings are compared byte for byte.
+A random bf16 Nemotron checkpoint is pruned with random scores, so that only reading, checking,
+cutting and writing are timed. The ways alternate, each in a separate process after its imports;
+memory is the peak of anonymous pages above that after the imports. The results of both prunings are
+compared byte for byte.
 
     python benchmarks/prune_copy.py --folder /path/with/15GB --gigabytes 4
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from copying import Peak, weights_digest
 
-# Hidden 2560 -> 1920, ffn 10240 -> 7680: 2.6 of 4.1 GB stay.
+# Hidden 2560 -> 1920, ffn 10240 -> 7680: 2.6 of 4.1 GB are kept.
 SIZES = {
     "vocab_size": 65536,
     "hidden_size": 2560,
@@ -35,7 +35,7 @@ WAYS = ("cp", "minitron", "load everything")
 
 
 def make_source(folder: Path, gigabytes: float) -> None:
-    """Random weights in shards, written as any source is."""
+    """Write random weights in shards."""
     import torch
 
     from minitron.files.shard_file import TensorSpec
@@ -63,7 +63,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
 
 
 def run_minitron(source: Path, out: Path) -> None:
-    """The product's own call."""
+    """Prune with minitron."""
     import minitron
 
     importance = str(source.parent / "importance.safetensors")
@@ -71,7 +71,7 @@ def run_minitron(source: Path, out: Path) -> None:
 
 
 def run_load_everything(source: Path, out: Path) -> None:
-    """What a user would write: load all shards, slice, save."""
+    """Prune with a simple script: load all shards, slice, save."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -99,7 +99,7 @@ def run_load_everything(source: Path, out: Path) -> None:
 
 
 def one_way(way: str, source: Path, out: Path) -> None:
-    """Run one way after its imports and print seconds, CPU seconds and bytes above the base."""
+    """Run one way after its imports; print seconds, CPU seconds and bytes above the base."""
     import torch  # noqa: F401
 
     import minitron.verbs.prune  # noqa: F401
@@ -113,7 +113,7 @@ def one_way(way: str, source: Path, out: Path) -> None:
 
 
 def measure(way: str, source: Path, out: Path) -> dict[str, float]:
-    """One run of one way; the result is removed by the caller."""
+    """Run one way in a process; the caller removes the result."""
     if way == "cp":
         started = time.perf_counter()
         subprocess.run(["cp", "-r", source, out], check=True)
@@ -124,7 +124,7 @@ def measure(way: str, source: Path, out: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Interleave the ways, repeat, print medians and ratios."""
+    """Run the ways alternately, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="an empty place with four times the space")
     parser.add_argument("--gigabytes", type=float, default=4.0)
@@ -145,7 +145,7 @@ def main() -> None:
         for way in WAYS:
             out = options.folder / f"out-{way.replace(' ', '-')}"
             shutil.rmtree(out, ignore_errors=True)
-            os.sync()  # nobody waits for what another way left to write
+            os.sync()  # do not wait for the writes of another way
             runs[way].append(measure(way, source, out))
             if repeat == 0 and way != "cp":
                 digests[way] = weights_digest(out)

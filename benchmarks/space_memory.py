@@ -1,8 +1,8 @@
-"""Resident memory and files of a Space that is asked for long: requests, prunings, new visitors.
+"""Measure memory and temporary files of a Space under load: requests, prunings, new visitors.
 
-`python app.py` runs in a process of its own on 127.0.0.1, in an empty folder of temporary files.
-After a warm-up of each kind, memory (MB) and the bytes of temporary files are printed after every
-part; flat means that the last parts are equal.
+`python app.py` runs in a separate process on 127.0.0.1, with an empty folder for temporary files.
+After a warm-up of each kind, prints resident memory and temporary files in MB after every part;
+they do not grow if the last parts are equal.
 
     python benchmarks/space_memory.py --requests 2000 --prunings 30 --visitors 600
 """
@@ -24,12 +24,12 @@ import psutil
 
 import minitron.space
 
-PARTS = 4  # of each kind, each with a line of its own
+PARTS = 4  # of each kind, a printed line per part
 WARM_UP = {"requests": 50, "prunings": 5, "visitors": 120}
 
 
 class Space:
-    """The process, and what is asked of it."""
+    """A running Space, and the requests to it."""
 
     def __init__(self, place: Path) -> None:
         with socket.socket() as probe:
@@ -49,7 +49,7 @@ class Space:
         self.functions = self._functions()
 
     def _functions(self) -> dict[str, int]:
-        """The numbers of the named endpoints and of the page's load, once it answers."""
+        """The ids of the named endpoints and of the load event, when the Space answers."""
         for _ in range(600):
             try:
                 with urlopen(f"{self.url[: -len('/gradio_api')]}/config", timeout=5) as answer:
@@ -63,7 +63,7 @@ class Space:
         raise SystemExit("the Space does not answer")
 
     def ask(self, function: str, data: list[object], session: str) -> None:
-        """One event, to its end."""
+        """Send one event and wait for its end."""
         body = {"data": data, "fn_index": self.functions[function], "session_hash": session}
         headers = {"Content-Type": "application/json"}
         urlopen(Request(f"{self.url}/queue/join", json.dumps(body).encode(), headers)).close()
@@ -74,16 +74,16 @@ class Space:
                     return
 
     def request(self, number: int) -> None:
-        """A text of a visitor who was here before."""
+        """Generate a text, as a visitor who has visited before."""
         self.ask("generate", ["tiny", f"{number}: the", 4, 1.0, 1.0, number], self.session)
 
     def pruning(self, number: int) -> None:
-        """A cut, packed and answered."""
+        """Prune, and receive the archive."""
         sizes = [(192, 160, 128)[number % 3], 608, None, 5 + number % 2]
         self.ask("prune", ["tiny", *sizes], self.session)
 
     def visitor(self, number: int) -> None:
-        """Somebody new, who looks at the page, asks once and leaves."""
+        """Load the page as a new visitor, send one request and leave."""
         session = uuid.uuid4().hex
         with urlopen(f"{self.url}/heartbeat/{session}", timeout=30) as beats:
             beats.readline()
@@ -92,17 +92,17 @@ class Space:
 
     @property
     def megabytes(self) -> float:
-        """Resident memory."""
+        """Resident memory, in MB."""
         return float(psutil.Process(self.process.pid).memory_info().rss / 1e6)
 
     @property
     def file_megabytes(self) -> float:
-        """Temporary files."""
+        """Size of temporary files, in MB."""
         return sum(p.stat().st_size for p in self.place.rglob("*") if p.is_file()) / 1e6
 
 
 def main() -> None:
-    """Ask, and print."""
+    """Send the requests and print the sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
     for kind in WARM_UP:
         parser.add_argument(f"--{kind}", type=int, default=0)

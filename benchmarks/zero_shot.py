@@ -1,9 +1,9 @@
-"""The papers' zero-shot tables on the embedded teacher: what ranks best, axis by axis.
+"""The papers' tables without retraining, on the embedded teacher: kinds of scores, axis by axis.
 
-Nothing is retrained: each row prunes the teacher in memory and evaluates it on held-out text. Rows
-mirror arXiv 2407.14679: which axes (table 1), aggregations (11), importance in steps (12), width
-against depth (13), the head residual (section 2.3), and where ModelOpt differs. Results go
-to benchmarks/results/zero_shot.{json,md,png}; some minutes on two cores.
+Each row prunes the teacher in memory and evaluates it on held-out text. The rows follow arXiv
+2407.14679: axes (table 1), aggregations (11), pruning in steps (12), width against depth (13), the
+head residual (section 2.3); and they have ModelOpt's scores where these differ. Writes
+benchmarks/results/zero_shot.{json,md,png}; takes some minutes on two cores.
 
     python benchmarks/zero_shot.py --corpus books.jsonl.gz --held-out valid.jsonl.gz
 """
@@ -58,7 +58,7 @@ class Row:
     cut: str
     how: str
     parameters: int
-    loss: float  # nats a token
+    loss: float  # nats per token
     spread: float | None = None  # sample standard deviation over the seeds
 
 
@@ -74,7 +74,7 @@ class Bench:
         self._measured: dict[str, Importance] = {}
 
     def importance(self, source: Any = None, **options: Any) -> Importance:
-        """Scores by these options, of the teacher unless another source is given."""
+        """Importance by these options, of the teacher or of another source."""
         key = json.dumps(options, sort_keys=True)
         if source is None and key in self._measured:
             return self._measured[key]
@@ -87,23 +87,23 @@ class Bench:
         return measured
 
     def plan(self, target: Architecture, importance: Importance, **choices: Any) -> PruningPlan:
-        """The cut that these scores decide."""
+        """The pruning plan for these scores."""
         return choose_plan(importance, self.whole, target, **choices)
 
     def loss(self, plan: PruningPlan | None) -> float:
-        """Held-out loss of the pruned teacher, or of the teacher."""
+        """Held-out loss of the teacher, pruned or whole."""
         source = self.source if plan is None else PrunedSource(self.source, plan)
         return evaluate_text(load_model(source), self.held_out).loss
 
     def row(self, table: str, cut: str, how: str, plan: PruningPlan) -> Row:
-        """One table row."""
+        """A row of a table."""
         row = Row(table, cut, how, plan.target.parameters, self.loss(plan))
         print(f"{table:12} {cut:12} {how:28} {row.parameters:>9,} {row.loss:.4f}", flush=True)
         return row
 
 
 def axes(bench: Bench) -> Iterator[Row]:
-    """Each axis alone, width, and all: by activations, as ModelOpt, by magnitude, at random."""
+    """Each axis alone, width, and all axes: by activations, ModelOpt, magnitude, at random."""
     for cut, sizes in HALF.items():
         target = bench.whole.resized(**sizes)
         ways: dict[str, dict[str, Any]] = {
@@ -123,7 +123,7 @@ def axes(bench: Bench) -> Iterator[Row]:
 
 
 def aggregations(bench: Bench) -> Iterator[Row]:
-    """Every pair over the batch and over a sequence, on width."""
+    """Every aggregation over the batch and the sequence, on width."""
     target = bench.whole.resized(**HALF["width"])
     for batch, sequence in product(("l2", "mean", "var"), repeat=2):
         importance = bench.importance(aggregation=f"{batch},{sequence}")
@@ -141,7 +141,7 @@ def neurons(bench: Bench) -> Iterator[Row]:
 
 
 def depth(bench: Bench) -> Iterator[Row]:
-    """What ranks layers, any or neighbours, and width at the parameters of four layers."""
+    """Scores of layers, single or adjacent, and width with as many parameters as four layers."""
     target = bench.whole.resized(**HALF["layers"])
     for ranked in ("influence", "loss", "logits"):
         plan = bench.plan(target, bench.importance(layer_scores=ranked))
@@ -153,7 +153,7 @@ def depth(bench: Bench) -> Iterator[Row]:
 
 
 def steps(bench: Bench) -> Iterator[Row]:
-    """Hidden in one, two and four steps, each measured on what the last one left."""
+    """Hidden size in one, two and four steps, each measured on the model of the step before."""
     target = bench.whole.resized(**HALF["hidden"])
     for count in (1, 2, 4):
         plan: PruningPlan | None = None
@@ -168,7 +168,7 @@ def steps(bench: Bench) -> Iterator[Row]:
 
 
 def residual(bench: Bench) -> Iterator[Row]:
-    """Pruned query heads folded into kept ones, or dropped."""
+    """Pruned query heads added to kept heads, or dropped."""
     for heads in (6, 4, 2):
         target = bench.whole.resized(num_attention_heads=heads)
         for folds in (False, True):
@@ -188,7 +188,7 @@ TABLES: dict[str, Callable[[Bench], Iterator[Row]]] = {
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables as they stand in the repository."""
+    """The tables in Markdown."""
     lines = [
         "# Zero-shot ablations on the embedded teacher",
         "",
@@ -209,7 +209,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Loss by cut and by what ranks."""
+    """Draw the loss by axis and by kind of scores."""
     rows = [row for row in results["rows"] if row["table"] == "axes"]
     ways = list(dict.fromkeys(row["how"] for row in rows))
     colours = ["#76b900", "#3b7dd8", "#f2a900", "#9aa0a6"]
@@ -235,7 +235,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Fill every table, write JSON, page and picture."""
+    """Measure every table; write JSON, Markdown and picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", required=True, help="text to measure on")
     parser.add_argument("--held-out", required=True, help="text to evaluate on")
