@@ -59,7 +59,7 @@ def test_heads_that_leave_a_rest_of_hidden_size_open_where_head_dim_is_rounded_d
     assert list(unsupported_engines(config_of("qwen2", **sizes))) == ["llama.cpp"]
 
 
-def test_the_reason_tells_the_sizes() -> None:
+def test_the_reason_names_the_sizes() -> None:
     config = config_of("qwen2", **NARROW)
     reasons = unsupported_engines(config)
     assert "42 x 42" in reasons["llama.cpp"]
