@@ -243,7 +243,7 @@ def one_way(case: str, way: str, source: Path, out: Path) -> None:
     import torch
     import torch.distributed.checkpoint  # noqa: F401
 
-    import minitron.records.model_card  # noqa: F401
+    import minitron.verbs.convert  # noqa: F401
 
     torch.zeros(1).bfloat16().float()
     # cp starts after the imports too: on a virtual machine, memory that was free meanwhile may have
