@@ -130,3 +130,10 @@ def test_text_is_the_same_on_every_processor() -> None:
 def test_one_token_leaves_nothing_to_sample() -> None:
     with pytest.raises(TargetError, match="needs at least 2"):
         self_corpus(tiny_model("nemotron"), seq_len=1, samples=1, seed=0)
+
+
+def test_no_progress_bar_is_drawn_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    self_corpus(Markov(), seq_len=5, samples=2, seed=0)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""

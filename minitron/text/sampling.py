@@ -37,7 +37,8 @@ def self_corpus(model: PreTrainedModel, *, seq_len: int, samples: int, seed: int
     bits = (model.config.vocab_size - 1).bit_length()
     batch = max(1, _BATCH_TOKENS // seq_len)
     sampled = []
-    with tqdm(total=samples * seq_len, unit="token", unit_scale=True, desc="sample") as progress:
+    total = samples * seq_len
+    with tqdm(total=total, unit="token", unit_scale=True, desc="sample", disable=None) as progress:
         for start in range(0, samples, batch):
             rows = range(start, min(start + batch, samples))
             # A generator a sequence: its text does not depend on the size of the batch.
