@@ -137,7 +137,7 @@ def inspect(recipe: InspectRecipe, *, as_json: AsJson = False) -> None:
 
 @app.command(
     help_epilogue=_examples(
-        "minitron prune tiny tiny-half --hidden-size 160 --intermediate-size 608 --corpus self",
+        "minitron prune tiny half --hidden-size 160 --intermediate-size 608 --corpus self",
         "minitron prune nvidia/Minitron-8B-Base 4b --hidden-size 3072 --intermediate-size 9216 "
         "--num-attention-heads 24 --corpus books.jsonl.gz --samples 64",
         "minitron prune tiny tiny-shallow --num-hidden-layers 4 --importance tiny.safetensors",
@@ -343,8 +343,8 @@ def generate(recipe: GenerateRecipe) -> None:
 
 @app.command(
     help_epilogue=_examples(
-        "minitron card tiny-half",
-        "minitron card tiny-half --overwrite",
+        "minitron card half",
+        "minitron card half --overwrite",
     )
 )
 @_with_options_of(CardRecipe)
@@ -379,9 +379,10 @@ def push(recipe: PushRecipe) -> None:
 
 @app.command(
     help_epilogue=_examples(
-        "minitron remake tiny-half tiny-half-again",
+        "minitron remake half half-again",
         "minitron remake me/minitron-4b minitron-4b",
-        "minitron remake tiny-half tiny-half-again --source elsewhere/tiny",
+        "minitron remake half half-again --source elsewhere/tiny",
+        "minitron remake tiny-half start --before-training",
     )
 )
 @_with_options_of(RemakeRecipe)

@@ -138,6 +138,13 @@ def commands_in(text: str) -> list[list[str]]:
     return [shlex.split(line) for line in shell.splitlines()]
 
 
+def test_it_says_what_remake_can_do(both_folders: Path) -> None:
+    pruned, trained = (text_of(both_folders / name) for name in ("small", "taught"))
+    assert "`minitron remake small again` builds the same weights" in pruned
+    assert "`minitron remake taught small --before-training` builds the model that" in trained
+    assert "minitron remake taught again" not in trained
+
+
 def test_its_commands_make_it_again(taught: Path) -> None:
     prune, distill = commands_in(text_of(taught))
     assert prune[:4] == ["minitron", "prune", "tiny", "small"]

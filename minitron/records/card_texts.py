@@ -21,7 +21,8 @@ from minitron.recipe import (
     TrainRecipe,
 )
 from minitron.records.card_page import Result, Table
-from minitron.records.minitron_json import Record
+from minitron.records.minitron_json import TRAINED, Record, record_before_training
+from minitron.sources.opening import zoo
 
 RECIPES: Mapping[str, type[Any]] = {
     "convert": ConvertRecipe,
@@ -160,10 +161,29 @@ def limit_texts(history: Sequence[Record], name: str) -> tuple[str, ...]:
     return tuple(limits)
 
 
+def again_text(history: Sequence[Record], name: str) -> str:
+    """How the model is made again: by `minitron remake`, and what of it needs training."""
+    steps = "step by step, with texts and folders under your own paths:"
+    folder = shlex.quote(name)
+    if history[-1]["command"] not in TRAINED:
+        return (
+            f"`minitron remake {folder} again` builds the same weights from `minitron.json` and "
+            f"the source, without any text. The same {steps}"
+        )
+    if record_before_training(history[-1]) is None:
+        return f"Training has to run again. The commands, {steps}"
+    last = max(i for i, step in enumerate(history) if step["command"] not in TRAINED)
+    start = shlex.quote(_outputs(history, name)[last])
+    return (
+        f"`minitron remake {folder} {start} --before-training` builds the model that training "
+        "began with, without any text; the training has to run again. All of it, "
+        f"{steps}"
+    )
+
+
 def commands_of(history: Sequence[Record], name: str) -> tuple[str, ...]:
     """The command of every step, each with the output that the next one reads."""
-    pairs = zip(history, _folder_names(history, name), strict=True)
-    return tuple(command_of(step, folder) for step, folder in pairs)
+    return tuple(map(command_of, history, _outputs(history, name)))
 
 
 def command_of(record: Record, out: str) -> str:
@@ -204,18 +224,27 @@ def _folder_names(history: Sequence[Record], name: str) -> list[str]:
     return [*(display_name(step["source"]["name"]) for step in history[1:]), name]
 
 
+def _outputs(history: Sequence[Record], name: str) -> list[str]:
+    """The same as commands write them, which refuse the bare name of an embedded model."""
+    embedded = zoo()
+    return [f"./{one}" if one in embedded else one for one in _folder_names(history, name)]
+
+
 def _importance(record: Record) -> str:
     made_by, shares = record["importance"], record.get("share_of_importance_kept")
-    if not shares:
+    if not record.get("kept"):
         return "Nothing was removed."
     on = (
         f" on {made_by['tokens']:,} tokens of {display_name(made_by['corpus'])}"
         if "tokens" in made_by and made_by.get("corpus") is not None
         else ""
     )
-    kept = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
     method = made_by.get("scores", "given")
-    return f"Ranked by {method} scores{on}. Share of the score that is kept: {kept}."
+    ranked = f"Ranked by {method} scores{on}."
+    if not shares or method == "random":  # a share of random numbers means nothing
+        return ranked
+    kept = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
+    return f"{ranked} Share of the score that is kept: {kept}."
 
 
 def _fit(record: Record) -> str:

@@ -28,6 +28,7 @@ FILE = "minitron.json"
 INHERITED = ("language", "license", "license_name", "license_link")  # metadata of the source's card
 SIZES = (*AXIS_KEYS.values(), "parameters")
 REMADE = ("prune", "convert")  # commands whose weights follow from the record and the source
+TRAINED = ("train", "distill", "quickstart")
 _SHARD_SIZE = re.compile(r"\d+ ?[KMGT]B", re.IGNORECASE | re.ASCII)
 _REMEDY = "it is damaged: make the folder again"
 _MOST_STEPS = 50  # records within a record
@@ -110,6 +111,15 @@ def history_of(record: Record) -> list[Record]:
     while (made := steps[0]["source"].get("made")) is not None:
         steps.insert(0, made)
     return steps
+
+
+def record_before_training(record: Record) -> dict[str, Any] | None:
+    """The record of the model that training began with; None where there is none."""
+    made: Any = record
+    while isinstance(made, dict) and made.get("command") in TRAINED:
+        source = made.get("source")
+        made = source.get("made") if isinstance(source, dict) else None
+    return made if isinstance(made, dict) else None
 
 
 def check_record(record: Mapping[str, Any], file: str) -> None:

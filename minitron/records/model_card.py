@@ -25,6 +25,7 @@ from minitron.records.card_texts import (
     DISTILLED,
     PRUNED,
     RECIPES,
+    again_text,
     commands_of,
     escape_markdown,
     limit_texts,
@@ -115,8 +116,7 @@ def _card(folder: Path, record: Record) -> Card:
         code=usage('source = "."  # this folder, or its id on the Hub'),
         limits=limit_texts(history, name),
         engines=tuple(engine_notes(model.config)),
-        again=f"`minitron remake {name} again` follows `minitron.json`. Step by step, with texts "
-        "and folders under your own paths:",
+        again=again_text(steps, name),
         commands=commands_of(steps, name),
         record=json.dumps(recipe, indent=2),
     )

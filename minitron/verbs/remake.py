@@ -7,27 +7,31 @@ source that is not the recorded one, and weights that differ from the recorded o
 """
 
 import filecmp
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 from minitron.errors import SourceError, TargetError
 from minitron.files.tensor_stream import stream_tensors
-from minitron.files.unfinished import check_absent, unfinished_folder
+from minitron.files.unfinished import unfinished_folder
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.recipe import DType, RemakeRecipe, verb
 from minitron.records.folder_writer import specs_of, write_companions, write_json, write_weights
-from minitron.records.minitron_json import FILE, RemakeRecord, check_record, read_record
+from minitron.records.minitron_json import (
+    FILE,
+    TRAINED,
+    RemakeRecord,
+    check_record,
+    read_record,
+    record_before_training,
+)
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import outlines_of
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.opening import open_source, zoo
+from minitron.sources.opening import open_source, output_at, zoo
 from minitron.sources.pruned import PrunedSource, source_names
 from minitron.verbs.convert import convert
-
-_TRAINED = ("train", "distill", "quickstart")
 
 
 @verb(RemakeRecipe)
@@ -40,8 +44,7 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
     minitron.json is missing, damaged or of a newer minitron, and where the source is gone or
     another model now; TargetError for what training made.
     """
-    out = Path(recipe.out)
-    check_absent(out)
+    out = output_at(recipe.out)
     own_record, original = _read_folder(recipe.folder)
     record = _record_to_remake(own_record, recipe)
     recorded = RemakeRecord.of(record, f"{recipe.folder}/{FILE}")
@@ -75,19 +78,10 @@ def _read_folder(folder: str) -> tuple[dict[str, Any], Path | None]:
     return read_record(file.parent, folder), None
 
 
-def _before_training(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of the model that training began with; None where there is none."""
-    made: Any = record
-    while isinstance(made, dict) and made.get("command") in _TRAINED:
-        source = made.get("source")
-        made = source.get("made") if isinstance(source, dict) else None
-    return made if isinstance(made, dict) else None
-
-
 def _record_to_remake(record: dict[str, Any], recipe: RemakeRecipe) -> dict[str, Any]:
     """The record of the model to build. Raises TargetError for what training made."""
-    command, initial = record.get("command"), _before_training(record)
-    if command not in _TRAINED:
+    command, initial = record.get("command"), record_before_training(record)
+    if command not in TRAINED:
         if recipe.before_training:
             raise TargetError(f"{recipe.folder} was not trained: do without --before-training")
         return record
