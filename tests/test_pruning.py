@@ -436,6 +436,25 @@ def test_steps_go_by_sizes_that_the_family_takes(tmp_path: Path) -> None:
     assert [out.config[key] for key in ("hidden_size", "num_key_value_heads")] == [33, 3]
 
 
+def test_sizes_that_cut_nothing_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = str(tiny_folder(tmp_path / "source", vocab_size=60))
+    with pytest.raises(TargetError, match="nothing to cut: name sizes, such as --hidden-size"):
+        minitron.prune(source, str(tmp_path / "out"))
+    minitron.prune(source, str(tmp_path / "out"), hidden_size=42)
+    assert f"nothing is cut: {source} has these sizes already" in caplog.text
+
+
+def test_random_scores_have_no_share(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, out = str(tiny_folder(tmp_path / "source", vocab_size=60)), tmp_path / "out"
+    caplog.set_level("INFO")
+    minitron.prune(source, str(out), hidden_size=30, scores="random")
+    assert "kept 30 of 42 hidden\n" in caplog.text
+    assert json.loads((out / "minitron.json").read_text())["share_of_importance_kept"] == {}
+    card = (out / "README.md").read_text()
+    assert "Ranked by random scores." in card
+    assert "Share of the score" not in card
+
+
 def test_contiguous_layers_are_neighbours(tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source")
     layers = torch.tensor([1.0, 5, 2, 3]).double()

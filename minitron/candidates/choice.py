@@ -152,10 +152,10 @@ def _by_scores(
 ) -> Choice:
     """The candidate that keeps most of its scores."""
     best = max(kept, key=lambda one: kept[one])
+    share = "" if importance.is_random else f", {kept[best]:.1%},"
     reason = (
         f"chose {sizes_of(best)}: {_share(best, whole)}; of {len(kept)} shapes within "
-        f"{shapes.tolerance:.0%} of the budget it keeps most of its scores, {kept[best]:.1%}, and "
-        f"{why}"
+        f"{shapes.tolerance:.0%} of the budget it keeps most of its scores{share} and {why}"
     )
     record = {"reason": reason, "budget": shapes.budget.to_json(), "counts": dict(shapes.counts)}
     return Choice(best, reason, importance, record)

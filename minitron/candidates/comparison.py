@@ -29,10 +29,10 @@ from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import free_memory
 from minitron.files.dtypes import name_of
 from minitron.files.tensor_stream import stream_tensors
-from minitron.files.unfinished import check_same_inputs, write_file
+from minitron.files.unfinished import check_same_inputs, partial_of, write_file
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
-from minitron.model.plan import choose_plan, share_kept
+from minitron.model.plan import choose_plan, measured_shares
 from minitron.model.source import Source
 from minitron.recipe import BudgetRecipe, SearchRecipe, TrainRecipe
 from minitron.records.folder_writer import specs_of, write_companions, write_weights
@@ -107,7 +107,7 @@ class Comparison:
                 loss,
                 left,
             )
-            candidates.append(Candidate(plan, cost, share_kept(plan, self.importance), loss))
+            candidates.append(Candidate(plan, cost, measured_shares(plan, self.importance), loss))
         return sorted(candidates, key=_rank)
 
     def time_best(self, candidates: list[Candidate], top: int) -> list[Candidate]:
@@ -240,7 +240,8 @@ def retrained_loss(
             dtype="float32",
             seed=recipe.seed,
         )
-        train_to_folder(open_source(str(initial)), retraining)
+        unfinished = None if recipe.out is None else partial_of(Path(recipe.out))
+        train_to_folder(open_source(str(initial)), retraining, unfinished)
     loss = source_loss(open_source(str(done)), held_out)
     shutil.rmtree(folder)
     return loss

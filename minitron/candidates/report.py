@@ -178,10 +178,18 @@ def _cells(rank: int, candidate: Candidate) -> dict[str, str]:
         "memory": readable_bytes(candidate.cost.memory),
         "ms predicted": _milliseconds(candidate.cost.latency),
         "ms measured": _milliseconds(candidate.measured_latency) + over,
-        "scores kept": f"{100 * scores_kept(candidate.share_kept):.1f} %",
+        "scores kept": _scores_kept(candidate),
         "loss": f"{candidate.loss:.4f}",
         "retrained": "" if candidate.retrained_loss is None else f"{candidate.retrained_loss:.4f}",
     }
+
+
+def _scores_kept(candidate: Candidate) -> str:
+    """Empty where no share is known, as of random scores."""
+    is_cut = candidate.plan.source != candidate.plan.target
+    if is_cut and not candidate.share_kept:
+        return ""
+    return f"{100 * scores_kept(candidate.share_kept):.1f} %"
 
 
 def _milliseconds(seconds: float | None) -> str:

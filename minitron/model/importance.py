@@ -74,6 +74,11 @@ class Importance:
         return tuple(self._scores())
 
     @property
+    def is_random(self) -> bool:
+        """Whether the scores are random numbers, of which a share of the sum means nothing."""
+        return self.made_by.get("scores") == "random"
+
+    @property
     def digest(self) -> str:
         """sha256 of the scores."""
         digest = hashlib.sha256()

@@ -242,7 +242,7 @@ def _without_block(importance: Importance, dropped: int) -> Indices:
 
 
 def share_kept(plan: PruningPlan, importance: Importance) -> dict[str, float]:
-    """The share of the summed scores that stays, for each axis that is cut."""
+    """The share of the summed scores that stays, for each axis that is cut; none of zeros."""
     shares = {}
     for axis in axes_to_rank(plan.source, plan.target):
         scores = _scores_of(axis, importance, plan.source)
@@ -253,8 +253,14 @@ def share_kept(plan: PruningPlan, importance: Importance) -> dict[str, float]:
             whole = sum(float(scores[layer].sum()) for layer, _ in rows)
         else:
             part, whole = float(scores[list(kept)].sum()), float(scores.sum())
-        shares[axis] = part / whole if whole else 1.0
+        if whole:
+            shares[axis] = part / whole
     return shares
+
+
+def measured_shares(plan: PruningPlan, importance: Importance) -> dict[str, float]:
+    """`share_kept` as it is recorded and shown: empty where the scores are random numbers."""
+    return {} if importance.is_random else share_kept(plan, importance)
 
 
 def scores_kept(shares: Mapping[str, float]) -> float:

@@ -7,6 +7,7 @@ the config, and no weight.
     source = open_source("tiny")
 """
 
+import logging
 import re
 from dataclasses import replace
 from importlib import resources
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from huggingface_hub import is_offline_mode
 
-from minitron.errors import SourceError
+from minitron.errors import OutputError, SourceError
 from minitron.files.cached_file import CachedFile
 from minitron.files.file import File, LocalFile
 from minitron.files.hub_repository import HubRepository
+from minitron.files.unfinished import check_absent
 from minitron.model.source import Source
 from minitron.sources.hub_folder import HubFolder
 
@@ -26,11 +28,28 @@ _HUB_ID = re.compile(
 )
 _GZIP = b"\x1f\x8b"
 
+logger = logging.getLogger(__name__)
+
 
 def zoo() -> dict[str, Path]:
     """The embedded models: name to folder."""
     root = Path(str(resources.files("minitron") / "zoo"))
     return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+
+
+def output_at(name: str) -> Path:
+    """The path of an output, which must not exist yet. Raises OutputError.
+
+    A folder called as an embedded model would be opened instead of it.
+    """
+    if name in zoo():
+        raise OutputError(
+            f"{name} is the name of an embedded model, which a folder of that name would hide: "
+            f"choose another name, or write ./{name}"
+        )
+    out = Path(name)
+    check_absent(out)
+    return out
 
 
 def open_source(
@@ -49,10 +68,10 @@ def open_source(
     """
     models, path = zoo(), Path(name)
     if name in models:
-        is_here = (path / "config.json").is_file()
-        return (
-            HubFolder.at(path, f"./{name}") if is_here else HubFolder.embedded(models[name], name)
-        )
+        if not (path / "config.json").is_file():
+            return HubFolder.embedded(models[name], name)
+        logger.warning("%s is the folder of that name here, not the embedded model", name)
+        return HubFolder.at(path, f"./{name}")
     if _exists(path):
         if path.is_file() or _is_nemo_folder(path):
             return _open_nemo(path, keep_vocab_padding=keep_vocab_padding)

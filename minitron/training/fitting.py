@@ -80,10 +80,12 @@ def fit(
     make_trainer: Callable[..., Trainer],
     models: Mapping[str, str | None],
     verb: str = "train",
+    unfinished: Path | None = None,
 ) -> FitResult:
     """Train `model` in place; writes checkpoints to `folder`, and resumes an earlier run there.
 
     `models` maps the role of each model of the run (initial model, student, teacher) to its digest.
+    `unfinished` is the folder from which the same command would continue, if there is one.
     A batch holds `input_ids` and `labels` [rows, seq_len], and `row` [rows], the indices of these
     sequences in the corpus. Raises CorpusError for ids outside the vocabulary, TargetError for a
     loss that is NaN, OutputError for an earlier run with other text, models or number of processes.
@@ -116,7 +118,7 @@ def fit(
         train_dataset=_dataset(texts.corpus),
         eval_dataset=None if texts.held_out is None else _dataset(texts.held_out),
         data_collator=_collate,
-        callbacks=[progress, LossCurve(folder.parent / CURVE)],
+        callbacks=[progress, LossCurve(folder.parent / CURVE, unfinished)],
     )
     for printer in (PrinterCallback, ProgressCallback):  # `progress` shows the same in one bar
         trainer.remove_callback(printer)

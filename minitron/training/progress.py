@@ -72,10 +72,14 @@ class TrainingProgress(TrainerCallback):
 
 
 class LossCurve(TrainerCallback):
-    """Appends each point to training.jsonl when it is logged, and stops the run at NaN."""
+    """Appends each point to training.jsonl when it is logged, and stops the run at NaN.
 
-    def __init__(self, file: Path) -> None:
+    `unfinished` is the folder from which the same command would continue, if there is one.
+    """
+
+    def __init__(self, file: Path, unfinished: Path | None = None) -> None:
         self._file = file
+        self._unfinished = unfinished
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -100,9 +104,10 @@ class LossCurve(TrainerCallback):
             # fp16 gradients overflow until their scale is small enough; such steps are skipped.
             is_checked = key != "grad_norm" or not args.fp16
             if is_checked and not math.isfinite(last.get(key, 0.0)):
+                remove = "" if self._unfinished is None else f"remove {self._unfinished} and "
                 raise TargetError(
-                    f"the {what} became {last[key]} by step {last['step']}: begin again with a "
-                    "smaller --learning-rate, more --warmup-steps or --autocast float32"
+                    f"the {what} became {last[key]} by step {last['step']}: {remove}begin again "
+                    "with a smaller --learning-rate, more --warmup-steps or --autocast float32"
                 )
         if state.is_world_process_zero and (point := _point(last)):
             with self._file.open("a", encoding="utf-8") as curve:

@@ -3,7 +3,8 @@
 Knows the order of the steps of a run on text: text, model, fit, folder. Sequences are packed, so
 there is no padding.
 
-    train_to_folder(open_source("tiny"), TrainRecipe(init="tiny", out="more", corpus="books.txt"))
+    recipe = TrainRecipe(init="tiny", out="more", corpus="books.txt")
+    train_to_folder(open_source("tiny"), recipe, Path("more.partial"))
 """
 
 import shutil
@@ -40,19 +41,21 @@ _REMOVED = f"removed-{CHECKPOINTS}"
 _TENSORBOARD = "runs"  # its files, which the Hub shows
 
 
-def train_to_folder(source: Source, recipe: TrainRecipe) -> None:
+def train_to_folder(source: Source, recipe: TrainRecipe, unfinished: Path | None) -> None:
     """Train the weights of `source` on text by `recipe`, and write `recipe.out`.
 
-    An interrupted run continues from its last checkpoint. Raises CorpusError, OutputError,
-    TargetError.
+    An interrupted run continues from its last checkpoint; `unfinished` is the folder to remove for
+    another start. Raises CorpusError, OutputError, TargetError.
     """
     seq_len = sequence_length(source, recipe.seq_len)
     with shared_folder(Path(recipe.out), recipe) as folder:
         if not is_complete(folder):
-            _train(source, recipe, folder, seq_len)
+            _train(source, recipe, folder, seq_len, unfinished)
 
 
-def _train(source: Source, recipe: TrainRecipe, folder: Path, seq_len: int) -> None:
+def _train(
+    source: Source, recipe: TrainRecipe, folder: Path, seq_len: int, unfinished: Path | None
+) -> None:
     load = partial(load_text, source, seq_len=seq_len, folder=folder, seed=recipe.seed)
     inherited = inherited_from(source)
     held_out = None if recipe.eval_corpus is None else load(recipe.eval_corpus)
@@ -66,6 +69,7 @@ def _train(source: Source, recipe: TrainRecipe, folder: Path, seq_len: int) -> N
         recipe,
         make_trainer=TextTrainer,
         models={"initial_model": digest_of(source)},
+        unfinished=unfinished,
     )
     write_trained(
         folder,

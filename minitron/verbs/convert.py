@@ -19,7 +19,7 @@ from minitron.errors import TargetError, TokenizerError
 from minitron.files.dtypes import dtype_named
 from minitron.files.lazy_tensor import Cast, LazyTensor
 from minitron.files.tensor_stream import CheckedTensor, Piece, stream_tensors
-from minitron.files.unfinished import check_absent, unfinished_file, unfinished_folder
+from minitron.files.unfinished import unfinished_file, unfinished_folder
 from minitron.model.engines import load_notes
 from minitron.model.source import Source
 from minitron.recipe import ConvertRecipe, record_of, verb
@@ -32,7 +32,7 @@ from minitron.records.folder_writer import (
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
 from minitron.sources.loading import hub_config, load_model
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, output_at
 
 if TYPE_CHECKING:
     from minitron.conversion.nemo_tokenizer import FoundTokenizer
@@ -57,8 +57,7 @@ def convert(recipe: ConvertRecipe) -> Path:
     computed some megabytes at a time (ONNX loads the model). Returns `out`. Raises a MinitronError,
     with nothing written, for a source that cannot be read or that the target cannot hold.
     """
-    out = Path(recipe.out)
-    check_absent(out)
+    out = output_at(recipe.out)
     _check_options(recipe)
     source = open_source(
         recipe.source, keep_vocab_padding=recipe.keep_vocab_padding, low_disk=recipe.low_disk

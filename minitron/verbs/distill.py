@@ -18,7 +18,6 @@ from transformers import set_seed
 
 from minitron.errors import TargetError
 from minitron.files.dtypes import dtype_named
-from minitron.files.unfinished import check_absent
 from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
@@ -27,7 +26,7 @@ from minitron.records.record_writer import inherited_from, sizes_of
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import load_model, sequence_length
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, output_at
 from minitron.sources.processes import device_of_run
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import (
@@ -69,8 +68,7 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     `training.jsonl` and, where matplotlib is installed, `loss.png`. Raises SourceError,
     TokenizerError, CorpusError, OutputError, TargetError.
     """
-    out = Path(recipe.out)
-    check_absent(out)
+    out = output_at(recipe.out)
     check_trainer(recipe)
     student = open_source(recipe.student)
     plan = _plan_of(recipe, student)
@@ -131,6 +129,7 @@ def _distill(student: Source, plan: _DistillationPlan, recipe: DistillRecipe, fo
         make_trainer=make_trainer,
         models={"student": digest_of(student), "teacher": plan.record["digest"]},
         verb="distill",
+        unfinished=folder,
     )
     write_trained(
         folder,

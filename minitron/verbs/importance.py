@@ -5,12 +5,11 @@ measure_importance(source="tiny", out="tiny.safetensors", corpus="books.jsonl.gz
 
 from pathlib import Path
 
-from minitron.files.unfinished import check_absent
 from minitron.model.importance import Importance
 from minitron.recipe import ImportanceRecipe, verb
 from minitron.scores.measuring import BY_ACTIVATIONS, measure_and_save, score
 from minitron.scores.score_plots import check_drawable, draw_scores
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, output_at
 
 
 @verb(ImportanceRecipe)
@@ -23,8 +22,7 @@ def measure_importance(recipe: ImportanceRecipe) -> Importance:
     launched share the corpus; an interrupted run resumes when the same call is made again. Raises
     SourceError, CorpusError, TargetError, OutputError. Source: arXiv 2407.14679 §2.2.
     """
-    out = Path(recipe.out)
-    check_absent(out)
+    out = output_at(recipe.out)
     if recipe.plot is not None:
         check_drawable(Path(recipe.plot))
     source = open_source(recipe.source)

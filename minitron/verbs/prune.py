@@ -12,12 +12,12 @@ from minitron.candidates.budget import names_budget
 from minitron.candidates.choice import Choice, choose_target
 from minitron.errors import TargetError
 from minitron.files.tensor_stream import stream_tensors
-from minitron.files.unfinished import check_absent, unfinished_folder
+from minitron.files.unfinished import unfinished_folder
 from minitron.model.architecture import Architecture
 from minitron.model.engines import load_notes
 from minitron.model.families import AXIS_KEYS, PRUNABLE
 from minitron.model.importance import Importance
-from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, share_kept
+from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, measured_shares
 from minitron.model.source import Source
 from minitron.model.target_sizes import between, check_opened, target_of
 from minitron.recipe import PruneRecipe, record_of, verb
@@ -32,7 +32,7 @@ from minitron.records.record_writer import inherited_from, write_record
 from minitron.scores.measuring import check_corpus_named, score
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import hub_config
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, output_at
 from minitron.sources.pruned import PrunedSource, pruned_tensors, source_names
 from minitron.verbs.push import check_push_to_hub, push_result
 
@@ -50,8 +50,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     only the push fails, `out` is there and the error says so. Source: arXiv 2407.14679,
     section 2.
     """
-    out = Path(recipe.out)
-    check_absent(out)
+    out = output_at(recipe.out)
     check_push_to_hub(recipe.push_to_hub, private=recipe.private)
     source = open_source(recipe.source, low_disk=recipe.low_disk)
     inherited = inherited_from(source)
@@ -92,15 +91,22 @@ def prune(recipe: PruneRecipe) -> HubFolder:
 
 def _choose_sizes(source: Source, recipe: PruneRecipe) -> Choice:
     """The sizes that the recipe names, or those that its budget leads to."""
+    named = [AXIS_KEYS[axis] for axis in PRUNABLE if getattr(recipe, AXIS_KEYS[axis]) is not None]
     if not names_budget(recipe):
+        if not named:
+            raise TargetError(
+                "nothing to cut: name sizes, such as --hidden-size or --num-hidden-layers, or a "
+                "budget, --ratio, --params, --memory or --latency"
+            )
         target = target_architecture(source.architecture, recipe)
+        if target == source.architecture:
+            logger.warning("nothing is cut: %s has these sizes already", source.name)
         if recipe.compatible:
             check_opened(target, source.architecture)
         return Choice(target, reason="sizes as named")
-    for size in (AXIS_KEYS[axis] for axis in PRUNABLE):
-        if getattr(recipe, size) is not None:
-            flag = size.replace("_", "-")
-            raise TargetError(f"--{flag} and a budget are both given: name sizes or a budget")
+    if named:
+        flag = named[0].replace("_", "-")
+        raise TargetError(f"--{flag} and a budget are both given: name sizes or a budget")
     choice = choose_target(source, recipe)
     logger.info("%s", choice.reason)
     return choice
@@ -136,7 +142,7 @@ def _decide(source: Source, choice: Choice, recipe: PruneRecipe) -> _Decision:
         contiguous=recipe.contiguous_layers,
         head_residual=recipe.head_residual,
     )
-    return _Decision(plan, importance, share_kept(plan, importance))
+    return _Decision(plan, importance, measured_shares(plan, importance))
 
 
 def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) -> _Decision:
@@ -148,7 +154,7 @@ def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) 
         after = target if share == 1 else between(source.architecture, target, share, before)
         importance = _importance(pruned, after, recipe)
         plan = choose_plan(importance, before, after, contiguous=recipe.contiguous_layers)
-        shares = share_kept(plan, importance)
+        shares = measured_shares(plan, importance)
         plan = plan if decision is None else decision.plan.then(plan)
         decision = _Decision(plan, importance, shares)
         logger.info("step %d of %d: %d parameters", step, recipe.steps, after.parameters)
@@ -170,8 +176,9 @@ def _importance(source: Source, target: Architecture, recipe: PruneRecipe) -> Im
 
 def _log_kept(plan: PruningPlan, shares: Mapping[str, float]) -> None:
     """Log what is kept of every axis that is cut, and of the parameters."""
-    for axis, share in shares.items():
+    for axis in axes_to_rank(plan.source, plan.target):
         kept, whole = plan.target.size(axis), plan.source.size(axis)
-        logger.info("kept %d of %d %s, %.1f %% of score", kept, whole, axis, 100 * share)
+        share = f", {100 * shares[axis]:.1f} % of score" if axis in shares else ""
+        logger.info("kept %s of %s %s%s", f"{kept:,}", f"{whole:,}", axis, share)
     kept, whole = plan.target.parameters, plan.source.parameters
-    logger.info("kept %d of %d parameters, %.1f %%", kept, whole, 100 * kept / whole)
+    logger.info("kept %s of %s parameters, %.1f %%", f"{kept:,}", f"{whole:,}", 100 * kept / whole)

@@ -4,7 +4,7 @@ Prunes it to about half by importance on text that it samples itself, distills t
 and does the same with a random pruning to the same sizes, so that the table shows the effect of
 importance. Calls only public verbs, in the order of a user; both students share one teacher cache.
 
-    quickstart("tiny-half").folder
+    quickstart("first-student").folder
 """
 
 import logging
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from minitron.evaluation.loss import Evaluation
-from minitron.files.unfinished import check_absent, unfinished_folder
+from minitron.files.unfinished import unfinished_folder
 from minitron.recipe import QuickstartRecipe, Scores, record_of, verb
 from minitron.records.minitron_json import read_record
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import default_device, load_model
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, output_at
 from minitron.text.sampling import self_corpus
 from minitron.verbs.distill import distill
 from minitron.verbs.evaluate import evaluate
@@ -82,8 +82,7 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
     Needs no network; about two minutes on two cores. Returns the folder and the losses before
     and after. Raises OutputError where `out` exists.
     """
-    out = Path(recipe.out)
-    check_absent(out)
+    out = output_at(recipe.out)
     with unfinished_folder(out, asdict(recipe)) as folder:
         work = folder / "work"
         work.mkdir()

@@ -20,10 +20,10 @@ from minitron.candidates.report import SearchReport, can_draw, draw_pareto
 from minitron.candidates.shortlist import TABLE
 from minitron.candidates.texts import TEXTS
 from minitron.errors import CorpusError
-from minitron.files.unfinished import INPUTS, check_absent, unfinished_folder
+from minitron.files.unfinished import INPUTS, unfinished_folder
 from minitron.recipe import SearchRecipe, verb
 from minitron.records.folder_writer import write_json
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, output_at
 
 _WORK = (*TEXTS, TABLE, CANDIDATES, RETRAINING, INPUTS)  # what only an interrupted search needs
 
@@ -43,9 +43,7 @@ def search(recipe: SearchRecipe) -> SearchReport:
     """
     if recipe.retrain_steps and recipe.corpus is None and recipe.retrain_corpus is None:
         raise CorpusError("retraining needs text: name --retrain-corpus")
-    out = None if recipe.out is None else Path(recipe.out)
-    if out is not None:
-        check_absent(out)
+    out = None if recipe.out is None else output_at(recipe.out)
     source = open_source(recipe.source)
     with _work_folder(out, recipe) as folder:
         comparison = Comparison.prepare(source, recipe, folder)

@@ -23,13 +23,12 @@ from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import readable_bytes
 from minitron.files.dtypes import dtype_named
 from minitron.files.shard_file import TensorSpec, write_safetensors
-from minitron.files.unfinished import check_absent
 from minitron.model.source import Source
 from minitron.recipe import TeacherCacheRecipe, record_of, verb
 from minitron.records.folder_writer import write_companions, write_json
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import sequence_length
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, output_at
 from minitron.sources.processes import device_of_run, processes_of_run
 from minitron.text.corpus import Corpus
 from minitron.training.distillation import rest_log_mass
@@ -60,8 +59,7 @@ def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
     torchrun launched share the shards. Returns the cache. Raises SourceError, CorpusError,
     OutputError, TargetError.
     """
-    out = Path(recipe.out)
-    check_absent(out)
+    out = output_at(recipe.out)
     source = open_source(recipe.teacher)
     _check(recipe, source)
     seq_len = sequence_length(source, recipe.seq_len)

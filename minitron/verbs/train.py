@@ -3,12 +3,10 @@
 train(out="tiny", init="config-and-tokenizer", corpus="books.jsonl.gz", scratch=True)
 """
 
-from pathlib import Path
-
-from minitron.files.unfinished import check_absent
+from minitron.files.unfinished import partial_of
 from minitron.recipe import TrainRecipe, verb
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, output_at
 from minitron.training.trained_folder import train_to_folder
 from minitron.training.trainer_arguments import check_trainer
 
@@ -22,8 +20,7 @@ def train(recipe: TrainRecipe) -> HubFolder:
     `training.jsonl` (one record a logged step) and, where matplotlib is installed, `loss.png`.
     No logits are held (`cross_entropy`). Raises SourceError, CorpusError, OutputError, TargetError.
     """
-    out = Path(recipe.out)
-    check_absent(out)
+    out = output_at(recipe.out)
     check_trainer(recipe)
-    train_to_folder(open_source(recipe.init), recipe)
+    train_to_folder(open_source(recipe.init), recipe, partial_of(out))
     return HubFolder.at(out)
