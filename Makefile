@@ -37,7 +37,7 @@ tiny-quarter-pruned: | tiny-half
 	minitron prune tiny-half $@ --recipe minitron/recipes/tiny-quarter-prune.yaml --corpus $(TEXT)
 
 tiny-half tiny-quarter: %: | %-pruned
-	minitron distill $@-pruned $@ --teacher tiny --recipe minitron/recipes/$@-distill.yaml --corpus $(TEXT)
+	minitron distill $@-pruned ./$@ --teacher tiny --recipe minitron/recipes/$@-distill.yaml --corpus $(TEXT)
 	minitron evaluate $@ --corpus $(HELD_OUT) --record
 
 # Make teacher, children, the papers' tables and docs/family.md (a night on two cores). Runs with a

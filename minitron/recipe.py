@@ -561,7 +561,7 @@ class DemoRecipe(Recipe):
 class QuickstartRecipe(Recipe):
     """Prune, distill and compare the embedded teacher."""
 
-    out: str = "tiny-half"
+    out: str = "first-student"
     """The folder to write, ready for the Hub."""
     _: KW_ONLY
     seed: int = bounded(0, at_least=0)

@@ -398,6 +398,17 @@ class TestTheOutput:
         line = refused(verb, *arguments[verb])
         assert line == f"{out} exists already: choose another name or remove it"
 
+    @pytest.mark.parametrize("name", zoo())
+    def test_that_would_hide_an_embedded_model_is_refused(
+        self, name: str, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: Any
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        says = f"{name} is the name of an embedded model, which a folder of that name would hide: "
+        says += f"choose another name, or write ./{name}"
+        assert refused("quickstart", name) == says
+        assert refused("prune", source, name, "--hidden-size", 36, *RANDOM) == says
+        main(["prune", str(source), f"./{name}", "--hidden-size", "36", *RANDOM])
+
     def test_whose_parent_is_not_there_is_named(
         self, source: Path, tmp_path: Path, refused: Refused
     ) -> None:

@@ -8,6 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minitron
 from minitron.cli import main
+from minitron.recipe import QuickstartRecipe
+from minitron.sources.opening import zoo
 from minitron.verbs import quickstart as first_run
 
 
@@ -19,13 +21,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "half"
     main(["quickstart", str(out)])
     printed = capsys.readouterr().out
     for row in ("teacher", "half, by importance", "half, by random"):
         assert row in printed
+    by_importance, random = (text for text in caplog.text.split("kept 160 of 256 hidden")[1:])
+    assert by_importance.startswith(", ")
+    assert " % of score" in by_importance
+    assert " % of score" not in random  # a share of random numbers
     assert f"minitron generate {out}" in printed
     assert "loss, distilled" in printed
     teacher, student = minitron.inspect("tiny"), minitron.inspect(str(out))
@@ -47,6 +53,10 @@ def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
     assert "half, by importance" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half"]
     assert not (out / "work").exists()
+
+
+def test_quickstarts_folder_has_a_name_of_its_own() -> None:
+    assert QuickstartRecipe().out not in zoo()
 
 
 @pytest.mark.usefixtures("small")

@@ -193,7 +193,7 @@ def test_weights_of_another_config_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_here_precedes_the_zoo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     embedded = minitron.inspect("tiny-half").parameters
     monkeypatch.chdir(tmp_path)
@@ -201,10 +201,12 @@ def test_a_folder_that_is_here_precedes_the_zoo(
     assert minitron.inspect("tiny-half").parameters == embedded
     own = tiny_folder(tmp_path / "other")
     (tmp_path / "tiny-half").rmdir()
+    assert "embedded" not in caplog.text
     own.rename(tmp_path / "tiny-half")
     found = minitron.inspect("tiny-half")
     assert found.parameters == minitron.inspect(str(tmp_path / "tiny-half")).parameters
     assert found.parameters != embedded
+    assert "tiny-half is the folder of that name here, not the embedded model" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "a\0b"], ids=["long", "longer", "null"])

@@ -122,7 +122,6 @@ def test_the_embedded_teacher_is_pushed_in_parts_and_loads_where_only_transforme
 def test_a_local_folder_precedes_one_of_the_zoo_that_has_its_name(
     hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As quickstart writes `tiny-half` where nothing else is asked for."""
     monkeypatch.chdir(tmp_path)
     assert "tiny-half" in zoo()
     folder.rename("tiny-half")
