@@ -168,6 +168,7 @@ def talk_to(
     time_without_sleep = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", time_without_sleep)
     monkeypatch.setattr("huggingface_hub.file_download.time", time_without_sleep)
+    monkeypatch.setattr("minitron.files.hub_retry._WAITING.has_answered", False)
     monkeypatch.setattr("minitron.files.hub_retry.time", time_without_sleep)
     monkeypatch.setattr("minitron.publish.upload.time", time_without_sleep)
     monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from minitron.errors import MinitronError, OutputError, SourceError
 from minitron.files.hub_errors import reason
 from tests.hub_repositories import Account
 from tests.hub_routes import Answer, Fault, Hub, Request
-from tests.hub_server import serving, talk_to
+from tests.hub_server import environment, serving, talk_to
 from tests.tiny import tiny_folder, zoo_tokenizer
 
 # huggingface_hub's own, on every upload of a large file.
@@ -469,3 +470,68 @@ def test_a_long_message_is_masked_in_no_time(text: str) -> None:
     started = time.monotonic()
     assert mask(text * 100_000) == text * 100_000
     assert time.monotonic() - started < 5
+
+
+# Where there is no network
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect other/model",
+        "prune other/model out --hidden-size 36 --scores random",
+        "evaluate tiny --corpus other/text",
+        "push {folder} me/half",
+        "push --space me/demo tiny",
+    ],
+)
+def test_without_a_network_each_command_ends_in_one_line_at_once(
+    command: str,
+    endpoint: str,
+    hub: Hub,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", endpoint)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    waits: list[float] = []
+    for client in ("huggingface_hub.utils._http", "minitron.files.hub_retry"):
+        monkeypatch.setattr(f"{client}.time.sleep", waits.append)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    with pytest.raises(SystemExit) as ended:
+        main(command.format(folder=folder).split())
+    assert ended.value.code == 2
+    assert waits == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_process_without_a_network_says_so_in_one_line(tmp_path: Path) -> None:
+    nowhere = {**environment(Hub(), tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "minitron", "inspect", "nvidia/Minitron-8B-Base"]
+    run = subprocess.run(command, env=nowhere, capture_output=True, text=True, timeout=20)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == (
+        "minitron: nvidia/Minitron-8B-Base is neither a folder nor in the cache, and the Hub "
+        "cannot be reached: check the name and the connection\n"
+    )
+
+
+def test_a_connection_that_was_there_is_tried_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minitron.inspect(NAME)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    waits: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", waits.append)
+    with pytest.raises(SourceError, match="the Hub cannot be reached"):
+        minitron.inspect("other/model")
+    assert waits

@@ -27,6 +27,7 @@ from minitron.errors import (
     foreign_parser,
 )
 from minitron.evaluation.preset import SummarySettings
+from minitron.files.hub_retry import bounded_waiting
 from minitron.records.task_scores import TaskScores
 from minitron.text.rows import file_rows
 
@@ -202,7 +203,8 @@ def _rows_of_file(file: str) -> Iterator[dict[str, Any]]:
 def _rows_of_hub(settings: SummarySettings) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset  # seconds to import
 
-    with foreign_parser(f"the dataset {settings.dataset}", CorpusError, "give --articles a file"):
+    what, remedy = f"the dataset {settings.dataset}", "give --articles a file"
+    with foreign_parser(what, CorpusError, remedy), bounded_waiting():
         rows = load_dataset(settings.dataset, name=settings.config, split=settings.split)
         yield from rows if settings.shuffle_seed is None else rows.shuffle(settings.shuffle_seed)
 

@@ -25,6 +25,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.errors import CorpusError, MissingExtraError, SourceError, TargetError, foreign_parser
+from minitron.files.hub_retry import bounded_waiting
 from minitron.records.task_scores import TaskScores
 
 _SEED = 1234  # lm-eval's default, for the examples of a prompt
@@ -139,7 +140,8 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
     from jinja2 import TemplateError
 
     try:
-        loaded: dict[str, Any] = manager.load([name])
+        with bounded_waiting():
+            loaded: dict[str, Any] = manager.load([name])
     except (DatasetsError, OSError) as error:
         raise CorpusError(
             f"the data of {name} cannot be loaded ({_first_line(error)}): connect once, or name a "

@@ -25,6 +25,10 @@ class HubWaitError(OSError):
     """The Hub asks for a longer wait than is accepted, or sends almost nothing."""
 
 
+class HubUnreachableError(OfflineModeIsEnabled):
+    """No connection to the Hub can be made, and none was made before."""
+
+
 class HubAnswerError(ValueError):
     """The answer of the Hub, or of what answers in its place, does not follow its interface."""
 
@@ -78,6 +82,8 @@ def reason(error: BaseException, repo: str) -> str:
     """Why the request failed, and what to do."""
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token; {_LOG_IN}"
+    if isinstance(error, HubUnreachableError):
+        return "the Hub cannot be reached; check the connection, HF_ENDPOINT and the proxy"
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it"
     for cause in _causes(error):

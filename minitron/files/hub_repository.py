@@ -46,6 +46,7 @@ from minitron.files.hub_errors import (
     CHECK,
     HUB_ERRORS,
     HubAnswerError,
+    HubUnreachableError,
     answer_errors,
     reason,
     required_text,
@@ -207,7 +208,7 @@ class HubRepository:
                     with answer_errors():
                         files = HfApi().list_repo_files(self.name, revision=self.revision)
                     return _model_files(files)
-                except httpx2.ConnectError:
+                except (httpx2.ConnectError, HubUnreachableError):
                     if self._snapshot is None:
                         raise
             logger.warning("%s: the Hub cannot be reached, reading what is in the cache", self.name)

@@ -8,6 +8,8 @@ timeout for many of its requests. The limits here hold for all of them:
 - A transfer that receives less than 4 KiB in 60 seconds has stalled: a modem receives a hundred
   times as much.
 - A request without a timeout gets one: a minute without data, or two where it changes something.
+- A Hub that has answered nothing so far and cannot be connected to is not asked again: there is no
+  network, or the address is wrong. Once it has answered, such a failure may pass.
 
 Knows the client of huggingface_hub; the limits hold only inside a block of `bounded_waiting`.
 
@@ -33,6 +35,7 @@ from minitron.files.hub_errors import (
     CHECK,
     FAILING,
     HubAnswerError,
+    HubUnreachableError,
     HubWaitError,
     answer_errors,
 )
@@ -86,11 +89,13 @@ def retry(request: Callable[[], Result], *, is_safe: bool = True, is_read: bool 
 
 
 class _Waiting:
-    """How many blocks run, and since when the Hub has answered none of their requests."""
+    """How many blocks run, since when the Hub has answered none of their requests, and whether it
+    has ever answered this process."""
 
     def __init__(self) -> None:
         self.blocks = 0
         self.busy_since: float | None = None
+        self.has_answered = False
 
     def check_wait(self, seconds: int, status: int) -> None:
         """Refuse a wait that is too long, or with which the Hub would be busy for too long."""
@@ -156,6 +161,7 @@ class _LimitedFactory:
             "request": [*hooks["request"], _add_timeouts],
             "response": [*hooks["response"], _check_answer],
         }
+        client.send = _checked_send(client.send)  # type: ignore[method-assign]
         return client
 
 
@@ -165,6 +171,26 @@ def _limit_clients() -> None:
     make: Any = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
     if not isinstance(make, _LimitedFactory):
         set_client_factory(_LimitedFactory(make))
+
+
+def _checked_send(send: Callable[..., httpx2.Response]) -> Callable[..., httpx2.Response]:
+    """A client's `send`, which raises HubUnreachableError where trying again is of no use.
+
+    huggingface_hub repeats any failure of the network, for 23 seconds and with six warnings, but
+    not an OfflineModeIsEnabled: it then reads what is in the cache.
+    """
+
+    def checked(*args: Any, **options: Any) -> httpx2.Response:
+        try:
+            response = send(*args, **options)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            if not _WAITING.blocks or _WAITING.has_answered:
+                raise
+            raise HubUnreachableError(str(error)) from error
+        _WAITING.has_answered = True
+        return response
+
+    return checked
 
 
 def _add_timeouts(request: httpx2.Request) -> None:

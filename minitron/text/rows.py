@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import CorpusError, foreign_parser
+from minitron.files.hub_retry import bounded_waiting
 from minitron.text.parquet_rows import parquet_rows
 from minitron.text.text_file import check_regular_file, read_lines, read_parts
 from minitron.text.text_row import TableRow
@@ -56,7 +57,7 @@ def hub_rows(
     repository, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     remedy = "it is not a file here: name a file, or a Hub dataset as owner/name:config:split"
-    with foreign_parser(name, CorpusError, remedy):
+    with foreign_parser(name, CorpusError, remedy), bounded_waiting():
         rows: Any = load_dataset(repository, config or None, split=split or "train", streaming=True)
         present = rows.column_names or ()  # unknown before the first row for some kinds
         if wanted := next((c for c in choices if set(c) <= set(present)), None):
