@@ -32,8 +32,8 @@ from minitron.evaluation.loss import evaluate_text
 from minitron.records.folder_writer import write_json
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source
+from minitron.text.corpus import HeldOut, held_out_ids, held_out_text
 from minitron.text.encoding import tokenize
-from minitron.text.held_out import HeldOut, held_out_ids, held_out_text
 from minitron.text.texts import read_texts
 
 RESULTS = Path(__file__).parent / "results" / "family"

@@ -29,7 +29,7 @@ from minitron.scores.measuring import score
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource
-from minitron.text.held_out import HeldOut, held_out_text
+from minitron.text.corpus import HeldOut, held_out_text
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (1, 2, 3)

@@ -18,8 +18,7 @@ import torch
 
 from minitron.conversion.megatron_names import check_shapes
 from minitron.errors import TargetError
-from minitron.files.dtypes import name_of
-from minitron.files.finite import is_finite
+from minitron.files.dtypes import is_finite, name_of
 from minitron.files.lazy_tensor import (
     Cast,
     Columns,

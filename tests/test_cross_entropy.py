@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minitron.errors import TargetError
-from minitron.training.cross_entropy import cross_entropy_loss
+from minitron.training.logit_losses import cross_entropy_loss
 
 TOKENS, VOCABULARY, WIDTH = 23, 101, 10
 
@@ -163,7 +163,7 @@ def test_labels_outside_the_vocabulary_are_refused() -> None:
 def test_memory_beyond_the_gradients_does_not_grow_with_the_tokens() -> None:
     script = """
 import resource, torch
-from minitron.training.cross_entropy import cross_entropy_loss
+from minitron.training.logit_losses import cross_entropy_loss
 torch.set_num_threads(1)
 head = torch.randn(20_011, 8, requires_grad=True)
 def peak(tokens):

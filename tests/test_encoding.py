@@ -10,9 +10,8 @@ import minitron
 from minitron.errors import TokenizerError
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source
-from minitron.text.corpus import load_corpus
+from minitron.text.corpus import held_out_text, load_corpus
 from minitron.text.encoding import prompt_ids, tokenize
-from minitron.text.held_out import held_out_text
 from minitron.text.text_row import Text
 from tests.tiny import write_text, zoo_tokenizer
 

@@ -17,7 +17,7 @@ from minitron import cli
 from minitron.errors import CorpusError, SourceError, TargetError, TokenizerError
 from minitron.evaluation.loss import Evaluation, TextLoss, evaluate_text
 from minitron.sources.opening import zoo
-from minitron.text.held_out import UNCOUNTED, held_out_ids, held_out_text
+from minitron.text.corpus import UNCOUNTED, held_out_ids, held_out_text
 from tests.tiny import tiny_folder, tiny_model, write_text, zoo_tokenizer
 
 DOCUMENTS = ["It was the best of times,", "it was\nthe wörst of 漢字", "x"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from minitron.errors import SourceError
-from minitron.files import finite
+from minitron.files import dtypes
+from minitron.files.dtypes import check_finite, is_finite, is_finite_in_file
 from minitron.files.file import LocalFile
-from minitron.files.finite import check_finite, is_finite, is_finite_in_file
 
 FLOATS = [
     torch.float64,
@@ -109,8 +109,8 @@ def test_the_tensor_and_its_model_are_named() -> None:
 def test_in_a_file_too_whatever_its_windows_and_where_it_begins(
     dtype: torch.dtype, offset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finite, "_WINDOW", 4096)
-    monkeypatch.setattr(finite, "_IN_CACHE", 100)
+    monkeypatch.setattr(dtypes, "_WINDOW", 4096)
+    monkeypatch.setattr(dtypes, "_IN_CACHE", 100)
     tensor = extreme(dtype).repeat(90, 3)  # several windows
     path = tmp_path / "weights"
 

@@ -12,7 +12,7 @@ from minitron.evaluation.loss import evaluate_text
 from minitron.sources.loading import load_model, loaded_bytes
 from minitron.sources.opening import open_source
 from minitron.sources.streamed_loss import streamed_loss
-from minitron.text.held_out import HeldOut
+from minitron.text.corpus import HeldOut
 from tests.tiny import VARIANTS, tiny_folder
 
 

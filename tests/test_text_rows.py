@@ -13,8 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from minitron.errors import CorpusError
-from minitron.text.corpus import load_corpus
-from minitron.text.held_out import held_out_text
+from minitron.text.corpus import held_out_text, load_corpus
 from minitron.text.text_row import TableRow, text_of_row
 from minitron.text.texts import read_texts
 from tests.tiny import zoo_tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minitron.text.text_stream import TextStream
+from minitron.text.encoding import TextStream
 from tests.test_generation import spaced_tokenizer
 
 

@@ -42,7 +42,7 @@ from minitron.sources.held import held_source, stored_bytes
 from minitron.sources.loading import default_device
 from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource
-from minitron.text.held_out import HeldOut
+from minitron.text.corpus import HeldOut
 from minitron.training.trained_folder import train_to_folder
 
 IMPORTANCE = "importance.safetensors"

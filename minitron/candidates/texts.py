@@ -20,9 +20,8 @@ from minitron.recipe import BudgetRecipe
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import check_corpus_named
 from minitron.sources.loading import default_device, load_tokenizer, sequence_length
-from minitron.text.corpus import Corpus, load_ids
+from minitron.text.corpus import Corpus, HeldOut, held_out_ids, held_out_text, load_ids
 from minitron.text.encoding import TokenIds
-from minitron.text.held_out import HeldOut, held_out_ids, held_out_text
 
 TEXTS = ("calibration.npy", "held-out.npy")
 _MOST_HELD_OUT = 4  # a fourth of the calibration text

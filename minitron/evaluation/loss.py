@@ -1,7 +1,7 @@
 """The loss of a model on held-out text: nats a token, perplexity, bits per byte.
 
 Logits are computed for a few hundred tokens at a time: with a vocabulary of 256,000, those of a
-batch would need more memory than the model. `minitron.text.held_out` splits text into windows.
+batch would need more memory than the model. `minitron.text.corpus` splits text into windows.
 
     evaluate_text(model, held_out_text("books.txt", tokenizer, 512)).perplexity
 """
@@ -23,8 +23,7 @@ from minitron.model.source import Source
 from minitron.records.task_scores import TaskScores
 from minitron.sources.loading import default_device, load_model, loaded_bytes
 from minitron.sources.streamed_loss import streamed_loss
-from minitron.text.corpus import Corpus
-from minitron.text.held_out import UNCOUNTED, HeldOut
+from minitron.text.corpus import UNCOUNTED, Corpus, HeldOut
 
 logger = logging.getLogger(__name__)
 

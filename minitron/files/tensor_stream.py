@@ -14,9 +14,8 @@ from functools import partial
 import torch
 
 from minitron.errors import TargetError
-from minitron.files.dtypes import name_of
+from minitron.files.dtypes import check_finite, is_finite, is_finite_in_file, name_of
 from minitron.files.file import LocalFile
-from minitron.files.finite import check_finite, is_finite, is_finite_in_file
 from minitron.files.lazy_tensor import Cast, DerivedTensor, LazyTensor
 
 Piece = torch.Tensor | LocalFile

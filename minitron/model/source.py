@@ -17,8 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from minitron.errors import SourceError
-from minitron.files.dtypes import name_of
-from minitron.files.finite import FLOATS
+from minitron.files.dtypes import FLOATS, name_of
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import resized_config

@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from minitron.errors import SourceError, foreign_parser
-from minitron.files.finite import is_finite_in_file
+from minitron.files.dtypes import is_finite_in_file
 from minitron.files.model_files import leads_outside
 from minitron.publish.destination import is_repo_id
 from minitron.records.card_page import read_front_matter

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from tqdm.auto import tqdm
 
-from minitron.files.finite import check_finite
+from minitron.files.dtypes import check_finite
 from minitron.model.architecture import Architecture, Slot
 from minitron.model.importance import Importance, score_shapes
 from minitron.model.source import Source

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from minitron.files.finite import check_finite
+from minitron.files.dtypes import check_finite
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.decoder import Decoder, decoder_module
 from minitron.model.families import EMBEDDING, FINAL_NORM, HEAD, LAYERS

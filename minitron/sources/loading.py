@@ -26,7 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minitron.errors import ArchitectureError, SourceError, TokenizerError, foreign_parser
 from minitron.files.checked_json import check_kind, read_object
-from minitron.files.finite import check_finite
+from minitron.files.dtypes import check_finite
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import check_rotary, has_row, with_usable_pad
 from minitron.model.families import EMBEDDING, HEAD

@@ -1,18 +1,22 @@
-"""Texts and prompts as token ids: one end of text after a document, none after a prompt.
+"""Texts and prompts as token ids, and generated ids as text.
 
 Tokenizers differ in what they add by themselves: nothing, a begin, an end, or both. A document
-always gets one end of text; a prompt gets none, or the model would begin a new text.
+always gets one end of text; a prompt gets none, or the model would begin a new text. A `TextStream`
+gives each part of a generated text as soon as no later token can change it.
 
     next(tokenize([Text("It was")], tokenizer)).ids     # [..., end]
+    stream = TextStream(tokenizer, prompt_ids("It was", tokenizer))
+    print(stream.add(token), end="")
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
 
 from minitron.errors import TokenizerError, foreign_parser
 from minitron.text.text_row import Text, Tokenizer
@@ -86,3 +90,42 @@ def _next_batch(texts: Iterator[Text], characters: int) -> list[Text]:
         if length >= characters:
             break
     return batch
+
+
+_INCOMPLETE = "\ufffd"  # the end of a text whose last character lacks bytes
+
+
+class TextStream:
+    """Tokens are decoded after those before them, the prompt's included, since many tokenizers drop
+    the space before the first token that they decode; special tokens are left out.
+
+    tokenizers' DecodeStream is not used: where sampled bytes are no character it raises ("Invalid
+    prefix"), and after a prompt that ends in U+FFFD it returns the prompt again.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._before = list(prompt)  # the prompt, then the tokens of the last part
+        self._pending: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that this token completes, empty while bytes of a character are missing."""
+        self._pending.append(token)
+        text = self._pending_text()
+        if not text or text.endswith(_INCOMPLETE):
+            return ""
+        self._before, self._pending = self._pending, []
+        return text
+
+    def finish(self) -> str:
+        """The text of the tokens that no part holds yet, complete or not."""
+        text = self._pending_text()
+        self._before, self._pending = self._pending, []
+        return text
+
+    def _pending_text(self) -> str:
+        before = self._decode(self._before)
+        return self._decode([*self._before, *self._pending])[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))

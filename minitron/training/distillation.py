@@ -3,7 +3,7 @@
 With a vocabulary of 256,000 the logits of teacher and student fill the memory. Both losses take
 hidden states and output embeddings instead and make the logits of a few tokens at a time, so memory
 does not grow with the number of tokens. `distillation_loss` is exact (`fused_loss` computes it,
-`logit_distances` has the formulas); `top_k_loss` needs only the teacher's k likeliest tokens.
+`logit_losses` has the formulas); `top_k_loss` needs only the teacher's k likeliest tokens.
 
     hidden = student.model(ids).last_hidden_state[:, :-1].flatten(0, 1)
     loss = distillation_loss(hidden, student.lm_head.weight, teacher_hidden, teacher_head)
@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minitron.errors import TargetError
-from minitron.training.cross_entropy import cross_entropy_rows
 from minitron.training.fused_loss import fused_loss
-from minitron.training.logit_distances import (
+from minitron.training.logit_losses import (
     DISTANCES,
     WITHOUT_TEMPERATURE,
     Distance,
+    cross_entropy_rows,
 )
 
 _CHUNK_LOGITS = 1 << 25  # that `top_k_loss` computes at once

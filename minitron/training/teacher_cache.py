@@ -25,8 +25,8 @@ from torch import Tensor
 
 from minitron.errors import CorpusError, SourceError
 from minitron.files.checked_json import check_kind, read_object
+from minitron.files.dtypes import FLOATS
 from minitron.files.file import LocalFile
-from minitron.files.finite import FLOATS
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.stored_tensor import StoredTensor
 from minitron.model.source import Source

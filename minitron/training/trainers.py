@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from minitron.model.decoder import Decoder
-from minitron.training.cross_entropy import cross_entropy_loss
 from minitron.training.inner_states import (
     InnerStates,
     IntermediateLoss,
@@ -27,6 +26,7 @@ from minitron.training.inner_states import (
     captured_states,
     dynamic_weight,
 )
+from minitron.training.logit_losses import cross_entropy_loss
 from minitron.training.teacher import DistillLoss, Teacher
 
 _PROJECTION = "intermediate_loss"

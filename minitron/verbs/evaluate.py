@@ -26,7 +26,7 @@ from minitron.records.record_writer import add_measurements
 from minitron.records.task_scores import TaskScores, record_of_scores, write_eval_results
 from minitron.sources.loading import default_device, load_model, load_tokenizer, sequence_length
 from minitron.sources.opening import open_source
-from minitron.text.held_out import HeldOut, held_out_ids, held_out_text
+from minitron.text.corpus import HeldOut, held_out_ids, held_out_text
 
 logger = logging.getLogger(__name__)
 

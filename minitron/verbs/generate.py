@@ -15,8 +15,7 @@ from minitron.recipe import GenerateRecipe, verb
 from minitron.sources.loading import GENERATION, default_device, load_model, load_tokenizer
 from minitron.sources.opening import open_source
 from minitron.sources.quantization import check_quantization, quantized
-from minitron.text.encoding import prompt_ids
-from minitron.text.text_stream import TextStream
+from minitron.text.encoding import TextStream, prompt_ids
 
 Emit = Callable[[str], None]
 

@@ -18,7 +18,8 @@ def train(recipe: TrainRecipe) -> HubFolder:
     An interrupted run resumes from its last checkpoint when the same call is made again. Under
     torchrun or accelerate launch, all processes train together. Returns the folder, with
     `training.jsonl` (one record a logged step) and, where matplotlib is installed, `loss.png`.
-    No logits are held (`cross_entropy`). Raises SourceError, CorpusError, OutputError, TargetError.
+    No logits are held (`cross_entropy_loss`). Raises SourceError, CorpusError, OutputError and
+    TargetError.
     """
     out = output_at(recipe.out)
     check_trainer(recipe)

@@ -20,7 +20,7 @@ from minitron.space.jobs.decoding import StopSignal, TeacherCheck, TokenCheck, g
 from minitron.space.jobs.models import LoadedModel, ModelCache, ModelKey, load_entry
 from minitron.space.jobs.request import MAX_COLUMNS, Prompt, Settings, VisitorError
 from minitron.space.jobs.semaphore import FairSemaphore
-from minitron.text.text_stream import TextStream
+from minitron.text.encoding import TextStream
 
 _FRAME = 0.1  # seconds between two updates of the page
 _CHECKED_AT_ONCE = 8  # tokens that a teacher reads in one step

@@ -1,9 +1,11 @@
-"""The distances between the predictions of two models, for a few rows of logits at a time.
+"""The losses of rows of logits: cross-entropy with the text, and distances of two predictions.
 
-Knows the formulas of `distillation_loss` and their gradients, written for buffers: each function
-overwrites its arguments, and the student's logits become their gradient. Knows no hidden states,
-chunks or autograd.
+`minitron train` minimizes cross-entropy, and students are evaluated by it; `fused_loss` computes it
+chunk by chunk, so the logits are never held. The distances are the formulas of `distillation_loss`
+and their gradients, written for buffers: each function overwrites its arguments, and the student's
+logits become their gradient.
 
+    cross_entropy_loss(hidden, model.lm_head.weight, labels)
     losses = DISTANCES["forward_kl"](student_logits, teacher_logits, 0.5, True)
 """
 
@@ -12,6 +14,57 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from minitron.training.fused_loss import fused_loss
+
+
+def cross_entropy_loss(
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    *,
+    reduction: str = "mean",
+    chunk_size: int | None = None,
+    rows: int | None = None,
+) -> Tensor:
+    """The "mean" over tokens of -log softmax(hidden head^T)[label], or their "sum".
+
+    Hidden states are [tokens, width], the head [vocabulary, width], and labels [tokens] the token
+    that each hidden state predicts; the label -100 drops a token. The first `rows` of the head are
+    the vocabulary (default: all); later rows get no probability. Under autocast products are in
+    its dtype, sums in float32. Memory, precision and sharded heads: see `distillation_loss`. Raises
+    TargetError for labels outside the vocabulary.
+    """
+    assert reduction in ("mean", "sum")
+    assert hidden.shape[:1] == labels.shape
+    return fused_loss(
+        hidden,
+        head,
+        _row_loss,
+        labels=labels,
+        rows=rows,
+        is_mean=reduction == "mean",
+        chunk_size=chunk_size,
+        rounds_as_autocast=True,
+    )
+
+
+def cross_entropy_rows(logits: Tensor, labels: Tensor, *, gradient: Tensor) -> Tensor:
+    """The loss of each row; writes its gradient to `gradient`, which may be `logits` itself."""
+    shifted = torch.sub(logits, logits.amax(1, keepdim=True), out=gradient)
+    at_labels = shifted.gather(1, labels[:, None])
+    total = shifted.exp_().sum(1, keepdim=True)
+    shifted.mul_(1 / total)
+    shifted.scatter_add_(1, labels[:, None], torch.full_like(at_labels, -1))
+    return (total.log() - at_labels).squeeze(1)
+
+
+def _row_loss(
+    logits: Tensor, teacher: Tensor | None, labels: Tensor | None, needs_gradient: bool
+) -> Tensor:
+    assert labels is not None
+    return cross_entropy_rows(logits, labels, gradient=logits)
+
 
 # (student, teacher, beta, needs_gradient) -> the loss of each row. Takes logits that are divided by
 # the temperature and overwrites both: `student` becomes the gradient with respect to the student's.
