@@ -238,6 +238,18 @@ def test_agreement_equals_one_forward_pass_of_the_teacher(pair: Service) -> None
     assert column.to_json()["agreement_with_teacher"] == sum(agrees) / 21
 
 
+def test_the_numbers_of_a_model_are_known_before_a_comparison(pair: Service) -> None:
+    names = pair.catalog.names
+    before = pair.columns(names)
+    *_, after = pair.compare(names, PROMPT, Settings(max_new_tokens=2))
+    for name in ("key", "teacher", "parameters", "weight_bytes", "kv_cache_bytes_per_token"):
+        assert [getattr(c, name) for c in before] == [getattr(c, name) for c in after]
+    assert [column.is_at_limit for column in after] == [True, True]
+    html = answer_cards(before, are_running=False)
+    assert "The answer appears here." in html
+    assert "data-state" not in html
+
+
 def test_int8_weights_are_compared_with_the_full_weights_of_the_same_model(pair: Service) -> None:
     pytest.importorskip("optimum.quanto")
     settings = Settings(max_new_tokens=24)

@@ -117,17 +117,31 @@ def visiting(
     context.close()
 
 
-def test_two_columns_grow_and_end_with_their_numbers(visit: Visit) -> None:
+def test_two_columns_grow_and_end_with_their_numbers(space: RunningSpace, browser: Any) -> None:
+    for visit in visiting(space, browser, DESKTOP, "light", "?temperature=0"):
+        two_columns_grow_and_end_with_their_numbers(visit)
+
+
+def two_columns_grow_and_end_with_their_numbers(visit: Visit) -> None:
+    before = [stats(card) for card in visit.answers().all()]
+    assert [shown["parameters"] for shown in before] == ["6.72 M", "6.72 M"]
     visit.compare()
     heights = visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight")
     visit.wait_for_answers()
     assert visit.answers().count() == 2
     assert visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight") == heights
-    shown = visit.answers().nth(1).inner_text()
-    assert "100 %" in shown
-    assert "6.72 M" in shown
+    shown = stats(visit.answers().nth(1))
+    assert shown["agreement"] == "100 %"
+    known = ("parameters", "weights", "KV / token")
+    assert {name: shown[name] for name in known} == {name: before[1][name] for name in known}
     for stat in visit.page.locator("#mt-answers .mt-stat").all():
         assert stat.get_attribute("title")
+
+
+def stats(card: Any) -> dict[str, str]:
+    """The numbers of an answer by their names."""
+    rows = zip(card.locator("dt").all(), card.locator("dd").all(), strict=True)
+    return {name.inner_text(): value.inner_text() for name, value in rows}
 
 
 def test_stop_ends_a_text_early(visit: Visit) -> None:
@@ -148,16 +162,16 @@ def test_stop_ends_a_text_early(visit: Visit) -> None:
 def test_int8_weights_are_shown_with_speed_memory_and_agreement(visit: Visit) -> None:
     pytest.importorskip("optimum.quanto")
     visit.page.get_by_text("Sampling").click()
+    visit.page.get_by_label("number input for Temperature").fill("0")
+    visit.page.keyboard.press("Tab")
     visit.page.get_by_label("Also with int8 weights").check()
     visit.compare()
     visit.wait_for_answers()
     assert visit.answers().count() == 4
-    shown = {}
-    for model in ("tiny", "tiny · int8"):
-        card = visit.page.locator(f'#mt-answers .mt-card[data-model="{model}"]')
-        rows = zip(card.locator("dt").all(), card.locator("dd").all(), strict=True)
-        shown[model] = {name.inner_text(): value.inner_text() for name, value in rows}
-    full, integers = shown["tiny"], shown["tiny · int8"]
+    full, integers = (
+        stats(visit.page.locator(f'#mt-answers .mt-card[data-model="{model}"]'))
+        for model in ("tiny", "tiny · int8")
+    )
     assert float(integers["tokens / s"]) > 0
     assert integers["weights"].endswith(" MB")
     assert float(integers["weights"][:-3]) < float(full["weights"][:-3])
@@ -182,6 +196,30 @@ def test_the_zoo_is_compared_pruned_and_shown(whole_zoo: RunningSpace, browser: 
         dots = visit.page.locator(".mt-evidence", has_text="Loss against parameters")
         for name in ("tiny", "tiny-half", "tiny-quarter"):
             playwright.expect(dots.first.get_by_text(name, exact=True)).to_be_visible()
+
+
+def test_boxes_of_answers_show_whole_lines_and_their_end(visit: Visit) -> None:
+    visit.page.get_by_text("Sampling").click()
+    visit.page.get_by_label("number input for New tokens").fill("256")
+    visit.page.keyboard.press("Tab")
+    visit.compare()
+    visit.wait_for_answers()
+    box = visit.answers().first.locator(".mt-text")
+    assert box.inner_text().startswith("“Good morning, Mr. Darcy,” said Elizabeth, ")
+    measured = """box => {
+        const line = parseFloat(getComputedStyle(box).lineHeight);
+        return [box.clientHeight / line, box.scrollTop / line, box.scrollTop + box.clientHeight
+                - box.scrollHeight] }"""
+    lines, above, below = box.evaluate(measured)
+    assert (lines, above) == (pytest.approx(round(lines), abs=0.05), pytest.approx(round(above)))
+    assert above >= 1
+    assert abs(below) <= 1
+    visit.page.get_by_label("tiny-twin").uncheck()  # keeps the other answer
+    playwright.expect(visit.answers()).to_have_count(1)
+    assert len(visit.answers().first.locator(".mt-text").inner_text()) > 200
+    visit.page.get_by_label("tiny-twin").check()
+    playwright.expect(visit.answers()).to_have_count(2)
+    assert stats(visit.answers().nth(1))["weights"] == "13.4 MB"
 
 
 def test_an_error_is_shown_and_the_page_works_on(visit: Visit) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from minitron.model.source import Source
+from minitron.sources.loading import default_device, loaded_bytes
 from minitron.sources.opening import open_source, zoo
 from minitron.space.jobs.request import VisitorError
 from minitron.verbs.inspect import Inspection, inspection_of
@@ -42,6 +43,11 @@ class CatalogModel:
     def inspection(self) -> Inspection:
         """Its sizes, read once, without its weights."""
         return inspection_of(self.open())
+
+    @cached_property
+    def loaded_bytes(self) -> int:
+        """Memory of its weights here, known without reading them."""
+        return loaded_bytes(self.open(), None, default_device())
 
     def open(self) -> Source:
         """Its files."""

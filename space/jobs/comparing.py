@@ -60,13 +60,22 @@ class ComparisonRequest:
         names = [models] if isinstance(models, str) else models
         if not isinstance(names, list) or not names:
             raise VisitorError(f"no model is chosen: choose {' or '.join(catalog.names)}")
-        names = list(dict.fromkeys(catalog.model(name).name for name in names))
-        if len(names) > MAX_COLUMNS:
+        keys = model_keys(catalog, names, quantization)
+        if len({key.name for key in keys}) > MAX_COLUMNS:
             raise VisitorError(f"{len(names)} models are chosen: compare {MAX_COLUMNS} at most")
-        keys = [ModelKey(name) for name in names]
-        if quantization is not None:
-            keys = [key for name in names for key in (ModelKey(name), ModelKey(name, quantization))]
-        return cls(tuple(keys), Prompt.checked(prompt), settings)
+        return cls(keys, Prompt.checked(prompt), settings)
+
+
+def model_keys(
+    catalog: Catalog, names: list[Any], quantization: str | None = None
+) -> tuple[ModelKey, ...]:
+    """The models as they are loaded: each one's own weights, and the quantized ones if wanted.
+
+    Raises VisitorError for unknown names.
+    """
+    unique = dict.fromkeys(catalog.model(name).name for name in names)
+    kinds = (None,) if quantization is None else (None, quantization)
+    return tuple(ModelKey(name, kind) for name in unique for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,9 @@ class Column:
     key: ModelKey
     teacher: str | None = None  # the model that checks it
     why_no_teacher: str = ""
+    prompt: str = ""
     parameters: int = 0
-    weight_bytes: int = 0
+    weight_bytes: int = 0  # of quantized weights, known once they are loaded
     kv_cache_bytes_per_token: int = 0
     prompt_tokens: int = 0
     notices: tuple[str, ...] = ()
@@ -95,6 +105,7 @@ class Column:
     seconds_to_first_token: float | None = None
     seconds: float = 0.0  # of computing the tokens after the first
     is_done: bool = False
+    is_at_limit: bool = False  # it has as many tokens as were asked for
     error: str | None = None
 
     @property
@@ -180,6 +191,7 @@ class Comparison:
             else:
                 column.seconds += token.seconds
             column.tokens.append(token.id)
+            column.is_at_limit = len(column.tokens) == settings.max_new_tokens
             with loaded.tokenizer_lock:
                 column.add_text(stream.add(token.id))
             if check is not None and len(column.tokens) - len(column.checks) >= _CHECKED_AT_ONCE:
@@ -217,7 +229,7 @@ def compare(
     When the caller stops iterating, the models stop after their present step.
     """
     comparison = Comparison(request, semaphore, stop)
-    columns = [Column(key, _teacher_of(catalog, key)) for key in request.keys]
+    columns = columns_before(catalog, request.keys, request.prompt.text)
     yield columns
     teachers = [ModelKey(column.teacher) for column in columns if column.teacher]
     with cache.acquire(*request.keys, *teachers) as models:
@@ -241,6 +253,21 @@ def compare(
         if column.error is not None:
             raise VisitorError(column.error)
     yield columns
+
+
+def columns_before(
+    catalog: Catalog, keys: tuple[ModelKey, ...], prompt: str = ""
+) -> list[Column]:
+    """The columns before anything runs, with the numbers that the models' files give."""
+    columns = []
+    for key in keys:
+        entry = catalog.model(key.name)
+        column = Column(key, _teacher_of(catalog, key), prompt=prompt)
+        column.parameters = entry.inspection.parameters
+        column.weight_bytes = 0 if key.quantization else entry.loaded_bytes
+        column.kv_cache_bytes_per_token = entry.inspection.kv_cache_bytes_per_token
+        columns.append(column)
+    return columns
 
 
 def continue_prompt(

@@ -18,9 +18,11 @@ from minitron.space.jobs.catalog import Catalog
 from minitron.space.jobs.comparing import (
     Column,
     ComparisonRequest,
+    columns_before,
     compare,
     continue_prompt,
     continue_pruned,
+    model_keys,
 )
 from minitron.space.jobs.decoding import StopSignal
 from minitron.space.jobs.measures import Measurements, cache_folder
@@ -83,6 +85,10 @@ class Service:
         request = ComparisonRequest.checked(self.catalog, models, prompt, settings, quantization)
         with self._stop_signal(visitor) as stop:
             yield from compare(self.cache, self.catalog, request, self.semaphore, stop)
+
+    def columns(self, models: list[str], quantization: str | None = None) -> list[Column]:
+        """The columns of these models before a comparison, with the numbers known by then."""
+        return columns_before(self.catalog, model_keys(self.catalog, models, quantization))
 
     def stop(self, visitor: str | None) -> None:
         """Stop this visitor's comparison."""

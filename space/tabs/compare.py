@@ -5,18 +5,20 @@ from typing import Any
 
 import gradio as gr
 
+from minitron.space.jobs.comparing import Column
 from minitron.space.jobs.models import INT8, can_quantize
 from minitron.space.jobs.request import MAX_NEW_TOKENS, MAX_TEMPERATURE, Settings
 from minitron.space.jobs.service import Service
-from minitron.space.ui.cards import answer_cards, empty_cards, how_measured
+from minitron.space.ui.cards import answer_cards, how_measured
 from minitron.space.ui.handlers import on_gpu, show_errors
 
-EXAMPLES = (
-    "It was the best of times,",
-    "The old house stood at the end of the lane, and",
-    "“I do not believe you,” said the captain.",
-    "When the rain had stopped, the children",
+EXAMPLES = (  # of the kind of text that the embedded models learned: novels with dialogues
+    "“Good morning, Mr. Darcy,” said Elizabeth,",
+    "“Will you dance with me?” asked the young officer.",
+    "Jim looked at the river and said,",
+    "She took the letter from the table and",
 )
+_SAMPLING = Settings(max_new_tokens=96, temperature=0.7, top_p=0.9, seed=0)
 _LINK = """(prompt, models, tokens, temperature, top_p, seed) => window.minitronLink({
   tab: "compare", prompt, models: models.join(","), max_new_tokens: tokens, temperature, top_p, seed
 })"""
@@ -44,8 +46,12 @@ def compare_tab(service: Service) -> dict[str, gr.Component]:
         stop = gr.Button("Stop", interactive=False, elem_id="mt-stop", scale=0, min_width=110)
         link = gr.Button("Copy link", elem_id="mt-link", scale=0, min_width=110)
     answers = gr.HTML(
-        empty_cards(chosen), elem_classes="mt-block", elem_id="mt-answers", padding=False
+        answer_cards(service.columns(chosen), are_running=False),
+        elem_classes="mt-block",
+        elem_id="mt-answers",
+        padding=False,
     )
+    answered: gr.State = gr.State([])  # the columns of the last comparison
     gr.HTML(how_measured(), elem_classes="mt-block", padding=False)
 
     def compare(
@@ -57,14 +63,20 @@ def compare_tab(service: Service) -> dict[str, gr.Component]:
         seed: float,
         int8: bool,
         request: gr.Request,
-    ) -> Iterator[str]:
+    ) -> Iterator[tuple[str, Any]]:
         wanted = Settings.checked(tokens, temperature, top_p, seed)
-        quantization = INT8 if int8 and can_quantize() else None
         visitor = request.session_hash
+        columns: list[Column] = []
         for columns in service.compare(
-            models, prompt, wanted, quantization=quantization, visitor=visitor
+            models, prompt, wanted, quantization=_quantization(int8), visitor=visitor
         ):
-            yield answer_cards(columns)
+            yield answer_cards(columns), gr.skip()
+        yield answer_cards(columns), columns
+
+    def show_chosen(models: list[str], int8: bool, answered: list[Column]) -> str:
+        answers = {column.key: column for column in answered}
+        chosen = service.columns(models, _quantization(int8))
+        return answer_cards([answers.get(c.key, c) for c in chosen], are_running=False)
 
     def stop_comparing(request: gr.Request) -> None:
         service.stop(request.session_hash)
@@ -78,7 +90,15 @@ def compare_tab(service: Service) -> dict[str, gr.Component]:
     ).then(
         show_errors(on_gpu(compare)),
         inputs=[models, prompt, *settings.values(), int8],
+        outputs=[answers, answered],
+        **_QUIET,
+    )
+    gr.on(
+        [models.change, int8.change],
+        show_errors(show_chosen),
+        inputs=[models, int8, answered],
         outputs=answers,
+        trigger_mode="always_last",
         **_QUIET,
     )
     for ended in (comparison.success, comparison.failure):  # `then` does not run after an error
@@ -92,6 +112,10 @@ def compare_tab(service: Service) -> dict[str, gr.Component]:
     inputs = [prompt, models, *settings.values()]
     link.click(None, inputs=inputs, js=_LINK, api_visibility="private")
     return {"prompt": prompt, "models": models, **settings}
+
+
+def _quantization(int8: bool) -> str | None:
+    return INT8 if int8 and can_quantize() else None
 
 
 def _prompt() -> gr.Textbox:
@@ -110,7 +134,7 @@ def _sampling() -> tuple[dict[str, gr.Component], gr.Checkbox]:
             "max_new_tokens": gr.Slider(
                 1,
                 MAX_NEW_TOKENS,
-                96,
+                _SAMPLING.max_new_tokens,
                 step=1,
                 label="New tokens",
                 info="At most; a model may end its text earlier.",
@@ -118,7 +142,7 @@ def _sampling() -> tuple[dict[str, gr.Component], gr.Checkbox]:
             "temperature": gr.Slider(
                 0,
                 MAX_TEMPERATURE,
-                0,
+                _SAMPLING.temperature,
                 step=0.05,
                 label="Temperature",
                 info="0 always chooses the most likely token.",
@@ -126,12 +150,12 @@ def _sampling() -> tuple[dict[str, gr.Component], gr.Checkbox]:
             "top_p": gr.Slider(
                 0.05,
                 1,
-                1,
+                _SAMPLING.top_p,
                 step=0.05,
                 label="Top p",
                 info="Choose among the most likely tokens that together have this probability.",
             ),
-            "seed": gr.Number(0, label="Seed", precision=0, minimum=0),
+            "seed": gr.Number(_SAMPLING.seed, label="Seed", precision=0, minimum=0),
         }
         int8 = gr.Checkbox(
             False,

@@ -13,6 +13,7 @@ from minitron.space.ui.heat_map import heat_maps
 from minitron.space.ui.html import byte_size, count, percent, render
 
 _UNKNOWN = "–"
+_LEAD = 160  # characters of a long prompt, before its answer
 _STAT_NAMES = dict(
     zip(
         MEASURED,
@@ -43,17 +44,19 @@ class AnswerPart:
 
 @dataclass(frozen=True)
 class AnswerCard:
-    """A column of the Compare tab; one without a state waits for the first comparison."""
+    """A column of the Compare tab; one without a state waits for a comparison."""
 
     name: str
+    role: str
     stats: tuple[Stat, ...]
-    hint: str = "\u00a0"
-    placeholder: str = "The answer appears here."
-    state: str = ""
-    role: str = ""
-    text: str = ""
-    parts: tuple[AnswerPart, ...] = ()
-    notices: tuple[str, ...] = ()
+    hint: str
+    placeholder: str
+    state: str
+    lead: str  # the end of the prompt, which the text continues
+    text: str
+    parts: tuple[AnswerPart, ...]
+    is_at_limit: bool
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,9 @@ class Change:
     ratio: float = 1.0
 
 
-def answer_cards(columns: list[Column]) -> str:
-    """The answers so far."""
-    return render("answers", cards=[_answer_card(column) for column in columns])
-
-
-def empty_cards(names: list[str]) -> str:
-    """The cards before the first comparison, of the same height."""
-    return render(
-        "answers", cards=[AnswerCard(name, _stats(Column(ModelKey(name)))) for name in names]
-    )
+def answer_cards(columns: list[Column], *, are_running: bool = True) -> str:
+    """The answers so far; without a running comparison, the others are empty."""
+    return render("answers", cards=[_answer_card(column, are_running) for column in columns])
 
 
 def how_measured() -> str:
@@ -84,18 +80,29 @@ def how_measured() -> str:
     return render("how_measured", numbers=MEASURED)
 
 
-def _answer_card(column: Column) -> AnswerCard:
+def _answer_card(column: Column, is_running: bool) -> AnswerCard:
+    state = "done" if column.is_done else "writing" if is_running else ""
     return AnswerCard(
         column.key.label,
+        _role(column),
         _stats(column),
-        hint=_hint(column),
-        placeholder="(no text)" if column.is_done else "…",
-        state="done" if column.is_done else "writing",
-        role=_role(column),
+        hint=_hint(column) if state else "\u00a0",
+        placeholder={"done": "(no text)", "writing": "…", "": "The answer appears here."}[state],
+        state=state,
+        lead=_lead(column.prompt),
         text=column.text,
         parts=tuple(_parts(column)),
+        is_at_limit=column.is_done and column.is_at_limit,
         notices=column.notices,
     )
+
+
+def _lead(prompt: str) -> str:
+    """The prompt, or its last words."""
+    if len(prompt) <= _LEAD:
+        return prompt
+    end = prompt[-_LEAD:]
+    return f"… {end.split(maxsplit=1)[-1]}"
 
 
 def _role(column: Column) -> str:
@@ -111,7 +118,7 @@ def _hint(column: Column) -> str:
         return "The other answers are compared with this model."
     if column.checks and column.agreement == 1:
         return f"{column.teacher} finds every one of these tokens most likely, too."
-    return f"Marked: tokens that {column.teacher} would not choose. Touch one to see its choice."
+    return f"Marked: not {column.teacher}’s most likely token. Touch one to see its choice."
 
 
 def _parts(column: Column) -> Iterator[AnswerPart]:
@@ -132,14 +139,12 @@ def _marked(text: str, check: TokenCheck, reader: str) -> AnswerPart:
 
 def _stats(column: Column) -> tuple[Stat, ...]:
     speed, first, share = column.tokens_per_second, column.seconds_to_first_token, column.agreement
-    is_known = column.parameters > 0
-    cache = byte_size(column.kv_cache_bytes_per_token)
     values = (
         _UNKNOWN if speed is None else f"{speed:.0f}",
         _UNKNOWN if first is None else f"{first:.2f} s",
-        count(column.parameters) if is_known else _UNKNOWN,
-        byte_size(column.weight_bytes) if is_known else _UNKNOWN,
-        cache if is_known else _UNKNOWN,
+        count(column.parameters),
+        byte_size(column.weight_bytes) if column.weight_bytes else _UNKNOWN,
+        byte_size(column.kv_cache_bytes_per_token),
         _UNKNOWN if share is None else percent(share),
     )
     rows = zip(MEASURED, values, strict=True)

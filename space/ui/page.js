@@ -27,6 +27,22 @@
     line.textContent = mark.dataset.tip;
   };
   for (const kind of ["click", "focusin", "mouseover"]) document.addEventListener(kind, showHint);
+  // Every update replaces the answers: each box shows its last line, or where the visitor scrolled.
+  const scrolled = {};
+  const model = (box) => box.closest("[data-model]")?.dataset.model;
+  const follow = () => {
+    for (const box of document.querySelectorAll("[data-model] > .mt-text")) {
+      if (box.scrollHeight <= box.clientHeight) delete scrolled[model(box)];
+      else box.scrollTop = scrolled[model(box)] ?? box.scrollHeight;
+    }
+  };
+  const remember = ({ target: box }) => {
+    if (!box.matches?.("[data-model] > .mt-text")) return;
+    const isAtEnd = box.scrollTop + box.clientHeight > box.scrollHeight - 8;
+    scrolled[model(box)] = isAtEnd ? undefined : box.scrollTop;
+  };
+  document.addEventListener("scroll", remember, true);
+  new MutationObserver(follow).observe(document, { childList: true, subtree: true });
   window.minitronLink = async (values) => {
     const query = new URLSearchParams();
     for (const [key, value] of Object.entries(values)) query.set(key, value);
