@@ -255,9 +255,7 @@ def compare(
     yield columns
 
 
-def columns_before(
-    catalog: Catalog, keys: tuple[ModelKey, ...], prompt: str = ""
-) -> list[Column]:
+def columns_before(catalog: Catalog, keys: tuple[ModelKey, ...], prompt: str = "") -> list[Column]:
     """The columns before anything runs, with the numbers that the models' files give."""
     columns = []
     for key in keys:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from minitron.space.jobs.comparing import MEASURED, Column
 from minitron.space.jobs.decoding import TokenCheck
 from minitron.space.jobs.measures import SAMPLES
-from minitron.space.jobs.models import ModelKey
 from minitron.space.jobs.preview import LABELS, Preview, Sizes, command, python_lines
 from minitron.space.jobs.pruning import PruningResult
 from minitron.space.ui.heat_map import heat_maps
