@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minitron.files.shard_file import TensorSpec
+from minitron.files.safetensors_file import TensorSpec
 from minitron.model.architecture import Architecture
 from minitron.records.folder_writer import write_json, write_weights
 

@@ -72,7 +72,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
     import torch
 
     import minitron
-    from minitron.files.shard_file import TensorSpec
+    from minitron.files.safetensors_file import TensorSpec
     from minitron.records.folder_writer import write_json, write_weights
     from minitron.sources.opening import zoo
 
@@ -98,8 +98,8 @@ def write_state_dict(folder: Path) -> None:
     """Write the model as torch.save files in a tar, like older NeMo: whole, split, gzipped."""
     import torch
 
-    from minitron.conversion.megatron_checkpoint import read_checkpoint
     from minitron.conversion.nemo_archive import open_archive
+    from minitron.conversion.nemo_source import read_checkpoint
 
     root = folder / "unpacked"
     with tarfile.open(folder / "zarr.nemo") as archive:

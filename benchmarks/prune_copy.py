@@ -38,7 +38,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
     """Write random weights in shards."""
     import torch
 
-    from minitron.files.shard_file import TensorSpec
+    from minitron.files.safetensors_file import TensorSpec
     from minitron.model.architecture import Architecture
     from minitron.records.folder_writer import write_json, write_weights
     from minitron.scores.weight_scores import random_scores

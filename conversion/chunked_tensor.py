@@ -14,8 +14,7 @@ from math import prod
 import torch
 
 from minitron.errors import SourceError
-from minitron.files.lazy_tensor import LazyTensor, SideBySide, Stacked
-from minitron.files.stored_tensor import DeferredTensor, StoredTensor
+from minitron.files.lazy_tensor import DeferredTensor, LazyTensor, SideBySide, Stacked, StoredTensor
 
 MOST_LAYERS = 1 << 14
 LARGEST_SIZE = 1 << 48  # of an axis and of a whole tensor, in elements

@@ -23,8 +23,7 @@ from minitron.conversion.megatron_names import (
 )
 from minitron.conversion.nemo_archive import Archive
 from minitron.errors import SourceError
-from minitron.files.lazy_tensor import DerivedTensor, LazyTensor, Rows
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import DerivedTensor, LazyTensor, Rows, StoredTensor
 from minitron.files.torch_file import read_torch_object
 
 WEIGHTS = "model_weights.ckpt"

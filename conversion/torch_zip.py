@@ -18,7 +18,7 @@ from zipfile import ZipFile, ZipInfo
 
 import torch
 
-from minitron.files.stored_tensor import row_major
+from minitron.files.lazy_tensor import row_major
 from minitron.files.torch_tensors import STORAGES
 
 LARGEST = 2**30  # bytes of a tensor: far below where a zip needs its 64-bit records

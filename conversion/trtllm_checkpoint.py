@@ -28,7 +28,7 @@ from minitron.files.lazy_tensor import (
     Stacked,
     Zeros,
 )
-from minitron.files.shard_file import TensorSpec, write_safetensors
+from minitron.files.safetensors_file import TensorSpec, write_safetensors
 from minitron.files.tensor_stream import pieces_of
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import resized_config

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minitron.verbs.distill import distill as distill
     from minitron.verbs.evaluate import evaluate as evaluate
     from minitron.verbs.generate import generate as generate
+    from minitron.verbs.importance import measure_importance as importance  # noqa: F401
     from minitron.verbs.importance import measure_importance as measure_importance
     from minitron.verbs.inspect import inspect as inspect
     from minitron.verbs.prune import prune as prune
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from minitron.verbs.remake import remake as remake
     from minitron.verbs.search import search as search
     from minitron.verbs.teacher_cache import cache_teacher as cache_teacher
+    from minitron.verbs.teacher_cache import cache_teacher as teacher_cache  # noqa: F401
     from minitron.verbs.train import train as train
-
-    importance, teacher_cache = measure_importance, cache_teacher
 
 _VERBS = sorted(path.stem for path in (_Path(__file__).parent / "verbs").glob("[a-z]*.py"))
 # Where each public name is defined: a verb in the module of its name. Two commands are nouns; their

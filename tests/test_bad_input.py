@@ -222,7 +222,7 @@ class TestTheFolder:
         def read(*_: object) -> None:
             raise AssertionError("a weight was read")
 
-        monkeypatch.setattr("minitron.files.stored_tensor.StoredTensor.read", read)
+        monkeypatch.setattr("minitron.files.lazy_tensor.StoredTensor.read", read)
         shard = sorted(damaged.glob("*.safetensors"))[-1]
         says = getattr(self, damage)(damaged, shard)
         line = refused("prune", damaged, tmp_path / "out", "--hidden-size", 36, *RANDOM)
@@ -432,9 +432,9 @@ class TestTheOutput:
         refused: Refused,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        from minitron.files import shard_file
+        from minitron.files import safetensors_file
 
-        write, written = shard_file.write_piece, []
+        write, written = safetensors_file.write_piece, []
 
         def full_after(file: Any, piece: Any, *rest: Any) -> int:
             if len(written) == room:
@@ -442,7 +442,7 @@ class TestTheOutput:
             written.append(piece)
             return write(file, piece, *rest)
 
-        monkeypatch.setattr(shard_file, "write_piece", full_after)
+        monkeypatch.setattr(safetensors_file, "write_piece", full_after)
         line = refused("prune", source, tmp_path / "out", "--hidden-size", 36, *RANDOM)
         assert line == f"no space left for {tmp_path / 'out'}: free some and run again"
         assert len(written) == room
@@ -524,7 +524,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minitron.files.shard_file.write_piece", interrupt)
+    monkeypatch.setattr("minitron.files.safetensors_file.write_piece", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["prune", str(source), str(tmp_path / "out"), "--hidden-size", "36", *RANDOM])
     assert ended.value.code == 130
@@ -533,7 +533,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "moment", ["minitron.files.shard_file.write_piece", "minitron.verbs.prune.write_card"]
+    "moment", ["minitron.files.safetensors_file.write_piece", "minitron.verbs.prune.write_card"]
 )
 def test_a_killed_run_leaves_nothing_that_looks_complete_and_can_be_run_again(
     moment: str, source: Path, tmp_path: Path

@@ -11,7 +11,7 @@ from minitron.errors import SourceError
 from minitron.files import cached_file
 from minitron.files.cached_file import CachedFile, Cursor, PieceCache
 from minitron.files.file import File
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import StoredTensor
 
 CONTENT = bytes(range(250)) * 4
 VALUES = torch.arange(210, dtype=torch.float32).reshape(30, 7)

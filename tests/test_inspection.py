@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import minitron
 from minitron.errors import ArchitectureError, SourceError
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import StoredTensor
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
 from tests.tiny import SIZES, VARIANTS, edit_config, pickled_folder, tiny_folder, tiny_model

@@ -15,9 +15,9 @@ from minitron.files.lazy_tensor import (
     Shifted,
     SideBySide,
     Stacked,
+    StoredTensor,
     Zeros,
 )
-from minitron.files.stored_tensor import StoredTensor
 
 Stored = Callable[[torch.Tensor], StoredTensor]
 

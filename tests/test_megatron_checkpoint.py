@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from minitron.conversion.megatron_checkpoint import MegatronCheckpoint, read_checkpoint
 from minitron.conversion.nemo_archive import open_archive
+from minitron.conversion.nemo_source import MegatronCheckpoint, read_checkpoint
 from minitron.errors import SourceError
 from minitron.files.lazy_tensor import LazyTensor
 from tests.nemo_files import (
@@ -197,7 +197,7 @@ def test_opening_reads_no_more_than_the_index(
     def refuse(*_: object) -> None:
         raise AssertionError("an item was opened")
 
-    monkeypatch.setattr("minitron.conversion.torch_dist.read_torch_object", refuse)
+    monkeypatch.setattr("minitron.conversion.distributed_reader.read_torch_object", refuse)
     found = read(path).tensors
 
     assert {name: lazy.shape for name, lazy in found.items()} == {

@@ -13,8 +13,7 @@ import torch
 from minitron.conversion.megatron_names import hub_tensors, megatron_tensors
 from minitron.errors import SourceError, TargetError
 from minitron.files.file import LocalFile
-from minitron.files.lazy_tensor import LazyTensor
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import LazyTensor, StoredTensor
 from minitron.model.architecture import Architecture
 from tests.tiny import SIZES
 

@@ -24,8 +24,7 @@ from minitron.conversion.megatron_names import megatron_tensors
 from minitron.conversion.nemo_writer import write_nemo, write_nemo2
 from minitron.errors import SourceError, TargetError
 from minitron.files.file import LocalFile
-from minitron.files.lazy_tensor import LazyTensor
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import LazyTensor, StoredTensor
 from minitron.files.torch_file import read_torch_object
 from tests.test_megatron_names import Held, Unreadable, architecture_of, hub_model
 from tests.tiny import SIZES

@@ -302,7 +302,7 @@ def test_no_whole_tensor_is_ever_read(tmp_path: Path, monkeypatch: pytest.Monkey
     source = tiny_folder(tmp_path / "source")
     minitron.prune(str(source), str(tmp_path / "pieces"), **TARGET, scores="random")
     largest: list[int] = []
-    from minitron.files.stored_tensor import StoredTensor
+    from minitron.files.lazy_tensor import StoredTensor
 
     read = StoredTensor.read
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from minitron.errors import SourceError
-from minitron.files import shard_file
+from minitron.files import safetensors_file
 from minitron.files.file import LocalFile
-from minitron.files.shard_file import ShardFile, TensorSpec
+from minitron.files.safetensors_file import ShardFile, TensorSpec
 from minitron.records.folder_writer import write_weights
 
 ROW = 4 * 11  # bytes
@@ -58,13 +58,13 @@ def test_two_files_are_written_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(2, timeout=30)  # breaks where one file waits for the other's end
-    write = shard_file.write_piece
+    write = safetensors_file.write_piece
 
     def together(*arguments: Any) -> int:
         both.wait()
         return write(*arguments)
 
-    monkeypatch.setattr(shard_file, "write_piece", together)
+    monkeypatch.setattr(safetensors_file, "write_piece", together)
     stored = tmp_path / "stored"
     stored.write_bytes(bytes(7 * ROW))
     pieces = [
@@ -118,7 +118,7 @@ def test_a_full_disk_in_one_file_ends_all_of_them(
     def full(file: Any, *_: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shard_file, "write_piece", full)
+    monkeypatch.setattr(safetensors_file, "write_piece", full)
     counts = dict.fromkeys("abcdef", 9)
     with pytest.raises(OSError, match="No space left"):
         write_weights(tmp_path, specs(**counts), pieces(), max_shard_size=9 * ROW)

@@ -17,7 +17,7 @@ import yaml
 import minitron
 from minitron import cli
 from minitron.errors import MinitronError, OutputError, TargetError
-from minitron.publish.own_wheel import own_wheel, package_files
+from minitron.publish.space_folder import own_wheel, package_files
 from minitron.sources.opening import zoo
 from minitron.verbs.push import push
 from tests.hub_repositories import Repository

@@ -7,7 +7,7 @@ import torch
 
 from minitron.errors import SourceError
 from minitron.files.file import LocalFile
-from minitron.files.stored_tensor import DeferredTensor, StoredTensor
+from minitron.files.lazy_tensor import DeferredTensor, StoredTensor
 
 VALUES = torch.arange(15, dtype=torch.float32).reshape(5, 3)
 

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from minitron import space, surroundings
-from minitron.publish.own_wheel import own_wheel
+from minitron.publish.space_folder import own_wheel
 from minitron.space.jobs.semaphore import compute_semaphore
 
 ROOT = Path(__file__).parent.parent

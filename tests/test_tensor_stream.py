@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from minitron.errors import SourceError, TargetError
-from minitron.files import shard_file
+from minitron.files import safetensors_file
 from minitron.files.file import LocalFile
-from minitron.files.lazy_tensor import Cast, LazyTensor, Shifted
+from minitron.files.lazy_tensor import Cast, LazyTensor, Shifted, StoredTensor
 from minitron.files.safetensors_file import read_safetensors_header
-from minitron.files.stored_tensor import StoredTensor
 from minitron.files.tensor_stream import PIECE_BYTES, stream_tensors
 from minitron.records.folder_writer import specs_of, write_weights
 
@@ -79,7 +78,7 @@ def test_a_file_that_ends_early_is_reported(tmp_path: Path) -> None:
         (tmp_path / "out").open("wb", buffering=0) as out,
         pytest.raises(SourceError, match="short is truncated: it ends at 8"),
     ):
-        shard_file.write_piece(out, part, torch.float32, lambda done: None)
+        safetensors_file.write_piece(out, part, torch.float32, lambda done: None)
 
 
 @pytest.mark.parametrize("name", ["large", "norm", "last"])

@@ -13,8 +13,8 @@ import torch
 import torch.distributed.checkpoint as distributed
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 
+from minitron.conversion.distributed_reader import torch_dist_tensors
 from minitron.conversion.nemo_archive import open_archive
-from minitron.conversion.torch_dist import torch_dist_tensors
 from minitron.errors import SourceError
 from minitron.files.file import File
 from minitron.files.lazy_tensor import LazyTensor
@@ -97,7 +97,7 @@ def test_chunks_are_put_together_and_the_rest_is_left_out(tmp_path: Path) -> Non
 def test_a_header_is_read_when_its_tensor_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import minitron.conversion.torch_dist as reader
+    import minitron.conversion.distributed_reader as reader
 
     read, opened = reader.read_torch_object, []
 

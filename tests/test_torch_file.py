@@ -18,7 +18,7 @@ import torch
 from minitron.errors import SourceError
 from minitron.files.file import LocalFile
 from minitron.files.inert_pickle import Global, Inert, read_pickle
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import StoredTensor
 from minitron.files.torch_file import read_torch_file, read_torch_object
 
 DTYPES = (

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from minitron.conversion.trtllm_checkpoint import write_trtllm
 from minitron.errors import ArchitectureError, SourceError, TargetError
 from minitron.files.file import LocalFile
-from minitron.files.lazy_tensor import Zeros
+from minitron.files.lazy_tensor import StoredTensor, Zeros
 from minitron.files.safetensors_file import read_safetensors_header
-from minitron.files.stored_tensor import StoredTensor
 from minitron.model.architecture import Architecture
 from tests.tiny import FAMILIES, SIZES, edit_config, tiny_config, tiny_folder, weights_of
 

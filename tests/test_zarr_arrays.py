@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from minitron.conversion.distributed_reader import zarr_tensors
 from minitron.conversion.nemo_archive import open_archive
-from minitron.conversion.zarr_arrays import zarr_tensors
 from minitron.errors import SourceError
 from minitron.files.lazy_tensor import LazyTensor
 from tests.nemo_files import element_bytes, pack_members

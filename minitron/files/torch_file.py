@@ -19,7 +19,7 @@ from minitron.errors import SourceError
 from minitron.files.cached_file import CachedFile, Cursor
 from minitron.files.file import File
 from minitron.files.inert_pickle import DAMAGE, Global, Inert, read_pickle
-from minitron.files.stored_tensor import StoredTensor
+from minitron.files.lazy_tensor import StoredTensor
 from minitron.files.torch_tensors import (
     Storage,
     StorageReference,

@@ -14,7 +14,7 @@ import torch
 from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.file import File
 from minitron.files.inert_pickle import Builders, Global
-from minitron.files.stored_tensor import StoredTensor, row_major
+from minitron.files.lazy_tensor import StoredTensor, row_major
 
 STORAGES = {
     "DoubleStorage": torch.float64,

@@ -24,7 +24,7 @@ from minitron.files.checked_json import read_object
 from minitron.files.dtypes import name_of
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.model_files import TOKENIZER_CONFIG, portable_tokenizer_config, tokenizer_folder
-from minitron.files.shard_file import ShardFile, TensorSpec
+from minitron.files.safetensors_file import ShardFile, TensorSpec
 from minitron.files.tensor_stream import Piece
 from minitron.model.config_json import PAD, has_row, with_usable_pad
 from minitron.model.source import Source

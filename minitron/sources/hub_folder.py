@@ -23,10 +23,9 @@ from minitron.files.cached_file import CachedFile, PieceCache
 from minitron.files.checked_json import not_finite, read_object
 from minitron.files.file import File, LocalFile
 from minitron.files.hub_repository import HubFile, HubRepository
-from minitron.files.lazy_tensor import LazyTensor
+from minitron.files.lazy_tensor import DeferredTensor, LazyTensor, StoredTensor
 from minitron.files.model_files import ADAPTER, LocalFolder, merge_advice, tokenizer_names
 from minitron.files.safetensors_file import read_safetensors_header
-from minitron.files.stored_tensor import DeferredTensor, StoredTensor
 from minitron.files.torch_file import read_torch_file
 from minitron.model.families import HEAD
 from minitron.model.source import Source, canonical_names, some_of

@@ -27,8 +27,8 @@ from minitron.errors import CorpusError, SourceError
 from minitron.files.checked_json import check_kind, read_object
 from minitron.files.dtypes import FLOATS
 from minitron.files.file import LocalFile
+from minitron.files.lazy_tensor import StoredTensor
 from minitron.files.safetensors_file import read_safetensors_header
-from minitron.files.stored_tensor import StoredTensor
 from minitron.model.source import Source
 from minitron.sources.hub_folder import HubFolder
 from minitron.text.corpus import Corpus, load_ids

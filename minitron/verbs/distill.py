@@ -38,20 +38,20 @@ from minitron.training.fitting import (
     initial_model,
 )
 from minitron.training.inner_states import InnerStates, state_pairs
-from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.teacher import (
     DistillLoss,
     RunningTeacher,
     StreamedTeacher,
     Teacher,
     output_embedding,
+    shared_rows,
+    silence_padding,
     teacher_fits,
 )
 from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
-from minitron.training.trained_folder import is_complete, write_trained
+from minitron.training.trained_folder import is_complete, load_text, shared_folder, write_trained
 from minitron.training.trainer_arguments import check_trainer
 from minitron.training.trainers import DistillTrainer, add_projection
-from minitron.training.vocabularies import shared_rows, silence_padding
 
 logger = logging.getLogger(__name__)
 

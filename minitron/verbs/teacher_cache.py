@@ -22,7 +22,7 @@ from minitron.errors import OutputError, TargetError
 from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import readable_bytes
 from minitron.files.dtypes import dtype_named
-from minitron.files.shard_file import TensorSpec, write_safetensors
+from minitron.files.safetensors_file import TensorSpec, write_safetensors
 from minitron.model.source import Source
 from minitron.recipe import TeacherCacheRecipe, record_of, verb
 from minitron.records.folder_writer import write_companions, write_json
@@ -32,7 +32,6 @@ from minitron.sources.opening import open_source, output_at
 from minitron.sources.processes import device_of_run, processes_of_run
 from minitron.text.corpus import Corpus
 from minitron.training.distillation import rest_log_mass
-from minitron.training.shared_run import load_text, shared_folder
 from minitron.training.teacher import output_embedding
 from minitron.training.teacher_cache import (
     FILE,
@@ -42,6 +41,7 @@ from minitron.training.teacher_cache import (
     open_teacher_cache,
     shard_name,
 )
+from minitron.training.trained_folder import load_text, shared_folder
 
 SCHEMA = 1
 _SHARD_BYTES = 512 << 20
