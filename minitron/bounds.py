@@ -1,4 +1,4 @@
-"""Bounds: the numbers that a field of a recipe may hold, declared beside the field.
+"""Bounds: the numbers that a field of a recipe may hold, and fields that have no effect.
 
 @dataclass(frozen=True)
 class Recipe:
@@ -7,6 +7,7 @@ class Recipe:
 check_bounds(Recipe(samples=0))   # TargetError: --samples is 0: it must be at least 1
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import Any
@@ -58,3 +59,11 @@ def check_bounds(recipe: Any) -> None:
             finite = "" if isfinite(value) or bound.at_most is not None else " and finite"
             flag = each.name.replace("_", "-")
             raise TargetError(f"--{flag} is {number}: it must be {bound}{finite}")
+
+
+def check_unset(recipe: Any, names: Sequence[str], reason: str) -> None:
+    """Raise TargetError for the first field that is set and has no effect, for `reason`."""
+    defaults = {each.name: each.default for each in fields(recipe)}
+    for name in names:
+        if getattr(recipe, name) != defaults[name]:
+            raise TargetError(f"--{name.replace('_', '-')} has no effect {reason}: leave it out")

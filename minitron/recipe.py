@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from minitron.bounds import bounded, check_bounds
+from minitron.bounds import bounded, check_bounds, check_unset
 from minitron.errors import TargetError, readable_system_errors
 
 Options = ParamSpec("Options")
@@ -29,6 +29,13 @@ Quantization = Literal["int8", "int4"]
 
 _DESTINATION = ("out", "push_to_hub", "private")
 _TRANSFER_OPTIONS = ("low_disk",)  # how the source is read, which does not change the result
+# Options that have an effect only where activations are measured, on text, or within a budget.
+_OF_ACTIVATIONS = ("aggregation", "neurons", "layer_scores", "block_size")
+_OF_TEXT = ("corpus", "samples", "seq_len", "memory_budget", "compute_dtype")
+_OF_BUDGET = (
+    *("batch", "context", "device", "space", "multiple_of", "min_layers"),
+    *("held_out", "eval_tokens", "max_candidates"),
+)
 
 
 def verb(
@@ -104,6 +111,11 @@ class CalibrationRecipe(Recipe):
     seed: int = bounded(0, at_least=0)
     """Seed of everything drawn at random."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scores in ("magnitude", "random"):
+            check_unset(self, _OF_ACTIVATIONS, f"with --scores {self.scores}")
+
 
 @dataclass(frozen=True)
 class ImportanceRecipe(CalibrationRecipe):
@@ -116,6 +128,11 @@ class ImportanceRecipe(CalibrationRecipe):
     _: KW_ONLY
     plot: str | None = None
     """Also draw the scores into this picture (.png, .svg or .pdf)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scores in ("magnitude", "random"):
+            check_unset(self, _OF_TEXT, f"with --scores {self.scores}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +188,17 @@ class BudgetRecipe(CalibrationRecipe):
             raise TargetError(
                 "--head-residual cannot be combined with --scores modelopt: leave one out"
             )
+        if self.importance is not None:
+            measuring = ("samples", "scores", "memory_budget", *_OF_ACTIVATIONS)
+            check_unset(self, measuring, "with --importance")
+        if not self.contiguous_layers:
+            check_unset(self, ("block_size",), "without --contiguous-layers")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether any budget is given."""
+        limits = (self.params, self.ratio, self.memory, self.latency)
+        return any(limit is not None for limit in limits)
 
 
 @dataclass(frozen=True)
@@ -215,6 +243,16 @@ class PruneRecipe(BudgetRecipe):
                 f"--steps is {self.steps}: above 1 it cannot be combined with --head-residual or "
                 "--importance, which need a single measurement"
             )
+        if not self.has_budget:
+            without = "without a budget: --ratio, --params, --memory or --latency"
+            check_unset(self, _OF_BUDGET, without)
+            if self.importance is not None:
+                check_unset(self, ("seq_len", "compute_dtype"), "with --importance")
+        has_text = self.has_budget and (self.corpus, self.held_out) != (None, None)
+        if self.scores in ("magnitude", "random") and not has_text:
+            check_unset(self, _OF_TEXT, f"with --scores {self.scores}")
+        if self.push_to_hub is None:
+            check_unset(self, ("private",), "without --push-to-hub")
 
 
 @dataclass(frozen=True)
@@ -237,6 +275,14 @@ class SearchRecipe(BudgetRecipe):
     """Sequences in a step of retraining."""
     learning_rate: float = bounded(1e-4, above=0)
     """Peak of retraining's cosine schedule."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.retrain_steps:
+            retraining = ("retrain_corpus", "batch_size", "learning_rate")
+            check_unset(self, retraining, "without --retrain-steps")
+            if self.latency is None and self.device is None:
+                check_unset(self, ("top",), "without --latency, --device or --retrain-steps")
 
 
 @dataclass(frozen=True)
@@ -332,6 +378,8 @@ class FitRecipe(Recipe):
                 f"--min-learning-rate is {self.min_learning_rate:g}: it must be at most "
                 f"--learning-rate, {self.learning_rate:g}"
             )
+        if self.steps is not None:
+            check_unset(self, ("epochs",), "with --steps")
 
 
 @dataclass(frozen=True)
@@ -381,6 +429,13 @@ class DistillRecipe(FitRecipe):
     layer_map: str | None = None
     """Layers whose states are compared, teacher's:student's, counted from 0 (several: a:b,c:d); the
     third last ones unless given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_cache is not None:
+            check_unset(self, ("stream_teacher", "teacher_dtype"), "with --teacher-cache")
+        if self.kind != "jsd":
+            check_unset(self, ("beta",), f"with --kind {self.kind}")
 
 
 @dataclass(frozen=True)
@@ -456,6 +511,9 @@ class EvaluateRecipe(Recipe):
             raise TargetError("nothing to evaluate on: give --corpus, --tasks or --preset")
         if self.stride is not None and (self.corpus is None or self.corpus.endswith(".npy")):
             raise TargetError("--stride is for --corpus with text: rows of ids stand alone")
+        if self.tasks is None and self.preset is None:
+            of_tasks = ("include_path", "num_fewshot", "limit", "batch_size", "run_generated_code")
+            check_unset(self, of_tasks, "without --tasks or --preset")
 
 
 @dataclass(frozen=True)
@@ -478,6 +536,12 @@ class GenerateRecipe(Recipe):
     quantize: Quantization | None = None
     """Quantize the layers' weights to 8- or 4-bit integers first: less memory, and slightly
     different text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature:
+            greedy = "at --temperature 0, which takes the most probable token"
+            check_unset(self, ("top_p",), greedy)
 
 
 @dataclass(frozen=True)

@@ -581,3 +581,40 @@ def test_escape_codes_of_a_file_do_not_reach_the_terminal(
     assert not {"\x1b", "\u202e"} & {*printed}
     assert printed.count(r"a\x1b[31m\u202e") == 3
     assert cli._without_controls("x\x1b[31m\n\u3000y\t") == "x\\x1b[31m\n\u3000y\t"
+
+
+class TestTheContext:
+    """tiny is a model for sequences of 512 tokens."""
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            "prune tiny out --hidden-size 192 --corpus self",
+            "importance tiny out --corpus random",
+            "search tiny --ratio 0.5 --corpus self",
+            "teacher-cache tiny out --corpus self",
+            "train out --init tiny --corpus self",
+            "distill tiny-half out --teacher tiny --corpus self",
+        ],
+    )
+    def test_that_is_exceeded_is_named(
+        self, arguments: str, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        line = refused(*arguments.split(), "--seq-len", 100000)
+        name = "tiny-half" if arguments.startswith("distill") else "tiny"
+        assert line.startswith(f"--seq-len is 100,000, and {name} is a model for sequences of 512")
+
+    def test_that_is_exceeded_on_purpose_is_a_warning(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        text = tmp_path / "text.txt"
+        text.write_text("It was the best of times, it was the worst of times. " * 50)
+        minitron.evaluate("tiny", corpus=str(text), seq_len=600)
+        assert (
+            "tiny predicts worse beyond its context of 512 tokens: --seq-len is 600" in caplog.text
+        )
+        folder = shutil.copytree(zoo()["tiny"], tmp_path / "a")
+        edit_config(folder, max_position_embeddings=8)
+        minitron.generate(str(folder), "It was", max_new_tokens=10)
+        assert "8 tokens: the prompt and --max-new-tokens are 1" in caplog.text

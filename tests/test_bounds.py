@@ -1,6 +1,7 @@
 """A number that a command cannot use is refused before anything is opened, in the flag's name."""
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,15 @@ import minitron
 from minitron import recipe
 from minitron.bounds import Bound
 from minitron.errors import TargetError
+from minitron.recipe import (
+    DistillRecipe,
+    EvaluateRecipe,
+    GenerateRecipe,
+    ImportanceRecipe,
+    PruneRecipe,
+    SearchRecipe,
+    TrainRecipe,
+)
 
 RECIPES = [each for each in vars(recipe).values() if isinstance(each, type)]
 COUNTS = ("samples", "batch_size", "steps", "top_k", "limit", "max_new_tokens", "save_steps")
@@ -44,3 +54,44 @@ def test_every_count_of_every_recipe_is_bounded() -> None:
         if field.name in COUNTS and "bound" not in field.metadata
     }
     assert not checked
+
+
+PRUNE = {"source": "tiny", "out": "out", "hidden_size": 192}
+SEARCH = {"source": "tiny", "ratio": 0.5, "corpus": "self"}
+DISTILL = {"student": "tiny-half", "out": "out", "corpus": "self"}
+
+
+@pytest.mark.parametrize(
+    ("recipe_type", "options", "says"),
+    [
+        (PruneRecipe, {**PRUNE, "eval_tokens": 9}, "--eval-tokens has no effect without a budget"),
+        (PruneRecipe, {**PRUNE, "held_out": "t.txt"}, "--held-out has no effect without a budget"),
+        (PruneRecipe, {**PRUNE, "private": True}, "--private has no effect without --push-to-hub"),
+        (PruneRecipe, {**PRUNE, "scores": "random", "corpus": "self"}, "--corpus has no effect"),
+        (PruneRecipe, {**PRUNE, "scores": "magnitude", "neurons": "before"}, "--neurons has no"),
+        (PruneRecipe, {**PRUNE, "importance": "f", "samples": 8}, "--samples has no effect with"),
+        (PruneRecipe, {**PRUNE, "importance": "f", "seq_len": 8}, "--seq-len has no effect with"),
+        (PruneRecipe, {**PRUNE, "corpus": "self", "block_size": 2}, "without --contiguous-layers"),
+        (ImportanceRecipe, {"source": "tiny", "out": "o", "scores": "random", "samples": 8}, "no"),
+        (SearchRecipe, {**SEARCH, "top": 2}, "--top has no effect without --latency, --device or"),
+        (SearchRecipe, {**SEARCH, "learning_rate": 1.0}, "has no effect without --retrain-steps"),
+        (
+            TrainRecipe,
+            {"out": "o", "init": "tiny", "corpus": "self", "steps": 1, "epochs": 2},
+            "no",
+        ),
+        (DistillRecipe, {**DISTILL, "teacher_cache": "c", "stream_teacher": True}, "--stream-tea"),
+        (DistillRecipe, {**DISTILL, "teacher": "tiny", "beta": 0.1}, "no effect with --kind forw"),
+        (
+            EvaluateRecipe,
+            {"source": "tiny", "corpus": "t.txt", "limit": 10},
+            "--limit has no effec",
+        ),
+        (GenerateRecipe, {"source": "tiny", "prompt": "a", "top_p": 0.9}, "at --temperature 0"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    recipe_type: Any, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(TargetError, match=says):
+        recipe_type(**options)

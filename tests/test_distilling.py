@@ -367,7 +367,9 @@ def test_another_teacher_under_the_same_name_does_not_take_up_a_run(
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
     folders: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TargetError, match=r"became (nan|inf) by step \d+: begin again with a smal"):
+    with pytest.raises(
+        TargetError, match=r"became (nan|inf) by step \d+: remove .*out.partial and"
+    ):
         distilled(folders, tmp_path / "out", steps=9, save_steps=3, learning_rate=1e12)
     for checkpoint in (tmp_path / "out.partial" / "checkpoints").glob("checkpoint-*"):
         assert all(tensor.isfinite().all() for tensor in weights_of(checkpoint).values())
@@ -519,7 +521,7 @@ def test_a_teacher_smaller_than_its_student_is_noted(
         ({"alpha": 0.5, "layer_map": "2-1"}, "--layer-map has '2-1': write TEACHER'S:STUDENT'S"),
         ({"alpha": 0.5, "layer_map": "1:3"}, "'1:3': the student's layers are 0 to 2"),
         ({"alpha": 0.5, "layer_map": "9:0"}, "'9:0': the teacher's layers are 0 to"),
-        ({"layer_map": "1:1"}, "has no effect at --alpha auto here: give --alpha dynamic"),
+        ({"layer_map": "1:1"}, "has no effect at --alpha auto here, only at --alpha dynamic"),
         ({"corpus": "missing.npy"}, "missing.npy does not exist"),
         ({"save_steps": 0}, "--save-steps is 0"),
         ({"seq_len": 1}, "--seq-len is 1: it must be at least 2"),

@@ -12,7 +12,7 @@ from minitron.errors import ArchitectureError
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import resized_config
 from minitron.model.families import FAMILIES as TABLE
-from minitron.model.rotary import KEYS, REQUIRED
+from minitron.model.rotary import KEYS, REQUIRED, lengthened_context
 from minitron.sources.loading import hub_config
 from tests.tiny import FAMILIES, tiny_config
 
@@ -183,3 +183,17 @@ def test_opening_a_model_leaves_the_sources_config_as_it_is(family: str, form: s
     hub_config(config)
     written(config)
     assert config == before
+
+
+@pytest.mark.parametrize(
+    ("scaling", "context"),
+    [
+        (None, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ({"type": "linear", "factor": 2.0}, 128),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}, 64),
+    ],
+)
+def test_the_context_is_as_long_as_the_scaling_makes_it(scaling: Any, context: int) -> None:
+    assert lengthened_context({"rope_scaling": scaling}, 64) == context

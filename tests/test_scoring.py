@@ -120,7 +120,7 @@ def test_importance_of_another_model_is_refused_and_both_are_named(
     scores: Any, folder: Path, tmp_path: Path
 ) -> None:
     other = tiny_folder(tmp_path / "other", "qwen2-sliding", seed=1)
-    corpus = ids_file(tmp_path / "ids.npy")
+    corpus = ids_file(tmp_path / "ids.npy") if scores == "paper" else None
     importance = measure_importance(
         str(folder), str(tmp_path / "out"), corpus=corpus, scores=scores
     )

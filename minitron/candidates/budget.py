@@ -87,15 +87,9 @@ class Budget:
         }
 
 
-def names_budget(recipe: BudgetRecipe) -> bool:
-    """Whether any budget is given."""
-    limits = (recipe.params, recipe.ratio, recipe.memory, recipe.latency)
-    return any(value is not None for value in limits)
-
-
 def budget_of(recipe: BudgetRecipe, source: Architecture) -> Budget:
     """The budget of a recipe for a smaller `source`. Raises TargetError."""
-    if not names_budget(recipe):
+    if not recipe.has_budget:
         raise TargetError("no budget is given: name --params, --ratio, --memory or --latency")
     parameters = None
     if recipe.params is not None:

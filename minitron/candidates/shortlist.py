@@ -37,7 +37,13 @@ from minitron.model.engines import engines_closed_to
 from minitron.model.families import EMBEDDING
 from minitron.model.source import Source
 from minitron.recipe import BudgetRecipe
-from minitron.sources.loading import default_device, fast_dtype, sequence_length, takes_sizes
+from minitron.sources.loading import (
+    default_device,
+    fast_dtype,
+    sequence_length,
+    takes_sizes,
+    warn_beyond_context,
+)
 
 TABLE = "latency.json"
 _NEAREST = 3  # named where nothing is within the budget
@@ -164,6 +170,7 @@ def _left_out(count: int, engines: list[str], recipe: BudgetRecipe) -> str | Non
 def use_of(source: Source, recipe: BudgetRecipe) -> Use:
     """Batch, context and bytes of a number, for memory and latency."""
     context = sequence_length(source, None) if recipe.context is None else recipe.context
+    warn_beyond_context(source, context, "--context is")
     return Use(recipe.batch, context, source.tensors[EMBEDDING].dtype.itemsize)
 
 

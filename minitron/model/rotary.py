@@ -79,6 +79,18 @@ def rotary_settings(config: Mapping[str, Any], family: Family, *, head_dim: int)
     return written
 
 
+def lengthened_context(config: Mapping[str, Any], context: int) -> int:
+    """The longest sequence that the rotary scaling is for; `context` is max_position_embeddings.
+
+    Other kinds than these have max_position_embeddings lengthened already.
+    """
+    settings = _one_dict(config)
+    if settings.get("rope_type") not in ("linear", "dynamic", "yarn"):
+        return context
+    trained = settings.get(_ORIGINAL) or context
+    return max(context, int(trained * settings.get("factor", 1)))
+
+
 def _one_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting that is not null, by its name in rope_parameters, from all three places."""
     found: dict[str, Any] = {}

@@ -6,6 +6,7 @@ repository, and which dtype a device computes in. Does not know what is done wit
     model = load_model(open_source("tiny"))
 """
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -24,12 +25,19 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from minitron.errors import ArchitectureError, SourceError, TokenizerError, foreign_parser
+from minitron.errors import (
+    ArchitectureError,
+    SourceError,
+    TargetError,
+    TokenizerError,
+    foreign_parser,
+)
 from minitron.files.checked_json import check_kind, read_object
 from minitron.files.dtypes import check_finite
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import check_rotary, has_row, with_usable_pad
 from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.rotary import lengthened_context
 from minitron.model.source import Source
 from minitron.sources.empty_weights import empty_weights
 from minitron.text.tokenizer_ids import open_tokenizer
@@ -44,6 +52,8 @@ _GENERATION_KINDS = {
     "pad_token_id?": (int, None),
 }
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+logger = logging.getLogger(__name__)
+
 # What transformers raises for a config that it refuses.
 _REFUSALS = (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError)
 
@@ -200,16 +210,46 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 
 def sequence_length(source: Source, given: int | None) -> int:
-    """Tokens in a sequence: as given, else the model's context, at most 4096."""
-    if given is not None:
-        return given
-    context = source.config.get("max_position_embeddings") or MAX_SEQ_LEN
-    if type(context) is not int or context < 1:
+    """Tokens in a sequence: as given, else the model's context, at most 4096.
+
+    Raises TargetError for more than the context, where scores and weights would come out wrong.
+    """
+    context = _context(source)
+    if given is None:
+        return min(context or MAX_SEQ_LEN, MAX_SEQ_LEN)
+    longest = longest_sequence(source)
+    if longest is not None and given > longest:
+        raise TargetError(
+            f"--seq-len is {given:,}, and {source.name} is a model for sequences of {longest:,} "
+            "tokens: give that or less, or change max_position_embeddings in its config.json"
+        )
+    return given
+
+
+def longest_sequence(source: Source) -> int | None:
+    """The model's context in tokens, with its rotary scaling; None where no config states it."""
+    context = _context(source)
+    return None if context is None else lengthened_context(source.config, context)
+
+
+def warn_beyond_context(source: Source, tokens: int, options: str) -> None:
+    """Log that `options`, such as "--seq-len is", are more tokens than the model's context."""
+    longest = longest_sequence(source)
+    if longest is not None and tokens > longest:
+        logger.warning(
+            "%s predicts worse beyond its context of %s tokens: %s %s",
+            *(source.name, f"{longest:,}", options, f"{tokens:,}"),
+        )
+
+
+def _context(source: Source) -> int | None:
+    context = source.config.get("max_position_embeddings")
+    if context is not None and (type(context) is not int or context < 1):
         raise ArchitectureError(
             f"config.json says max_position_embeddings: {context!r:.40}; it must be a whole number "
             "above 0"
         )
-    return min(context, MAX_SEQ_LEN)
+    return context
 
 
 def default_device() -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from minitron.bounds import check_unset
 from minitron.errors import TargetError, TokenizerError
 from minitron.files.dtypes import dtype_named
 from minitron.files.lazy_tensor import Cast, LazyTensor
@@ -62,6 +63,8 @@ def convert(recipe: ConvertRecipe) -> Path:
     source = open_source(
         recipe.source, keep_vocab_padding=recipe.keep_vocab_padding, low_disk=recipe.low_disk
     )
+    if source.format != "nemo":
+        check_unset(recipe, ("keep_vocab_padding",), "on a source that is no .nemo")
     model = _Conversion(recipe, source, _checked_config(source, recipe))
     if recipe.to == "hub":
         for note in load_notes(model.config):
@@ -133,6 +136,8 @@ def _check_options(recipe: ConvertRecipe) -> None:
         if getattr(recipe, name) != _DEFAULTS[name] and recipe.to not in targets:
             flag = "--" + name.replace("_", "-")
             raise TargetError(f"{flag} is for --to {' or '.join(targets)}, not {recipe.to}")
+    if recipe.to == "onnx":
+        check_unset(recipe, ("check",), "with --to onnx, which loads the model")
     if not _SIZE.fullmatch(recipe.max_shard_size):
         raise TargetError(
             f"--max-shard-size is {recipe.max_shard_size!r}: write a size, such as 2GB"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from minitron.bounds import check_unset
 from minitron.errors import TargetError
 from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
@@ -214,11 +215,11 @@ def _inner_states(
         has_map = recipe.layer_map is not None or ours.num_hidden_layers > 2
         alpha = "dynamic" if is_cut and has_map and cache is None else 0.0
     if alpha == 0:
-        if recipe.layer_map is not None:
-            raise TargetError(
-                f"--layer-map {recipe.layer_map} has no effect at --alpha {recipe.alpha} here: "
-                "give --alpha dynamic"
-            )
+        check_unset(
+            recipe,
+            ("layer_map", "inner_states"),
+            f"at --alpha {recipe.alpha} here, only at --alpha dynamic or a number",
+        )
         return InnerStates()
     if alpha != "dynamic" and not 0 < alpha < float("inf"):
         raise TargetError(f"--alpha is {alpha}: it must be 0 or above, auto or dynamic")

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from minitron.bounds import check_unset
 from minitron.errors import TargetError
 from minitron.evaluation.loss import Evaluation, TextLoss, evaluate_text
 from minitron.evaluation.preset import Preset, read_preset
@@ -24,7 +25,13 @@ from minitron.records.minitron_json import FILE, check_record, read_record
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import add_measurements
 from minitron.records.task_scores import TaskScores, record_of_scores, write_eval_results
-from minitron.sources.loading import default_device, load_model, load_tokenizer, sequence_length
+from minitron.sources.loading import (
+    default_device,
+    load_model,
+    load_tokenizer,
+    sequence_length,
+    warn_beyond_context,
+)
 from minitron.sources.opening import open_source
 from minitron.text.corpus import HeldOut, held_out_ids, held_out_text
 
@@ -60,7 +67,8 @@ def measure(recipe: EvaluateRecipe) -> Evaluation:
     """The same, but nothing is written; a folder without a record to add to is refused."""
     preset = _preset_of(recipe)
     source = open_source(recipe.source)
-    seq_len = sequence_length(source, recipe.seq_len)
+    seq_len = recipe.seq_len or sequence_length(source, None)
+    warn_beyond_context(source, seq_len, "--seq-len is")
     if recipe.record:
         folder = Path(recipe.source)  # refused where it has no record to add to
         check_record(read_record(folder), str(folder / FILE))
@@ -81,6 +89,14 @@ def _preset_of(recipe: EvaluateRecipe) -> Preset:
         )
     if recipe.articles is not None and preset.summaries is None:
         raise TargetError("--articles is for --preset cnn_dailymail: give that too")
+    if not (recipe.tasks or preset.tasks or preset.code_tasks):
+        check_unset(
+            recipe,
+            ("include_path", "num_fewshot", "run_generated_code"),
+            "without --tasks or --preset minitron",
+        )
+        if recipe.corpus is None:
+            check_unset(recipe, ("seq_len",), f"with --preset {recipe.preset}")
     return preset
 
 
@@ -155,7 +171,7 @@ def record_evaluation(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
     scores = list(evaluation.tasks.values())
     results = {}
     if recipe.corpus is not None and evaluation.text is not None:
-        seq_len = sequence_length(open_source(recipe.source), recipe.seq_len)
+        seq_len = recipe.seq_len or sequence_length(open_source(recipe.source), None)
         results["results"] = _results(evaluation.text, recipe, recipe.corpus, seq_len)
     if scores:
         results["benchmarks"] = record_of_scores(scores, _command(recipe))

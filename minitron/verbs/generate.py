@@ -12,7 +12,13 @@ from transformers.generation.streamers import BaseStreamer
 
 from minitron.errors import SourceError, TokenizerError, foreign_parser
 from minitron.recipe import GenerateRecipe, verb
-from minitron.sources.loading import GENERATION, default_device, load_model, load_tokenizer
+from minitron.sources.loading import (
+    GENERATION,
+    default_device,
+    load_model,
+    load_tokenizer,
+    warn_beyond_context,
+)
 from minitron.sources.opening import open_source
 from minitron.sources.quantization import check_quantization, quantized
 from minitron.text.encoding import TextStream, prompt_ids
@@ -48,6 +54,8 @@ def stream(recipe: GenerateRecipe, emit: Emit) -> None:
         check_quantization(recipe.quantize)
     source = open_source(recipe.source)
     tokenizer = load_tokenizer(source)
+    tokens = len(prompt_ids(tokenizer, recipe.prompt)) + recipe.max_new_tokens
+    warn_beyond_context(source, tokens, "the prompt and --max-new-tokens are")
     model = load_model(source, device=default_device())
     if recipe.quantize is not None:
         model = quantized(model, recipe.quantize)

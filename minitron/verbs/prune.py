@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from minitron.candidates.budget import names_budget
 from minitron.candidates.choice import Choice, choose_target
 from minitron.errors import TargetError
 from minitron.files.tensor_stream import stream_tensors
@@ -92,7 +91,7 @@ def prune(recipe: PruneRecipe) -> HubFolder:
 def _choose_sizes(source: Source, recipe: PruneRecipe) -> Choice:
     """The sizes that the recipe names, or those that its budget leads to."""
     named = [AXIS_KEYS[axis] for axis in PRUNABLE if getattr(recipe, AXIS_KEYS[axis]) is not None]
-    if not names_budget(recipe):
+    if not recipe.has_budget:
         if not named:
             raise TargetError(
                 "nothing to cut: name sizes, such as --hidden-size or --num-hidden-layers, or a "

@@ -131,7 +131,7 @@ def _student_row(work: Path, name: str, scores: Scores, texts: dict[str, str], s
         hidden_size=HIDDEN_SIZE,
         intermediate_size=INTERMEDIATE_SIZE,
         scores=scores,
-        corpus=texts["calibration"],
+        corpus=None if scores == "random" else texts["calibration"],
         seed=seed,
     )
     distill(
