@@ -67,10 +67,11 @@ class Row:
 
 @dataclass(frozen=True)
 class DotPlot:
-    """Rows on a common axis; the legend names the series of dots."""
+    """Rows on a common axis; the legend names the series of dots, `level` a value on the axis."""
 
     rows: tuple[Row, ...]
     legend: tuple[str, ...] = ()
+    level: dict[str, Any] | None = None
 
     @property
     def lowest(self) -> Row:
@@ -82,7 +83,8 @@ class DotPlot:
         rows = [row.to_json() for row in self.rows]
         if not self.legend:
             rows[self.rows.index(self.lowest)]["is_lowest"] = True
-        return _without_empty({"unit": LOSS, "rows": rows, "legend": list(self.legend)})
+        values = {"rows": rows, "legend": list(self.legend), "level": self.level}
+        return _without_empty({"unit": LOSS, **values})
 
 
 @dataclass(frozen=True)
@@ -104,23 +106,45 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Two rows that the paper orders, and whether they have the same order here."""
+
+    words: str
+    outcome: str  # "same", "opposite" or "close": too close to tell
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The comparisons of one table of the papers."""
+
+    name: str
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A title, the verdict, an explanation of the measurement, plots and a table."""
+    """A title, the verdict, an explanation of the measurement, plots and a table.
+
+    The Space begins with the sections that have a finding, a sentence that needs no context.
+    """
 
     title: str
     explanation: str
     verdict: str = ""
     paper_verdict: str = ""  # whether the paper has the same order
-    headline: tuple[str, str] | None = None  # a number and a phrase
+    finding: str = ""
+    source: str = ""  # the script and the result files; paths that the Space does not have
+    comparisons: tuple[Comparison, ...] = ()  # with the order of the paper
     chart: Chart | None = None
     plots: tuple[DotPlot, ...] = ()
     table: tuple[tuple[str, ...], ...] = ()  # the first row is the head
     table_title: str = ""  # of a table that is hidden until opened
-    is_wide: bool = False
+    tallies: tuple[Tally, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All fields that are not empty."""
+        """All fields that are not empty and that the Space shows."""
         values = _without_empty(asdict(self)) | {"plots": [plot.to_json() for plot in self.plots]}
+        values = {k: v for k, v in values.items() if k not in ("source", "comparisons")}
         if self.chart is not None:
             values["chart"] = {**_without_empty(asdict(self.chart)), "y": LOSS}
         return _without_empty(values)

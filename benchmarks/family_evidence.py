@@ -2,7 +2,7 @@
 
 Runs without a result file are left out, and sections without rows.
 
-    sections()[0].to_json()["title"]   # "Tokens to reach a loss"
+    sections()[0].to_json()["title"]   # "Loss against parameters"
 """
 
 import json
@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from evidence import Chart, Dot, DotPlot, Row, Section, Series, are_different, loss_text
+from evidence import (
+    Chart,
+    Comparison,
+    Dot,
+    DotPlot,
+    Row,
+    Section,
+    Series,
+    Tally,
+    are_different,
+    loss_text,
+)
 
 import minitron
 from minitron.sources.opening import zoo
@@ -24,12 +35,14 @@ PUBLISHED = Path(minitron.__file__).parent / "records" / "published_cards.yaml"
 
 def sections() -> list[Section]:
     """The sections that have results, in the order of the Evidence tab."""
+    tables = paper_tables()
     found = [
-        token_curves(),
         loss_against_parameters(),
         importance_against_random(),
+        token_curves(),
+        papers_order(tables),
         ranking_by_axis(),
-        *paper_tables(),
+        *tables,
         published_scores(),
     ]
     return [section for section in found if section is not None]
@@ -73,20 +86,19 @@ def token_curves() -> Section | None:
         Series("random weights", tuple(_points(scratch)), is_line=True),
     )
     held_out = f"{teacher['held_out_tokens']:,} held-out tokens" if teacher else "held-out text"
-    headline, verdict = _tokens_saved([r for _, r in scratch], [r for _, r in distilled])
+    finding, verdict = _tokens_saved([r for _, r in scratch], [r for _, r in distilled])
     return Section(
         "Tokens to reach a loss",
         f"Two models of the same sizes ({scratch[-1][1]['parameters']:,} parameters), one run per "
-        f"point, evaluated on {held_out}. The teacher's own training tokens are not counted. "
-        "Measured by benchmarks/family.py; results in benchmarks/results/family/curve.",
+        f"point, evaluated on {held_out}.",
+        source="Measured by benchmarks/family.py; results in benchmarks/results/family/curve.",
         verdict=verdict,
-        headline=headline,
+        finding=finding,
         chart=Chart(
             "training tokens",
             series,
             {"name": "teacher", "value": teacher["loss"]} if teacher else None,
         ),
-        is_wide=True,
     )
 
 
@@ -102,16 +114,20 @@ def _label(run: dict[str, Any]) -> str:
 
 def _tokens_saved(
     scratch: list[dict[str, Any]], distilled: list[dict[str, Any]]
-) -> tuple[tuple[str, str] | None, str]:
-    """The headline and verdict: how many times fewer tokens the pruned model needs for the loss of
+) -> tuple[str, str]:
+    """The finding and verdict: how many times fewer tokens the pruned model needs for the loss of
     the longest run from random weights."""
     longest = scratch[-1]
     enough = next((run for run in distilled if run["loss"] <= longest["loss"]), None)
     if enough is None:
-        return None, ""
+        return "", ""
     ratio = f"{longest['tokens'] / enough['tokens']:.0f}"
     at_least = "at least " if enough is distilled[0] else ""  # fewer tokens were not tried
-    return (f"{ratio}×", f"{at_least}{ratio} times fewer tokens"), (
+    finding = (
+        f"For the same loss, a pruned and distilled model needs **{at_least}{ratio} times fewer "
+        "training tokens** than one from random weights, its teacher's own tokens not counted."
+    )
+    return finding, (
         f"From random weights, {longest['tokens']:,} tokens reach {longest['loss']:.3f} nats per "
         f"token. Pruned from the teacher and distilled, {enough['tokens']:,} tokens give "
         f"{enough['loss']:.3f}. The papers report up to 40 times fewer tokens than a model that is "
@@ -139,10 +155,25 @@ def loss_against_parameters() -> Section | None:
         return None
     return Section(
         "Loss against parameters",
-        "The embedded models, on held-out books that no model was trained on. From each model's "
-        "minitron.json, benchmarks/results/members.json and importance_against_random.json.",
+        "The embedded models, of which tiny is the teacher, on held-out books that no model was "
+        "trained on; and a pruned model before and after a brief retraining. Single runs.",
+        source="From each model's minitron.json, benchmarks/results/members.json and "
+        "importance_against_random.json.",
+        finding=_cost_of_size(members),
         chart=Chart("parameters, embeddings included", tuple(series)),
     )
+
+
+def _cost_of_size(members: dict[str, Any]) -> str:
+    """The share of parameters and the loss of each child, beside its teacher."""
+    teacher, *children = members or [""]
+    words = []
+    for child in children:
+        share = 100 * members[child]["parameters"] / members[teacher]["parameters"]
+        more = recorded_loss(child) - recorded_loss(teacher)
+        of = "" if words else " of its teacher's parameters"
+        words.append(f"{child} has **{share:.0f} %**{of} and a loss **{more:.3f} higher**")
+    return f"{'; '.join(words)} (nats per token)." if words else ""
 
 
 def _member_point(name: str, member: dict[str, Any]) -> dict[str, Any]:
@@ -162,12 +193,23 @@ def importance_against_random() -> Section | None:
     plots = tuple(_stage(against, key, key) for key in ("pruned", "retrained"))
     answers = [_lower_by(*plot.rows) for plot in plots]
     is_lower = all("lower" in answer for answer in answers)
+    after = [
+        f"{answer} {'from' if 'close' in answer else 'than at'} random {when}"
+        for answer, when in zip(
+            answers, ("just after pruning", "after a brief retraining"), strict=True
+        )
+    ]
+    finding = (
+        f"{'Importance finds what to keep' if is_lower else 'Importance'}: {', '.join(after)}."
+    )
     return Section(
         "Does importance matter?",
         f"Pruned to the same {against['parameters']:,} parameters, kept by importance or at random "
         f"(one dot per seed), then retrained on {against['tokens']:,} tokens. Evaluated on "
         f"{against['teacher']['tokens']:,} held-out tokens, where the teacher has "
-        f"{against['teacher']['loss']:.3f}. Measured by benchmarks/importance_against_random.py.",
+        f"{against['teacher']['loss']:.3f}.",
+        source="Measured by benchmarks/importance_against_random.py.",
+        finding=finding,
         verdict=f"{'Yes: ' if is_lower else ''}importance against random: {answers[0]} just after "
         f"pruning, {answers[1]} after retraining.",
         plots=plots,
@@ -182,7 +224,11 @@ def _stage(against: dict[str, Any], stage: str, words: str) -> DotPlot:
         name = student["name"].replace("-", " ")
         label = f"{name}, {words}: {loss:.4f} nats per token"
         dots["by importance" if is_ours else "at random"].append(Dot(loss, label, source))
-    return DotPlot(tuple(Row(name, tuple(found), note=words) for name, found in dots.items()))
+    note = {"pruned": "just pruned"}.get(words, words)
+    return DotPlot(
+        tuple(Row(name, tuple(found), note=note) for name, found in dots.items()),
+        level={"name": "teacher", "value": against["teacher"]["loss"]},
+    )
 
 
 def _lower_by(ours: Row, other: Row) -> str:
@@ -208,13 +254,12 @@ def ranking_by_axis() -> Section | None:
         "What should rank the parts?",
         f"The teacher ({results['teacher']:.3f}) pruned and not retrained, one axis at a time, as "
         "in arXiv 2407.14679, table 1; on the right the lowest loss. Evaluated on "
-        f"{results['tokens']:,} held-out tokens; importance from {results['samples']} sequences. "
-        "Measured by benchmarks/zero_shot.py; results in benchmarks/results/zero_shot.json.",
+        f"{results['tokens']:,} held-out tokens; importance from {results['samples']} sequences.",
+        source="Measured by benchmarks/zero_shot.py; results in benchmarks/results/zero_shot.json.",
         verdict=compare_rankings(rows),
         plots=(DotPlot(tuple(_axis_row(cut, cuts[cut], ways) for cut in cuts), tuple(ways)),),
         table=tuple(table),
         table_title="All numbers",
-        is_wide=True,
     )
 
 
@@ -268,13 +313,16 @@ def _paper_table(table: dict[str, Any]) -> Section | None:
     rows = tuple(map(_table_row, found))
     seeds = " to ".join(str(n) for n in sorted({len(row.dots) for row in rows}))
     folders = ", ".join(sorted({row["runs"].split("/")[0] for row in found}))
+    comparisons = _comparisons(rows, table.get("higher_is_better", False))
     return Section(
         table["title"],
         f"{table['what'].strip()} {max(row.tokens for row in rows):,} tokens per run, {seeds} "
         "seeds per row; mean ± sample standard deviation. The paper: "
-        f"{table['source'].strip()}. Results in benchmarks/results/family/{folders}.",
+        f"{table['source'].strip()}.",
+        source=f"Results in benchmarks/results/family/{folders}.",
         verdict=_lowest_verdict(rows),
-        paper_verdict=_paper_verdict(rows, table.get("higher_is_better", False)),
+        paper_verdict=_paper_verdict(comparisons),
+        comparisons=comparisons,
         plots=(DotPlot(rows),),
     )
 
@@ -304,29 +352,56 @@ def _lowest_verdict(rows: Sequence[Row]) -> str:
     return f"Lowest: **{lowest.name}**, {gap:.3f} nats per token below {_quoted(second.name)}."
 
 
-def _paper_verdict(rows: Sequence[Row], higher_is_better: bool) -> str:
-    """Which pairs of rows have the same order as in the paper."""
-    agree, disagree, unclear = [], [], []
-    ranked = [row for row in rows if row.rank is not None]
-    for pair in combinations(ranked, 2):
+def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> tuple[Comparison, ...]:
+    """Each pair of rows that the paper orders, and whether it has the same order here."""
+    found = []
+    for pair in combinations([row for row in rows if row.rank is not None], 2):
         better, worse = sorted(pair, key=lambda row: row.rank or 0, reverse=higher_is_better)
         words = f"{_quoted(better.name)} before {_quoted(worse.name)}"
-        if not are_different(better.mean - worse.mean, better.spread, worse.spread):
-            unclear.append(words)
-        else:
-            (agree if better.mean < worse.mean else disagree).append(words)
-    count = len(agree) + len(disagree) + len(unclear)
-    if count == 0:
+        is_clear = are_different(better.mean - worse.mean, better.spread, worse.spread)
+        order = "same" if better.mean < worse.mean else "opposite"
+        found.append(Comparison(words, order if is_clear else "close"))
+    return tuple(found)
+
+
+def _paper_verdict(comparisons: Sequence[Comparison]) -> str:
+    """Which pairs of rows have the same order as in the paper."""
+    words = {
+        outcome: [one.words for one in comparisons if one.outcome == outcome]
+        for outcome in ("same", "opposite", "close")
+    }
+    if not comparisons:
         return ""
-    if count == 1:
-        order = "same" if agree else "opposite" if disagree else ""
-        return f"The paper has the {order} order." if order else ""
-    sentences = [f"Of the paper's {count} comparisons, {len(agree)} have the same order here."]
-    if disagree:
-        sentences.append(f"**The paper has the opposite order**: {'; '.join(disagree)}.")
-    if unclear:
-        sentences.append(f"Too close to tell: {'; '.join(unclear)}.")
+    if len(comparisons) == 1:
+        order = comparisons[0].outcome
+        return "" if order == "close" else f"The paper has the {order} order."
+    sentences = [
+        f"Of the paper's {len(comparisons)} comparisons, {len(words['same'])} have the same order "
+        "here."
+    ]
+    if words["opposite"]:
+        sentences.append(f"**The paper has the opposite order**: {'; '.join(words['opposite'])}.")
+    if words["close"]:
+        sentences.append(f"Too close to tell: {'; '.join(words['close'])}.")
     return " ".join(sentences)
+
+
+def papers_order(tables: Sequence[Section]) -> Section | None:
+    """How many comparisons of the papers have the same order here, table by table."""
+    tallies = [Tally(table.title, table.comparisons) for table in tables if table.comparisons]
+    outcomes = [one.outcome for tally in tallies for one in tally.comparisons]
+    if not outcomes:
+        return None
+    same, opposite, close = map(outcomes.count, ("same", "opposite", "close"))
+    return Section(
+        "Do the findings of the papers hold here?",
+        "A square is a pair of rows that a table of the papers orders; each table's measurements "
+        "are below. The papers' models are about a thousand times larger, and some rows are in "
+        "several tables.",
+        finding=f"**{same} of the papers' {len(outcomes)} comparisons** have the same order here; "
+        f"{opposite} have the opposite order, {close} are too close to tell.",
+        tallies=tuple(tallies),
+    )
 
 
 def _quoted(name: str) -> str:
@@ -342,17 +417,16 @@ def published_scores() -> Section | None:
         for key, benchmark in cards["benchmarks"].items()
         if any(key in scores for _, _, scores in rows)
     }
-    head = ("model", *(f"{b['name']} ({b['shots']})" for b in benchmarks.values()), "source")
+    head = ("model", *(f"{b['name']} ({b['shots']})" for b in benchmarks.values()))
     body = [
-        (name, *(f"{scores[key]:.1f}" if key in scores else "" for key in benchmarks), source)
-        for name, source, scores in rows
+        (f"{name} {source}", *(f"{of[key]:.1f}" if key in of else "" for key in benchmarks))
+        for name, source, of in rows
     ]
     return Section(
         "What the papers report of the published models",
         "Percent; in parentheses, the number of examples in the prompt. Reported by the papers, "
         "not measured here.",
         table=(head, *body),
-        is_wide=True,
     )
 
 

@@ -43,7 +43,7 @@ def section_lines(section: Section) -> list[str]:
     return [
         f"## {section.title}",
         "",
-        section.explanation,
+        f"{section.explanation} {section.source}",
         "",
         section.verdict,
         "",
@@ -128,18 +128,24 @@ def token_lines(section: Section) -> list[str]:
     return [
         f"## {section.title}",
         "",
-        section.explanation,
+        f"{section.explanation} {section.source}",
         "",
-        *(
-            [f"**{section.headline[1].capitalize()}.** {section.verdict}", ""]
-            if section.headline
-            else []
-        ),
+        *([f"{section.finding} {section.verdict}", ""] if section.finding else []),
         f"![Held-out loss against training tokens]({draw_curve(section)})",
         "",
         *markdown(["", "tokens", "loss"], rows),
         "",
     ]
+
+
+def tally_table(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: each table of the papers, and its comparisons by their outcome."""
+    outcomes = {"same": "same order", "opposite": "opposite order", "close": "too close to tell"}
+    rows = []
+    for tally in section.tallies:
+        found = [one.outcome for one in tally.comparisons]
+        rows.append([tally.name, *(str(found.count(outcome)) for outcome in outcomes)])
+    return ["", *outcomes.values()], rows
 
 
 def draw_curve(section: Section) -> str:
@@ -349,7 +355,8 @@ def zero_shot() -> list[str]:
 def page(found: list[Section]) -> str:
     """The content of docs/family.md."""
     tables = [section for section in found if section.plots and section.plots[0].rows[0].tokens]
-    curves = [section for section in found if section.headline]
+    curves = [section for section in found if section.chart and section.chart.series[0].is_line]
+    orders = [section for section in found if section.tallies]
     lines = [
         "# The tiny family: the papers' tables in miniature",
         "",
@@ -371,6 +378,9 @@ def page(found: list[Section]) -> str:
         "units differ: compare the order of the rows, not the numbers.",
         "",
     ]
+    for section in orders:
+        lines += [f"## {section.title}", "", section.finding, ""]
+        lines += [*markdown(*tally_table(section)), ""]
     for section in curves:
         lines += token_lines(section)
     for section in tables:

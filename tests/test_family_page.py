@@ -159,6 +159,29 @@ def test_an_order_that_the_paper_does_not_have_is_named(
     assert "Too close to tell: cosine before mean squared error of logits" in verdict
 
 
+def test_comparisons_of_the_papers_are_counted_by_their_order(
+    measured: ModuleType, tmp_path: Path
+) -> None:
+    put_seeds(tmp_path, "t15/forward_kl", 4.5, 4.5)
+    put_seeds(tmp_path, "t15/cosine", 4.6, 4.6)
+    put_seeds(tmp_path, "t15/reverse_kl", 4.5, 4.7)
+    put_seeds(tmp_path, "t15/mse", 4.0, 4.0)
+    section = measured.papers_order(measured.paper_tables())
+    assert section.finding.startswith("**1 of the papers' 6 comparisons** have the same order")
+    assert "3 have the opposite order, 2 are too close" in section.finding
+    assert measured.papers_order([]) is None
+
+
+def test_no_gain_by_importance_is_not_called_one(measured: ModuleType, tmp_path: Path) -> None:
+    against = json.loads((RESULTS / "importance_against_random.json").read_text())
+    for student in against["students"]:
+        student["retrained"]["loss"] = 4.0
+    (tmp_path / "importance_against_random.json").write_text(json.dumps(against))
+    finding = measured.importance_against_random().finding
+    assert "too close to tell from random after" in finding
+    assert "finds what to keep" not in finding
+
+
 def test_a_missing_row_leaves_the_others(measured: ModuleType, tmp_path: Path) -> None:
     put_seeds(tmp_path, "t14/random-train", 5.7)
     put_seeds(tmp_path, "t14/pruned-train", 4.1)
@@ -203,7 +226,7 @@ def test_the_ratio_is_of_the_fewest_tokens_that_reach_the_longest_run(
     curve(tmp_path, "scratch", {262_144: 5.7, 4_194_304: 4.25})
     curve(tmp_path, "distill", {16_384: 4.33, 131_072: 4.12, 32_768: 4.25})
     section = measured.token_curves().to_json()
-    assert tuple(section["headline"]) == ("128×", "128 times fewer tokens")
+    assert "needs **128 times fewer training tokens** than" in section["finding"]
     assert "4,194,304 tokens reach 4.250" in section["verdict"]
     assert "32,768 tokens give 4.250" in section["verdict"]
     assert section["chart"]["level"] == {"name": "teacher", "value": 3.9}
@@ -216,14 +239,14 @@ def test_the_ratio_is_a_least_one_where_the_shortest_run_is_enough(
 ) -> None:
     curve(tmp_path, "scratch", {400_000: 4.5})
     curve(tmp_path, "distill", {20_000: 4.3, 40_000: 4.2})
-    assert measured.token_curves().headline[1] == "at least 20 times fewer tokens"
+    assert "**at least 20 times fewer training tokens**" in measured.token_curves().finding
 
 
 def test_no_ratio_is_claimed_that_no_run_reaches(measured: ModuleType, tmp_path: Path) -> None:
     curve(tmp_path, "scratch", {400_000: 4.1})
     curve(tmp_path, "distill", {20_000: 4.3})
     section = measured.token_curves()
-    assert section.headline is None
+    assert section.finding == ""
     assert section.verdict == ""
 
 
@@ -241,6 +264,7 @@ def test_importance_and_chance_are_shown_with_their_spread(
         assert [row["name"] for row in rows if row.get("is_lowest")] == ["by importance"]
     assert section["verdict"].startswith("Yes: ")
     assert "0.948 nats per token lower" in section["verdict"]
+    assert section["finding"].startswith("Importance finds what to keep: **0.948 nats per token ")
 
 
 def axis_row(cut: str, how: str, loss: float, spread: float | None) -> dict[str, object]:

@@ -9,7 +9,7 @@ import pytest
 
 from minitron.space.jobs.catalog import Catalog
 from minitron.space.tabs.evidence import EVIDENCE, evidence_tab
-from minitron.space.ui.chart import dot_plot, line_chart
+from minitron.space.ui.chart import dot_plots, line_chart
 
 DOT = {"label": "a run", "source": "t13/a-0.json"}
 
@@ -61,12 +61,46 @@ def test_a_row_shows_mean_spread_and_what_the_paper_has(whole_zoo: Catalog, tmp_
 
 
 def test_dots_are_where_their_values_are() -> None:
-    plot = dot_plot({"unit": "metres", "rows": [row("a", 1.0), row("b", 2.0, 3.0)]})
+    (plot,) = dot_plots([{"unit": "metres", "rows": [row("a", 1.0), row("b", 2.0, 3.0)]}])
     at = [dot.at for one in plot.rows for dot in one.dots]
     assert at[0] < at[1] < at[2]
     assert at[1] == pytest.approx(50, abs=0.01)
     assert at[0] == pytest.approx(100 - at[2], abs=0.02)
     assert plot.unit == "metres"
+
+
+def test_no_dot_covers_another_and_every_axis_has_ticks() -> None:
+    evidence = json.loads(EVIDENCE.read_text())
+    plots = [dot_plots(section.get("plots", ())) for section in evidence["sections"]]
+    assert sum(map(len, plots)) > 10
+    for plot in (plot for found in plots for plot in found):
+        assert len(plot.ticks) >= 3
+        for one in plot.rows:
+            places = [(dot.at, dot.level) for dot in one.dots]
+            for index, (at, level) in enumerate(places):
+                others = places[index + 1 :]
+                assert all(abs(at - a) > 3 or level != other for a, other in others)
+    for chart in (section["chart"] for section in evidence["sections"] if "chart" in section):
+        assert len(line_chart(chart).x_ticks) >= 4
+
+
+def test_plots_of_a_section_have_one_axis() -> None:
+    level = {"name": "teacher", "value": 0.5}
+    plots = [{"unit": "loss", "rows": [row("a", 1.0)], "level": level}]
+    first, second = dot_plots([*plots, {"unit": "loss", "rows": [row("b", 1.0, 2.0)]}])
+    assert first.rows[0].dots[0].at == second.rows[0].dots[0].at
+    assert first.ticks == second.ticks
+    assert first.level is not None
+    assert (first.level.text, second.level) == ("teacher: 0.500", None)
+
+
+def test_the_page_begins_with_four_findings_and_folds_the_rest(whole_zoo: Catalog) -> None:
+    findings, _, rest = evidence_tab(whole_zoo).partition("All measurements")
+    assert findings.count('<p class="mt-finding">') == 4
+    assert findings.count("<svg") == 2
+    assert findings.count('<i class="mt-pair ') == 27 + 3  # and the legend
+    assert rest.count("<summary><h3>") == 12
+    assert "benchmarks/" not in findings + rest  # paths that a visitor cannot open
 
 
 def test_points_of_a_chart_are_where_their_values_are() -> None:

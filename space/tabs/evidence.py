@@ -1,4 +1,4 @@
-"""Evidence tab: the sections of evidence.json, and the models of this Space.
+"""Evidence tab: the findings of evidence.json with their pictures, then all measurements, folded.
 
 benchmarks/family_page.py writes evidence.json, with docs/family.md; nothing is computed here.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from minitron.errors import MinitronError
 from minitron.records.minitron_json import FILE, read_record
 from minitron.space.jobs.catalog import Catalog, CatalogModel
-from minitron.space.ui.chart import dot_plot, line_chart
+from minitron.space.ui.chart import dot_plots, line_chart
 from minitron.space.ui.html import render
 
 EVIDENCE = Path(__file__).parent.parent / "evidence.json"
@@ -21,11 +21,15 @@ def evidence_tab(catalog: Catalog, path: Path = EVIDENCE) -> str:
     """The HTML of the whole tab."""
     evidence = json.loads(path.read_text(encoding="utf-8"))
     sections = [_with_charts(section) for section in evidence["sections"]]
-    return render("evidence", rule=evidence["rule"], sections=[*sections, _models(catalog)])
+    findings = [section for section in sections if section.get("finding")]
+    others = [section for section in sections if not section.get("finding")]
+    return render(
+        "evidence", rule=evidence["rule"], findings=findings, others=[*others, _models(catalog)]
+    )
 
 
 def _with_charts(section: dict[str, Any]) -> dict[str, Any]:
-    plots = [dot_plot(plot) for plot in section.get("plots", ())]
+    plots = dot_plots(section.get("plots", ()))
     chart = {"chart": line_chart(section["chart"])} if "chart" in section else {}
     return {**section, "plots": plots, **chart}
 
@@ -54,7 +58,6 @@ def _models(catalog: Catalog) -> dict[str, Any]:
         "explanation": explanation,
         "table": rows,
         "plots": [],
-        "is_wide": True,
     }
 
 

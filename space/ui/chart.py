@@ -1,7 +1,7 @@
 """Charts of evidence.json: where lines, dots and ticks are drawn. The templates write the SVG.
 
 line_chart({"x": "tokens", "y": "loss", "series": [...]}).dots
-dot_plot({"unit": "loss", "rows": [...]}).rows
+dot_plots([{"unit": "loss", "rows": [...]}])[0].rows
 """
 
 import math
@@ -14,6 +14,7 @@ from minitron.space.ui.html import count
 WIDTH, HEIGHT = 540.0, 270.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 14.0, 26.0  # margins
 _OTHER = 5  # the series of dots that are not of the lowest row
+_DOT = 3.2  # percent of a dot plot's width that a dot takes on a phone
 
 Point = tuple[float, float]
 
@@ -87,7 +88,7 @@ def line_chart(chart: Mapping[str, Any]) -> LineChart:
         tuple(lines),
         tuple(_dots(series, across, height)),
         tuple(Tick(across(value), _short_count(value)) for value in _log_ticks(left, right)),
-        tuple(Tick(height(value), f"{value:g}") for value in _ticks(low, high, 5)),
+        tuple(Tick(height(value), f"{value:g}") for value in _ticks(low, high, 4)),
         level_tick,
     )
 
@@ -111,6 +112,7 @@ class PlotDot:
     at: float  # percent of the width
     series: int
     title: str
+    level: int  # dots that would cover each other are below each other
 
 
 @dataclass(frozen=True)
@@ -123,29 +125,47 @@ class PlotRow:
     is_lowest: bool
     dots: tuple[PlotDot, ...]
 
+    @property
+    def levels(self) -> int:
+        """How many dots are below each other."""
+        return 1 + max(dot.level for dot in self.dots)
+
 
 @dataclass(frozen=True)
 class DotPlot:
-    """Named rows of dots on one axis."""
+    """Named rows of dots on one axis; `level` is a vertical line with a name."""
 
     unit: str
     legend: tuple[str, ...]
     rows: tuple[PlotRow, ...]
     ticks: tuple[Tick, ...]
+    level: Tick | None
 
 
-def dot_plot(plot: Mapping[str, Any]) -> DotPlot:
-    """A dot plot of evidence.json."""
-    values = [dot["value"] for row in plot["rows"] for dot in row["dots"]]
+def dot_plots(plots: Sequence[Mapping[str, Any]]) -> list[DotPlot]:
+    """The dot plots of a section of evidence.json, on a common axis."""
+    rows = [row for plot in plots for row in plot["rows"]]
+    levels = [plot["level"] for plot in plots if "level" in plot]
+    values = [dot["value"] for row in rows for dot in row["dots"]]
+    values += [level["value"] for level in levels]
+    if not values:
+        return []
     low, high = _padded(min(values), max(values), 0.04)
 
     def across(value: float) -> float:
         return round(100 * (value - low) / (high - low), 2)
 
-    legend = tuple(plot.get("legend", ()))
-    rows = tuple(_plot_row(row, across, has_legend=bool(legend)) for row in plot["rows"])
     ticks = tuple(Tick(across(value), f"{value:g}") for value in _ticks(low, high, 3))
-    return DotPlot(plot["unit"], legend, rows, ticks)
+    return [_dot_plot(plot, across, ticks) for plot in plots]
+
+
+def _dot_plot(
+    plot: Mapping[str, Any], across: Callable[[float], float], ticks: tuple[Tick, ...]
+) -> DotPlot:
+    legend, level = tuple(plot.get("legend", ())), plot.get("level")
+    rows = tuple(_plot_row(row, across, has_legend=bool(legend)) for row in plot["rows"])
+    line = Tick(across(level["value"]), f"{level['name']}: {level['value']:.3f}") if level else None
+    return DotPlot(plot["unit"], legend, rows, ticks, line)
 
 
 def _plot_row(
@@ -153,15 +173,27 @@ def _plot_row(
 ) -> PlotRow:
     is_lowest = row.get("is_lowest", False)
     one_colour = 0 if is_lowest else _OTHER
+    at = [across(dot["value"]) for dot in row["dots"]]
     dots = tuple(
         PlotDot(
-            across(dot["value"]),
+            place,
             dot.get("series", 0) if has_legend else one_colour,
             f"{dot['label']} ({dot['source']})",
+            level,
         )
-        for dot in row["dots"]
+        for dot, place, level in zip(row["dots"], at, _levels(at), strict=True)
     )
     return PlotRow(row["name"], _note(row), _value(row), is_lowest, dots)
+
+
+def _levels(at: Sequence[float]) -> list[int]:
+    """For each dot the first level at which no dot before it covers it."""
+    levels: list[int] = []
+    for index, place in enumerate(at):
+        others = zip(at[:index], levels, strict=True)
+        used = {level for other, level in others if abs(other - place) < _DOT}
+        levels.append(next(level for level in range(index + 1) if level not in used))
+    return levels
 
 
 def _value(row: Mapping[str, Any]) -> str:
@@ -187,21 +219,28 @@ def _padded(low: float, high: float, share: float) -> Point:
     return low - share * spread, high + share * spread or low + 1.0
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values."""
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * by for by in (1, 2, 5, 10) if power * by >= rough)
-    first = math.ceil(low / step)
-    return [round(index * step, 12) for index in range(first, int(high / step) + 1)]
+def _ticks(low: float, high: float, least: int) -> list[float]:
+    """Round values, as few as possible but `least`."""
+    power = 10.0 ** math.floor(math.log10(high - low))
+    ticks: list[float] = []
+    for by in (5, 2, 1, 0.5, 0.2, 0.1):
+        step = power * by
+        steps = range(math.ceil(low / step), math.floor(high / step) + 1)
+        ticks = [round(index * step, 12) for index in steps]
+        if len(ticks) >= least:
+            break
+    return ticks
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of every decade; in a narrow range, round values."""
+    """1, 2 and 5 of every decade; in a narrow range, more round values."""
     decades = range(math.floor(low), math.ceil(high) + 1)
-    values = [by * 10.0**decade for decade in decades for by in (1, 2, 5)]
-    inside = [value for value in values if low <= math.log10(value) <= high]
-    return inside if len(inside) > 1 else _ticks(10**low, 10**high, 5)
+    for digits in ((1, 2, 5), range(1, 10)):
+        values = [by * 10.0**decade for decade in decades for by in digits]
+        inside = [value for value in values if low <= math.log10(value) <= high]
+        if len(inside) > 3:
+            return inside
+    return _ticks(10**low, 10**high, 4)
 
 
 def _short_count(value: float) -> str:

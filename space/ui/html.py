@@ -14,6 +14,7 @@ _INLINE = (  # of Markdown, what the texts of evidence.json use
     (re.compile(r"\*\*(.+?)\*\*"), r"<b>\1</b>"),
     (re.compile(r"`(.+?)`"), r"<code>\1</code>"),
     (re.compile(r"\[(.+?)\]\((https://[^)]+)\)"), r'<a href="\2">\1</a>'),
+    (re.compile(r"\barXiv (\d{4}\.\d{5})"), r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>'),
 )
 
 
@@ -51,7 +52,7 @@ def percent(share: float) -> str:
 
 
 def inline(text: str) -> Html:
-    """Text with **bold**, `code` and [links](https://...)."""
+    """Text with **bold**, `code`, [links](https://...) and arXiv numbers."""
     html = escape(text)
     for pattern, replacement in _INLINE:
         html = pattern.sub(replacement, html)
