@@ -11,7 +11,7 @@ from typing import Any
 
 from minitron.space.ui.html import count
 
-WIDTH, HEIGHT = 540.0, 270.0
+WIDTH, HEIGHT = 540.0, 320.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 14.0, 26.0  # margins
 _OTHER = 5  # the series of dots that are not of the lowest row
 _DOT = 3.2  # percent of a dot plot's width that a dot takes on a phone
