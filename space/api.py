@@ -94,7 +94,8 @@ def add_endpoints(service: Service) -> None:
 
         Returns:
             The keys of `minitron inspect --json`, share_of_importance_kept by axis (0 to 1),
-            tokens_per_second_estimated, kept indices, and `before`, the same of the full model.
+            tokens_per_second_estimated (null where this machine is too busy to time it), kept
+            indices, and `before`, the same of the full model.
         """
         return service.plan(
             model, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers

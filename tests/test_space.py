@@ -6,6 +6,7 @@ import re
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,19 @@ import torch
 import yaml
 
 import minitron
+from minitron.candidates.decode_step import Conditions
+from minitron.candidates.latency import Corners, LatencyTable
 from minitron.errors import MinitronError
 from minitron.space.jobs.catalog import Catalog, CatalogModel
 from minitron.space.jobs.comparing import Column, ComparisonRequest, TextPart, compare
 from minitron.space.jobs.decoding import StopSignal, TokenCheck
-from minitron.space.jobs.measures import Measurements
+from minitron.space.jobs.measures import (
+    PACKAGED,
+    SAMPLES,
+    SEQ_LEN,
+    Measurements,
+    Timings,
+)
 from minitron.space.jobs.models import LoadedModel, ModelCache, ModelKey
 from minitron.space.jobs.preview import SIZES, Sizes, command, preview
 from minitron.space.jobs.pruning import push_with_token
@@ -302,7 +311,10 @@ def test_a_comparison_that_nobody_reads_releases_its_models(service: Service) ->
 # Sizes and cuts.
 
 
-def test_a_plan_has_the_keys_of_inspect_and_the_share_kept(service: Service) -> None:
+def test_a_plan_has_the_keys_of_inspect_and_the_share_kept(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron.space.jobs.measures._AGREEMENT", math.inf)  # of a busy machine
     plan = service.plan("tiny", 160, 608, None, 5)
     assert minitron.inspect("tiny").to_json().keys() <= plan.keys()
     assert plan["share_of_importance_kept"].keys() == {"hidden", "ffn", "layers"}
@@ -312,17 +324,19 @@ def test_a_plan_has_the_keys_of_inspect_and_the_share_kept(service: Service) -> 
 
 
 def test_the_command_that_is_shown_writes_the_same_weights(
-    service: Service, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("minitron.space.jobs.measures.PACKAGED", tmp_path / "nothing")
+    service = Service.create(Catalog.of(["tiny"]), tmp_path / "cache")  # both measure here
     *_, result = service.prune("tiny", 192, None, 6, 5)
     entry = result.preview.entry
-    line = command(entry, result.sizes, str(tmp_path / "again"), 256).split()
+    line = str(command(entry, result.sizes, str(tmp_path / "again"), 256)).split()
     from minitron.cli import main
 
     main(line[1:])
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert (result.folder / "model.safetensors").read_bytes() == again
-    plan = service.plan("tiny", 192, None, 6, 5)
+    plan = service.preview("tiny", 192, None, 6, 5, timed=False)[0].to_json()
     assert result.to_json()["after"]["parameters"] == plan["parameters"]
     assert result.to_json()["after"]["bytes"] == plan["bytes"]
 
@@ -351,7 +365,7 @@ def test_templates_escape_every_text() -> None:
     assert not re.search(r"<(b|i|u|script)>", html)
     assert "&lt;script&gt;" in html
     assert 'title="The teacher: “&#34;&gt;&lt;u&gt;” 50 %; this: 25 %"' in html
-    assert "<td>" not in render("recipe", parts=[("<td>", "mt-command", "<td>")])
+    assert "<td>" not in render("recipe", parts=[("<td>", "mt-command", ("<td>",))])
 
 
 def test_a_text_is_shown_with_its_own_spaces_alone() -> None:
@@ -462,11 +476,96 @@ def test_a_text_stops_when_its_time_is_over(service: Service) -> None:
 def test_importance_is_measured_once_and_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("minitron.space.jobs.measures.PACKAGED", tmp_path / "nothing")
     entry = Catalog.of(["tiny"]).model("tiny")
     first = Measurements(tmp_path, FairSemaphore(1)).importance(entry)
     assert first.axes
     monkeypatch.setattr("minitron.space.jobs.measures.measure_importance", None)
     assert Measurements(tmp_path, FairSemaphore(1)).importance(entry).digest == first.digest
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-half", "tiny-quarter"])
+def test_the_importance_of_an_embedded_model_is_in_the_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under any name: it belongs to the weights, and is made as the Space would measure it."""
+    monkeypatch.setattr("minitron.space.jobs.measures.measure_importance", None)
+    entry = CatalogModel("renamed", name)
+    importance = Measurements(tmp_path, FairSemaphore(1)).importance(entry)
+    importance.check_made_for(entry.open())
+    made_by = importance.made_by
+    assert (made_by["corpus"], made_by["tokens"]) == ("self", SAMPLES * SEQ_LEN)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_packages_importance_takes_at_most_a_hundred_kilobytes() -> None:
+    files = list(PACKAGED.glob("*.safetensors"))
+    assert {path.stem for path in files} == {"tiny", "tiny-half", "tiny-quarter"}
+    assert sum(path.stat().st_size for path in files) <= 100_000
+
+
+def test_the_packages_importance_is_what_a_measurement_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another processor may sample other text; the order of the channels is nearly the same."""
+    entry = CatalogModel("tiny-quarter", "tiny-quarter")
+    packaged = Measurements(tmp_path, FairSemaphore(1)).importance(entry).axis("hidden")
+    monkeypatch.setattr("minitron.space.jobs.measures.PACKAGED", tmp_path / "nothing")
+    measured = Measurements(tmp_path, FairSemaphore(1)).importance(entry).axis("hidden")
+    ranks = torch.stack([packaged.argsort().argsort(), measured.argsort().argsort()]).double()
+    assert torch.corrcoef(ranks)[0, 1] > 0.95
+
+
+def timed(seconds: float) -> Timings:
+    """Timings that are equal at all sizes."""
+    corners = Corners((256,), (8,), (1024,))
+    table = LatencyTable(corners, ((seconds,),), ((0.0,),), (0.0,), 0.0)
+    return Timings(table, Conditions("cpu", torch.float32, 1, 16))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [((3.0, 1.0, 9.0, 1.1), 1.0), ((1.0, 1.0), 1.0), ((1.0, 2.0, 4.0, 8.0, 16.0), None)],
+)
+def test_the_speed_is_the_fastest_round_that_another_confirms(
+    rounds: tuple[float, ...],
+    expected: float | None,
+    service: Service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = [timed(seconds) for seconds in rounds]
+    monkeypatch.setattr("minitron.space.jobs.measures._measure_timings", lambda *_: left.pop(0))
+    entry = service.catalog.model("tiny")
+    measurements = Measurements(tmp_path, FairSemaphore(1))
+    found = measurements.timings(entry)
+    assert not left
+    assert measurements.known_timings(entry) is found
+    assert found == (None if expected is None else timed(expected))
+
+
+def test_a_speed_that_is_not_known_is_no_number(service: Service) -> None:
+    found = replace(service.preview("tiny", 160, 608, 6, 5)[0], timings=None)
+    assert found.to_json()["tokens_per_second_estimated"] is None
+    assert "this machine is too busy to time it" in preview_card(found)
+    assert "being measured" in preview_card(found, timed=False)
+
+
+def test_every_budget_in_percent_has_sizes_that_the_sliders_can_show(service: Service) -> None:
+    entry = service.catalog.model("tiny")
+    for percent_kept in range(8, 101):
+        sizes = Sizes.of_share(entry, percent_kept / 100)
+        assert round(100 * sizes.share_of(entry)) == percent_kept
+        assert sizes.on_sliders(entry) == sizes
+    assert Sizes(100, 1000, 3, 6).on_sliders(entry) == Sizes(96, 1008, 4, 6)
+
+
+def test_a_command_is_quoted_and_its_parts_hold_a_flag_with_its_value(service: Service) -> None:
+    entry = CatalogModel("mine", "my models/tiny")
+    object.__setattr__(entry, "inspection", service.catalog.model("tiny").inspection)
+    line = command(entry, Sizes(160, 1024, 8, 6), "out", 256)
+    assert "--hidden-size 160" in line.parts
+    assert str(line).startswith("minitron prune 'my models/tiny' out --hidden-size 160 --corpus")
 
 
 def test_a_share_of_the_parameters_is_met_within_five_percent(service: Service) -> None:

@@ -56,6 +56,13 @@ class Visit:
         self.page.get_by_role("tab", name="Prune").click()
         self.page.wait_for_selector("#mt-cut .mt-maps", timeout=PATIENCE)
 
+    def number(self, slider: str) -> Any:
+        return self.page.locator(f"#{slider} input[type=number]")
+
+    def type_number(self, slider: str, text: str) -> None:
+        self.number(slider).fill(text)
+        self.page.keyboard.press("Tab")
+
     def is_no_wider_than_the_window(self) -> bool:
         return bool(self.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
@@ -265,6 +272,56 @@ def test_a_budget_moves_both_widths(visit: Visit) -> None:
     visit.page.keyboard.press("Tab")
     playwright.expect(hidden).not_to_have_value(before)
     assert int(hidden.input_value()) < int(before)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_what_the_prune_tab_shows_belongs_to_what_is_chosen(
+    viewport: dict[str, int], scheme: str, whole_zoo: RunningSpace, browser: Any
+) -> None:
+    for visit in visiting(whole_zoo, browser, viewport, scheme):
+        page = visit.page
+        visit.show_prune()
+        # Another model: the old one's figures are marked until the new ones are there.
+        page.evaluate(
+            "new MutationObserver(() => { const old = document.querySelector('.mt-stale');"
+            " if (old) window.note = old.dataset.note })"
+            ".observe(document.body, {subtree: true, attributes: true})"
+        )
+        page.get_by_label("Model", exact=True).first.click()
+        page.get_by_role("option", name="tiny-half").click()
+        command = page.locator("#mt-command")
+        playwright.expect(command).to_contain_text("minitron prune tiny-half ", timeout=PATIENCE)
+        assert page.evaluate("window.note") == "Measuring tiny-half, once …"
+        playwright.expect(page.locator(".mt-stale")).to_have_count(0)
+        # Budget and sizes: each follows the other; heads move by whole groups.
+        visit.type_number("mt-num_attention_heads", "3")
+        playwright.expect(visit.number("mt-num_attention_heads")).to_have_value("4")
+        ratio = page.locator("[data-name=Parameters] .mt-ratio")
+        playwright.expect(ratio).to_have_text(f"×0.{visit.number('mt-share').input_value()}")
+        visit.type_number("mt-share", "30")
+        playwright.expect(ratio).to_have_text("×0.30")
+        playwright.expect(visit.number("mt-num_attention_heads")).to_have_value("6")
+        playwright.expect(visit.number("mt-share")).to_have_value("30")
+        # All bars have one length, and no flag is broken.
+        widths = page.evaluate(
+            "[...document.querySelectorAll('#mt-cut .mt-bar')].map(bar => bar.offsetWidth)"
+        )
+        assert len(set(widths)) == 1
+        lines = page.evaluate(
+            "[...document.querySelectorAll('#mt-command span')].map(part => part.offsetHeight)"
+        )
+        assert len(set(lines)) == 1
+        # Pruning: the button shows its state, and the result comes into view.
+        button, result = page.locator("#mt-prune"), page.locator("#mt-result")
+        button.click()
+        playwright.expect(button).to_have_text("Pruning …")
+        playwright.expect(button).to_be_disabled()
+        page.wait_for_selector("#mt-result [data-state=done]", timeout=PATIENCE)
+        playwright.expect(button).to_have_text("Prune")
+        playwright.expect(button).to_be_enabled()
+        playwright.expect(result).to_be_in_viewport(ratio=0.3)
+        assert visit.is_no_wider_than_the_window()
 
 
 def test_prune_gives_a_folder_that_loads_in_transformers(visit: Visit, tmp_path: Path) -> None:

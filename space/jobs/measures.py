@@ -3,6 +3,10 @@
 Importance and text are kept on disk, under the model's name and the digest of its weights; timings
 belong to this machine and process. A second request for the same measurement waits for the first.
 
+The importance of the embedded models is in the package, made for each NAME by `minitron importance
+NAME space/importance/NAME.safetensors --corpus self --samples 64 --seq-len 256`. It is used for
+weights of the digest that it records, whatever the model is called here.
+
     Measurements(folder, semaphore).importance(entry).heads   # (layers, heads)
 """
 
@@ -32,6 +36,8 @@ from minitron.verbs.importance import measure_importance
 
 SAMPLES, SEQ_LEN = 64, 256  # sequences that the model samples, to measure importance on
 HELD_OUT, HELD_OUT_SEED = 16, 1  # other sequences, to evaluate on
+PACKAGED = Path(__file__).parent.parent / "importance"
+_ROUNDS, _AGREEMENT = 5, 1.2  # of timing at most; how far the two fastest may be apart
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +67,7 @@ class Measurements:
         self._folder, self._semaphore = folder, semaphore
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._importance: dict[str, Importance] = {}
+        self._files: dict[str, Path] = {}
         self._timings: dict[str, Timings] = {}
         self._evaluations: dict[str, Evaluation] = {}
 
@@ -73,21 +80,39 @@ class Measurements:
         """The importance of every part, on text that the model samples itself."""
         with self._locks[entry.name]:
             if entry.name not in self._importance:
-                self._importance[entry.name] = self._stored_importance(entry)
+                packaged = _packaged_importance(entry)
+                path = packaged or self._path(entry, "importance.safetensors")
+                self._files[entry.name] = path
+                self._importance[entry.name] = (
+                    Importance.load(path) if packaged else self._stored_importance(entry, path)
+                )
             return self._importance[entry.name]
 
     def importance_file(self, entry: CatalogModel) -> Path:
         """The same as a file."""
         self.importance(entry)
-        return self._path(entry, "importance.safetensors")
+        return self._files[entry.name]
 
-    def timings(self, entry: CatalogModel) -> Timings:
-        """The time of a decode step on this machine, layer by layer."""
-        with self._locks[entry.name]:
-            if entry.name not in self._timings:
+    def known_timings(self, entry: CatalogModel) -> Timings | None:
+        """The timings, if they are measured already."""
+        return self._timings.get(entry.name)
+
+    def timings(self, entry: CatalogModel) -> Timings | None:
+        """The time of a decode step on this machine, layer by layer.
+
+        The fastest of a few rounds, as other work only ever adds time. None where no second round
+        is as fast: then the machine is busy, and the next request measures again.
+        """
+        with self._locks[f"timings of {entry.name}"]:
+            known = self.known_timings(entry)
+            rounds: list[Timings] = []
+            while known is None and len(rounds) < _ROUNDS:
                 with self._semaphore.slot():
-                    self._timings[entry.name] = _measure_timings(entry, self.sequence_length(entry))
-            return self._timings[entry.name]
+                    rounds.append(_measure_timings(entry, self.sequence_length(entry)))
+                known = _agreed(rounds, entry.open().architecture)
+            if known is not None:
+                self._timings[entry.name] = known
+            return known
 
     def held_out(self, entry: CatalogModel) -> Path:
         """Token ids that the model sampled, other ones than importance was measured on."""
@@ -118,8 +143,7 @@ class Measurements:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
-    def _stored_importance(self, entry: CatalogModel) -> Importance:
-        path = self._path(entry, "importance.safetensors")
+    def _stored_importance(self, entry: CatalogModel, path: Path) -> Importance:
         if path.exists():
             try:
                 importance = Importance.load(path)
@@ -143,16 +167,40 @@ class Measurements:
         return importance
 
 
+def _packaged_importance(entry: CatalogModel) -> Path | None:
+    """The file of the package that was measured on these weights."""
+    digest = entry.open().digest
+    for path in sorted(PACKAGED.glob("*.safetensors")):
+        model = Importance.load(path).made_by.get("model")
+        if model is not None and model["digest"] == digest:
+            return path
+    return None
+
+
+def _agreed(rounds: list[Timings], whole: Architecture) -> Timings | None:
+    """The fastest round, if the second fastest has nearly its times at all sizes."""
+    if len(rounds) < 2:
+        return None
+    ends = (whole, _least(whole))
+    first, second = sorted(rounds, key=lambda one: sum(map(one.table.predict, ends)))[:2]
+    ratios = [first.tokens_per_second(end) / second.tokens_per_second(end) for end in ends]
+    return first if all(1 / _AGREEMENT < ratio < _AGREEMENT for ratio in ratios) else None
+
+
+def _least(whole: Architecture) -> Architecture:
+    """The smallest sizes that are timed."""
+    return whole.resized(
+        hidden_size=max(1, whole.hidden_size // 4),
+        intermediate_size=max(1, whole.intermediate_size // 4),
+        num_attention_heads=whole.num_key_value_heads,
+    )
+
+
 def _measure_timings(entry: CatalogModel, context: int) -> Timings:
     source = entry.open()
     whole = source.architecture
     device = default_device()
     dtype = fast_dtype(dtype_named(entry.inspection.dtype), device)
     conditions = Conditions(device, dtype, batch=1, context=context)
-    least = whole.resized(
-        hidden_size=max(1, whole.hidden_size // 4),
-        intermediate_size=max(1, whole.intermediate_size // 4),
-        num_attention_heads=whole.num_key_value_heads,
-    )
-    corners = Corners.around([whole, least])
+    corners = Corners.around([whole, _least(whole)])
     return Timings(measure_table(source.config, corners, conditions), conditions)

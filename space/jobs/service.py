@@ -106,11 +106,11 @@ class Service:
         """Remove all visitors' files."""
         self.pruner.results.close()
 
-    def preview(self, model: str, *sizes: Any) -> tuple[Preview, Sizes]:
-        """What would be kept."""
+    def preview(self, model: str, *sizes: Any, timed: bool = True) -> tuple[Preview, Sizes]:
+        """What would be kept; without `timed`, without a speed that must be measured first."""
         entry = self.catalog.model(model)
         wanted = Sizes.checked(entry, *sizes)
-        return preview(entry, wanted, self.measurements), wanted
+        return preview(entry, wanted, self.measurements, timed=timed), wanted
 
     def plan(
         self,
@@ -126,7 +126,7 @@ class Service:
 
     def prune(self, model: str, *sizes: Any, visitor: str | None = None) -> Iterator[PruningResult]:
         """Prune step by step; the result is kept for its visitor for a limited time."""
-        preview, wanted = self.preview(model, *sizes)
+        preview, wanted = self.preview(model, *sizes, timed=False)
         if preview.plan.target == preview.plan.source:
             raise VisitorError("nothing is pruned: choose at least one smaller size")
         yield from self.pruner.run(preview, wanted, visitor)

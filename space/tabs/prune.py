@@ -20,17 +20,19 @@ from minitron.space.ui.cards import (
 )
 from minitron.space.ui.handlers import on_gpu, show_errors
 
-_FIRST_SHARE = 0.5
+_FIRST_SHARE, _LEAST_PERCENT = 0.5, 5
 _INFO = {
     "hidden_size": "Width of the residual stream: every layer reads and writes it.",
     "intermediate_size": "Neurons in each layer's MLP.",
-    "num_attention_heads": "Query heads in each layer; all KV groups keep the same number.",
+    "num_attention_heads": "Query heads in each layer; each KV group keeps the same number.",
     "num_hidden_layers": "The least important layers are removed.",
 }
 _LINK = """(model, hidden, ffn, heads, layers) => window.minitronLink({
   tab: "prune", model, hidden_size: hidden, intermediate_size: ffn, num_attention_heads: heads,
   num_hidden_layers: layers
 })"""
+_MEASURING = "(model) => window.minitronMeasuring(model)"
+_SHOW_RESULT = "() => window.minitronShow('#mt-result')"
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -41,13 +43,13 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         with gr.Column(scale=2, min_width=280):
             model = gr.Dropdown(names, value=names[0], label="Model", elem_id="mt-model")
             share = gr.Slider(
-                10,
+                _LEAST_PERCENT,
                 100,
                 round(100 * _FIRST_SHARE),
                 step=1,
                 elem_id="mt-share",
                 label="Parameter budget (%)",
-                info="Scales both widths equally.",
+                info="Narrows the hidden size and the MLPs together; heads and layers stay whole.",
             )
             sliders = _sliders(service, names[0])
             with gr.Row(elem_classes="mt-actions"):
@@ -80,7 +82,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
         done = None
         for done in service.prune(model, *sizes, visitor=request.session_hash):
-            yield progress_card(done), gr.skip(), gr.skip()
+            yield progress_card(done.note), gr.skip(), gr.skip()
         if done is None or done.archive is None:
             raise VisitorError("nothing was pruned: choose smaller sizes")
         yield (
@@ -89,7 +91,14 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
             str(done.folder),
         )
 
-    start.click(
+    pruning = start.click(
+        lambda: (gr.update(value="Pruning …", interactive=False), progress_card("Waiting …")),
+        outputs=[start, result],
+        queue=False,
+        **_QUIET,
+    )
+    pruning.then(None, js=_SHOW_RESULT, **_QUIET)
+    pruning = pruning.then(
         show_errors(on_gpu(prune)),
         inputs=[model, *sliders.values()],
         outputs=[result, archive, folder],
@@ -97,6 +106,8 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         concurrency_limit=1,
         **_QUIET,
     )
+    pruning.success(_idle, outputs=start, queue=False, js=_SHOW_RESULT, **_QUIET)
+    pruning.failure(lambda: (_idle(), ""), outputs=[start, result], queue=False, **_QUIET)
     link.click(None, inputs=[model, *sliders.values()], js=_LINK, api_visibility="private")
     return {"model": model, **sliders}
 
@@ -115,38 +126,70 @@ def _connect_sliders(
     sliders: dict[str, gr.Slider],
     outputs: list[gr.HTML],
 ) -> None:
-    """A slider updates the preview; the model and the budget update the sliders."""
+    """A slider updates the preview and the budget; the model and the budget update the sliders."""
+    every = [*sliders.values()]
 
-    def preview(model: str, *sizes: float) -> tuple[str, str]:
-        found, wanted = service.preview(model, *sizes)
-        length = service.measurements.sequence_length(found.entry)
-        return preview_card(found), recipe_card(found, wanted, length)
+    def preview(model: str, share: float, *sizes: float) -> list[Any]:
+        entry = service.catalog.model(model)
+        shown = Sizes.checked(entry, *sizes).on_sliders(entry)
+        moved = [
+            _moved(size, getattr(shown, name)) for name, size in zip(SIZES, sizes, strict=True)
+        ]
+        found, wanted = service.preview(model, *vars(shown).values(), timed=False)
+        length = service.measurements.sequence_length(entry)
+        cards = [preview_card(found, timed=False), recipe_card(found, wanted, length)]
+        return [*cards, _moved(share, round(100 * found.share)), *moved]
+
+    def speed(model: str, *sizes: float) -> str:
+        entry = service.catalog.model(model)
+        shown = Sizes.checked(entry, *sizes).on_sliders(entry)
+        return preview_card(service.preview(model, *vars(shown).values())[0])
 
     def choose_model(model: str) -> list[Any]:
         updates = slider_updates(service, model, _first_sizes(service, model))
         return [round(100 * _FIRST_SHARE), *updates.values()]
 
-    def choose_share(model: str, share: float) -> list[int]:
-        wanted = Sizes.of_share(service.catalog.model(model), share / 100)
-        return [getattr(wanted, name) for name in SIZES]
+    def choose_share(model: str, share: float) -> list[Any]:
+        entry = service.catalog.model(model)
+        wanted = Sizes.of_share(entry, share / 100)
+        return [_moved(share, round(100 * wanted.share_of(entry))), *vars(wanted).values()]
 
-    every = [*sliders.values()]
-    gr.on(
-        [tab.select, *(slider.change for slider in every)],
-        show_errors(preview),
-        inputs=[model, *every],
-        outputs=outputs,
-        trigger_mode="always_last",
-        **_QUIET,
+    chosen = model.input(None, inputs=model, js=_MEASURING, api_visibility="private").then(
+        show_errors(choose_model), inputs=model, outputs=[share, *every], **_QUIET
     )
-    model.input(show_errors(choose_model), inputs=model, outputs=[share, *every], **_QUIET)
+    shown: dict[str, Any] = {
+        "fn": show_errors(preview),
+        "inputs": [model, share, *every],
+        "outputs": [*outputs, share, *every],
+        "trigger_mode": "always_last",
+        **_QUIET,
+    }
+    moved = gr.on([tab.select, *(slider.change for slider in every)], **shown)
+    for previewed in (moved, chosen.success(**shown)):
+        previewed.success(
+            show_errors(speed),
+            inputs=[model, *every],
+            outputs=outputs[0],
+            trigger_mode="always_last",
+            **_QUIET,
+        )
     share.input(
         show_errors(choose_share),
         inputs=[model, share],
-        outputs=every,
+        outputs=[share, *every],
         trigger_mode="always_last",
         **_QUIET,
     )
+
+
+def _idle() -> Any:
+    """The button between two prunings; gradio changes the update that it is given."""
+    return gr.update(value="Prune", interactive=True)
+
+
+def _moved(before: float, value: int) -> Any:
+    """An update where the value changes: any other would disturb a visitor who drags the slider."""
+    return gr.skip() if before == value else value
 
 
 def _first_sizes(service: Service, name: str) -> Sizes:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from minitron.space.jobs.comparing import MEASURED, Column
 from minitron.space.jobs.decoding import TokenCheck
-from minitron.space.jobs.measures import SAMPLES
+from minitron.space.jobs.measures import SAMPLES, SEQ_LEN
 from minitron.space.jobs.preview import LABELS, Preview, Sizes, command, python_lines
 from minitron.space.jobs.pruning import PruningResult
 from minitron.space.ui.heat_map import heat_maps
@@ -66,7 +66,7 @@ class Change:
     before: str
     after: str
     measured: str
-    ratio: float = 1.0
+    ratio: float | None = None  # None where a number is not known
 
 
 def answer_cards(columns: list[Column], *, are_running: bool = True) -> str:
@@ -150,23 +150,25 @@ def _stats(column: Column) -> tuple[Stat, ...]:
     return tuple(Stat(_STAT_NAMES[key], value, MEASURED[key]) for key, value in rows)
 
 
-def preview_card(preview: Preview) -> str:
-    """The numbers of a preview, and its heat maps."""
+def preview_card(preview: Preview, *, timed: bool = True) -> str:
+    """The numbers of a preview, and its heat maps; without `timed`, the speed may follow."""
+    unknown = "this machine is too busy to time it" if timed else "being measured …"
     return render(
         "preview",
-        changes=_changes(preview),
+        changes=_changes(preview, unknown),
         shares={_AXES.get(axis, axis): share for axis, share in preview.shares.items()},
         samples=SAMPLES,
         maps=heat_maps(preview.plan, preview.importance),
     )
 
 
-def _changes(preview: Preview) -> list[Change]:
+def _changes(preview: Preview, unknown: str) -> list[Change]:
     after = preview.to_json()
     before, dtype = after["before"], preview.entry.inspection.dtype
-    context = preview.timings.conditions.context
 
     def change(key: str, name: str, shown: str, measured: str) -> Change:
+        if after[key] is None or before[key] is None:
+            return Change(name, "", unknown, measured)
         text = {"count": count, "bytes": byte_size}.get(shown, lambda v: f"{v:.0f} {shown}")
         ratio = after[key] / before[key]
         return Change(name, text(before[key]), text(after[key]), measured, ratio)
@@ -192,21 +194,21 @@ def _changes(preview: Preview) -> list[Change]:
             "Estimated speed",
             "tokens/s",
             "One text at a time on this machine: layers and output embedding were timed at the "
-            f"largest and smallest sizes with {context} tokens in the cache; sizes between are "
-            "interpolated.",
+            f"largest and smallest sizes with at most {SEQ_LEN} tokens in the cache, in rounds of "
+            "which the fastest counts; sizes between are interpolated. No number is shown where no "
+            "two rounds agree.",
         ),
     ]
 
 
 def waiting_card() -> str:
     """Before the first preview."""
-    text = "Measuring the importance of this model's parts: a few seconds, only the first time."
-    return render("progress", kind="mt-plan", text=text)
+    return render("progress", kind="mt-plan", text="Reading the importance of every part …")
 
 
-def progress_card(result: PruningResult) -> str:
+def progress_card(note: str) -> str:
     """The step of a pruning that runs now."""
-    return render("progress", kind="mt-result", text=result.note)
+    return render("progress", kind="mt-result", text=note)
 
 
 def result_card(result: PruningResult, texts: list[Column]) -> str:
@@ -239,7 +241,7 @@ def recipe_card(preview: Preview, sizes: Sizes, seq_len: int) -> str:
     """The command and the Python lines that write the same model elsewhere."""
     entry, out = preview.entry, sizes.folder_name(preview.entry)
     parts = [
-        ("Command", "mt-command", command(entry, sizes, out, seq_len)),
-        ("Python", "mt-python", python_lines(entry, sizes, out, seq_len)),
+        ("Command", "mt-command", command(entry, sizes, out, seq_len).parts),
+        ("Python", "mt-python", (python_lines(entry, sizes, out, seq_len),)),
     ]
     return render("recipe", parts=parts)

@@ -43,6 +43,20 @@
   };
   document.addEventListener("scroll", remember, true);
   new MutationObserver(follow).observe(document, { childList: true, subtree: true });
+  // The Prune tab's figures and commands are another model's until the server sends the new ones,
+  // which replace the marked elements.
+  window.minitronMeasuring = (model) => {
+    for (const card of document.querySelectorAll("#mt-cut .mt-card, #mt-recipe .mt-card")) {
+      card.classList.add("mt-stale");
+      card.setAttribute("aria-busy", "true");
+      card.dataset.note = `Measuring ${model}, once …`;
+    }
+  };
+  window.minitronShow = (selector) => {
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const block = document.querySelector(selector);
+    if (block) block.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
+  };
   window.minitronLink = async (values) => {
     const query = new URLSearchParams();
     for (const [key, value] of Object.entries(values)) query.set(key, value);
