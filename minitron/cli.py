@@ -433,8 +433,10 @@ def _run(tokens: list[str]) -> None:
         _destroy_process_group()
     except (MinitronError, CycloptsError) as error:
         _fail(error)
-    except KeyboardInterrupt:
-        print("minitron: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        # The notes say where the same command goes on.
+        notes = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
+        print(f"minitron: {one_line(notes)}", file=sys.stderr)
         sys.exit(130)
     finally:
         app.config = ()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from minitron.errors import MinitronError, OutputError, SourceError, TargetError
 from minitron.publish.destination import find_destination
 from minitron.sources.opening import zoo
-from minitron.verbs.push import push
+from minitron.verbs.push import push, push_result
 from tests.hub_repositories import Collection, Repository
 from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import TOKEN, environment
@@ -149,6 +149,22 @@ def test_an_interrupted_push_continues_with_what_is_missing(hub: Hub, folder: Pa
     assert hub.requests("PUT", "/lfs/") == []
     assert hub.requests("POST", "/commit/") == []
     assert again.commit == one(hub).branches["main"]
+
+
+def test_ctrl_c_during_a_push_says_what_to_do(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", interrupt)
+    with pytest.raises(KeyboardInterrupt) as alone:
+        push(str(folder), "me/half")
+    assert alone.value.__notes__ == ["the same command sends only what is missing"]
+    with pytest.raises(KeyboardInterrupt) as after_the_work:
+        push_result(folder, "me/half", private=False)
+    says = f"{folder} is written but not pushed: minitron push {folder} me/half"
+    assert after_the_work.value.__notes__ == [says]
 
 
 def _sha256(path: Path) -> str:

@@ -261,8 +261,9 @@ class TestAnInterruptedRun:
         monkeypatch.chdir(tmp_path / "copy")
 
     def test_it_continues_from_its_last_chunk(
-        self, killed: Path, monkeypatch: pytest.MonkeyPatch
+        self, killed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.INFO, "minitron")
         corpus = str(killed / "ids.npy")
         planned(monkeypatch, SweepPlan(keep=False, batch_tokens=9, chunk_tokens=18, peak=0))
         whole = measure_importance("model", "whole", corpus=corpus)
@@ -276,6 +277,7 @@ class TestAnInterruptedRun:
         monkeypatch.setattr(LayerStream, "embed_all", watched)
         resumed = measure_importance("model", "out", corpus=corpus)
         assert sum(seen) == 3  # of 7 sequences, 4 were done
+        assert "going on from sequence 4" in caplog.messages
         assert resumed.digest == whole.digest
         assert Path("out").read_bytes() == Path("whole").read_bytes()
         assert not Path("out.partial").exists()

@@ -198,8 +198,9 @@ def test_an_interrupted_cache_continues_to_the_bytes_of_an_unbroken_one(
         save(path, tensors)
 
     monkeypatch.setattr(teacher_writing, "_save", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupted:
         cached(folders, tmp_path / "broken", top_k=top_k)
+    assert interrupted.value.__notes__ == ["the same command goes on from shard 2"]
     assert saved[-1] == "shard-00001.safetensors"
     with pytest.raises(OutputError, match="begun with batch_size 3, now 2"):
         cached(folders, tmp_path / "broken", top_k=top_k, batch_size=2)

@@ -1,10 +1,15 @@
 """Training learns, resumes to the same weights, and writes a folder like any other."""
 
 import json
+import logging
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from contextlib import nullcontext
 from math import inf
 from pathlib import Path
@@ -18,6 +23,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerControl, TrainerS
 
 import minitron
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError
+from minitron.progress import Progress
 from minitron.recipe import TrainRecipe
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
@@ -185,8 +191,13 @@ def test_the_same_recipe_gives_the_same_bytes(start: Path, text: str, tmp_path: 
 
 
 def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(
-    start: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Path,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "minitron")
     settings = {"init": str(start), "corpus": text, "steps": 8, "save_steps": 2, "batch_size": 4}
     minitron.train(str(tmp_path / "unbroken"), **settings)
     step = Trainer.training_step
@@ -198,16 +209,63 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupted:
         minitron.train(str(tmp_path / "broken"), **settings)
+    assert interrupted.value.__notes__ == ["the same command goes on from step 4"]
+    assert not [message for message in caplog.messages if "going on" in message]
     assert not (tmp_path / "broken").exists()
     with pytest.raises(OutputError, match="steps 8, now 9"):
         minitron.train(str(tmp_path / "broken"), **{**settings, "steps": 9})
     monkeypatch.undo()
     minitron.train(str(tmp_path / "broken"), **settings)
+    assert "going on from step 4" in caplog.messages
     unbroken, broken = weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "broken")
     assert all(torch.equal(tensor, broken[name]) for name, tensor in unbroken.items())
     assert records(tmp_path / "unbroken") == records(tmp_path / "broken")
+
+
+def test_each_evaluation_has_its_own_bar_and_the_first_comes_before_the_training(
+    start: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, float]] = []
+    counted: Counter[str] = Counter()
+
+    class Watched(Progress):
+        def __init__(self, what: str, **options: Any) -> None:
+            super().__init__(what, **options)
+            self.what = what
+            begun.append((what, options["total"]))
+
+        def advance(self, count: float = 1) -> None:
+            super().advance(count)
+            counted[self.what] += int(count)
+
+    monkeypatch.setattr("minitron.training.progress.Progress", Watched)
+    settings = {"init": str(start), "corpus": text, "eval_corpus": text, "batch_size": 4}
+    minitron.train(str(tmp_path / "out"), steps=3, save_steps=2, **settings)
+    evaluation, training = ("evaluate", 12), ("train", 3 * 4 * SEQ_LEN)
+    assert begun == [evaluation, training, evaluation, evaluation]
+    assert counted == {"evaluate": 36, "train": training[1]}
+
+
+def test_ctrl_c_ends_a_process_with_the_step_from_which_the_same_command_goes_on(
+    start: Path, text: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "minitron", "train", "out", "--init", str(start)]
+    command += ["--corpus", text, "--steps", "100000", "--save-steps", "1", "--batch-size", "4"]
+    errors = tmp_path / "errors.txt"
+    with errors.open("w") as file, subprocess.Popen(command, cwd=tmp_path, stderr=file) as run:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("out.partial/checkpoints/checkpoint-*/trainer_state.json")):
+            assert run.poll() is None, errors.read_text()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130
+    last = errors.read_text().splitlines()[-1]
+    pattern = r"minitron: interrupted; the same command goes on from step [1-9]\d*"
+    assert re.fullmatch(pattern, last), last
+    assert "\r" not in errors.read_text()
 
 
 def test_another_model_under_the_same_name_does_not_take_up_a_run(
@@ -284,8 +342,14 @@ def test_a_run_killed_after_its_last_step_has_only_the_folder_to_write(
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
-    start: Path, text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    start: Path,
+    text: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("minitron.progress._is_watched", lambda: True)
+    monkeypatch.setattr("minitron.progress._DELAY", 0)
     settings = {"init": str(start), "corpus": text, "steps": 20, "learning_rate": 1e20}
     partial = tmp_path / "out.partial"
     with pytest.raises(

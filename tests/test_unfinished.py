@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
@@ -243,6 +244,27 @@ def test_resumable_work_outlives_a_kill_while_it_is_taken_up(
     monkeypatch.undo()
     with unfinished_folder(tmp_path / "out", RECIPE, resumable=True) as folder:
         assert (folder / "done").read_text() == "half"
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_an_interruption_says_where_the_outermost_work_goes_on(
+    tmp_path: Path, resumable: bool
+) -> None:
+    reached = (lambda _: "part 2") if resumable else None
+
+    def work() -> None:
+        options: dict[str, Any] = {"resumable": resumable, "reached": reached}
+        with unfinished_folder(tmp_path / "out", RECIPE, **options) as folder:
+            options = {"resumable": True, "reached": lambda _: "step 60"}
+            with unfinished_folder(folder / "part", RECIPE, **options) as inner:
+                (inner / "checkpoint").mkdir()
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        work()
+    notes = ["the same command goes on from part 2"] if resumable else []
+    assert interrupted.value.__notes__ == notes
+    assert (tmp_path / "out.partial").exists() == resumable
 
 
 @pytest.mark.parametrize("step", ["rename", "unlink"])

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan, measured_shares
 from minitron.model.source import Source
+from minitron.progress import Progress
 from minitron.recipe import BudgetRecipe, SearchRecipe, TrainRecipe
 from minitron.records.folder_writer import specs_of, write_companions, write_weights
 from minitron.scores.calibration import calibration
@@ -81,33 +81,26 @@ class Comparison:
         """Every candidate with its loss as it is pruned, the best first."""
         pruned_from: Source | None = None
         candidates = []
-        start, measured = time.monotonic(), 0
-        for number, (target, cost) in enumerate(self.shortlist.costs.items(), 1):
-            plan = choose_plan(
-                self.importance,
-                self.source.architecture,
-                target,
-                contiguous=self.recipe.contiguous_layers,
-                head_residual=self.recipe.head_residual,
-            )
-            loss = self._read_loss(target, "loss")
-            if loss is None:
-                pruned_from = pruned_from or self._source_in_memory()
-                loss = source_loss(PrunedSource(pruned_from, plan), self.texts.held_out)
-                self._write_losses(target, loss=loss)
-                measured += 1
-            left = (
-                (len(self.shortlist.costs) - number) * (time.monotonic() - start) / max(1, measured)
-            )
-            logger.info(
-                "%d of %d: %s, loss %.4f, %.0f s left",
-                number,
-                len(self.shortlist.costs),
-                candidate_name(target),
-                loss,
-                left,
-            )
-            candidates.append(Candidate(plan, cost, measured_shares(plan, self.importance), loss))
+        costs = self.shortlist.costs
+        measured = {target: self._read_loss(target, "loss") for target in costs}
+        done = sum(loss is not None for loss in measured.values())
+        with Progress("compare", total=len(costs), unit="candidate", done=done) as progress:
+            for target, cost in costs.items():
+                plan = choose_plan(
+                    self.importance,
+                    self.source.architecture,
+                    target,
+                    contiguous=self.recipe.contiguous_layers,
+                    head_residual=self.recipe.head_residual,
+                )
+                loss = measured[target]
+                if loss is None:
+                    pruned_from = pruned_from or self._source_in_memory()
+                    loss = source_loss(PrunedSource(pruned_from, plan), self.texts.held_out)
+                    self._write_losses(target, loss=loss)
+                    progress.advance()
+                shares = measured_shares(plan, self.importance)
+                candidates.append(Candidate(plan, cost, shares, loss))
         return sorted(candidates, key=_rank)
 
     def time_best(self, candidates: list[Candidate], top: int) -> list[Candidate]:
@@ -208,6 +201,15 @@ class Comparison:
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         write_file(path, json.dumps(losses).encode())
+
+
+def reached(unfinished: Path) -> str | None:
+    """Where a search goes on in the folder of an earlier one; None where that measured nothing."""
+    if (unfinished / RETRAINING).exists():
+        return "the retraining"
+    if measured := len([*(unfinished / CANDIDATES).glob("*.json")]):
+        return f"{measured} measured candidate{'s' if measured > 1 else ''}"
+    return "the measured importance" if (unfinished / IMPORTANCE).exists() else None
 
 
 def _digest(text: str | None) -> str | None:

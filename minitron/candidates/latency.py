@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from minitron.candidates.decode_step import (
     Clock,
@@ -33,6 +32,7 @@ from minitron.candidates.decode_step import (
 from minitron.errors import TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import resized_config
+from minitron.progress import Progress
 
 _CACHE_BYTES = 256 << 20  # layers that take turns hold more, so that none is found in a cache
 _VOCABULARY = 32  # of the models whose layers are timed
@@ -114,7 +114,7 @@ def measure_table(
     mlp: list[list[float]] = []
     head, rests = [], []
     total = len(corners.hidden) * (parts + 1)
-    with torch.inference_mode(), tqdm(total=total, desc="latency", disable=None) as progress:
+    with torch.inference_mode(), Progress("latency", total=total, unit="shape") as progress:
         for hidden in corners.hidden:
             attention.append([])
             mlp.append([])
@@ -128,9 +128,9 @@ def measure_table(
                 attention[-1].append(timed.attention)
                 mlp[-1].append(timed.mlp)
                 rests.append(timed.rest)
-                progress.update()
+                progress.advance()
             head.append(_head_seconds(config, source, hidden, conditions, clock))
-            progress.update()
+            progress.advance()
     return LatencyTable(
         corners=corners,
         attention=tuple(tuple(row[: len(corners.heads)]) for row in attention),

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from minitron.errors import CorpusError, SourceError
 from minitron.files.device_memory import free_memory
 from minitron.files.dtypes import name_of
 from minitron.model.source import Source
+from minitron.progress import Progress
 from minitron.records.task_scores import TaskScores
 from minitron.sources.loading import default_device, load_model, loaded_bytes
 from minitron.sources.streamed_loss import streamed_loss
@@ -114,12 +114,12 @@ def evaluate_text(model: PreTrainedModel, held_out: HeldOut) -> TextLoss:
     total = sum(inputs.size for inputs in held_out.inputs)
     with (
         torch.inference_mode(),
-        tqdm(total=total, unit="token", unit_scale=True, desc="evaluate", disable=None) as progress,
+        Progress("evaluate", total=total, unit="token") as progress,
     ):
         for inputs, targets in _batches(held_out):
             nats += _summed_nats(model, inputs.to(model.device), targets.to(model.device))
             counted += int((targets != UNCOUNTED).sum())
-            progress.update(inputs.numel())
+            progress.advance(inputs.numel())
     if not math.isfinite(nats):
         raise SourceError(
             f"the model has a loss of {nats} in {name_of(model.dtype)}: "

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minitron.errors import (
@@ -28,6 +27,7 @@ from minitron.errors import (
 )
 from minitron.evaluation.preset import SummarySettings
 from minitron.files.hub_retry import bounded_waiting
+from minitron.progress import Progress
 from minitron.records.task_scores import TaskScores
 from minitron.text.rows import file_rows
 
@@ -104,13 +104,13 @@ def summarize(
     _generate(model, prompts[:batch_size], ends, 1)  # the first pass of a device is slow
     answers: list[list[int]] = []
     seconds = 0.0
-    with tqdm(total=len(prompts), unit="article", desc="summarize", disable=None) as progress:
+    with Progress("summarize", total=len(prompts), unit="article") as progress:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             began = time.perf_counter()
             answers += _generate(model, batch, ends, settings.max_new_tokens)
             seconds += time.perf_counter() - began
-            progress.update(len(batch))
+            progress.advance(len(batch))
     hub = articles.dataset
     summaries = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
     return TaskScores(

@@ -9,9 +9,10 @@ and a partial one belongs to the recipe that began it. Does not know what is ins
 
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ _RECIPE_FILE = "unfinished.json"
 _NO_WORK = (_RECIPE_FILE, INPUTS)  # all that a mistaken run leaves: nothing to continue from
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _NO_SPACE = 1 << 20  # bytes
+
+logger = logging.getLogger(__name__)
+
+# Where a run goes on in a folder that an earlier one left, in words; None: at the beginning.
+Reached = Callable[[Path], str | None]
 
 
 def check_absent(out: Path) -> None:
@@ -48,16 +54,17 @@ def partial_of(out: Path) -> Path:
 
 @contextmanager
 def unfinished_folder(
-    out: Path, recipe: Mapping[str, Any], *, resumable: bool = False
+    out: Path, recipe: Mapping[str, Any], *, resumable: bool = False, reached: Reached | None = None
 ) -> Iterator[Path]:
     """Give a folder to build in; it becomes `out` when the block ends well.
 
     A `resumable` folder is kept after an interruption, and the same recipe continues it; with
-    another recipe OutputError names the settings that differ. Any other folder is removed on
-    failure, and begun afresh where a killed run has left one. One that another run is writing to
-    is left alone: OutputError says so.
+    another recipe OutputError names the settings that differ. What `reached` returns is logged by
+    the run that goes on, and noted on the KeyboardInterrupt that stops one. Any other folder is
+    removed on failure, and begun afresh where a killed run has left one. One that another run is
+    writing to is left alone: OutputError says so.
     """
-    with _claimed_folder(out, recipe, resumable=resumable) as partial:
+    with _claimed_folder(out, recipe, resumable=resumable, reached=reached) as partial:
         yield partial
         check_absent(out)
         sync(partial)
@@ -67,13 +74,15 @@ def unfinished_folder(
 
 
 @contextmanager
-def resumable_file(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path]:
+def resumable_file(
+    out: Path, recipe: Mapping[str, Any], *, reached: Reached | None = None
+) -> Iterator[Path]:
     """Give a resumable folder to work in; its file RESULT becomes `out` when the block ends well.
 
     The folder follows the rules of `unfinished_folder`, and is removed when all is done.
     """
     try:
-        with _claimed_folder(out, recipe, resumable=True) as partial:
+        with _claimed_folder(out, recipe, resumable=True, reached=reached) as partial:
             yield partial
             check_absent(out)
             rename_synced(partial / RESULT, out)
@@ -137,16 +146,25 @@ def check_same_inputs(folder: Path, out: Path, **inputs: str | int | None) -> No
 
 
 @contextmanager
-def _claimed_folder(out: Path, recipe: Mapping[str, Any], *, resumable: bool) -> Iterator[Path]:
+def _claimed_folder(
+    out: Path, recipe: Mapping[str, Any], *, resumable: bool, reached: Reached | None
+) -> Iterator[Path]:
     """The partial folder of `out`, locked while the block runs."""
     check_absent(out)
     partial = partial_of(out)
     lock = _claim(partial, recipe, resumable=resumable)
     try:
+        if reached is not None and (place := reached(partial)) is not None:
+            logger.info("going on from %s", place)
         yield partial
     except BaseException as error:
         is_full = _is_full(error, partial)
         _remove_failed(partial, resumable=resumable)
+        if isinstance(error, KeyboardInterrupt):
+            # What a folder inside this one has noted holds only if this one is kept, and names the
+            # place of its own work.
+            place = reached(partial) if reached is not None and partial.exists() else None
+            error.__notes__ = [] if place is None else [f"the same command goes on from {place}"]
         if is_full:
             raise _no_space(out, partial) from error
         raise

@@ -52,6 +52,9 @@ def commit_once(
                 is_safe=False,
             )
             break
+        except KeyboardInterrupt as error:
+            error.add_note("the same command sends only what is missing")
+            raise
         except HfHubHTTPError as error:
             status = error.response.status_code
             if parent is not None and status == _OVERTAKEN:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from tqdm.auto import tqdm
 
 from minitron.errors import TokenizerError
 from minitron.files.checked_json import read_object
@@ -28,6 +27,7 @@ from minitron.files.safetensors_file import ShardFile, TensorSpec
 from minitron.files.tensor_stream import Piece
 from minitron.model.config_json import PAD, has_row, with_usable_pad
 from minitron.model.source import Source
+from minitron.progress import Progress
 from minitron.sources.loading import check_builds, load_tokenizer, read_generation_config
 from minitron.text.tokenizer_ids import CODE, CODE_FILE, following_settings, rebuilt_tokenizer
 
@@ -185,13 +185,13 @@ def _write_shards(
     total = sum(spec.nbytes for specs in files.values() for spec in specs.values())
     lock = Lock()
     with (
-        tqdm(total=total, unit="B", unit_scale=True, desc="write", disable=None) as progress,
+        Progress("write", total=total, unit="byte") as progress,
         ThreadPoolExecutor(_PARALLEL) as pool,
     ):
 
         def advance(count: int) -> None:
             with lock:
-                progress.update(count)
+                progress.advance(count)
 
         shards = {path: ShardFile(path, specs, advance) for path, specs in files.items()}
         shard_of = {name: shards[path] for path, specs in files.items() for name in specs}

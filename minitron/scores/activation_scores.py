@@ -31,11 +31,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from tqdm.auto import tqdm
 
 from minitron.files.dtypes import name_of
 from minitron.model.decoder import Decoder
 from minitron.model.importance import Importance
+from minitron.progress import Progress
 from minitron.scores.aggregation import (
     Aggregation,
     Transform,
@@ -76,7 +76,7 @@ def sums_over(
     stream: LayerStream,
     batches: Sequence[torch.Tensor],
     measurement: Measurement,
-    progress: "tqdm[Any] | None" = None,
+    progress: Progress | None = None,
 ) -> Sums:
     """Sums over one chunk: batches that pass each layer together."""
     layers = int(stream.config.num_hidden_layers)
@@ -91,7 +91,7 @@ def sums_over(
                     states[batch] = stream.run(index, layer, before)
                     left_out.step(index, before, states[batch])
                     if progress is not None:
-                        progress.update(batches[batch].numel() / layers)
+                        progress.advance(batches[batch].numel() / layers)
             left_out.run(stream, index, layer)
         left_out.finish(stream, list(batches), states)
     counts = {"samples": sum(map(len, batches)), "tokens": sum(ids.numel() for ids in batches)}

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from minitron.errors import CorpusError, ImportanceError, TargetError
 from minitron.files.device_memory import free_memory, memory_in_use, parse_bytes
@@ -22,12 +21,22 @@ from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING
 from minitron.model.importance import Importance
 from minitron.model.source import Source
+from minitron.progress import Progress
 from minitron.recipe import CalibrationRecipe, ImportanceRecipe, record_of
 from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
 from minitron.scores.aggregation import Aggregation
 from minitron.scores.calibration import Calibration, calibration, length_and_samples
 from minitron.scores.layer_cuts import cuts_of, passes_of
-from minitron.scores.sweep import Chunk, Needs, Sums, SweepPlan, Weights, plan_sweep, sweep
+from minitron.scores.sweep import (
+    Chunk,
+    Needs,
+    Sums,
+    SweepPlan,
+    Weights,
+    plan_sweep,
+    sequences_of,
+    sweep,
+)
 from minitron.scores.weight_scores import magnitude_scores, random_scores
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import default_device, fast_dtype
@@ -133,13 +142,19 @@ def measure_and_save(
         "model_digest": source.digest,
         "processes": processes.count,
     }
-    claimed = resumable_file(out, begun) if processes.is_first else nullcontext()
+    claimed = resumable_file(out, begun, reached=_reached) if processes.is_first else nullcontext()
     with claimed as folder:
         processes.wait()  # for the folder
         importance = _score_by_activations(task, text, folder or partial_of(out))
         if folder is not None:
             importance.save(folder / RESULT)
     return importance, processes.is_first
+
+
+def _reached(unfinished: Path) -> str | None:
+    """Where a run goes on in the folder of an earlier one; None where that measured no chunk."""
+    done = sum(map(sequences_of, unfinished.glob("sums-*.safetensors")))
+    return f"sequence {done:,}" if done else None
 
 
 def _calibration_text(task: _Task) -> Calibration:
@@ -194,11 +209,8 @@ def _sweep_sequences(
     kept: Path | None,
 ) -> Sums:
     """The sums over this process's sequences."""
-    is_silent = None if task.processes.is_first else True
-    total = sum(map(len, sequences))
-    with tqdm(
-        total=total, unit="token", unit_scale=True, desc="score", disable=is_silent
-    ) as progress:
+    total, is_first = sum(map(len, sequences)), task.processes.is_first
+    with Progress("score", total=total, unit="token", is_shown=is_first) as progress:
 
         def measure(chunk: Chunk) -> Sums:
             sums = sums_over(stream, chunk, task.measurement, progress)

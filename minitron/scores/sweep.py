@@ -174,11 +174,17 @@ def chunks_of(batches: Iterator[torch.Tensor], tokens: int) -> Iterator[Chunk]:
         yield chunk
 
 
+def sequences_of(kept: Path) -> int:
+    """How many sequences are done, by the file of a sweep."""
+    with safe_open(kept, framework="pt") as file:
+        return int((file.metadata() or {})["sequences"])
+
+
 def _read(kept: Path) -> tuple[int, Sums]:
     """How many sequences are done, and their sums."""
     with safe_open(kept, framework="pt") as file:
         sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return int((file.metadata() or {})["sequences"]), sums
+    return sequences_of(kept), sums
 
 
 def _write(kept: Path, done: int, sums: Sums) -> None:

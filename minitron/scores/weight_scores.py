@@ -8,12 +8,12 @@ They are what importance by activations must beat (arXiv 2407.14679, table 14).
 from collections.abc import Iterator
 
 import torch
-from tqdm.auto import tqdm
 
 from minitron.files.dtypes import check_finite
 from minitron.model.architecture import Architecture, Slot
 from minitron.model.importance import Importance, score_shapes
 from minitron.model.source import Source
+from minitron.progress import Progress
 
 
 def random_scores(architecture: Architecture, seed: int) -> Importance:
@@ -37,20 +37,30 @@ def magnitude_scores(source: Source) -> Importance:
         axis: torch.zeros(shape, dtype=torch.float64)
         for axis, shape in score_shapes(architecture).items()
     }
-    for slot in tqdm(list(architecture.slots()), unit="tensor", desc="score", disable=None):
-        weight = tensors[slot.name].read()
-        check_finite(weight, slot.name, source.name)
-        for axes, spread in _by_axes(weight, slot, architecture):
-            for dimension, axis in enumerate(axes):
-                if axis in squares:
-                    summed = squares[axis] if axis == "hidden" else squares[axis][slot.layer]
-                    summed += _squares_along(spread, dimension)
-        if slot.layer is not None:
-            squares["layers"][slot.layer] += _squares_along(weight.view(1, -1), 0).squeeze()
+    slots = list(architecture.slots())
+    with Progress("score", total=len(slots), unit="tensor") as progress:
+        for slot in slots:
+            weight = tensors[slot.name].read()
+            check_finite(weight, slot.name, source.name)
+            _add_squares(squares, weight, slot, architecture)
+            progress.advance()
     heads = squares["heads"].unflatten(-1, (architecture.num_key_value_heads, -1))
     squares["kv_heads"] += heads.sum(-1)  # a group is cut with its query heads
     norms = {axis: total.sqrt() for axis, total in squares.items()}
     return Importance(made_by={"scores": "magnitude"}, **norms)
+
+
+def _add_squares(
+    squares: dict[str, torch.Tensor], weight: torch.Tensor, slot: Slot, architecture: Architecture
+) -> None:
+    """Add a tensor's squares to the sums of each axis that it has."""
+    for axes, spread in _by_axes(weight, slot, architecture):
+        for dimension, axis in enumerate(axes):
+            if axis in squares:
+                summed = squares[axis] if axis == "hidden" else squares[axis][slot.layer]
+                summed += _squares_along(spread, dimension)
+    if slot.layer is not None:
+        squares["layers"][slot.layer] += _squares_along(weight.view(1, -1), 0).squeeze()
 
 
 def _by_axes(

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from minitron.errors import TargetError
+from minitron.progress import Progress
 from minitron.text.corpus import Corpus
 from minitron.text.encoding import TokenIds
 from modeling_nemotron import CACHE_NAME
@@ -37,19 +37,17 @@ def self_corpus(model: PreTrainedModel, *, seq_len: int, samples: int, seed: int
     bits = (model.config.vocab_size - 1).bit_length()
     batch = max(1, _BATCH_TOKENS // seq_len)
     sampled = []
-    total = samples * seq_len
-    with tqdm(total=total, unit="token", unit_scale=True, desc="sample", disable=None) as progress:
+    with Progress("sample", total=samples * seq_len, unit="token") as progress:
         for start in range(0, samples, batch):
             rows = range(start, min(start + batch, samples))
             # A generator a sequence: its text does not depend on the size of the batch.
             generators = [np.random.default_rng((seed, row)) for row in rows]
             uniforms = np.stack([one.random((seq_len, bits)) for one in generators])
-            sampled.append(_sample(model, torch.from_numpy(uniforms)))
-            progress.update(sampled[-1].size)
+            sampled.append(_sample(model, torch.from_numpy(uniforms), progress))
     return Corpus(np.concatenate(sampled), "self")
 
 
-def _sample(model: PreTrainedModel, uniforms: Tensor) -> TokenIds:
+def _sample(model: PreTrainedModel, uniforms: Tensor, progress: Progress) -> TokenIds:
     """One batch of token ids [rows, length], from random numbers [rows, length, bits]."""
     uniforms = uniforms.to(model.device)
     cache = DynamicCache(config=model.config)
@@ -66,6 +64,7 @@ def _sample(model: PreTrainedModel, uniforms: Tensor) -> TokenIds:
                 logits.split(_DRAWN_ROWS), uniforms[:, position].split(_DRAWN_ROWS), strict=True
             )
             sequences.append(torch.cat([draw(*part) for part in parts]))
+            progress.advance(len(uniforms))
     return torch.stack(sequences, 1).cpu().numpy().astype(np.int32)
 
 

@@ -16,14 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tqdm.auto import tqdm
-
 from minitron.errors import CorpusError, foreign_parser
+from minitron.progress import Progress
 
 MAX_LINE_BYTES = 2**30  # a line is held whole
 _BUFFER_BYTES = 2**16
 _PART_BYTES = 2**20
-_SLOW_SECONDS = 10.0  # before progress is shown
 _REMEDY = "fetch or write the file again"
 _BYTE_ORDER_MARKS = {
     "UTF-32": (
@@ -98,15 +96,7 @@ def _open_text(name: str) -> Iterator[tuple[BinaryIO, int]]:
     check_regular_file(name)
     size = Path(name).stat().st_size
     with (
-        tqdm(
-            total=size,
-            unit="B",
-            unit_scale=True,
-            desc=f"read {Path(name).name}",
-            delay=_SLOW_SECONDS,
-            leave=False,
-            disable=None,  # where the output is not a terminal
-        ) as progress,
+        Progress(f"read {Path(name).name}", total=size, unit="byte") as progress,
         Path(name).open("rb", buffering=0) as raw,
         io.BufferedReader(cast(io.FileIO, _CountedFile(raw, progress)), _BUFFER_BYTES) as stored,
     ):
@@ -122,9 +112,9 @@ def _open_text(name: str) -> Iterator[tuple[BinaryIO, int]]:
 
 
 class _CountedFile(io.RawIOBase):
-    """A raw file that reports each read to a progress bar."""
+    """A raw file that counts each read as progress."""
 
-    def __init__(self, raw: io.FileIO, progress: "tqdm[Any]") -> None:
+    def __init__(self, raw: io.FileIO, progress: Progress) -> None:
         self._raw, self._progress = raw, progress
 
     def readable(self) -> bool:
@@ -132,7 +122,7 @@ class _CountedFile(io.RawIOBase):
 
     def readinto(self, buffer: bytearray) -> int | None:  # type: ignore[override]
         count = self._raw.readinto(buffer)
-        self._progress.update(count or 0)
+        self._progress.advance(count or 0)
         return count
 
 

@@ -124,10 +124,10 @@ def fit(
         trainer.remove_callback(printer)
     with _without_progress_bars(), closing(progress):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    # Trainer evaluates every `eval_steps`; the last step need not be one of them.
-    evaluated = [point["step"] for point in trainer.state.log_history if "eval_loss" in point]
-    if texts.held_out is not None and evaluated[-1:] != [trainer.state.global_step]:
-        trainer.evaluate()
+        # Trainer evaluates every `eval_steps`; the last step need not be one of them.
+        evaluated = [point["step"] for point in trainer.state.log_history if "eval_loss" in point]
+        if texts.held_out is not None and evaluated[-1:] != [trainer.state.global_step]:
+            trainer.evaluate()
     _restore(model, settings)
     model.eval()
     return _result_of(trainer, texts.corpus, processes)
@@ -190,11 +190,26 @@ def _without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def last_step(unfinished: Path) -> str | None:
+    """Where a run goes on in the folder of an earlier one; None where that did not train."""
+    folder = unfinished / CHECKPOINTS
+    if not folder.is_dir():
+        return None
+    return f"step {max(map(_step_of, filter(_is_complete, _checkpoints(folder))), default=0)}"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the last one first."""
+    return sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def _last_checkpoint(folder: Path, processes: PartialState) -> Path | None:
     """The last complete checkpoint; removes later ones, which are incomplete."""
-    checkpoints = sorted(
-        folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])
-    )
+    checkpoints = _checkpoints(folder)
     last = next((path for path in checkpoints if _is_complete(path)), None)
     processes.wait_for_everyone()  # every process looks before the first one removes
     if processes.is_main_process:

@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar on stderr, training.jsonl, loss.png, and a stop at NaN.
+"""Progress of a training run: shown on stderr, training.jsonl, loss.png, and a stop at NaN.
 
 Knows transformers' callbacks. Trainer logs the mean loss of the steps since the last log. Each
 checkpoint is preceded by a log, so a resumed run averages over the same steps as an unbroken one.
@@ -11,44 +11,45 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from minitron.errors import TargetError
+from minitron.progress import Progress
 
 CURVE, PICTURE = "training.jsonl", "loss.png"
 _LOGGED_KEYS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar: trained tokens, tokens a second, losses, time left."""
+    """Shows trained tokens and losses, and each evaluation by itself, in the first process."""
 
     def __init__(self, tokens_per_step: int, verb: str) -> None:
         self._tokens_per_step = tokens_per_step
         self._verb = verb
-        self._bar: tqdm[Any] | None = None
+        self._training: Progress | None = None
+        self._evaluation: Progress | None = None
         self._losses: dict[str, str] = {}
 
-    def on_train_begin(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Open the bar at the step from which the run starts or resumes."""
-        if state.is_world_process_zero:
-            self._bar = tqdm(
+        """Begin at the first step, after the evaluation of the initial model."""
+        if self._training is None:
+            self._training = Progress(
+                self._verb,
                 total=state.max_steps * self._tokens_per_step,
-                initial=state.global_step * self._tokens_per_step,
+                done=state.global_step * self._tokens_per_step,
                 unit="token",
-                unit_scale=True,
-                desc=self._verb,
-                mininterval=1,
+                is_shown=state.is_world_process_zero,
             )
+            self._training.note(**self._losses)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Advance the bar by one optimizer step."""
-        if self._bar is not None:
-            self._bar.update(self._tokens_per_step)
+        """Advance by one optimizer step."""
+        if self._training is not None:
+            self._training.advance(self._tokens_per_step)
 
     def on_log(
         self,
@@ -58,17 +59,51 @@ class TrainingProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Show the last losses beside the bar."""
+        """Show the last losses beside it."""
         for key in ("loss", "eval_loss"):
             if logs and key in logs:
                 self._losses[key] = f"{logs[key]:.3f}"
-        if self._bar is not None:
-            self._bar.set_postfix(self._losses, refresh=False)
+        if self._training is not None:
+            self._training.note(**self._losses)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Advance an evaluation by one batch."""
+        if self._evaluation is None:
+            self._evaluation = Progress(
+                "evaluate",
+                total=len(eval_dataloader),
+                unit="step",
+                is_shown=state.is_world_process_zero,
+            )
+        self._evaluation.advance()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """End it."""
+        if self._evaluation is not None:
+            self._evaluation.close()
+        self._evaluation = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """End the line of the training, which an evaluation may follow."""
+        if self._training is not None:
+            self._training.close()
 
     def close(self) -> None:
-        """Finish the bar's line, so that what is printed next starts on its own."""
-        if self._bar is not None:
-            self._bar.close()
+        """End what is still shown, as after an error."""
+        for shown in (self._evaluation, self._training):
+            if shown is not None:
+                shown.close()
 
 
 class LossCurve(TrainerCallback):

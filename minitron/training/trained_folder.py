@@ -6,7 +6,7 @@ too.
 
     recipe = TrainRecipe(init="tiny", out="more", corpus="books.txt")
     train_to_folder(open_source("tiny"), recipe, Path("more.partial"))
-    with shared_folder(out, recipe) as folder:
+    with shared_folder(out, recipe, reached=last_step) as folder:
         corpus = load_text(source, "books.jsonl.gz", seq_len=512, folder=folder)
 """
 
@@ -24,7 +24,7 @@ from transformers import set_seed
 from minitron.files.atomic_file import atomic_file
 from minitron.files.dtypes import dtype_named
 from minitron.files.safetensors_file import TensorSpec
-from minitron.files.unfinished import partial_of, unfinished_folder
+from minitron.files.unfinished import Reached, partial_of, unfinished_folder
 from minitron.model.source import Source
 from minitron.recipe import FitRecipe, TrainRecipe, record_of
 from minitron.records.folder_writer import write_companions, write_weights
@@ -42,6 +42,7 @@ from minitron.training.fitting import (
     digest_of,
     fit,
     initial_model,
+    last_step,
 )
 from minitron.training.progress import CURVE, PICTURE, draw_loss_curve, write_curve
 from minitron.training.trainers import TextTrainer
@@ -57,7 +58,7 @@ def train_to_folder(source: Source, recipe: TrainRecipe, unfinished: Path | None
     another start. Raises CorpusError, OutputError, TargetError.
     """
     seq_len = sequence_length(source, recipe.seq_len)
-    with shared_folder(Path(recipe.out), recipe) as folder:
+    with shared_folder(Path(recipe.out), recipe, reached=last_step) as folder:
         if not is_complete(folder):
             _train(source, recipe, folder, seq_len, unfinished)
 
@@ -163,7 +164,7 @@ _SAMPLES_FILE = "self.npy"
 
 
 @contextmanager
-def shared_folder(out: Path, recipe: Any) -> Iterator[Path]:
+def shared_folder(out: Path, recipe: Any, *, reached: Reached) -> Iterator[Path]:
     """The unfinished folder of a resumable run; the first process creates and renames it."""
     processes = processes_of_run()
     if not processes.is_main_process:
@@ -172,7 +173,7 @@ def shared_folder(out: Path, recipe: Any) -> Iterator[Path]:
         processes.wait_for_everyone()  # until no process uses it
         processes.wait_for_everyone()  # until it is renamed
         return
-    with unfinished_folder(out, asdict(recipe), resumable=True) as folder:
+    with unfinished_folder(out, asdict(recipe), resumable=True, reached=reached) as folder:
         processes.wait_for_everyone()
         yield folder
         (folder / _SAMPLES_FILE).unlink(missing_ok=True)

@@ -7,13 +7,11 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from minitron.bounds import check_unset
 from minitron.errors import TargetError, TokenizerError
@@ -23,6 +21,7 @@ from minitron.files.tensor_stream import CheckedTensor, Piece, stream_tensors
 from minitron.files.unfinished import unfinished_file, unfinished_folder
 from minitron.model.engines import load_notes
 from minitron.model.source import Source
+from minitron.progress import Progress
 from minitron.recipe import ConvertRecipe, record_of, verb
 from minitron.records.folder_writer import (
     check_companions,
@@ -219,13 +218,17 @@ def _write_nemo(model: _Conversion, out: Path) -> None:
                 tensors,
                 tokenizer_model=tokenizer.model_file,
                 dist_format=recipe.dist_format,
-                progress=progress,
+                progress=progress.advance,
             )
     else:
         settings = nemo2_settings(model.config, **known)
         with unfinished_folder(out, asdict(recipe)) as folder, _progress(tensors) as progress:
             write_nemo2(
-                folder, settings, tensors, tokenizer_model=tokenizer.model_file, progress=progress
+                folder,
+                settings,
+                tensors,
+                tokenizer_model=tokenizer.model_file,
+                progress=progress.advance,
             )
 
 
@@ -241,7 +244,7 @@ def _write_trtllm(model: _Conversion, out: Path) -> None:
             tp=recipe.tp,
             pp=recipe.pp,
             dtype=model.dtype,
-            progress=progress,
+            progress=progress.advance,
         )
 
 
@@ -258,12 +261,9 @@ def _write_onnx(model: _Conversion, out: Path) -> None:
     logger.info("onnxruntime agrees with torch to %.1e of the largest logit", difference)
 
 
-@contextmanager
-def _progress(tensors: Mapping[str, LazyTensor]) -> Iterator[Callable[[int], object]]:
-    """A progress bar; call what this yields with the number of bytes written."""
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="write", disable=None) as bar:
-        yield bar.update
+def _progress(tensors: Mapping[str, LazyTensor]) -> Progress:
+    """Progress of writing these tensors."""
+    return Progress("write", total=sum(each.nbytes for each in tensors.values()), unit="byte")
 
 
 _DEFAULTS = {field.name: field.default for field in fields(ConvertRecipe)}

@@ -37,6 +37,7 @@ from minitron.training.fitting import (
     digest_of,
     fit,
     initial_model,
+    last_step,
 )
 from minitron.training.inner_states import InnerStates, state_pairs
 from minitron.training.teacher import (
@@ -73,7 +74,7 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     check_trainer(recipe)
     student = open_source(recipe.student)
     plan = _plan_of(recipe, student)
-    with shared_folder(out, recipe) as folder:
+    with shared_folder(out, recipe, reached=last_step) as folder:
         if not is_complete(folder):
             _distill(student, plan, recipe, folder)
     return HubFolder.at(out)

@@ -254,11 +254,12 @@ def check_push_to_hub(repo: str | None, *, private: bool) -> None:
 
 def push_result(out: Path, repo: str, *, private: bool) -> None:
     """Push what a command has written. Raises OutputError with the command that repeats it."""
+    command = shlex.join(["minitron", "push", str(out), repo, *(["--private"] if private else [])])
     try:
         logger.info("pushed: %s", push(str(out), repo, private=private).url)
+    except KeyboardInterrupt as error:
+        error.__notes__ = [f"{out} is written but not pushed: {command}"]
+        raise
     except MinitronError as error:
         reason = str(error).removeprefix(f"cannot push to {repo}: ")
-        command = ["minitron", "push", str(out), repo, *(["--private"] if private else [])]
-        raise OutputError(
-            f"{out} is written but not pushed ({reason}): {shlex.join(command)}"
-        ) from error
+        raise OutputError(f"{out} is written but not pushed ({reason}): {command}") from error

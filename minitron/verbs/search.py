@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from minitron.candidates.comparison import CANDIDATES, RETRAINING, Comparison
+from minitron.candidates.comparison import CANDIDATES, RETRAINING, Comparison, reached
 from minitron.candidates.report import SearchReport, can_draw, draw_pareto
 from minitron.candidates.shortlist import TABLE
 from minitron.candidates.texts import TEXTS
@@ -62,11 +62,15 @@ def search(recipe: SearchRecipe) -> SearchReport:
 def _work_folder(out: Path | None, recipe: SearchRecipe) -> Iterator[Path]:
     """The folder that becomes `out`, or a temporary one where nothing is to be written."""
     if out is not None:
-        with unfinished_folder(out, asdict(recipe), resumable=True) as folder:
+        with unfinished_folder(out, asdict(recipe), resumable=True, reached=reached) as folder:
             yield folder
     else:
-        with TemporaryDirectory() as name:
-            yield Path(name)
+        # Not resumable, so that an interrupted retraining does not say that it goes on.
+        with (
+            TemporaryDirectory() as name,
+            unfinished_folder(Path(name) / "search", asdict(recipe)) as folder,
+        ):
+            yield folder
 
 
 def _write(report: SearchReport, folder: Path) -> None:

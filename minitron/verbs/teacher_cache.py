@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minitron.errors import OutputError, TargetError
 from minitron.files.atomic_file import atomic_file
@@ -24,6 +23,7 @@ from minitron.files.device_memory import readable_bytes
 from minitron.files.dtypes import dtype_named
 from minitron.files.safetensors_file import TensorSpec, write_safetensors
 from minitron.model.source import Source
+from minitron.progress import Progress
 from minitron.recipe import TeacherCacheRecipe, record_of, verb
 from minitron.records.folder_writer import write_companions, write_json
 from minitron.sources.layer_stream import LayerStream
@@ -63,7 +63,7 @@ def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
     source = open_source(recipe.teacher)
     _check(recipe, source)
     seq_len = sequence_length(source, recipe.seq_len)
-    with shared_folder(out, recipe) as folder:
+    with shared_folder(out, recipe, reached=_next_shard) as folder:
         corpus = load_text(
             source,
             recipe.corpus,
@@ -133,6 +133,12 @@ def _begin(
     processes.wait_for_everyone()
 
 
+def _next_shard(unfinished: Path) -> str | None:
+    """Where a run goes on in the folder of an earlier one; None where that wrote no shard."""
+    written = len([*unfinished.glob("shard-*.safetensors")])
+    return f"shard {written}" if written else None
+
+
 def _check_space(out: Path, source: Source, described: Mapping[str, Any]) -> None:
     recipe = TeacherCacheRecipe(out=str(out), **described["recipe"])
     tokens = described["samples"] * (described["seq_len"] - 1)
@@ -167,13 +173,8 @@ def _write_shards(
         for number in range(processes.process_index, len(shards), processes.num_processes)
         if not (folder / shard_name(number)).exists()
     ]
-    with tqdm(
-        total=sum(sequences.size for _, sequences in missing),
-        unit="token",
-        unit_scale=True,
-        desc="teacher",
-        disable=None if processes.is_main_process else True,
-    ) as progress:
+    total, is_first = sum(ids.size for _, ids in missing), processes.is_main_process
+    with Progress("teacher", total=total, unit="token", is_shown=is_first) as progress:
         for path, sequences in missing:
             ids = torch.from_numpy(sequences).long().to(device)
             hidden = _hidden(stream, ids, recipe.batch_size, progress)
@@ -185,13 +186,13 @@ def _write_shards(
 
 
 @torch.inference_mode()
-def _hidden(stream: LayerStream, ids: Tensor, batch: int, progress: "tqdm[Any]") -> Tensor:
+def _hidden(stream: LayerStream, ids: Tensor, batch: int, progress: Progress) -> Tensor:
     """Last hidden states of all positions but the last: (rows, seq_len - 1, width)."""
     states = stream.embed_all(ids.split(batch))
     for index, layer in stream.layers():
         for place, part in enumerate(states):
             states[place] = stream.run(index, layer, part)
-            progress.update(part.shape[0] * part.shape[1] / stream.config.num_hidden_layers)
+            progress.advance(part.shape[0] * part.shape[1] / stream.config.num_hidden_layers)
     return torch.cat([stream.normed(part)[:, :-1].cpu() for part in states])
 
 
