@@ -1,20 +1,23 @@
 """Recipe: one dataclass for each command. Its fields are the flags, the YAML keys and the record.
 
 A field is written once, here, with its help and its bounds beside it: the command line derives its
-flags, a recipe file its keys, the Python verb its arguments, and `minitron.json` what was done.
-Imports no torch, so that `--help` answers at once.
+flags, a recipe file its keys, the Python verb its arguments, and `minitron.json` what was done. A
+name in capitals is the title of the section of `--help` that the fields below it are in. A
+command's docstring is its help, with its examples. Imports no torch, so that `--help` answers at
+once.
 
     PruneRecipe(source="tiny", out="tiny-half", hidden_size=192, corpus="self")
 """
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import wraps
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
 
-from minitron.bounds import bounded, check_bounds, check_unset
 from minitron.errors import TargetError, readable_system_errors
+from minitron.options import bounded, check_bounds, check_unset, help_of, nearest
 
 Options = ParamSpec("Options")
 RecipeT = TypeVar("RecipeT")
@@ -27,8 +30,10 @@ Space = Literal["default", "paper-8b", "paper-4b"]
 DType = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 
-_DESTINATION = ("out", "push_to_hub", "private")
-_TRANSFER_OPTIONS = ("low_disk",)  # how the source is read, which does not change the result
+OUTPUT = "Output"  # the title of the last section
+
+# How the source is read and where the result is written: neither changes the result.
+_NOT_RECORDED = ("out", "push_to_hub", "private", "low_disk", "dry_run")
 # Options that have an effect only where activations are measured, on text, or within a budget.
 _OF_ACTIVATIONS = ("aggregation", "neurons", "layer_scores", "block_size")
 _OF_TEXT = ("corpus", "samples", "seq_len", "memory_budget", "compute_dtype")
@@ -41,26 +46,47 @@ _OF_BUDGET = (
 def verb(
     recipe_type: Callable[Options, RecipeT],
 ) -> Callable[[Callable[[RecipeT], Result]], Callable[Options, Result]]:
-    """Turn a function of a recipe into a public verb that takes the recipe's fields."""
+    """Turn a function of a recipe into a public verb that takes the recipe's fields.
+
+    Its docstring is followed by the help of each field.
+    """
+    assert isinstance(recipe_type, type)
+    signature, help = inspect.signature(recipe_type), help_of(recipe_type)
 
     def decorate(run: Callable[[RecipeT], Result]) -> Callable[Options, Result]:
         @wraps(run)
         def public(*args: Options.args, **kwargs: Options.kwargs) -> Result:
+            _check_arguments(run.__name__, signature, args, kwargs)
             with readable_system_errors():
                 return run(recipe_type(*args, **kwargs))
 
-        signature = inspect.signature(recipe_type)
         result = inspect.signature(run).return_annotation
         public.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+        arguments = "\n".join(f"    {name}: {help[name]}" for name in signature.parameters)
+        public.__doc__ = f"{inspect.cleandoc(run.__doc__ or '')}\n\nArguments:\n{arguments}\n"
         return public
 
     return decorate
 
 
+def _check_arguments(
+    verb: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise TypeError, in the verb's name, for arguments that it does not have."""
+    for name in kwargs:
+        if name not in signature.parameters:
+            near = nearest(name, list(signature.parameters))
+            hint = "" if near is None else f": did you mean {near}?"
+            raise TypeError(f"{verb}() has no argument {name}{hint}")
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{verb}(): {error}") from None
+
+
 def record_of(recipe: Any) -> dict[str, Any]:
     """A recipe's fields, but for its destination: equal records make equal results."""
-    left_out = (*_DESTINATION, *_TRANSFER_OPTIONS)
-    return {key: value for key, value in asdict(recipe).items() if key not in left_out}
+    return {key: value for key, value in asdict(recipe).items() if key not in _NOT_RECORDED}
 
 
 @dataclass(frozen=True)
@@ -70,14 +96,22 @@ class Recipe:
     Raises TargetError for numbers out of their bounds and for options that exclude each other.
     """
 
+    FLAGS: ClassVar[tuple[str, ...]] = ()  # of the command line only: --json, --recipe
+
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @classmethod
+    def command(cls) -> str:
+        """The name of its command: `teacher-cache` of TeacherCacheRecipe."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__.removesuffix("Recipe")).lower()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRecipe(Recipe):
     """How importance is measured."""
 
+    MEASURING: ClassVar = "Measuring importance"
     corpus: str | None = None
     """Text to measure on: a .txt, .jsonl, .json or .parquet file (or .gz), a Hub dataset
     (owner/name:config:split), .npy of token ids, self (the model samples it), or random ids.
@@ -102,14 +136,15 @@ class CalibrationRecipe(Recipe):
     change of the logits, without each layer, at about half a pass over the corpus for each."""
     block_size: int | None = None
     """Also score every block of this many consecutive layers, to be dropped together."""
+    seed: int = bounded(0, at_least=0)
+    """Seed of everything drawn at random."""
+    RESOURCES: ClassVar = "Memory, disk and precision"
     memory_budget: str | None = None
     """Memory to use, such as 6GiB; most of the free memory unless given. A model that does not fit
     is read layer by layer."""
     compute_dtype: DType | None = None
     """Precision of the forward pass; the checkpoint's own unless given, or float32 where the
     processor only emulates it."""
-    seed: int = bounded(0, at_least=0)
-    """Seed of everything drawn at random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +154,20 @@ class CalibrationRecipe(Recipe):
 
 @dataclass(frozen=True)
 class ImportanceRecipe(CalibrationRecipe):
-    """Measure importance once, for many targets."""
+    r"""Measure importance once, for several prunings: `minitron prune --importance FILE`.
+
+    A model larger than the memory budget is read layer by layer; processes that torchrun launched
+    share the corpus. If interrupted, the same command resumes from the last finished chunk.
+
+    Examples:
+        minitron importance tiny tiny.safetensors --corpus books.jsonl.gz --samples 256
+        minitron importance nvidia/Minitron-8B-Base 8b.safetensors \
+            --corpus books.jsonl.gz --memory-budget 6GiB --plot 8b.png
+        torchrun --nproc-per-node 8 -m minitron importance \
+            nvidia/Minitron-8B-Base 8b.safetensors --corpus books.jsonl.gz
+    """
+
+    FLAGS: ClassVar = ("--recipe",)
 
     source: str
     """The model: a folder, a Hub id or a name of the zoo."""
@@ -139,6 +187,7 @@ class ImportanceRecipe(CalibrationRecipe):
 class BudgetRecipe(CalibrationRecipe):
     """The resources that a smaller model may use, and how the best such model is chosen."""
 
+    BUDGET: ClassVar = "Budget"
     params: str | None = None
     """Parameters to keep, embeddings included, such as 4B or 500M; within 5 %."""
     ratio: float | None = bounded(None, above=0, at_most=1)
@@ -157,18 +206,13 @@ class BudgetRecipe(CalibrationRecipe):
     device: str | None = None
     """The device that latency is measured on, such as cuda:1; the GPU where there is one. Given
     without --latency, latency is reported but not limited."""
+    CHOICE: ClassVar = "Choosing sizes within the budget"
     space: Space = "default"
     """The sizes to choose from: around the source's own, or those of the paper for Nemotron-4."""
     multiple_of: int | None = None
     """Hidden and MLP sizes are multiples of this; 64 unless given, less for a narrow model."""
     min_layers: int | None = None
     """Fewest layers to choose; three quarters of the source's unless given."""
-    contiguous_layers: bool = False
-    """Drop neighbouring layers only."""
-    head_residual: bool = False
-    """Fold pruned query heads into kept ones of their KV group (the paper's section 2.3)."""
-    importance: str | None = None
-    """A file that minitron importance wrote, instead of measuring."""
     held_out: str | None = None
     """Text to compare candidates on, as for --corpus; its own last part unless given."""
     eval_tokens: int = bounded(16384, at_least=1)
@@ -178,6 +222,14 @@ class BudgetRecipe(CalibrationRecipe):
     compatible: bool | None = None
     """Choose only sizes that llama.cpp, mlx-lm and vLLM can load. By default a budget does so where
     it has such sizes and these engines can load the source; --no-compatible never does."""
+    CUTTING: ClassVar = "Cutting layers and heads"
+    contiguous_layers: bool = False
+    """Drop neighbouring layers only."""
+    head_residual: bool = False
+    """Fold pruned query heads into kept ones of their KV group (the paper's section 2.3)."""
+    SCORES: ClassVar = CalibrationRecipe.MEASURING
+    importance: str | None = None
+    """A file that minitron importance wrote, instead of measuring."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,13 +255,27 @@ class BudgetRecipe(CalibrationRecipe):
 
 @dataclass(frozen=True)
 class PruneRecipe(BudgetRecipe):
-    """Cut a model to a smaller size."""
+    r"""Cut a model to a smaller size, ranked by importance, into a Hub-ready folder.
+
+    Examples:
+        minitron prune tiny half --hidden-size 160 --intermediate-size 608 \
+            --corpus self
+        minitron prune nvidia/Minitron-8B-Base 4b --hidden-size 3072 \
+            --intermediate-size 9216 --num-attention-heads 24 \
+            --corpus books.jsonl.gz --samples 64
+        minitron prune tiny tiny-shallow --num-hidden-layers 4 \
+            --importance tiny.safetensors
+        minitron prune tiny smaller --ratio 0.6 --corpus self --samples 64 --dry-run
+    """
+
+    FLAGS: ClassVar = ("--json", "--recipe")
 
     source: str
     """The model: a folder, a Hub id (owner/name, owner/name@revision) or a name of the zoo."""
     out: str
     """The folder to write, ready for the Hub."""
     _: KW_ONLY
+    SIZES: ClassVar = "Sizes to keep"
     hidden_size: int | None = None
     """Width of the residual stream to keep."""
     intermediate_size: int | None = None
@@ -226,15 +292,23 @@ class PruneRecipe(BudgetRecipe):
     max_candidates: int = bounded(8, at_least=1)
     """Candidates to compare, where a budget is given: those near it that keep most of their
     scores."""
+    LIMITS: ClassVar = BudgetRecipe.BUDGET
+    SCORES: ClassVar = BudgetRecipe.MEASURING
+    SPACE: ClassVar = BudgetRecipe.CHOICE
+    STEPS: ClassVar = BudgetRecipe.CUTTING
     steps: int = bounded(1, at_least=1)
     """Prune in this many steps; each measures the model that the step before it made."""
+    DISK: ClassVar = CalibrationRecipe.RESOURCES
     low_disk: bool = False
     """Read the weights of a Hub id over the network, again in each pass over them: none is stored
     on this machine, and of the files only the sizes are verified."""
+    WRITING: ClassVar = OUTPUT
     push_to_hub: str | None = None
     """The model repository to push the result to as well (minitron push)."""
     private: bool = False
     """Create that repository as a private one."""
+    dry_run: bool = False
+    """Print the sizes and what would be kept; write and push nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -257,13 +331,30 @@ class PruneRecipe(BudgetRecipe):
 
 @dataclass(frozen=True)
 class SearchRecipe(BudgetRecipe):
-    """Find the best sizes within a budget."""
+    r"""Find the best sizes within a budget of parameters, memory or latency, by held-out loss.
+
+    If interrupted, the same command resumes where it stopped.
+
+    Examples:
+        minitron search tiny --ratio 0.5 --corpus self --samples 64
+        minitron search nvidia/Minitron-8B-Base found --params 4B --memory 12GiB \
+            --context 8192 --corpus books.jsonl.gz --samples 256 \
+            --held-out held-out.jsonl.gz
+        minitron search tiny found --latency 4ms --device cpu \
+            --importance tiny.safetensors --held-out held-out.txt \
+            --retrain-steps 50 --retrain-corpus books.jsonl.gz
+    """
+
+    FLAGS: ClassVar = ("--json", "--recipe")
 
     source: str
     """The model: a folder, a Hub id or a name of the zoo."""
     out: str | None = None
     """The folder to write: table, plans, importance and plot; without it they are only printed."""
     _: KW_ONLY
+    LIMITS: ClassVar = BudgetRecipe.BUDGET
+    SPACE: ClassVar = BudgetRecipe.CHOICE
+    RETRAINING: ClassVar = "Timing and retraining the best"
     top: int = bounded(3, at_least=1)
     """How many of the best candidates to time end to end (with --latency) and to retrain (with
     --retrain-steps)."""
@@ -287,13 +378,24 @@ class SearchRecipe(BudgetRecipe):
 
 @dataclass(frozen=True)
 class ConvertRecipe(Recipe):
-    """Convert a model from any readable format to another."""
+    r"""Convert a model to another format: .nemo, NeMo 2, Hub, TensorRT-LLM, ONNX.
+
+    Examples:
+        minitron convert minitron-8b-base.nemo minitron-8b-base
+        minitron convert nvidia/Minitron-8B-Base minitron-8b-base --dtype bfloat16
+        minitron convert minitron-8b-base.nemo engine --to trtllm --tp 2 \
+            --dtype bfloat16
+        minitron convert tiny tiny.nemo --to nemo
+    """
+
+    FLAGS: ClassVar = ("--recipe",)
 
     source: str
     """The model: a .nemo file or folder, a folder, a Hub id or a name of the zoo."""
     out: str
     """What to write: a folder, or with --to nemo a file."""
     _: KW_ONLY
+    FORMAT: ClassVar = "Format"
     to: Target = "hub"
     """hub: config.json, safetensors and tokenizer; nemo: one .nemo file; nemo2: a NeMo 2 folder;
     trtllm: a TensorRT-LLM checkpoint; onnx: a graph with its KV cache."""
@@ -307,6 +409,7 @@ class ConvertRecipe(Recipe):
     """Pipeline-parallel ranks (trtllm)."""
     dist_format: DistFormat = "torch_dist"
     """Storage format of the weights in a .nemo; megatron-core up to 0.15 reads zarr."""
+    READING: ClassVar = "Reading"
     keep_vocab_padding: bool = False
     """Keep the embedding rows of a .nemo beyond its tokenizer's size."""
     check: bool = True
@@ -320,8 +423,10 @@ class ConvertRecipe(Recipe):
 class FitRecipe(Recipe):
     """How a model is trained."""
 
+    MODEL: ClassVar = "Model"
     scratch: bool = False
     """Start from random weights, with the sizes and the tokenizer of the named model."""
+    TEXT: ClassVar = "Text"
     corpus: str
     """Text to train on: a .txt, .jsonl, .json or .parquet file (or .gz), a Hub dataset
     (owner/name:config:split), .npy of token ids, or self (init, or the teacher, samples it).
@@ -335,6 +440,7 @@ class FitRecipe(Recipe):
     first); all unless given (of self 256)."""
     seq_len: int | None = bounded(None, at_least=2)
     """Tokens in a sequence; the model's context unless given, at most 4096."""
+    STEPS: ClassVar = "Steps"
     epochs: float = bounded(1.0, above=0)
     """Passes over the corpus, where steps are not given."""
     steps: int | None = bounded(None, at_least=1)
@@ -343,8 +449,7 @@ class FitRecipe(Recipe):
     """Sequences in a step on each device."""
     gradient_accumulation_steps: int = bounded(1, at_least=1)
     """Batches summed before an optimizer step."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    OPTIMIZER: ClassVar = "Optimizer"
     learning_rate: float = bounded(1e-4, above=0)
     """Peak of the cosine schedule."""
     min_learning_rate: float = bounded(0.0, at_least=0)
@@ -357,17 +462,22 @@ class FitRecipe(Recipe):
     """AdamW's second-moment decay."""
     max_grad_norm: float = bounded(1.0, at_least=0)
     """Gradients are clipped to this norm."""
+    trainer: dict[str, Any] | None = None
+    """Any other of transformers' TrainingArguments: --trainer.optim adafactor."""
+    RESOURCES: ClassVar = "Memory and precision"
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
     autocast: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the matrix products (auto: bfloat16 where the hardware has it); weights and
     optimizer stay in float32."""
     dtype: DType = "bfloat16"
     """Precision of the weights that are written."""
+    WRITING: ClassVar = OUTPUT
     save_steps: int = bounded(500, at_least=1)
     """Steps between checkpoints; an interrupted run resumes from the last one."""
     report_to: str = "none"
     """Installed trackers to log to: tensorboard, trackio, wandb (several: a,b)."""
-    trainer: dict[str, Any] | None = None
-    """Any other of transformers' TrainingArguments: --trainer.optim adafactor."""
+    SEED: ClassVar = STEPS  # not beside them: cards show flags in the order of fields
     seed: int = bounded(0, at_least=0)
     """Seed of initial weights and of the order of the data."""
 
@@ -384,24 +494,53 @@ class FitRecipe(Recipe):
 
 @dataclass(frozen=True)
 class TrainRecipe(FitRecipe):
-    """Train a causal language model, from scratch or continued."""
+    r"""Train a causal language model, from scratch or further, into a Hub-ready folder.
+
+    If interrupted, the same command resumes from the last checkpoint.
+
+    Examples:
+        minitron train retrained --init tiny-half --corpus books.jsonl.gz --steps 500
+        minitron train tiny-again --recipe tiny --corpus books.jsonl.gz
+        minitron train retrained --init tiny-half --corpus books.jsonl.gz \
+            --trainer.optim adafactor
+    """
+
+    FLAGS: ClassVar = ("--recipe",)
 
     out: str
     """The folder to write, ready for the Hub."""
     _: KW_ONLY
+    START: ClassVar = FitRecipe.MODEL
     init: str
     """The model to start from: a folder, a Hub id or a name of the zoo."""
 
 
 @dataclass(frozen=True)
 class DistillRecipe(FitRecipe):
-    """Train a student to predict what its teacher predicts."""
+    r"""Train a student on its teacher's predictions, into a Hub-ready folder.
+
+    If interrupted, the same command resumes from the last checkpoint.
+
+    Examples:
+        minitron distill tiny-half tiny-student --teacher tiny \
+            --corpus books.jsonl.gz
+        minitron distill 4b 4b-student --teacher nvidia/Minitron-8B-Base \
+            --corpus books.jsonl.gz --seq-len 4096 --gradient-checkpointing \
+            --eval-corpus held-out.jsonl.gz
+        minitron distill tiny-half tiny-student --teacher-cache tiny-cache \
+            --corpus books.jsonl.gz
+        torchrun --nproc-per-node 8 -m minitron distill 4b 4b-student \
+            --recipe distill-8-gpus --corpus books.jsonl.gz
+    """
+
+    FLAGS: ClassVar = ("--recipe",)
 
     student: str
     """The model to train: a folder, a Hub id or a name of the zoo."""
     out: str
     """The folder to write, ready for the Hub."""
     _: KW_ONLY
+    TEACHER: ClassVar = "Teacher"
     teacher: str | None = None
     """The model to learn from, with the same vocabulary; best is the model before pruning."""
     teacher_cache: str | None = None
@@ -412,6 +551,7 @@ class DistillRecipe(FitRecipe):
     teacher_dtype: DType | None = None
     """Precision the teacher computes in; its checkpoint's own unless given, or float32 where the
     processor only emulates it."""
+    LOSS: ClassVar = "Loss"
     kind: Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine"] = "forward_kl"
     """Distance of the student's predictions from the teacher's."""
     temperature: float = bounded(1.0, above=0)
@@ -420,6 +560,7 @@ class DistillRecipe(FitRecipe):
     """Weight of the cross-entropy with the text itself, beside the distance."""
     beta: float = 0.5
     """The teacher's weight in the mixture of jsd."""
+    STATES: ClassVar = "States between layers"
     alpha: float | Literal["auto", "dynamic"] = "auto"
     """Weight of the distance between hidden states; dynamic: scaled to the distance of the
     predictions; auto: dynamic where at least half of the teacher's layers are cut, else 0."""
@@ -440,7 +581,17 @@ class DistillRecipe(FitRecipe):
 
 @dataclass(frozen=True)
 class TeacherCacheRecipe(Recipe):
-    """Write a teacher's outputs on a corpus, to distill from without it."""
+    r"""Write a teacher's outputs on a corpus, to distill from without it.
+
+    If interrupted, the same command resumes with the missing shards.
+
+    Examples:
+        minitron teacher-cache tiny tiny-cache --corpus books.jsonl.gz
+        minitron teacher-cache nvidia/Minitron-8B-Base 8b-cache \
+            --corpus books.jsonl.gz --top-k 64
+    """
+
+    FLAGS: ClassVar = ("--recipe",)
 
     teacher: str
     """The model: a folder, a Hub id or a name of the zoo."""
@@ -467,11 +618,28 @@ class TeacherCacheRecipe(Recipe):
 
 @dataclass(frozen=True)
 class EvaluateRecipe(Recipe):
-    """Measure loss, perplexity and bits per byte on text, and scores on benchmarks."""
+    r"""Measure loss (nats a token), perplexity and bits per byte on text, or scores on benchmarks.
+
+    Benchmarks are lm-eval's, ROUGE of summaries is rouge-score's: pip install 'minitron[evals]'.
+
+    Examples:
+        minitron evaluate tiny --corpus held-out.txt
+        minitron evaluate tiny-half --corpus held-out.jsonl.gz --seq-len 512 \
+            --stride 256 --json
+        minitron evaluate nvidia/Minitron-4B-Base --tasks hellaswag,arc_challenge \
+            --limit 100
+        minitron evaluate 4b-student --preset minitron --record
+        minitron evaluate nvidia/Minitron-4B-Base --preset cnn_dailymail
+        minitron evaluate tiny --tasks my_quiz --include-path my-tasks \
+            --num-fewshot 2
+    """
+
+    FLAGS: ClassVar = ("--json",)
 
     source: str
     """The model: a .nemo, a folder, a Hub id or a name of the zoo."""
     _: KW_ONLY
+    TEXT: ClassVar = "Text"
     corpus: str | None = None
     """Text: a .txt, .jsonl, .json or .parquet file (or .gz), a Hub dataset
     (owner/name:config:split), or .npy of token ids. Rows hold text, content, prompt and
@@ -482,6 +650,7 @@ class EvaluateRecipe(Recipe):
     stride: int | None = None
     """Tokens that each window of text predicts, from at least seq_len - stride before them; as
     many as seq_len unless given, so that windows do not overlap."""
+    BENCHMARKS: ClassVar = "Benchmarks"
     tasks: str | None = None
     """Benchmarks of lm-eval, its groups, or a task's YAML (several: a,b)."""
     include_path: str | None = None
@@ -492,16 +661,18 @@ class EvaluateRecipe(Recipe):
     """Examples in each prompt of the tasks; as each task has it unless given."""
     limit: int | None = bounded(None, at_least=1)
     """Documents of each task, or articles; all unless given (of cnn_dailymail 20)."""
-    batch_size: int = bounded(8, at_least=1)
-    """Prompts in a batch."""
     articles: str | None = None
     """Articles for cnn_dailymail: .jsonl or .parquet (or .gz) with columns article and highlights;
     the dataset on the Hub unless given."""
     run_generated_code: bool = False
     """Let tasks such as humaneval run the code that the model writes, on this machine; sets
     HF_ALLOW_CODE_EVAL=1, which evaluate's code_eval requires."""
+    COMPUTING: ClassVar = "Computing"
+    batch_size: int = bounded(8, at_least=1)
+    """Prompts in a batch."""
     dtype: DType | None = None
     """Precision to compute in; the checkpoint's unless given."""
+    WRITING: ClassVar = OUTPUT
     record: bool = False
     """Add the result to the folder's minitron.json, model card and .eval_results."""
 
@@ -518,7 +689,12 @@ class EvaluateRecipe(Recipe):
 
 @dataclass(frozen=True)
 class GenerateRecipe(Recipe):
-    """Continue a prompt."""
+    """Continue a prompt, and print the text while it is generated.
+
+    Examples:
+        minitron generate tiny "It was the best of times,"
+        minitron generate tiny "Call me" --temperature 0.8 --seed 3
+    """
 
     source: str
     """The model: a folder, a Hub id or a name of the zoo."""
@@ -546,7 +722,14 @@ class GenerateRecipe(Recipe):
 
 @dataclass(frozen=True)
 class InspectRecipe(Recipe):
-    """Print what a model is, without reading its weights."""
+    """Print a model's sizes, parameters, bytes and layout. Reads no weights.
+
+    Examples:
+        minitron inspect tiny
+        minitron inspect nvidia/Minitron-8B-Base --json
+    """
+
+    FLAGS: ClassVar = ("--json",)
 
     source: str
     """The model: a folder, a Hub id or a name of the zoo."""
@@ -554,7 +737,19 @@ class InspectRecipe(Recipe):
 
 @dataclass(frozen=True)
 class PushRecipe(Recipe):
-    """Upload a model folder to the Hub, or the Space that shows models."""
+    r"""Upload a model folder to the Hub, in one commit: only one that loads, and no pickles.
+
+    With --space, upload the Space that `minitron demo` shows, with minitron itself, instead.
+    If interrupted, the same command sends only the missing files.
+
+    Examples:
+        minitron push tiny-half me/tiny-half --private
+        minitron push tiny-half me/tiny-half --branch distilled --tag v2
+        minitron push 4b nvidia/Minitron-4B-Base --create-pr \
+            --commit-message 'Add safetensors'
+        minitron push --space me/minitron-demo
+        minitron push --space me/minitron-demo nvidia/Minitron-8B-Base me/tiny-half
+    """
 
     folder: str | None = None
     """The folder to upload, or a name of the zoo; with --space the first model to show."""
@@ -582,7 +777,14 @@ class PushRecipe(Recipe):
 
 @dataclass(frozen=True)
 class CardRecipe(Recipe):
-    """Write the model card of a folder."""
+    """Write a folder's model card: sizes removed, training, scores, use, and how to remake it.
+
+    A README.md that was written or changed by hand is kept, unless --overwrite is given.
+
+    Examples:
+        minitron card half
+        minitron card half --overwrite
+    """
 
     folder: str
     """A folder that minitron made."""
@@ -593,7 +795,14 @@ class CardRecipe(Recipe):
 
 @dataclass(frozen=True)
 class RemakeRecipe(Recipe):
-    """Build a folder's weights again from its minitron.json."""
+    """Build a pruned or converted folder's weights again: the same bytes, without any text.
+
+    Examples:
+        minitron remake half half-again
+        minitron remake me/minitron-4b minitron-4b
+        minitron remake half half-again --source elsewhere/tiny
+        minitron remake tiny-half start --before-training
+    """
 
     folder: str
     """The folder, or its Hub id; its minitron.json is enough."""
@@ -610,7 +819,12 @@ class RemakeRecipe(Recipe):
 
 @dataclass(frozen=True)
 class DemoRecipe(Recipe):
-    """Show models in a browser."""
+    """Show models in a browser: compare them, prune one, see measured results.
+
+    Examples:
+        minitron demo
+        minitron demo tiny tiny-half --port 8000
+    """
 
     sources: list[str] | None = None
     """The models: folders, Hub ids or names of the zoo; the whole zoo unless given."""
@@ -623,10 +837,25 @@ class DemoRecipe(Recipe):
 
 @dataclass(frozen=True)
 class QuickstartRecipe(Recipe):
-    """Prune, distill and compare the embedded teacher."""
+    """Prune, distill and compare the embedded teacher: minutes on two cores, no network.
+
+    Examples:
+        minitron quickstart
+        minitron quickstart my-first-student --seed 1
+    """
 
     out: str = "first-student"
     """The folder to write, ready for the Hub."""
     _: KW_ONLY
     seed: int = bounded(0, at_least=0)
     """Seed of everything drawn at random."""
+
+
+# The commands in groups, both in the order of work.
+COMMANDS: Mapping[str, tuple[type[Recipe], ...]] = {
+    "First steps": (QuickstartRecipe, InspectRecipe, GenerateRecipe, DemoRecipe),
+    "Make a model smaller": (PruneRecipe, SearchRecipe, ImportanceRecipe),
+    "Train it": (DistillRecipe, TeacherCacheRecipe, TrainRecipe),
+    "Measure and publish it": (EvaluateRecipe, CardRecipe, PushRecipe, RemakeRecipe),
+    "Other formats": (ConvertRecipe,),
+}

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import minitron
 from minitron import cli
 from minitron.cli import main
+from minitron.printing import print_record, print_table, without_controls
 from minitron.sources.opening import zoo
 from tests.tiny import edit_config, tiny_folder, weights_of
 
@@ -94,13 +95,17 @@ def ids_file(path: Path, highest: int = 100) -> str:
         ("--hidden-size -4", "hidden_size is -4: it must be at least 1"),
         ("--num-hidden-layers=-1", "num_hidden_layers is -1: it must be at least 1"),
         ("--num-attention-heads -2", "num_attention_heads is -2: it must be at least 1"),
-        ("--hidden-size many", "many"),
-        ("--hidden-size 12.5", "12.5"),
-        ("--hidden-size", "--hidden-size"),
-        ("--no-such-flag 3", "--no-such-flag"),
-        ("--scores best", "best"),
-        ("--seed first", "first"),
-        ("one-word-too-many", "one-word-too-many"),
+        ("--hidden-size many", "--hidden-size is many: it must be a whole number"),
+        ("--hidden-size 12.5", "--hidden-size is 12.5: it must be a whole number"),
+        ("--hidden-size=", "--hidden-size is empty: it must be a whole number"),
+        ("--hidden-size", "--hidden-size has no value: give a whole number"),
+        ("--ratio half", "--ratio is half: it must be a number"),
+        ("--head-residual=maybe", "--head-residual is maybe: it must be true or false"),
+        ("--no-such-flag 3", "unknown option --no-such-flag: `minitron prune --help` lists all"),
+        ("--scores best", "--scores is best: it must be one of paper, modelopt, magnitude, random"),
+        ("--seed first", "--seed is first: it must be a whole number"),
+        ("--seed 1 --seed 2", "--seed is given twice: give it once"),
+        ("one-word-too-many", "too many words, one-word-too-many: minitron prune SOURCE OUT"),
     ],
 )
 def test_a_target_that_cannot_be_is_named(
@@ -452,9 +457,10 @@ class TestTheRecipeFile:
     @pytest.mark.parametrize(
         ("content", "says"),
         [
-            ("hidden_sise: 36\n", "hidden_sise"),
-            ("hidden_size: many\n", "many"),
-            ("hidden_size: 12.5\n", "12.5"),
+            ("hidden_sise: 36\n", "unknown option hidden_sise in --recipe"),
+            ("hidden_sise: 36\n", "recipe.yaml: did you mean hidden_size?"),
+            ("hidden_size: many\n", "recipe.yaml: it must be a whole number"),
+            ("hidden_size: 12.5\n", "hidden_size is 12.5 in --recipe"),
             ("- hidden_size\n", "recipe.yaml holds ['hidden_size']: write one `key: value` a line"),
             ("", "recipe.yaml holds None: write one `key: value` a line"),
             ("hidden_size: [36\n", "recipe.yaml is not YAML of plain values: line 2: expected"),
@@ -480,6 +486,12 @@ class TestTheRecipeFile:
         assert line.startswith("--recipe absent.yaml does not exist: name a YAML file, or one of ")
         assert "minitron-8b-prune" in line
 
+    def test_that_has_a_name_like_a_published_one_is_compared(
+        self, source: Path, tmp_path: Path, refused: Refused
+    ) -> None:
+        line = refused("prune", source, tmp_path / "out", "--recipe", "minitron-8b-prun")
+        assert line.endswith("does not exist: did you mean minitron-8b-prune?")
+
     def test_that_is_a_folder_is_named(
         self, source: Path, tmp_path: Path, refused: Refused
     ) -> None:
@@ -490,9 +502,17 @@ class TestTheRecipeFile:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["prun"], "prun"),
-        (["prune"], "source"),
-        (["prune", "tiny"], "out"),
+        (["prun"], "unknown command prun: did you mean prune?"),
+        (["shrink"], "unknown command shrink: the commands are quickstart, inspect, generate"),
+        (["prune"], "missing SOURCE: minitron prune SOURCE OUT"),
+        (["prune", "tiny"], "missing OUT: minitron prune SOURCE OUT"),
+        (["train", "out"], "missing --corpus: minitron train OUT --init INIT --corpus CORPUS"),
+        (["generate", "tiny", "It", "was"], "too many words, was: minitron generate SOURCE PROMPT"),
+        (["generate", "tiny", "x", "--temp", "1"], "unknown option --temp: did you mean --temper"),
+        (
+            ["distill", "a", "b", "--corpus", "c", "--alpha", "x"],
+            "a number or one of auto, dynamic",
+        ),
         (["generate", "tiny", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0: it must be"),
         (["generate", "tiny", "x", "--top-p", "2"], "--top-p is 2: it must be above 0"),
         (["evaluate", "tiny"], "corpus"),
@@ -573,14 +593,14 @@ def test_escape_codes_of_a_file_do_not_reach_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bad = "a\x1b[31m\u202e\nb"
-    cli._show({"writer": bad}, as_json=False)
-    cli._show_table(["", "score"], [[bad, "1"]])
+    print_record({"writer": bad})
+    print_table(["", "score"], [[bad, "1"]])
     record = logging.LogRecord("minitron", logging.INFO, "", 0, "%s", (bad,), None)
     print(cli._VisibleLines("%(message)s").format(record))
     printed = capsys.readouterr().out
     assert not {"\x1b", "\u202e"} & {*printed}
     assert printed.count(r"a\x1b[31m\u202e") == 3
-    assert cli._without_controls("x\x1b[31m\n\u3000y\t") == "x\\x1b[31m\n\u3000y\t"
+    assert without_controls("x\x1b[31m\n\u3000y\t") == "x\\x1b[31m\n\u3000y\t"
 
 
 class TestTheContext:

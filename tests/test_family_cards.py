@@ -21,6 +21,7 @@ from minitron.model.families import AXIS_KEYS
 from minitron.model.importance import Importance, score_shapes
 from minitron.model.plan import choose_plan, indices_of
 from minitron.recipe import DistillRecipe, PruneRecipe
+from minitron.recipe_file import read_recipe_file
 from minitron.records.published_cards import (
     Member,
     family_card,
@@ -178,7 +179,7 @@ def test_the_commands_parse_with_their_recipes(
     parsed = {}
     for line in shell.splitlines():
         tokens = shlex.split(line)[1:]
-        cli.app.config, mapped = cli._recipe_file(tokens)
+        cli.app.config, mapped = read_recipe_file(tokens, [*cli.app])
         try:
             _, bound, _ = cli.app.parse_args(
                 [*tokens, *mapped], exit_on_error=False, print_error=False

@@ -33,11 +33,10 @@ def commands_of(text: str) -> list[str]:
 
 SHELL = [c for language, code in BLOCKS if language != "python" for c in commands_of(code)]
 EPILOGUES = [
-    line.strip()
+    command
     for name in cli.app
     if not name.startswith("-")
-    for line in (cli.app[name].help_epilogue or "").splitlines()
-    if line.strip().startswith("minitron ")
+    for command in commands_of(cli.app[name].help_epilogue or "")
 ]
 
 

@@ -26,11 +26,13 @@ from minitron.files.dtypes import dtype_named
 from minitron.files.safetensors_file import TensorSpec
 from minitron.files.unfinished import Reached, partial_of, unfinished_folder
 from minitron.model.source import Source
-from minitron.recipe import FitRecipe, TrainRecipe, record_of
+from minitron.printing import first_use, print_next
+from minitron.recipe import DistillRecipe, FitRecipe, TrainRecipe, record_of
 from minitron.records.folder_writer import write_companions, write_weights
 from minitron.records.minitron_json import FILE
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
+from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import load_model, load_tokenizer, sequence_length
 from minitron.sources.processes import device_of_run, processes_of_run
 from minitron.text.corpus import Corpus, load_corpus, load_ids
@@ -208,3 +210,16 @@ def _load_samples(source: Source, file: Path, seq_len: int, samples: int, seed: 
             np.save(partial, corpus.sequences)
     processes.wait_for_everyone()
     return Corpus(load_ids(str(file), seq_len=seq_len).sequences, "self")
+
+
+def print_trained(recipe: TrainRecipe | DistillRecipe) -> None:
+    """Print where the model is and what to do with it, in one process, however many wrote."""
+    if not processes_of_run().is_main_process:
+        return
+    print(f"{recipe.out}: written")
+    has_tokenizer = bool(HubFolder.at(Path(recipe.out)).companions.tokenizer_names)
+    measured = ["minitron", "evaluate", recipe.out, "--corpus", str(recipe.eval_corpus)]
+    print_next(
+        first_use(recipe.out, has_tokenizer=has_tokenizer),
+        *([measured] if recipe.eval_corpus is not None else []),
+    )

@@ -43,3 +43,8 @@ def card(recipe: CardRecipe) -> Path:
             logger.info("no picture of what was kept: pip install 'minitron[plots]'")
     write_card(folder, overwrite=recipe.overwrite)
     return path
+
+
+def command(recipe: CardRecipe) -> None:
+    """What the command line runs and prints."""
+    print(f"{card(**vars(recipe))}: written")

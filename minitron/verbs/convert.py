@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minitron.bounds import check_unset
 from minitron.errors import TargetError, TokenizerError
 from minitron.files.dtypes import dtype_named
 from minitron.files.lazy_tensor import Cast, LazyTensor
@@ -21,6 +20,8 @@ from minitron.files.tensor_stream import CheckedTensor, Piece, stream_tensors
 from minitron.files.unfinished import unfinished_file, unfinished_folder
 from minitron.model.engines import load_notes
 from minitron.model.source import Source
+from minitron.options import check_unset
+from minitron.printing import first_use, print_next
 from minitron.progress import Progress
 from minitron.recipe import ConvertRecipe, record_of, verb
 from minitron.records.folder_writer import (
@@ -70,6 +71,15 @@ def convert(recipe: ConvertRecipe) -> Path:
             logger.warning("%s", note)
     _WRITERS[recipe.to](model, out)
     return out
+
+
+def command(recipe: ConvertRecipe) -> None:
+    """What the command line runs and prints."""
+    print(f"{convert(**vars(recipe))}: written")
+    if recipe.to in ("hub", *_NEMO):
+        made = open_source(recipe.out, reads_weights=False)
+        has_tokenizer = bool(made.companions.tokenizer_names)
+        print_next(first_use(recipe.out, has_tokenizer=has_tokenizer))
 
 
 @dataclass(frozen=True)

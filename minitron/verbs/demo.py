@@ -23,3 +23,8 @@ def demo(recipe: DemoRecipe) -> None:
 
     catalog = Catalog.of(recipe.sources) if recipe.sources else Catalog.read()
     serve(catalog, server_port=recipe.port, inbrowser=recipe.open)
+
+
+def command(recipe: DemoRecipe) -> None:
+    """What the command line runs; the page's address is printed by what serves it."""
+    demo(**vars(recipe))

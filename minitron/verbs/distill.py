@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from minitron.bounds import check_unset
 from minitron.errors import TargetError
 from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
+from minitron.options import check_unset
 from minitron.recipe import DistillRecipe, verb
 from minitron.records.record_writer import inherited_from, sizes_of
 from minitron.sources.hub_folder import HubFolder
@@ -51,7 +51,13 @@ from minitron.training.teacher import (
     teacher_fits,
 )
 from minitron.training.teacher_cache import TeacherCache, open_teacher_cache
-from minitron.training.trained_folder import is_complete, load_text, shared_folder, write_trained
+from minitron.training.trained_folder import (
+    is_complete,
+    load_text,
+    print_trained,
+    shared_folder,
+    write_trained,
+)
 from minitron.training.trainer_arguments import check_trainer
 from minitron.training.trainers import DistillTrainer, add_projection
 
@@ -78,6 +84,12 @@ def distill(recipe: DistillRecipe) -> HubFolder:
         if not is_complete(folder):
             _distill(student, plan, recipe, folder)
     return HubFolder.at(out)
+
+
+def command(recipe: DistillRecipe) -> None:
+    """What the command line runs and prints."""
+    distill(**vars(recipe))
+    print_trained(recipe)
 
 
 @dataclass(frozen=True)

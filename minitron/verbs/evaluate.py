@@ -6,13 +6,13 @@ evaluate(source="tiny", tasks="hellaswag", num_fewshot=10).tasks["hellaswag"].me
 
 import logging
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from minitron.bounds import check_unset
 from minitron.errors import TargetError
 from minitron.evaluation.loss import Evaluation, TextLoss, evaluate_text
 from minitron.evaluation.preset import Preset, read_preset
@@ -20,6 +20,8 @@ from minitron.evaluation.summaries import Articles, read_articles, summarize
 from minitron.evaluation.task_harness import Tasks, load_tasks, run_tasks
 from minitron.files.dtypes import dtype_named
 from minitron.model.source import Source
+from minitron.options import check_unset
+from minitron.printing import print_json, print_record, print_table, readable
 from minitron.recipe import EvaluateRecipe, verb
 from minitron.records.minitron_json import FILE, check_record, read_record
 from minitron.records.model_card import write_card
@@ -61,6 +63,29 @@ def evaluate(recipe: EvaluateRecipe) -> Evaluation:
     if recipe.record:
         record_evaluation(evaluation, recipe)
     return evaluation
+
+
+def command(recipe: EvaluateRecipe, *, as_json: bool) -> None:
+    """What the command line runs and prints."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about intended options
+    evaluation = measure(recipe)
+    _print(evaluation.to_json(), recipe, as_json=as_json)
+    if recipe.record:  # hours of work are printed before anything is written
+        record_evaluation(evaluation, recipe)
+
+
+def _print(evaluation: dict[str, Any], recipe: EvaluateRecipe, *, as_json: bool) -> None:
+    """What was measured, as JSON or as tables."""
+    if as_json:
+        print_json(evaluation)
+        return
+    tasks: Any = evaluation.pop("tasks")
+    if recipe.corpus is not None:
+        print_record(evaluation)
+    rows = [[name, m, readable(v)] for name, task in tasks.items() for m, v in task.items()]
+    if rows:
+        print_table(["task", "", "score"], [row for row in rows if row[2] != "None"])
+    sys.stdout.flush()
 
 
 def measure(recipe: EvaluateRecipe) -> Evaluation:

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.streamers import BaseStreamer
 
 from minitron.errors import SourceError, TokenizerError, foreign_parser
+from minitron.printing import without_controls
 from minitron.recipe import GenerateRecipe, verb
 from minitron.sources.loading import (
     GENERATION,
@@ -46,6 +47,19 @@ def generate(recipe: GenerateRecipe) -> str:
     parts: list[str] = []
     stream(recipe, parts.append)
     return "".join(parts)
+
+
+def command(recipe: GenerateRecipe) -> None:
+    """What the command line runs and prints: the text while it is generated."""
+    prompt = recipe.prompt  # printed with the first text after it, so that no error follows it
+
+    def write(text: str) -> None:
+        nonlocal prompt
+        print(prompt + without_controls(text), end="", flush=True)
+        prompt = ""
+
+    stream(recipe, write)
+    print(prompt)
 
 
 def stream(recipe: GenerateRecipe, emit: Emit) -> None:

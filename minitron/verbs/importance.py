@@ -5,11 +5,14 @@ measure_importance(source="tiny", out="tiny.safetensors", corpus="books.jsonl.gz
 
 from pathlib import Path
 
+from minitron.errors import visible
 from minitron.model.importance import Importance
+from minitron.printing import print_next
 from minitron.recipe import ImportanceRecipe, verb
 from minitron.scores.measuring import BY_ACTIVATIONS, measure_and_save, score
 from minitron.scores.score_plots import check_drawable, draw_scores
 from minitron.sources.opening import open_source, output_at
+from minitron.sources.processes import is_first_process
 
 
 @verb(ImportanceRecipe)
@@ -34,3 +37,13 @@ def measure_importance(recipe: ImportanceRecipe) -> Importance:
     if recipe.plot is not None and writes:
         draw_scores(importance, source.architecture, Path(recipe.plot))
     return importance
+
+
+def command(recipe: ImportanceRecipe) -> None:
+    """What the command line runs and prints."""
+    measured = measure_importance(**vars(recipe))
+    if is_first_process():
+        scores = visible(measured.made_by["scores"])
+        print(f"{recipe.out}: {scores} scores of {', '.join(measured.axes)}")
+        smaller = ["minitron", "prune", recipe.source, f"{Path(recipe.out).stem}-smaller"]
+        print_next([*smaller, "--ratio", 0.5, "--importance", recipe.out])

@@ -13,6 +13,7 @@ from minitron.errors import ArchitectureError
 from minitron.files.dtypes import dtype_named, name_of
 from minitron.model.architecture import Architecture
 from minitron.model.source import Source
+from minitron.printing import print_json, print_record
 from minitron.recipe import InspectRecipe, verb
 from minitron.sources.opening import open_source
 
@@ -54,6 +55,15 @@ def inspect(recipe: InspectRecipe) -> Inspection:
     none; the KV cache is counted in the same dtype. Raises SourceError, ArchitectureError.
     """
     return inspection_of(open_source(recipe.source, reads_weights=False))
+
+
+def command(recipe: InspectRecipe, *, as_json: bool) -> None:
+    """What the command line runs and prints."""
+    inspection = inspect(**vars(recipe))
+    if as_json:
+        print_json(inspection.to_json())
+    else:
+        print_record(vars(inspection))
 
 
 def inspection_of(source: Source) -> Inspection:

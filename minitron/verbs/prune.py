@@ -5,11 +5,12 @@ prune(source="tiny", out="tiny-half", hidden_size=192, corpus="self")
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from minitron.candidates.choice import Choice, choose_target
-from minitron.errors import TargetError
+from minitron.errors import TargetError, visible
 from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import unfinished_folder
 from minitron.model.architecture import Architecture
@@ -19,6 +20,8 @@ from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, measured_shares
 from minitron.model.source import Source
 from minitron.model.target_sizes import between, check_opened, target_of
+from minitron.options import flags_given
+from minitron.printing import print_json, print_next, print_table
 from minitron.recipe import PruneRecipe, record_of, verb
 from minitron.records.folder_writer import (
     check_companions,
@@ -33,24 +36,60 @@ from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import hub_config
 from minitron.sources.opening import open_source, output_at
 from minitron.sources.pruned import PrunedSource, pruned_tensors, source_names
+from minitron.verbs.inspect import Inspection, inspection_of
 from minitron.verbs.push import check_push_to_hub, push_result
+
+_PLACES = ("source", "out", "dry_run")
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class PruningReport:
+    """What a pruning makes of a model: the answer to `dry_run`."""
+
+    source: Inspection
+    pruned: Inspection
+    share_of_importance_kept: dict[str, float]  # by axis
+    reason: str  # why these sizes
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `minitron prune --dry-run --json`."""
+        return {
+            "reason": self.reason,
+            "source": self.source.to_json(),
+            "pruned": self.pruned.to_json(),
+            "share_of_importance_kept": self.share_of_importance_kept,
+        }
+
+    def rows(self) -> list[list[str]]:
+        """A row a quantity: its name, before, after, the share, and the share of scores."""
+        axes = {AXIS_KEYS[axis]: share for axis, share in self.share_of_importance_kept.items()}
+        quantities = [AXIS_KEYS[axis] for axis in PRUNABLE]
+        quantities += ["parameters", "bytes", "kv_cache_bytes_per_token"]
+        rows = []
+        for name in quantities:
+            before, after = getattr(self.source, name), getattr(self.pruned, name)
+            score = f"{100 * axes[name]:.1f} %" if name in axes else ""
+            rows.append([name, f"{before:,}", f"{after:,}", f"{100 * after / before:.1f} %", score])
+        return rows
+
+
 @verb(PruneRecipe)
-def prune(recipe: PruneRecipe) -> HubFolder:
+def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     """Cut a model to smaller sizes by importance and write it as a Hub-ready folder.
 
     Width (hidden, ffn, heads) and depth in one pass; sizes not given stay. Weights are streamed:
-    some megabytes are held, never a tensor. Returns the folder. Raises a MinitronError, with
+    some megabytes are held, never a tensor. Returns the folder; with `dry_run` what would be in it.
+    Raises a MinitronError, with
     nothing written, for a source that cannot be read, sizes that are no cut of it or that its
     family refuses, missing text, an `out` that exists, or a destination that the Hub refuses; where
     only the push fails, `out` is there and the error says so. Source: arXiv 2407.14679,
     section 2.
     """
     out = output_at(recipe.out)
-    check_push_to_hub(recipe.push_to_hub, private=recipe.private)
+    if not recipe.dry_run:
+        check_push_to_hub(recipe.push_to_hub, private=recipe.private)
     source = open_source(recipe.source, low_disk=recipe.low_disk)
     inherited = inherited_from(source)
     check_companions(source, source.config)
@@ -66,6 +105,8 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     if recipe.head_residual and plan.partners is None:
         logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
     _log_kept(plan, decision.shares)
+    if recipe.dry_run:
+        return _report(source, choice, decision)
     with unfinished_folder(out, asdict(recipe)) as folder:
         kept, names = pruned_tensors(plan, tensors), source_names(plan)
         write_weights(folder, specs_of(kept), stream_tensors(kept, source.name, source_names=names))
@@ -86,6 +127,39 @@ def prune(recipe: PruneRecipe) -> HubFolder:
     if recipe.push_to_hub is not None:
         push_result(out, recipe.push_to_hub, private=recipe.private)
     return HubFolder.at(out)
+
+
+def command(recipe: PruneRecipe, *, as_json: bool) -> None:
+    """What the command line runs and prints."""
+    made = prune(**vars(recipe))
+    inspection = made.pruned if isinstance(made, PruningReport) else inspection_of(made)
+    if as_json:
+        print_json(made.to_json() if isinstance(made, PruningReport) else inspection.to_json())
+    elif isinstance(made, PruningReport):
+        print_table(["", "before", "after", "kept", "score kept"], made.rows())
+        print(f"\n{visible(made.reason)}\n{recipe.out}: not written (--dry-run)")
+        options = [each.name for each in fields(recipe) if each.name not in _PLACES]
+        words = ["minitron", "prune", recipe.source, recipe.out]
+        print_next([*words, *flags_given(recipe, options)])
+    else:
+        print(f"{recipe.out}: {inspection.parameters:,} parameters")
+        print_next(_distill_command(recipe))
+
+
+def _distill_command(recipe: PruneRecipe) -> list[str]:
+    """The command that trains the result on its source's predictions, on the same text."""
+    corpus = recipe.corpus if recipe.corpus not in (None, "random") else "self"
+    words = ["minitron", "distill", recipe.out, f"{recipe.out}-distilled"]
+    words += ["--teacher", recipe.source, "--corpus", str(corpus)]
+    return words + flags_given(recipe, ["seq_len"])
+
+
+def _report(source: Source, choice: Choice, decision: "_Decision") -> PruningReport:
+    """What would be written."""
+    pruned = PrunedSource(source, decision.plan)
+    return PruningReport(
+        inspection_of(source), inspection_of(pruned), dict(decision.shares), choice.reason
+    )
 
 
 def _choose_sizes(source: Source, recipe: PruneRecipe) -> Choice:

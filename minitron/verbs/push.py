@@ -84,6 +84,11 @@ def push(recipe: PushRecipe) -> Publication:
         return _upload(files, message, destination, recipe)
 
 
+def command(recipe: PushRecipe) -> None:
+    """What the command line runs and prints."""
+    print(push(**vars(recipe)).url)
+
+
 def _check_options(recipe: PushRecipe) -> None:
     """Refuse options that contradict each other, and names that git would refuse."""
     for option in ("branch", "tag"):

@@ -18,6 +18,7 @@ import torch
 
 from minitron.evaluation.loss import Evaluation
 from minitron.files.unfinished import unfinished_folder
+from minitron.printing import FIRST_WORDS, print_next, print_table
 from minitron.recipe import QuickstartRecipe, Scores, record_of, verb
 from minitron.records.minitron_json import read_record
 from minitron.records.model_card import write_card
@@ -99,6 +100,19 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
         _keep_student(work, folder, report, recipe)
         shutil.rmtree(work)
     return QuickstartReport(HubFolder.at(out), report.rows)
+
+
+def command(recipe: QuickstartRecipe) -> None:
+    """What the command line runs and prints."""
+    results = quickstart(**vars(recipe)).to_json()
+    print_table(["", *results["columns"]], [[r["name"], *r["values"]] for r in results["rows"]])
+    print(f"\n{results['measured']}\n\nWritten: {recipe.out}")
+    print_next(
+        ["minitron", "generate", recipe.out, FIRST_WORDS],
+        ["minitron", "inspect", recipe.out],
+        ["minitron", "prune", TEACHER, "another", "--num-hidden-layers", 4]
+        + ["--corpus", "self", "--samples", 64],
+    )
 
 
 def _sampled_texts(work: Path, seed: int) -> dict[str, str]:

@@ -16,6 +16,7 @@ from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import unfinished_folder
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
+from minitron.printing import first_use, print_next
 from minitron.recipe import DType, RemakeRecipe, verb
 from minitron.records.folder_writer import specs_of, write_companions, write_json, write_weights
 from minitron.records.minitron_json import (
@@ -63,6 +64,13 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
         write_json(folder / FILE, record)
         write_card(folder)
     return HubFolder.at(out)
+
+
+def command(recipe: RemakeRecipe) -> None:
+    """What the command line runs and prints."""
+    folder = remake(**vars(recipe))
+    print(f"{recipe.out}: {len(folder.files_of_tensors):,} tensors, the same bytes")
+    print_next(first_use(recipe.out, has_tokenizer=bool(folder.companions.tokenizer_names)))
 
 
 def _read_folder(folder: str) -> tuple[dict[str, Any], Path | None]:

@@ -11,18 +11,28 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from minitron.candidates.comparison import CANDIDATES, RETRAINING, Comparison, reached
+from minitron.candidates.comparison import (
+    CANDIDATES,
+    IMPORTANCE,
+    RETRAINING,
+    Comparison,
+    reached,
+)
 from minitron.candidates.report import SearchReport, can_draw, draw_pareto
 from minitron.candidates.shortlist import TABLE
 from minitron.candidates.texts import TEXTS
-from minitron.errors import CorpusError
+from minitron.errors import CorpusError, visible
 from minitron.files.unfinished import INPUTS, unfinished_folder
-from minitron.recipe import SearchRecipe, verb
+from minitron.model.families import AXIS_KEYS, PRUNABLE
+from minitron.options import flag_of, flags_given
+from minitron.printing import print_json, print_next, print_table
+from minitron.recipe import CalibrationRecipe, SearchRecipe, verb
 from minitron.records.folder_writer import write_json
+from minitron.scores.measuring import BY_ACTIVATIONS
 from minitron.sources.opening import open_source, output_at
 
 _WORK = (*TEXTS, TABLE, CANDIDATES, RETRAINING, INPUTS)  # what only an interrupted search needs
@@ -52,10 +62,42 @@ def search(recipe: SearchRecipe) -> SearchReport:
         if recipe.retrain_steps:
             candidates = comparison.retrain_best(candidates, recipe)
         report = comparison.report(candidates)
-        logger.info("%s", report.reason())
         if out is not None:
             _write(report, folder)
     return report
+
+
+def command(recipe: SearchRecipe, *, as_json: bool) -> None:
+    """What the command line runs and prints."""
+    report = search(**vars(recipe))
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_table(report.columns(), report.rows())
+    print("\n" + "\n".join(map(visible, [*report.notes(), f"{report.reason()}."])))
+    if recipe.out is not None:
+        print(f"\nWritten: {recipe.out}")
+    print_next(_prune_command(report, recipe))
+
+
+def _prune_command(report: SearchReport, recipe: SearchRecipe) -> list[str]:
+    """The command that prunes to the best sizes, by the importance that the search measured."""
+    best = report.best.architecture
+    source = report.best.plan.source
+    words = ["minitron", "prune", recipe.source, f"{Path(recipe.out or 'best').name}-pruned"]
+    for axis in PRUNABLE:
+        if best.size(axis) != source.size(axis):
+            words += [flag_of(AXIS_KEYS[axis]), str(best.size(axis))]
+    names = ["contiguous_layers", "head_residual"]
+    if recipe.out is not None:
+        words += ["--importance", str(Path(recipe.out) / IMPORTANCE)]
+    elif recipe.importance is not None:
+        names.append("importance")
+    elif recipe.scores in BY_ACTIVATIONS:
+        names += [each.name for each in fields(CalibrationRecipe)]
+    else:  # text was for comparing candidates
+        names += ["scores", "seed"]
+    return words + flags_given(recipe, names)
 
 
 @contextmanager

@@ -79,6 +79,13 @@ def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
     return open_teacher_cache(out)
 
 
+def command(recipe: TeacherCacheRecipe) -> None:
+    """What the command line runs and prints."""
+    cache_teacher(**vars(recipe))
+    if processes_of_run().is_main_process:
+        print(f"{recipe.out}: written")
+
+
 def _check(recipe: TeacherCacheRecipe, source: Source) -> None:
     """Refuse more tokens than the vocabulary has, and weights that are not there."""
     architecture = source.architecture

@@ -7,7 +7,7 @@ from minitron.files.unfinished import partial_of
 from minitron.recipe import TrainRecipe, verb
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source, output_at
-from minitron.training.trained_folder import train_to_folder
+from minitron.training.trained_folder import print_trained, train_to_folder
 from minitron.training.trainer_arguments import check_trainer
 
 
@@ -25,3 +25,9 @@ def train(recipe: TrainRecipe) -> HubFolder:
     check_trainer(recipe)
     train_to_folder(open_source(recipe.init), recipe, partial_of(out))
     return HubFolder.at(out)
+
+
+def command(recipe: TrainRecipe) -> None:
+    """What the command line runs and prints."""
+    train(**vars(recipe))
+    print_trained(recipe)

@@ -1,4 +1,4 @@
-"""A number that a command cannot use is refused before anything is opened, in the flag's name."""
+"""What stands beside a field: bounds, which name the flag; help; and the name that was meant."""
 
 from dataclasses import fields
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 
 import minitron
 from minitron import recipe
-from minitron.bounds import Bound
 from minitron.errors import TargetError
+from minitron.options import Bound, help_of, nearest, sections_of
 from minitron.recipe import (
     DistillRecipe,
     EvaluateRecipe,
@@ -54,6 +54,73 @@ def test_every_count_of_every_recipe_is_bounded() -> None:
         if field.name in COUNTS and "bound" not in field.metadata
     }
     assert not checked
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "meant"),
+    [
+        (recipe.PruneRecipe, "num-layers layers n-layers num_layer", "num_hidden_layers"),
+        (recipe.PruneRecipe, "hidden hidden-dim hiden-size", "hidden_size"),
+        (recipe.PruneRecipe, "ffn-hidden-size ffn mlp-size", "intermediate_size"),
+        (recipe.PruneRecipe, "heads num-heads n-heads", "num_attention_heads"),
+        (recipe.PruneRecipe, "kv-heads num-kv-heads", "num_key_value_heads"),
+        (recipe.PruneRecipe, "model", "source"),
+        (recipe.PruneRecipe, "output output-dir", "out"),
+        (recipe.PruneRecipe, "max-length sequence-length", "seq_len"),
+        (recipe.TrainRecipe, "lr", "learning_rate"),
+        (recipe.TrainRecipe, "max-steps", "steps"),
+        (recipe.TrainRecipe, "data dataset", "corpus"),
+        (recipe.TrainRecipe, "grad-accum", "gradient_accumulation_steps"),
+        (recipe.GenerateRecipe, "max-length max-tokens", "max_new_tokens"),
+        (recipe.DistillRecipe, "teacher-model", "teacher"),
+    ],
+)
+def test_the_option_that_a_name_of_another_tool_means_is_found(
+    command: type[recipe.Recipe], typed: str, meant: str
+) -> None:
+    names = [name for section in sections_of(command).values() for name in section]
+    assert {name: nearest(name, names) for name in typed.split()} == dict.fromkeys(
+        typed.split(), meant
+    )
+
+
+def test_a_name_that_resembles_nothing_suggests_nothing() -> None:
+    assert nearest("xyz", ["source", "out"]) is None
+
+
+@pytest.mark.parametrize("each", [one for group in recipe.COMMANDS.values() for one in group])
+def test_every_field_has_help_and_a_section_and_every_command_has_examples(
+    each: type[recipe.Recipe],
+) -> None:
+    names = [field.name for field in fields(each)]
+    assert set(names) <= {name for name, text in help_of(each).items() if text}
+    assert sorted(name for section in sections_of(each).values() for name in section) == sorted(
+        names
+    )
+    assert "Examples:" in (each.__doc__ or "")
+
+
+def test_help_of_a_verb_in_python_documents_its_arguments() -> None:
+    documentation = minitron.prune.__doc__ or ""
+    assert documentation.startswith("Cut a model to smaller sizes by importance")
+    assert "\n    hidden_size: Width of the residual stream to keep.\n" in documentation
+    assert "\n    corpus: Text to measure on: a .txt" in documentation
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            {"num_layers": 3},
+            r"prune\(\) has no argument num_layers: did you mean num_hidden_layers\?",
+        ),
+        ({"xyz": 3}, r"^prune\(\) has no argument xyz$"),
+        ({}, r"^prune\(\): missing a required argument: 'source'"),
+    ],
+)
+def test_a_wrong_keyword_in_python_names_the_verb(arguments: dict[str, int], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        minitron.prune(**arguments)  # type: ignore[arg-type]
 
 
 PRUNE = {"source": "tiny", "out": "out", "hidden_size": 192}

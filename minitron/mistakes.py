@@ -1,0 +1,136 @@
+"""Mistakes: what is wrong with a command line, as one line that says what to write.
+
+Turns what cyclopts raises into sentences of our own, which name the flag, the value and what is
+expected. Knows the recipes, and nothing of what they do.
+
+    mistake_of(error, recipes)   # "missing SOURCE: minitron prune SOURCE OUT"
+"""
+
+import shlex
+from collections.abc import Sequence
+from difflib import get_close_matches
+from inspect import Parameter, signature
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownOptionError
+from cyclopts.exceptions import (
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
+
+from minitron.options import flag_of, nearest, sections_of
+from minitron.recipe import Recipe
+
+_EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a mapping of names to values",
+    list: "a list",
+}
+
+
+def usage_of(recipe_type: type[Recipe]) -> str:
+    """The command with all that it needs, as `minitron train OUT --init INIT --corpus CORPUS`."""
+    words, fields = ["minitron", recipe_type.command()], signature(recipe_type).parameters
+    for name in _own_first(recipe_type):
+        needed = fields[name].default is Parameter.empty
+        if fields[name].kind is Parameter.KEYWORD_ONLY:
+            words += [flag_of(name), name.upper()] if needed else []
+        else:
+            many = "..." if list in _parts(fields[name].annotation) else ""
+            words.append(name.upper() if needed else f"[{name.upper()}{many}]")
+    return " ".join(words)
+
+
+def mistake_of(error: CycloptsError, recipes: Sequence[type[Recipe]]) -> str:
+    """What is wrong and what to write, in one line."""
+    by_name = {recipe.command(): recipe for recipe in recipes}
+    recipe = next((by_name[word] for word in error.command_chain or () if word in by_name), None)
+    if isinstance(error, UnknownCommandError):
+        return _unknown_command((error.unused_tokens or ["?"])[0], list(by_name))
+    if recipe is None:
+        return str(error)
+    if isinstance(error, MissingArgumentError):
+        return _missing(error, recipe)
+    if isinstance(error, UnknownOptionError):
+        return _unknown_option(error, recipe)
+    if isinstance(error, UnusedCliTokensError):
+        words = shlex.join(error.unused_tokens or [])
+        return f"too many words, {words}: {usage_of(recipe)} (quote a text that has blanks)"
+    if isinstance(error, CoercionError) and error.argument is not None:
+        return _wrong_value(error)
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword or error.token.value} is given twice: give it once"
+    return str(error)
+
+
+def _unknown_command(word: str, names: Sequence[str]) -> str:
+    near = get_close_matches(word, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(names)}"
+    return f"unknown command {word}: {hint}"
+
+
+def _missing(error: MissingArgumentError, recipe: type[Recipe]) -> str:
+    """An argument that is not given, or a flag without its value."""
+    assert error.argument is not None
+    if error.keyword is not None:
+        return f"{error.keyword} has no value: give {expected(error.argument.hint)}"
+    name = error.argument.field_info.name
+    field = signature(recipe).parameters[name]
+    is_flag = field.kind is Parameter.KEYWORD_ONLY
+    return f"missing {flag_of(name) if is_flag else name.upper()}: {usage_of(recipe)}"
+
+
+def _unknown_option(error: UnknownOptionError, recipe: type[Recipe]) -> str:
+    """An option that the command does not have, with the one that it resembles."""
+    is_flag = error.token.source == "cli"
+    option = (error.token.keyword or error.token.value).partition("=")[0].strip("[]")
+    names = _own_first(recipe)
+    near = nearest(option.partition(".")[0], names)
+    shown = "" if near is None else flag_of(near) if is_flag else near
+    place = "" if is_flag else f" in {error.token.source}"
+    hint = f"did you mean {shown}? " if shown else ""
+    return f"unknown option {option}{place}: {hint}`minitron {recipe.command()} --help` lists all"
+
+
+def _own_first(recipe: type[Recipe]) -> list[str]:
+    """Names of fields, the recipe's own before those that it shares with others."""
+    return [name for names in sections_of(recipe).values() for name in names]
+
+
+def _wrong_value(error: CoercionError) -> str:
+    """A value of the wrong kind: the flag, the value and what is expected."""
+    argument, token = error.argument, error.token
+    assert argument is not None
+    field = argument.field_info.name
+    if token is None:
+        return f"{flag_of(field)} must be {expected(argument.hint)}"
+    from_file = token.source not in ("", "cli")
+    name = field if from_file else token.keyword or field.upper()
+    place = f" in {token.source}" if from_file else ""
+    return f"{name} is {token.value or 'empty'}{place}: it must be {expected(argument.hint)}"
+
+
+def expected(annotation: Any) -> str:
+    """What a value of a type is, in words."""
+    words = []
+    for part in _parts(annotation):
+        if isinstance(part, tuple):
+            words.append(f"{'one of ' if len(part) > 1 else ''}{', '.join(map(str, part))}")
+        elif part is not NoneType:
+            words.append(_EXPECTED.get(part, "a path"))
+    return " or ".join(words)
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The types of a union; for a Literal the tuple of its choices; a list without its elements."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return [part for one in get_args(annotation) for part in _parts(one)]
+    if origin is Literal:
+        return [get_args(annotation)]
+    return [origin or annotation]

@@ -1,0 +1,195 @@
+"""Options: what stands beside the fields of a recipe: help, section, bounds, and a near name.
+
+@dataclass(frozen=True)
+class Recipe:
+    TEXT: ClassVar = "Text"                 # begins a section of `--help`
+    samples: int = bounded(1024, at_least=1)
+    \"\"\"Sequences to measure on.\"\"\"
+
+check_bounds(Recipe(samples=0))   # TargetError: --samples is 0: it must be at least 1
+help_of(Recipe)["samples"]        # "Sequences to measure on."
+sections_of(Recipe)               # {"Text": ["samples"]}
+nearest("num_layers", ["num_hidden_layers", "min_layers"])   # "num_hidden_layers"
+"""
+
+import ast
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from functools import cache
+from math import isfinite
+from typing import Any
+
+from minitron.errors import TargetError
+
+_KEY = "bound"  # in a field's metadata
+_TYPO, _LIKE = 0.9, 0.6  # similarity of a name with a slip, and of a name that is at all like it
+_PREFIX = 3  # letters that words share: `layer` and `layers`, `output` and `out`
+# Words that other tools use for ours.
+_SYNONYMS = {
+    "data": ["corpus"],
+    "dataset": ["corpus"],
+    "dim": ["size"],
+    "ffn": ["intermediate"],
+    "mlp": ["intermediate"],
+    "kv": ["key", "value"],
+    "heads": ["num", "attention", "heads"],
+    "layer": ["num", "hidden", "layers"],
+    "layers": ["num", "hidden", "layers"],
+    "length": ["seq", "len"],
+    "lr": ["learning", "rate"],
+    "model": ["source", "init", "folder"],
+    "n": ["num"],
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A range of finite numbers; None leaves an end open."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+    def contains(self, value: float) -> bool:
+        """Whether a number is in the range."""
+        return (
+            isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    def __str__(self) -> str:
+        ends = {"at least": self.at_least, "above": self.above, "at most": self.at_most}
+        return " and ".join(f"{words} {end}" for words, end in ends.items() if end is not None)
+
+
+def bounded(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field with a default, and the numbers that it may hold beside None."""
+    return field(default=default, metadata={_KEY: Bound(at_least, above, at_most)})
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field: `--hidden-size` of `hidden_size`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def flags_given(recipe: Any, names: Iterable[str]) -> list[str]:
+    """The flags, with their values, of those fields that differ from their defaults."""
+    words = []
+    for each in fields(recipe):
+        value = getattr(recipe, each.name)
+        if each.name not in names or value == each.default or value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(flag_of(each.name if value else f"no_{each.name}"))
+        elif isinstance(value, dict):
+            words += [f"{flag_of(each.name)}.{key}={one}" for key, one in value.items()]
+        else:
+            words += [flag_of(each.name), str(value)]
+    return words
+
+
+def check_bounds(recipe: Any) -> None:
+    """Raise TargetError, in the flag's name, for a number that is out of its field's range."""
+    for each in fields(recipe):
+        bound, value = each.metadata.get(_KEY), getattr(recipe, each.name)
+        if bound is not None and value is not None and not bound.contains(value):
+            number = f"{value:g}" if isinstance(value, float) else value
+            finite = "" if isfinite(value) or bound.at_most is not None else " and finite"
+            raise TargetError(f"{flag_of(each.name)} is {number}: it must be {bound}{finite}")
+
+
+def check_unset(recipe: Any, names: Sequence[str], reason: str) -> None:
+    """Raise TargetError for the first field that is set and has no effect, for `reason`."""
+    defaults = {each.name: each.default for each in fields(recipe)}
+    for name in names:
+        if getattr(recipe, name) != defaults[name]:
+            raise TargetError(f"{flag_of(name)} has no effect {reason}: leave it out")
+
+
+def help_of(recipe_type: type[Any]) -> dict[str, str]:
+    """The help of each field: the string below it, of the last class that declares it."""
+    found: dict[str, str] = {}
+    for base in reversed(recipe_type.__mro__):
+        found |= _strings_below_fields(base.__module__).get(base.__name__, {})
+    return found
+
+
+@cache
+def _strings_below_fields(module: str) -> dict[str, dict[str, str]]:
+    """Class to field to the string below it, read from the source, where Python leaves it."""
+    if module == "builtins":
+        return {}
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {
+        one.name: {
+            field.target.id: " ".join(str(string.value.value).split())
+            for field, string in zip(one.body, one.body[1:], strict=False)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(string, ast.Expr)
+            and isinstance(string.value, ast.Constant)
+        }
+        for one in tree.body
+        if isinstance(one, ast.ClassDef)
+    }
+
+
+def sections_of(recipe_type: type[Any]) -> dict[str, list[str]]:
+    """The titles of sections and the fields of each, the class's own sections first.
+
+    A field is in the section of the class that first declares it: a new default does not move it.
+    """
+    bases = [base for base in recipe_type.__mro__ if base is not object]
+    names = {one.name for one in fields(recipe_type)}
+    found: dict[str, list[str]] = {}
+    for base in bases:
+        title = ""
+        inherited = {name for one in base.__mro__[1:] for name in inspect.get_annotations(one)}
+        for name in inspect.get_annotations(base):
+            value = getattr(base, name, None)
+            if name.isupper() and isinstance(value, str):
+                title = value
+                found.setdefault(title, [])
+            elif name in names - inherited:
+                found.setdefault(title, []).append(name)
+    return found
+
+
+def nearest(name: str, options: Sequence[str]) -> str | None:
+    """The option that a wrong name means, the first of several that are as near; None if none is.
+
+    A slip of the pen, else the most words that both share, else letters.
+    """
+    name = name.lstrip("-").replace("-", "_").lower()
+    if slips := get_close_matches(name, options, 1, _TYPO):
+        return slips[0]
+    words = {word for part in name.split("_") for word in _SYNONYMS.get(part, [part])}
+    known = Counter(part for option in options for part in set(option.split("_")))
+    scores: dict[str, tuple[float, ...]] = {}
+    for option in options:
+        parts = option.split("_")
+        shared = [part for part in parts if any(_are_one_word(part, word) for word in words)]
+        rarity = sum(1 / known[part] for part in shared)
+        scores[option] = (len(shared), len(shared) / len(parts), rarity)
+    best = max(scores, key=lambda option: scores[option], default=None)
+    if best is not None and scores[best][0]:
+        return best
+    return next(iter(get_close_matches(name, options, 1, _LIKE)), None)
+
+
+def _are_one_word(one: str, other: str) -> bool:
+    """Whether two words are equal, or one begins with the other."""
+    short, long = sorted((one, other), key=len)
+    return one == other or (len(short) >= _PREFIX and long.startswith(short))
