@@ -28,6 +28,7 @@ pytestmark = [
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 60_000  # milliseconds
+RULES = (Path(__file__).parent / "page_rules.js").read_text(encoding="utf-8")
 TWINS = "[{name: tiny, source: tiny}, {name: tiny-twin, source: tiny}]"
 
 
@@ -63,8 +64,12 @@ class Visit:
         self.number(slider).fill(text)
         self.page.keyboard.press("Tab")
 
-    def is_no_wider_than_the_window(self) -> bool:
-        return bool(self.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+    def check_rules(self) -> None:
+        """Contrast, labels and width, with all that is folded unfolded."""
+        self.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        self.page.mouse.move(0, 0)
+        self.page.wait_for_timeout(250)  # colours of buttons change slowly
+        assert self.page.evaluate(RULES) == []
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +96,6 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(space: RunningSpace, browser: Any) -> Iterator[Visit]:
     yield from visiting(space, browser, DESKTOP, "light")
-
-
-@pytest.fixture
-def phone(space: RunningSpace, browser: Any) -> Iterator[Visit]:
-    yield from visiting(space, browser, PHONE, "dark")
 
 
 def visiting(
@@ -321,7 +321,7 @@ def test_what_the_prune_tab_shows_belongs_to_what_is_chosen(
         playwright.expect(button).to_have_text("Prune")
         playwright.expect(button).to_be_enabled()
         playwright.expect(result).to_be_in_viewport(ratio=0.3)
-        assert visit.is_no_wider_than_the_window()
+        visit.check_rules()
 
 
 def test_prune_gives_a_folder_that_loads_in_transformers(visit: Visit, tmp_path: Path) -> None:
@@ -363,24 +363,27 @@ def test_a_link_carries_the_settings(space: RunningSpace, browser: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("tab", ["Compare", "Prune", "Evidence"])
-def test_a_phone_does_not_scroll_sideways(tab: str, phone: Visit) -> None:
-    if tab == "Compare":
-        phone.compare()
-        phone.wait_for_answers()
-    elif tab == "Prune":
-        phone.show_prune()
-        phone.page.click("#mt-prune")
-        phone.page.wait_for_selector("#mt-result [data-state=done]", timeout=PATIENCE)
-    else:
-        phone.page.get_by_role("tab", name="Evidence").click()
-        phone.page.wait_for_selector(".mt-evidence")
-    assert phone.is_no_wider_than_the_window()
+def test_a_page_that_breaks_the_rules_is_found(browser: Any) -> None:
+    page = browser.new_page(viewport=PHONE)
+    page.set_content(
+        '<body style="background:#fff"><p style="color:#888">Pale</p>'
+        '<p style="color:#767676">Read</p><p style="opacity:.5">Faint</p><button></button><label>Name<input></label>'
+        '<div style="width:500px;background:#222"><a href="#" style="color:#555">Link</a></div>'
+    )
+    broken = page.evaluate(RULES)
+    page.close()
+    assert [rule.partition(":")[0] for rule in broken] == [
+        "contrast 3.54",
+        "contrast 3.98",
+        "contrast 2.13",
+        "no label",
+        "the page is 508 pixels wide",
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("name", "viewport"), [("desktop", DESKTOP), ("phone", PHONE)])
-def test_pictures_are_taken(
+def test_every_tab_can_be_read_and_its_picture_is_taken(
     name: str,
     viewport: dict[str, int],
     scheme: str,
@@ -390,15 +393,24 @@ def test_pictures_are_taken(
 ) -> None:
     """Into MINITRON_SPACE_PICTURES, for README, where that names a folder."""
     place = Path(os.environ.get("MINITRON_SPACE_PICTURES") or tmp_path)
+
+    def look(visit: Visit, tab: str) -> None:
+        visit.page.mouse.move(0, 0)
+        path = place / f"{tab}-{name}-{scheme}.png"
+        visit.page.screenshot(path=path, full_page=True)
+        assert path.stat().st_size > 10_000
+        visit.check_rules()
+
     for visit in visiting(whole_zoo, browser, viewport, scheme):
+        visit.page.get_by_text("Sampling").click()
+        visit.check_rules()
+        visit.page.get_by_text("Sampling").click()
         visit.compare()
         visit.wait_for_answers()
         visit.page.wait_for_selector("#mt-run:enabled")
-        visit.page.mouse.move(0, 0)
-        visit.page.screenshot(path=place / f"compare-{name}-{scheme}.png", full_page=True)
+        look(visit, "compare")
         visit.show_prune()
-        visit.page.screenshot(path=place / f"prune-{name}-{scheme}.png", full_page=True)
+        look(visit, "prune")
         visit.page.get_by_role("tab", name="Evidence").click()
         visit.page.wait_for_selector(".mt-evidence")
-        visit.page.screenshot(path=place / f"evidence-{name}-{scheme}.png", full_page=True)
-    assert (place / f"compare-{name}-{scheme}.png").stat().st_size > 10_000
+        look(visit, "evidence")

@@ -36,6 +36,8 @@ def theme() -> gr.themes.Base:
         body_background_fill_dark="*neutral_950",
         body_text_color="*neutral_900",
         body_text_color_dark="*neutral_100",
+        link_text_color="*primary_600",
+        link_text_color_dark="*primary_300",
         background_fill_primary="white",
         background_fill_primary_dark="*neutral_900",
         block_background_fill="white",
