@@ -367,7 +367,8 @@ def test_a_page_that_breaks_the_rules_is_found(browser: Any) -> None:
     page = browser.new_page(viewport=PHONE)
     page.set_content(
         '<body style="background:#fff"><p style="color:#888">Pale</p>'
-        '<p style="color:#767676">Read</p><p style="opacity:.5">Faint</p><button></button><label>Name<input></label>'
+        '<p style="color:#767676">Read</p><p style="opacity:.5">Faint</p>'
+        "<button></button><label>Name<input></label>"
         '<div style="width:500px;background:#222"><a href="#" style="color:#555">Link</a></div>'
     )
     broken = page.evaluate(RULES)
