@@ -71,7 +71,10 @@ def unpack(file: LocalFile, scratch: Path) -> TemporaryFile:
     Raises SourceError for what is damaged, is not a tar, or has no room.
     """
     logger.info(
-        "%s is compressed: unpacking it into %s, at least %d bytes", file.name, scratch, file.size
+        "%s is compressed: unpacking it into %s, at least %s bytes",
+        file.name,
+        scratch,
+        f"{file.size:,}",
     )
     _remove_leftovers(scratch)
     tar = TemporaryFile(scratch)

@@ -11,6 +11,7 @@ they are first used, so that `import minitron` is quick.
 """
 
 from importlib import import_module as _import_module
+from importlib.metadata import version as _version
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from minitron.surroundings import check_system as _check_system
 from minitron.surroundings import note_untested as _note_untested
 
 if TYPE_CHECKING:
+    __version__: str
     from minitron.errors import MinitronError as MinitronError
     from minitron.training.distillation import distillation_loss as distillation_loss
     from minitron.verbs.card import card as card
@@ -54,6 +56,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version("minitron")
     if name not in _HOMES:
         raise AttributeError(f"module 'minitron' has no attribute {name!r}")
     if name != "MinitronError":
@@ -63,7 +67,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]
 
 
 _note_untested()

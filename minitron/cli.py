@@ -105,7 +105,7 @@ def _fields(recipe_type: type[Recipe]) -> tuple[list[inspect.Parameter], Group]:
         whole = field.annotation in (int, int | None)
         option = Parameter(
             help=help[name],
-            show_default=None if field.default else False,
+            show_default=None if field.default is not False else False,
             group=group_of[name] if field.kind is field.KEYWORD_ONLY else ARGUMENTS,
             converter=_whole_number if whole else None,
         )

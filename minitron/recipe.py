@@ -160,7 +160,8 @@ class ImportanceRecipe(CalibrationRecipe):
     share the corpus. If interrupted, the same command resumes from the last finished chunk.
 
     Examples:
-        minitron importance tiny tiny.safetensors --corpus books.jsonl.gz --samples 256
+        minitron importance tiny tiny.safetensors --corpus books.jsonl.gz \
+            --samples 256
         minitron importance nvidia/Minitron-8B-Base 8b.safetensors \
             --corpus books.jsonl.gz --memory-budget 6GiB --plot 8b.png
         torchrun --nproc-per-node 8 -m minitron importance \

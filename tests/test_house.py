@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import os
 import pkgutil
+import socket
 import subprocess
 import sys
 
@@ -87,3 +89,48 @@ def test_importing_minitron_configures_nothing() -> None:
         "assert AutoConfig.for_model('nemotron').__class__.__module__.startswith('transformers')"
     )
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_the_version_is_that_of_the_installation_and_costs_no_import() -> None:
+    check = (
+        "import sys, minitron\nfrom importlib.metadata import version\n"
+        "assert minitron.__version__ == version('minitron')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_a_reader_that_closes_the_output_is_left_in_silence() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "minitron", "inspect", "tiny"]
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ran.stderr, ran.returncode) == ("", 141)
+
+
+def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["demo", "--port", str(port)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"minitron: port {port} cannot be used (Address already in use): choose another --port, "
+        "or leave it out\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["", *(n for n in cli.app if not n.startswith("-"))])
+def test_help_fits_a_terminal_and_shows_each_example_as_it_can_be_copied(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main([*command.split(), "--help"])
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, shown)) <= 80
+    if command:
+        examples = (cli.app[command].help_epilogue or "").splitlines()
+        assert shown[-len(examples) :] == examples

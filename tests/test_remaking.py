@@ -182,7 +182,9 @@ def test_the_command_says_what_it_wrote(
 ) -> None:
     main(["remake", str(pruned), str(tmp_path / "again")])
     tensors = len(load_file(pruned / "model.safetensors"))
-    assert capsys.readouterr().out == f"{tmp_path / 'again'}: {tensors} tensors, the same bytes\n"
+    out = tmp_path / "again"
+    says = f"{out}: {tensors} tensors, the same bytes\n\nNext:\n  minitron inspect {out}\n"
+    assert capsys.readouterr().out == says
 
 
 def test_a_local_folder_precedes_one_of_the_zoo_that_has_its_name(

@@ -161,12 +161,34 @@ def test_what_appears_meanwhile_is_never_replaced(tmp_path: Path) -> None:
     assert not list(out.iterdir())
 
 
-def test_a_parent_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=rf"{tmp_path / 'no'} is not a folder: create it first"):
-        check_absent(tmp_path / "no" / "out")
+@pytest.mark.parametrize("name", ["file/out", "file/a/b/out"])
+def test_a_file_in_the_place_of_a_parent_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=rf"{tmp_path / 'file'} is not a folder"):
-        check_absent(tmp_path / "file" / "out")
+        check_absent(tmp_path / name)
+
+
+@pytest.mark.parametrize("write", [unfinished_folder, resumable_file, unfinished_file])
+def test_parents_are_made_when_something_is_written_and_removed_when_it_fails(
+    write: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "a" / "b" / "out"
+    options = () if write is unfinished_file else (RECIPE,)
+
+    def interrupted() -> None:
+        with write(out, *options) as partial:
+            assert partial.exists()
+            raise KeyboardInterrupt
+
+    check_absent(out)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
+    with write(out, *options) as partial:
+        if write is resumable_file:
+            (partial / "result").touch()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_what_a_killed_run_left_is_begun_afresh(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
         if texts is None:
             return _by_scores(whole, shapes, importance, kept, why)
         few = shapes.of(_best_scored(whole, kept, recipe.max_candidates))
-        logger.info("comparing %d of %d shapes: %s", len(few.costs), len(kept), _RULE)
+        logger.info("comparing %d of %s shapes: %s", len(few.costs), f"{len(kept):,}", _RULE)
         comparison = Comparison(source, recipe, folder, few, texts, importance)
         report = comparison.report(comparison.time_best(comparison.measure_losses(), top=1))
     return _by_loss(whole, few, report)
@@ -154,7 +154,7 @@ def _by_scores(
     best = max(kept, key=lambda one: kept[one])
     share = "" if importance.is_random else f", {kept[best]:.1%},"
     reason = (
-        f"chose {sizes_of(best)}: {_share(best, whole)}; of {len(kept)} shapes within "
+        f"chose {sizes_of(best)}: {_share(best, whole)}; of {len(kept):,} shapes within "
         f"{shapes.tolerance:.0%} of the budget it keeps most of its scores{share} and {why}"
     )
     record = {"reason": reason, "budget": shapes.budget.to_json(), "counts": dict(shapes.counts)}

@@ -85,10 +85,10 @@ def shortlist(source: Source, recipe: BudgetRecipe, folder: Path) -> Shortlist:
     )
     if len(nearest) < len(kept):
         logger.info(
-            "%d candidates are within the budget: comparing %d, those nearest to it, depths in "
+            "%s candidates are within the budget: comparing %s, those nearest to it, depths in "
             "turn (--max-candidates)",
-            len(kept),
-            len(nearest),
+            f"{len(kept):,}",
+            f"{len(nearest):,}",
         )
     return every.of(nearest)
 

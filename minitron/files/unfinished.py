@@ -37,19 +37,35 @@ Reached = Callable[[Path], str | None]
 
 
 def check_absent(out: Path) -> None:
-    """Refuse an output that exists already, or whose parent does not; OutputError names it."""
+    """Refuse an output that exists already, or that no folder can hold; OutputError names it.
+
+    Folders above it that are missing are made when it is written.
+    """
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out} exists already: choose another name or remove it")
-    parent = out.absolute().parent
-    if not parent.is_dir():
-        raise OutputError(f"{parent} is not a folder: create it first")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{parent} cannot be written to: choose another place")
+    above = next(one for one in out.absolute().parents if one.exists() or one.is_symlink())
+    if not above.is_dir():
+        raise OutputError(f"{above} is not a folder: choose another place")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{above} cannot be written to: choose another place")
 
 
 def partial_of(out: Path) -> Path:
     """Where `out` is built."""
     return out.with_name(out.name + ".partial")
+
+
+@contextmanager
+def _folders_above(out: Path) -> Iterator[None]:
+    """Make the folders above an output; those that hold nothing at the end are removed again."""
+    missing = [one for one in out.absolute().parents if not one.exists()]
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for one in missing:  # the nearest first
+            with suppress(OSError):
+                one.rmdir()
 
 
 @contextmanager
@@ -98,24 +114,25 @@ def unfinished_file(path: Path) -> Iterator[Path]:
     It must be opened, not replaced: it is locked, and OutputError refuses a second run meanwhile.
     """
     check_absent(path)
-    partial = partial_of(path)
-    lock = _lock_file(partial)
-    try:
-        check_absent(path)
-        yield partial
-        check_absent(path)
-        rename_synced(partial, path)
-    except BaseException as error:
-        is_full = _is_full(error, partial.absolute().parent)
-        with suppress(OSError):
-            partial.unlink()
-        if is_full:
-            raise _no_space(path, partial) from error
-        if isinstance(error, OSError):
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-        raise
-    finally:
-        os.close(lock)
+    with _folders_above(path):
+        partial = partial_of(path)
+        lock = _lock_file(partial)
+        try:
+            check_absent(path)
+            yield partial
+            check_absent(path)
+            rename_synced(partial, path)
+        except BaseException as error:
+            is_full = _is_full(error, partial.absolute().parent)
+            with suppress(OSError):
+                partial.unlink()
+            if is_full:
+                raise _no_space(path, partial) from error
+            if isinstance(error, OSError):
+                raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+            raise
+        finally:
+            os.close(lock)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -151,25 +168,28 @@ def _claimed_folder(
 ) -> Iterator[Path]:
     """The partial folder of `out`, locked while the block runs."""
     check_absent(out)
-    partial = partial_of(out)
-    lock = _claim(partial, recipe, resumable=resumable)
-    try:
-        if reached is not None and (place := reached(partial)) is not None:
-            logger.info("going on from %s", place)
-        yield partial
-    except BaseException as error:
-        is_full = _is_full(error, partial)
-        _remove_failed(partial, resumable=resumable)
-        if isinstance(error, KeyboardInterrupt):
-            # What a folder inside this one has noted holds only if this one is kept, and names the
-            # place of its own work.
-            place = reached(partial) if reached is not None and partial.exists() else None
-            error.__notes__ = [] if place is None else [f"the same command goes on from {place}"]
-        if is_full:
-            raise _no_space(out, partial) from error
-        raise
-    finally:
-        os.close(lock)
+    with _folders_above(out):
+        partial = partial_of(out)
+        lock = _claim(partial, recipe, resumable=resumable)
+        try:
+            if reached is not None and (place := reached(partial)) is not None:
+                logger.info("going on from %s", place)
+            yield partial
+        except BaseException as error:
+            is_full = _is_full(error, partial)
+            _remove_failed(partial, resumable=resumable)
+            if isinstance(error, KeyboardInterrupt):
+                # What a folder inside this one has noted holds only if this one is kept, and names
+                # the place of its own work.
+                place = reached(partial) if reached is not None and partial.exists() else None
+                error.__notes__ = (
+                    [] if place is None else [f"the same command goes on from {place}"]
+                )
+            if is_full:
+                raise _no_space(out, partial) from error
+            raise
+        finally:
+            os.close(lock)
 
 
 def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:

@@ -128,7 +128,9 @@ def _upload(
     ]
     title, description = _commit_message(models, recipe.commit_message)
     size = sum(path.stat().st_size for path in files.values())
-    logger.info("%d files, %.1f MB, to the Space %s: %s", len(files), size / 1e6, repo, title)
+    logger.info(
+        "%s files, %s MB, to the Space %s: %s", f"{len(files):,}", f"{size / 1e6:,.1f}", repo, title
+    )
     operations: list[Any] = [
         *(CommitOperationDelete(name) for name in stale),
         *(CommitOperationAdd(name, path) for name, path in files.items()),

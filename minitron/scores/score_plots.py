@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from minitron.errors import MissingExtraError, OutputError, TargetError
-from minitron.files.unfinished import check_absent
+from minitron.errors import MissingExtraError, TargetError
+from minitron.files.unfinished import check_absent, unfinished_file
 from minitron.model.architecture import Architecture
 from minitron.model.families import AXIS_KEYS
 from minitron.model.importance import Importance
@@ -51,10 +51,8 @@ def draw_scores(importance: Importance, architecture: Architecture, path: Path) 
     figure.suptitle(_title(importance))
     # Without a date, so that the same scores give the same bytes.
     no_date = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    try:
-        figure.savefig(path, dpi=120, metadata=no_date[path.suffix])
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+    with unfinished_file(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=120, metadata=no_date[path.suffix])
 
 
 def shares_kept(

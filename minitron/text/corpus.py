@@ -97,11 +97,15 @@ def load_corpus(
     rows = min(tokens // seq_len, samples or tokens)
     if not rows:
         raise CorpusError(
-            f"{name} holds {tokens} tokens, fewer than one sequence of {seq_len}: "
+            f"{name} holds {tokens:,} tokens, fewer than one sequence of {seq_len:,}: "
             "give more text or a smaller --seq-len"
         )
     if samples is not None and rows < samples:
-        logger.info("%s holds %d sequences of %d tokens, not %d", name, rows, seq_len, samples)
+        logger.info(
+            "%s holds %s sequences of %s tokens, not %s",
+            name,
+            *(f"{number:,}" for number in (rows, seq_len, samples)),
+        )
     stream = np.concatenate(ids)
     return Corpus(stream[: rows * seq_len].reshape(rows, seq_len), name)
 

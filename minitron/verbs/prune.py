@@ -230,7 +230,7 @@ def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) 
         shares = measured_shares(plan, importance)
         plan = plan if decision is None else decision.plan.then(plan)
         decision = _Decision(plan, importance, shares)
-        logger.info("step %d of %d: %d parameters", step, recipe.steps, after.parameters)
+        logger.info("step %d of %d: %s parameters", step, recipe.steps, f"{after.parameters:,}")
     assert decision is not None
     return decision
 

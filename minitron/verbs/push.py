@@ -119,7 +119,7 @@ def _upload(
     _prepare(api, destination, recipe)
     title, description = message
     size = sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
-    logger.info("%d files, %.1f MB, to %s: %s", len(files), size / 1e6, repo, title)
+    logger.info("%s files, %s MB, to %s: %s", f"{len(files):,}", f"{size / 1e6:,.1f}", repo, title)
     stale = _stale(api, repo, recipe.branch, files)
     if stale:
         removed = f"removed there, as the folder has no such: {', '.join(stale)}"

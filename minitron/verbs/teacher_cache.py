@@ -91,8 +91,8 @@ def _check(recipe: TeacherCacheRecipe, source: Source) -> None:
     architecture = source.architecture
     if recipe.top_k is not None and recipe.top_k >= architecture.vocab_size:
         raise TargetError(
-            f"--top-k is {recipe.top_k}, the vocabulary has {architecture.vocab_size} tokens: keep "
-            "fewer, or leave it out to keep all exactly"
+            f"--top-k is {recipe.top_k:,}, the vocabulary has {architecture.vocab_size:,} tokens: "
+            "keep fewer, or leave it out to keep all exactly"
         )
     source.check_weights()
 
