@@ -29,6 +29,11 @@ pytestmark = [
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 60_000  # milliseconds
 RULES = (Path(__file__).parent / "page_rules.js").read_text(encoding="utf-8")
+COVERED_DOTS = """[...document.querySelectorAll('.mt-plot-track')].flatMap(track => {
+    const at = [...track.querySelectorAll('.mt-plot-dot')].map(dot => dot.getBoundingClientRect());
+    const apart = (a, b) => Math.hypot(a.x - b.x, a.y - b.y) / a.width;
+    return at.filter((a, i) => at.slice(i + 1).some(b => apart(a, b) < 0.9));
+}).length"""
 TWINS = "[{name: tiny, source: tiny}, {name: tiny-twin, source: tiny}]"
 
 
@@ -126,29 +131,29 @@ def visiting(
 
 def test_two_columns_grow_and_end_with_their_numbers(space: RunningSpace, browser: Any) -> None:
     for visit in visiting(space, browser, DESKTOP, "light", "?temperature=0"):
-        two_columns_grow_and_end_with_their_numbers(visit)
-
-
-def two_columns_grow_and_end_with_their_numbers(visit: Visit) -> None:
-    before = [stats(card) for card in visit.answers().all()]
-    assert [shown["parameters"] for shown in before] == ["6.72 M", "6.72 M"]
-    visit.compare()
-    heights = visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight")
-    visit.wait_for_answers()
-    assert visit.answers().count() == 2
-    assert visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight") == heights
-    shown = stats(visit.answers().nth(1))
-    assert shown["agreement"] == "100 %"
-    known = ("parameters", "weights", "KV / token")
-    assert {name: shown[name] for name in known} == {name: before[1][name] for name in known}
-    for stat in visit.page.locator("#mt-answers .mt-stat").all():
-        assert stat.get_attribute("title")
+        visit.compare()
+        heights = visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight")
+        visit.wait_for_answers()
+        assert visit.answers().count() == 2
+        assert visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight") == heights
+        shown = stats(visit.answers().nth(1))
+        assert shown["agreement"] == "100 %"
+        assert shown["parameters"] == "6.72 M"
+        for stat in visit.page.locator("#mt-answers .mt-stat").all():
+            assert stat.get_attribute("title")
 
 
 def stats(card: Any) -> dict[str, str]:
     """The numbers of an answer by their names."""
     rows = zip(card.locator("dt").all(), card.locator("dd").all(), strict=True)
     return {name.inner_text(): value.inner_text() for name, value in rows}
+
+
+def known_stats(card: Any) -> dict[str, str]:
+    """The numbers that are known before a comparison."""
+    known = {name: stats(card)[name] for name in ("parameters", "weights", "KV / token")}
+    assert all(value[0].isdigit() for value in known.values())
+    return known
 
 
 def test_stop_ends_a_text_early(visit: Visit) -> None:
@@ -211,22 +216,27 @@ def test_boxes_of_answers_show_whole_lines_and_their_end(visit: Visit) -> None:
     visit.page.keyboard.press("Tab")
     visit.compare()
     visit.wait_for_answers()
-    box = visit.answers().first.locator(".mt-text")
-    assert box.inner_text().startswith("“Good morning, Mr. Darcy,” said Elizabeth, ")
-    measured = """box => {
-        const line = parseFloat(getComputedStyle(box).lineHeight);
-        return [box.clientHeight / line, box.scrollTop / line, box.scrollTop + box.clientHeight
-                - box.scrollHeight] }"""
-    lines, above, below = box.evaluate(measured)
-    assert (lines, above) == (pytest.approx(round(lines), abs=0.05), pytest.approx(round(above)))
-    assert above >= 1
-    assert abs(below) <= 1
+    assert whole_lines_above(visit.answers().first.locator(".mt-text")) >= 1
     visit.page.get_by_label("tiny-twin").uncheck()  # keeps the other answer
     playwright.expect(visit.answers()).to_have_count(1)
     assert len(visit.answers().first.locator(".mt-text").inner_text()) > 200
     visit.page.get_by_label("tiny-twin").check()
     playwright.expect(visit.answers()).to_have_count(2)
-    assert stats(visit.answers().nth(1))["weights"] == "13.4 MB"
+    first, second = (known_stats(card) for card in visit.answers().all())
+    assert first == second
+
+
+def whole_lines_above(box: Any) -> int:
+    """How many lines are scrolled away; none is cut, and the text's end is shown."""
+    measured = """box => {
+        const line = parseFloat(getComputedStyle(box).lineHeight);
+        return [box.clientHeight / line, box.scrollTop / line, box.scrollTop + box.clientHeight
+                - box.scrollHeight] }"""
+    lines, above, below = box.evaluate(measured)
+    assert lines == pytest.approx(round(lines), abs=0.05)
+    assert above == pytest.approx(round(above), abs=0.05)
+    assert abs(below) <= 1
+    return round(above)
 
 
 def test_an_error_is_shown_and_the_page_works_on(visit: Visit) -> None:
@@ -406,12 +416,23 @@ def test_every_tab_can_be_read_and_its_picture_is_taken(
         visit.page.get_by_text("Sampling").click()
         visit.check_rules()
         visit.page.get_by_text("Sampling").click()
+        before = [known_stats(card) for card in visit.answers().all()]
+        assert [shown["parameters"] for shown in before] == ["6.72 M", "3.45 M"]
         visit.compare()
         visit.wait_for_answers()
         visit.page.wait_for_selector("#mt-run:enabled")
+        for text in visit.page.locator("#mt-answers .mt-text").all():
+            assert text.inner_text().startswith("“Good morning, Mr. Darcy,” said Elizabeth, ")
+            assert whole_lines_above(text) == 0 or name == "desktop"
+        assert [known_stats(card) for card in visit.answers().all()] == before
         look(visit, "compare")
         visit.show_prune()
         look(visit, "prune")
         visit.page.get_by_role("tab", name="Evidence").click()
         visit.page.wait_for_selector(".mt-evidence")
-        look(visit, "evidence")
+        assert visit.page.locator(".mt-finding").count() == 4
+        look(visit, "evidence")  # unfolds all
+        tables = "[...document.querySelectorAll('.mt-fold .mt-scroll')]"
+        wide = visit.page.evaluate(f"{tables}.filter(t => t.scrollWidth > t.clientWidth).length")
+        assert wide == 0 or name == "phone"
+        assert visit.page.evaluate(COVERED_DOTS) == 0
