@@ -12,6 +12,7 @@ Does not know what is counted.
 import logging
 import sys
 import time
+from shutil import get_terminal_size
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -100,4 +101,6 @@ def _bar(what: str, *, total: float, unit: str, done: float) -> "tqdm[Any]":
         unit_scale=True,
         delay=_DELAY,
         leave=None,
+        # Where a terminal does not say its size, tqdm would take 0 lines and draw nothing.
+        nrows=get_terminal_size().lines,
     )

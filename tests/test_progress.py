@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,15 @@ def test_in_a_terminal_there_is_a_bar_once_the_work_takes_a_second(
     assert "token/s, loss=3.101" in shown.getvalue()
     assert shown.getvalue().endswith("\n")
     assert caplog.messages == []
+
+
+def test_a_terminal_that_does_not_say_its_size_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.openpty()  # of 0 lines and 0 columns
+    monkeypatch.setattr("minitron.progress._DELAY", 0)
+    with os.fdopen(reader, "rb", buffering=0) as shown, os.fdopen(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Progress("sample", total=4, unit="token") as progress:
+            progress.advance(4)
+        monkeypatch.undo()
+        text = shown.read(4096).decode()
+    assert "sample: 100%" in text
