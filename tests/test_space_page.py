@@ -131,6 +131,9 @@ def visiting(
 
 def test_two_columns_grow_and_end_with_their_numbers(space: RunningSpace, browser: Any) -> None:
     for visit in visiting(space, browser, DESKTOP, "light", "?temperature=0"):
+        visit.page.get_by_text("Sampling").click()
+        temperature = visit.page.get_by_label("number input for Temperature")
+        playwright.expect(temperature).to_have_value("0")
         visit.compare()
         heights = visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight")
         visit.wait_for_answers()
