@@ -4,6 +4,7 @@ from gradio_client import Client
 Client("http://127.0.0.1:7860").predict("tiny", "It was", 16, 0.0, 1.0, 0, api_name="/generate")
 """
 
+import inspect
 import json
 from typing import Any
 
@@ -14,7 +15,14 @@ from minitron.space.jobs.comparing import MEASURED
 from minitron.space.jobs.preview import SIZES
 from minitron.space.jobs.request import Settings
 from minitron.space.jobs.service import Service
-from minitron.space.ui.handlers import on_gpu, show_errors
+from minitron.space.ui.handlers import Handler, on_gpu, show_errors
+
+
+def _on_one_line(run: Handler) -> Handler:
+    """`run` with what it returns on one line: gradio joins lines with commas for tools."""
+    before, mark, returns = inspect.cleandoc(run.__doc__ or "").partition("Returns:\n")
+    run.__doc__ = f"{before}{mark}    {' '.join(returns.split())}"
+    return run
 
 
 def add_endpoints(service: Service) -> None:
@@ -101,9 +109,9 @@ def add_endpoints(service: Service) -> None:
             model, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers
         )
 
-    api(show_errors(on_gpu(generate)), api_name="generate")
-    api(show_errors(on_gpu(compare)), api_name="compare")
-    api(show_errors(plan), api_name="plan")
+    api(show_errors(on_gpu(_on_one_line(generate))), api_name="generate")
+    api(show_errors(on_gpu(_on_one_line(compare))), api_name="compare")
+    api(show_errors(_on_one_line(plan)), api_name="plan")
     _prune_endpoint(service)
 
 
@@ -139,7 +147,7 @@ def _prune_endpoint(service: Service) -> None:
         return str(result.archive), json.loads(json.dumps(result.to_json()))
 
     gr.Button(visible=False).click(
-        show_errors(on_gpu(prune)),
+        show_errors(on_gpu(_on_one_line(prune))),
         inputs=[model, *sizes],
         outputs=[archive, record],
         api_name="prune",

@@ -3,9 +3,11 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from minitron.space.jobs.measures import (
     Timings,
 )
 from minitron.space.jobs.models import LoadedModel, ModelCache, ModelKey
-from minitron.space.jobs.preview import SIZES, Sizes, command, preview
+from minitron.space.jobs.preview import SIZES, Sizes, command, next_command, preview
 from minitron.space.jobs.pruning import push_with_token
 from minitron.space.jobs.request import (
     MAX_CHARACTERS,
@@ -40,7 +42,7 @@ from minitron.space.jobs.request import (
 )
 from minitron.space.jobs.semaphore import FairSemaphore
 from minitron.space.jobs.service import Service
-from minitron.space.ui.cards import answer_cards, preview_card
+from minitron.space.ui.cards import answer_cards, lesson_card, preview_card
 from minitron.space.ui.html import byte_size, count, inline, percent, render
 
 PROMPT = "It was the best of times,"
@@ -566,6 +568,84 @@ def test_a_command_is_quoted_and_its_parts_hold_a_flag_with_its_value(service: S
     line = command(entry, Sizes(160, 1024, 8, 6), "out", 256)
     assert "--hidden-size 160" in line.parts
     assert str(line).startswith("minitron prune 'my models/tiny' out --hidden-size 160 --corpus")
+
+
+@pytest.fixture
+def short_distillation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service]:
+    """A Space that distills for a few steps, on a few words."""
+    for name, few in {"SAMPLES": 2, "HELD_OUT": 2, "SEQ_LEN": 32}.items():
+        monkeypatch.setattr(f"minitron.space.jobs.measures.{name}", few)
+    for name, few in {"STEPS": 6, "MEASURED_EVERY": 3, "SEQUENCES": 4, "CHUNK": 2}.items():
+        monkeypatch.setattr(f"minitron.space.jobs.distilling.{name}", few)
+    service = Service.create(Catalog.of(["tiny"]), tmp_path)
+    yield service
+    service.close()
+
+
+def test_a_pruned_model_learns_from_its_original_in_steps_that_others_may_interrupt(
+    short_distillation: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = short_distillation
+    *_, pruned = service.prune("tiny", 160, 592, None, None, visitor="me")
+    slots = []
+    slot = service.semaphore.slot
+    monkeypatch.setattr(service.semaphore, "slot", lambda: slots.append(1) or slot())
+    *_, lesson = service.distill(str(pruned.folder), visitor="me")
+    assert [step for step, _ in lesson.losses] == [0, 3, 6]
+    assert lesson.losses[-1][1] < lesson.losses[0][1] - 0.1
+    assert lesson.teacher_loss < lesson.losses[0][1]
+    assert lesson.tokens == 6 * 4 * 32  # all four sequences in each step
+    assert len(slots) >= 2 + 6 + 4  # parts of the text, steps, measurements
+    before, after = lesson.texts
+    assert before.text != after.text
+    assert "6 steps of distillation on 768 tokens" in lesson_card(lesson, PROMPT)
+
+
+def test_a_distillation_stops_when_its_visitor_stops_it_or_leaves(
+    short_distillation: Service,
+) -> None:
+    *_, pruned = short_distillation.prune("tiny", 160, 592, None, None, visitor="me")
+    for end in (short_distillation.stop_distilling, short_distillation.leave):
+        for lesson in short_distillation.distill(str(pruned.folder), visitor="me"):
+            if lesson.tokens:
+                end("me")
+        assert lesson.is_done
+        assert lesson.tokens == 4 * 32
+        assert len(lesson.texts) == 2
+
+
+def test_only_a_result_is_distilled_and_no_large_model(
+    short_distillation: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(VisitorError, match="not here"):
+        list(short_distillation.distill("/etc"))
+    with pytest.raises(VisitorError, match="prune one first"):
+        list(short_distillation.distill(str(short_distillation.pruner.results.create())))
+    *_, pruned = short_distillation.prune("tiny", 160, 592, None, None)
+    monkeypatch.setattr("minitron.space.jobs.distilling.SMALL", 1000)
+    with pytest.raises(VisitorError, match="use `minitron distill`"):
+        list(short_distillation.distill(str(pruned.folder)))
+
+
+def test_a_result_that_the_disk_cannot_hold_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=10_000_000)
+    monkeypatch.setattr("minitron.space.jobs.pruning.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(VisitorError, match="this Space has 9.54 MiB left"):
+        list(service.prune("tiny", 160, 592, None, None))
+
+
+def test_the_next_command_that_is_shown_distills_the_folder(
+    short_distillation: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minitron.cli import main
+
+    *_, pruned = short_distillation.prune("tiny", 160, 592, None, None)
+    monkeypatch.chdir(pruned.folder.parent)
+    line = str(next_command(pruned.preview.entry, pruned.folder.name, 32)).split()
+    main([*line[1:], "--samples", "2", "--steps", "1"])
+    assert minitron.inspect(f"{pruned.folder.name}-distilled").hidden_size == 160
 
 
 def test_a_share_of_the_parameters_is_met_within_five_percent(service: Service) -> None:

@@ -311,7 +311,10 @@ def test_what_the_prune_tab_shows_belongs_to_what_is_chosen(
         visit.type_number("mt-num_attention_heads", "3")
         playwright.expect(visit.number("mt-num_attention_heads")).to_have_value("4")
         ratio = page.locator("[data-name=Parameters] .mt-ratio")
-        playwright.expect(ratio).to_have_text(f"×0.{visit.number('mt-share').input_value()}")
+        page.wait_for_function(
+            "() => document.querySelector('[data-name=Parameters] .mt-ratio').innerText"
+            " === '×0.' + document.querySelector('#mt-share input[type=number]').value"
+        )
         visit.type_number("mt-share", "30")
         playwright.expect(ratio).to_have_text("×0.30")
         playwright.expect(visit.number("mt-num_attention_heads")).to_have_value("6")
@@ -334,6 +337,18 @@ def test_what_the_prune_tab_shows_belongs_to_what_is_chosen(
         playwright.expect(button).to_have_text("Prune")
         playwright.expect(button).to_be_enabled()
         playwright.expect(result).to_be_in_viewport(ratio=0.3)
+        playwright.expect(page.locator("#mt-zip")).to_contain_text(" MB")
+        command = page.locator("#mt-next")
+        playwright.expect(command).to_contain_text("--teacher tiny-half --corpus self")
+        # Distilling: shown as it proceeds, stopped, and the model writes before and after.
+        page.click("#mt-distill")
+        playwright.expect(page.locator("#mt-distill")).to_be_disabled()
+        page.wait_for_selector("#mt-lesson .mt-dot", timeout=PATIENCE)
+        playwright.expect(page.locator("#mt-lesson")).to_be_in_viewport(ratio=0.3)
+        page.click("#mt-distill-stop")
+        page.wait_for_selector("#mt-lesson [data-state=done]", timeout=PATIENCE)
+        playwright.expect(page.locator("#mt-lesson .mt-text")).to_have_count(2)
+        playwright.expect(page.locator("#mt-distill")).to_be_enabled()
         visit.check_rules()
 
 
@@ -345,7 +360,7 @@ def test_prune_gives_a_folder_that_loads_in_transformers(visit: Visit, tmp_path:
     visit.page.wait_for_selector("#mt-result [data-state=done]", timeout=PATIENCE)
     assert "Perplexity" in visit.page.locator("#mt-result").inner_text()
     with visit.page.expect_download(timeout=PATIENCE) as download:
-        visit.page.locator("#mt-zip a[download]").first.click()
+        visit.page.click("#mt-zip")
     download.value.save_as(tmp_path / "model.zip")
     with zipfile.ZipFile(tmp_path / "model.zip") as file:
         file.extractall(tmp_path / "model")

@@ -73,6 +73,14 @@ def test_the_endpoints_are_these_and_documented(client: Any) -> None:
     }
 
 
+def test_the_descriptions_of_tools_are_sentences(space: RunningSpace) -> None:
+    pytest.importorskip("mcp")
+    with urlopen(f"{space.url}/gradio_api/mcp/schema", timeout=30) as answer:
+        tools = json.load(answer)
+    assert {tool["name"] for tool in tools} == {"generate", "compare", "plan", "prune"}
+    assert not [tool for tool in tools if ",," in tool["description"]]
+
+
 def test_generate_returns_the_text_of_minitron_generate(client: Any) -> None:
     import minitron
 

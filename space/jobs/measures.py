@@ -15,10 +15,12 @@ import os
 import shutil
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from minitron.candidates.decode_step import Conditions
 from minitron.candidates.latency import Corners, LatencyTable, measure_table
@@ -30,12 +32,14 @@ from minitron.model.importance import Importance
 from minitron.sources.loading import default_device, fast_dtype, load_model
 from minitron.space.jobs.catalog import CatalogModel
 from minitron.space.jobs.semaphore import FairSemaphore
+from minitron.text.encoding import TokenIds
 from minitron.text.sampling import self_corpus
 from minitron.verbs.evaluate import evaluate
 from minitron.verbs.importance import measure_importance
 
 SAMPLES, SEQ_LEN = 64, 256  # sequences that the model samples, to measure importance on
 HELD_OUT, HELD_OUT_SEED = 16, 1  # other sequences, to evaluate on
+TRAINING_SEED = 2  # and the following, of text to train on
 PACKAGED = Path(__file__).parent.parent / "importance"
 _ROUNDS, _AGREEMENT = 5, 1.2  # of timing at most; how far the two fastest may be apart
 
@@ -120,13 +124,38 @@ class Measurements:
             path = self._path(entry, "held-out.npy")
             if not path.exists():
                 model = load_model(entry.open(), device=default_device())
-                length = self.sequence_length(entry)
-                with self._semaphore.slot():
-                    drawn = self_corpus(model, seq_len=length, samples=HELD_OUT, seed=HELD_OUT_SEED)
-                partial = path.with_name(f"{os.getpid()}.npy")
-                np.save(partial, drawn.sequences)
-                partial.rename(path)
+                self._sample(model, entry, path, HELD_OUT, HELD_OUT_SEED)
             return path
+
+    def training_text(self, entry: CatalogModel) -> TokenIds:
+        """All text that was sampled to train on, (sequences, tokens)."""
+        parts = sorted(self._path(entry, "training").glob("[0-9][0-9][0-9].npy"))
+        return np.concatenate([np.load(part) for part in parts])
+
+    def sample_training_text(
+        self, entry: CatalogModel, sequences: int, at_once: int
+    ) -> Iterator[int]:
+        """Sample text to train on, a part at a time; yields the number of sequences so far."""
+        folder = self._path(entry, "training")
+        folder.mkdir(exist_ok=True)
+        model = None
+        for part in range(sequences // at_once):
+            path = folder / f"{part:03}.npy"
+            with self._locks[f"training text of {entry.name}"]:
+                if not path.exists():
+                    model = model or load_model(entry.open(), device=default_device())
+                    self._sample(model, entry, path, at_once, TRAINING_SEED + part)
+            yield (part + 1) * at_once
+
+    def _sample(
+        self, model: PreTrainedModel, entry: CatalogModel, path: Path, samples: int, seed: int
+    ) -> None:
+        length = self.sequence_length(entry)
+        with self._semaphore.slot():
+            drawn = self_corpus(model, seq_len=length, samples=samples, seed=seed)
+        partial = path.with_name(f"{os.getpid()}.partial.npy")
+        np.save(partial, drawn.sequences)
+        partial.rename(path)
 
     def evaluation(self, entry: CatalogModel) -> Evaluation:
         """The model's own loss on its held-out text."""

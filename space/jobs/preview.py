@@ -24,6 +24,7 @@ from minitron.space.jobs.measures import SAMPLES, Measurements, Timings
 from minitron.space.jobs.request import number, whole
 
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+SMALL = 50_000_000  # parameters: such models learn fast, and a Space can distill them
 _HALF_PERCENT = 0.005
 LABELS = dict(zip(SIZES, ("Hidden size", "MLP neurons", "Query heads", "Layers"), strict=True))
 
@@ -198,6 +199,15 @@ def command(entry: CatalogModel, sizes: Sizes, out: str, seq_len: int) -> Comman
     flags = [f"--{k.replace('_', '-')} {v}" for k, v in sizes.smaller_than(entry).items()]
     corpus = ["--corpus self", f"--samples {SAMPLES}", f"--seq-len {seq_len}"]
     return Command((*names, *flags, *corpus))
+
+
+def next_command(entry: CatalogModel, out: str, seq_len: int) -> Command:
+    """The command line that distills the pruned model from its original."""
+    names = ["minitron distill", shlex.quote(out), shlex.quote(f"{out}-distilled")]
+    flags = [f"--teacher {shlex.quote(entry.source)}", "--corpus self", f"--seq-len {seq_len}"]
+    if entry.inspection.parameters <= SMALL:
+        flags += ["--learning-rate 2e-3", "--warmup-steps 5"]
+    return Command((*names, *flags))
 
 
 def python_lines(entry: CatalogModel, sizes: Sizes, out: str, seq_len: int) -> str:

@@ -4,6 +4,7 @@ for result in Pruner(measurements, semaphore).run(preview, sizes): print(result.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ from typing import Any
 
 from minitron.errors import OutputError
 from minitron.evaluation.loss import Evaluation
+from minitron.files.device_memory import readable_bytes
 from minitron.sources.opening import open_source
+from minitron.space.jobs.catalog import CatalogModel
 from minitron.space.jobs.measures import HELD_OUT, Measurements
 from minitron.space.jobs.preview import Preview, Sizes
 from minitron.space.jobs.process import release_freed_memory
@@ -27,6 +30,7 @@ from minitron.verbs.evaluate import evaluate
 from minitron.verbs.inspect import inspection_of
 from minitron.verbs.prune import prune
 
+_COPIES = 3  # of the weights: the folder, its archive, and as much for others
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -67,6 +71,7 @@ class Pruner:
     def __init__(self, measurements: Measurements, semaphore: FairSemaphore) -> None:
         self._measurements, self._semaphore = measurements, semaphore
         self.results = ResultStore()
+        self._originals: dict[Path, CatalogModel] = {}
 
     def run(
         self, preview: Preview, sizes: Sizes, visitor: str | None = None
@@ -95,6 +100,8 @@ class Pruner:
         importance = str(self._measurements.importance_file(entry))
         with self._semaphore.slot():
             prune(entry.source, str(folder), importance=importance, **vars(sizes))
+        self._originals = {path: of for path, of in self._originals.items() if path.is_dir()}
+        self._originals[folder] = entry
         result = replace(result, folder=folder, note="Evaluating both models on the same text …")
         yield result
         before = self._measurements.evaluation(entry)
@@ -105,6 +112,22 @@ class Pruner:
         yield result
         archive, seconds = _pack(folder), time.perf_counter() - started
         yield replace(result, archive=archive, seconds=seconds, note="Done.")
+
+    def original(self, folder: Path) -> CatalogModel:
+        """The model that a result was pruned from. Raises VisitorError for any other folder."""
+        if folder not in self._originals:
+            raise VisitorError("this is no pruned model: prune one first")
+        return self._originals[folder]
+
+    def check_room(self, preview: Preview) -> None:
+        """Refuse a result that the disk cannot hold with its archive. Raises VisitorError."""
+        needed = _COPIES * preview.to_json()["bytes"]
+        free = shutil.disk_usage(self.results.root).free
+        if needed > free:
+            raise VisitorError(
+                f"this Space has {readable_bytes(free)} left on its disk, and this model needs "
+                f"{readable_bytes(needed)}: choose smaller sizes, or use the command below"
+            )
 
     def check_folder(self, name: str) -> Path:
         """The folder of a result. Raises VisitorError for any other, or a removed one."""

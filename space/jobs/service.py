@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from minitron.files.device_memory import total_memory
+from minitron.space.jobs import distilling
 from minitron.space.jobs.catalog import Catalog
 from minitron.space.jobs.comparing import (
     Column,
+    Comparison,
     ComparisonRequest,
     columns_before,
     compare,
@@ -26,15 +28,15 @@ from minitron.space.jobs.comparing import (
 )
 from minitron.space.jobs.decoding import StopSignal
 from minitron.space.jobs.measures import Measurements, cache_folder
-from minitron.space.jobs.models import ModelCache
+from minitron.space.jobs.models import LoadedModel, ModelCache
 from minitron.space.jobs.preview import Preview, Sizes, preview
 from minitron.space.jobs.pruning import Pruner, PruningResult
 from minitron.space.jobs.request import MAX_SECONDS, Settings, VisitorError
 from minitron.space.jobs.semaphore import FairSemaphore, compute_semaphore
 
 _SHARE_OF_MEMORY = 0.5  # for loaded weights
-SAMPLE_PROMPT = "It was the best of times,"
-SAMPLE_TOKENS = 40
+SAMPLE_PROMPT = "“I do not believe you,” said the captain."
+SAMPLE = Settings(max_new_tokens=60, temperature=0.7, top_p=0.9)
 
 
 @dataclass
@@ -97,9 +99,14 @@ class Service:
         if stop is not None:
             stop.set()
 
+    def stop_distilling(self, visitor: str | None) -> None:
+        """Stop this visitor's distillation."""
+        self.stop(_distilling(visitor))
+
     def leave(self, visitor: str | None) -> None:
         """Stop this visitor's comparison, and remove the results some minutes later."""
         self.stop(visitor)
+        self.stop_distilling(visitor)
         self.pruner.results.expire(visitor)
 
     def close(self) -> None:
@@ -129,23 +136,44 @@ class Service:
         preview, wanted = self.preview(model, *sizes, timed=False)
         if preview.plan.target == preview.plan.source:
             raise VisitorError("nothing is pruned: choose at least one smaller size")
+        self.pruner.check_room(preview)
         yield from self.pruner.run(preview, wanted, visitor)
 
     def sample(self, result: PruningResult) -> list[Column]:
         """The continuations of one prompt by the model and by its pruned version."""
         assert result.folder is not None
-        name, settings = result.preview.entry.name, Settings(max_new_tokens=SAMPLE_TOKENS)
-        request = ComparisonRequest.checked(self.catalog, [name], SAMPLE_PROMPT, settings)
+        name = result.preview.entry.name
+        request = ComparisonRequest.checked(self.catalog, [name], SAMPLE_PROMPT, SAMPLE)
         stop = StopSignal(MAX_SECONDS)
         return [
             continue_prompt(self.cache, request, self.semaphore, stop),
             continue_pruned(result.folder, request, self.semaphore, stop),
         ]
 
+    def distill(self, folder: str, visitor: str | None = None) -> Iterator[distilling.Lesson]:
+        """Distill a visitor's pruned model from its original, for little more than a minute."""
+        path = self.pruner.check_folder(folder)
+        entry = self.pruner.original(path)
+        request = ComparisonRequest.checked(self.catalog, [entry.name], SAMPLE_PROMPT, SAMPLE)
+
+        def write(loaded: LoadedModel) -> Column:
+            column = Column(loaded.key)
+            Comparison(request, self.semaphore, StopSignal(MAX_SECONDS)).answer(
+                column, loaded, None
+            )
+            return column
+
+        with self._stop_signal(_distilling(visitor), distilling.SECONDS) as stop:
+            yield from distilling.distill_live(
+                entry, path, self.measurements, self.semaphore, stop, write=write
+            )
+
     @contextmanager
-    def _stop_signal(self, visitor: str | None) -> Iterator[StopSignal]:
+    def _stop_signal(
+        self, visitor: str | None, seconds: float = MAX_SECONDS
+    ) -> Iterator[StopSignal]:
         """A signal that `stop` finds while the block runs; without a visitor nobody can stop it."""
-        stop = StopSignal(MAX_SECONDS)
+        stop = StopSignal(seconds)
         if visitor is None:
             yield stop
             return
@@ -159,3 +187,8 @@ class Service:
             with self._lock:
                 if self._stop_signals.get(visitor) is stop:
                     del self._stop_signals[visitor]
+
+
+def _distilling(visitor: str | None) -> str | None:
+    """The name of a visitor's distillation among the stop signals."""
+    return None if visitor is None else f"{visitor}, distilling"

@@ -7,11 +7,13 @@ from typing import Any
 import gradio as gr
 
 from minitron.errors import MinitronError
+from minitron.space.jobs.distilling import can_distill
 from minitron.space.jobs.preview import LABELS, SIZES, Sizes, slider_ranges
 from minitron.space.jobs.pruning import push_with_token
 from minitron.space.jobs.request import VisitorError
-from minitron.space.jobs.service import Service
+from minitron.space.jobs.service import SAMPLE_PROMPT, Service
 from minitron.space.ui.cards import (
+    lesson_card,
     preview_card,
     progress_card,
     recipe_card,
@@ -19,6 +21,7 @@ from minitron.space.ui.cards import (
     waiting_card,
 )
 from minitron.space.ui.handlers import on_gpu, show_errors
+from minitron.space.ui.html import byte_size
 
 _FIRST_SHARE, _LEAST_PERCENT = 0.5, 5
 _INFO = {
@@ -32,6 +35,7 @@ _LINK = """(model, hidden, ffn, heads, layers) => window.minitronLink({
   num_hidden_layers: layers
 })"""
 _MEASURING = "(model) => window.minitronMeasuring(model)"
+_SHOW_LESSON = "() => window.minitronShow('#mt-lesson')"
 _SHOW_RESULT = "() => window.minitronShow('#mt-result')"
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -62,10 +66,17 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
                 waiting_card(), elem_classes="mt-block mt-plan", elem_id="mt-cut", padding=False
             )
     result = gr.HTML("", elem_classes="mt-block", elem_id="mt-result", padding=False)
-    archive = gr.File(
-        label="The pruned model: a folder ready for the Hub", visible=False, elem_id="mt-zip"
-    )
     folder = gr.State("")
+    with gr.Row(visible=False, elem_classes="mt-actions") as after:
+        archive = gr.DownloadButton(
+            "Download", elem_id="mt-zip", scale=0, min_width=190, variant="primary"
+        )
+        distill = gr.Button("Distill it here", elem_id="mt-distill", scale=0, min_width=190)
+        stop = gr.Button(
+            "Stop", interactive=False, elem_id="mt-distill-stop", scale=0, min_width=110
+        )
+    lesson = gr.HTML("", elem_classes="mt-block", elem_id="mt-lesson", padding=False)
+    _connect_distillation(service, folder, distill, stop, lesson)
     recipe = gr.HTML("", elem_classes="mt-block", elem_id="mt-recipe", padding=False)
     if environ.get("SPACE_ID"):
         _push_row(service, folder)
@@ -78,22 +89,31 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         num_attention_heads: float,
         num_hidden_layers: float,
         request: gr.Request,
-    ) -> Iterator[tuple[Any, Any, Any]]:
+    ) -> Iterator[tuple[Any, ...]]:
         sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
         done = None
         for done in service.prune(model, *sizes, visitor=request.session_hash):
-            yield progress_card(done.note), gr.skip(), gr.skip()
+            yield progress_card(done.note), *[gr.skip()] * 4
         if done is None or done.archive is None:
             raise VisitorError("nothing was pruned: choose smaller sizes")
+        entry, size = done.preview.entry, byte_size(done.archive.stat().st_size)
+        length = service.measurements.sequence_length(entry)
         yield (
-            result_card(done, service.sample(done)),
-            gr.update(value=str(done.archive), visible=True),
+            result_card(done, service.sample(done), SAMPLE_PROMPT, length),
+            gr.update(value=str(done.archive), label=f"Download ({size})"),
             str(done.folder),
+            gr.update(visible=can_distill(entry)),
+            gr.update(visible=True),
         )
 
     pruning = start.click(
-        lambda: (gr.update(value="Pruning …", interactive=False), progress_card("Waiting …")),
-        outputs=[start, result],
+        lambda: (
+            gr.update(value="Pruning …", interactive=False),
+            progress_card("Waiting …"),
+            gr.update(visible=False),
+            "",
+        ),
+        outputs=[start, result, after, lesson],
         queue=False,
         **_QUIET,
     )
@@ -101,7 +121,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
     pruning = pruning.then(
         show_errors(on_gpu(prune)),
         inputs=[model, *sliders.values()],
-        outputs=[result, archive, folder],
+        outputs=[result, archive, folder, distill, after],
         concurrency_id="prune",
         concurrency_limit=1,
         **_QUIET,
@@ -110,6 +130,47 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
     pruning.failure(lambda: (_idle(), ""), outputs=[start, result], queue=False, **_QUIET)
     link.click(None, inputs=[model, *sliders.values()], js=_LINK, api_visibility="private")
     return {"model": model, **sliders}
+
+
+def _connect_distillation(
+    service: Service, folder: gr.State, start: gr.Button, stop: gr.Button, lesson: gr.HTML
+) -> None:
+    """The buttons start and stop a distillation of the visitor's pruned model."""
+
+    def distill(folder: str, request: gr.Request) -> Iterator[str]:
+        for now in service.distill(folder, visitor=request.session_hash):
+            yield lesson_card(now, SAMPLE_PROMPT)
+
+    def stop_distilling(request: gr.Request) -> None:
+        service.stop_distilling(request.session_hash)
+
+    def buttons(*, is_running: bool) -> tuple[Any, Any]:
+        name = "Distilling …" if is_running else "Distill it here"
+        return gr.update(value=name, interactive=not is_running), gr.update(interactive=is_running)
+
+    running = start.click(
+        lambda: (*buttons(is_running=True), progress_card("Waiting …")),
+        outputs=[start, stop, lesson],
+        queue=False,
+        **_QUIET,
+    )
+    running.then(None, js=_SHOW_LESSON, **_QUIET)
+    running = running.then(
+        show_errors(on_gpu(distill)),
+        inputs=folder,
+        outputs=lesson,
+        concurrency_id="distill",
+        concurrency_limit=1,
+        **_QUIET,
+    )
+    running.success(lambda: buttons(is_running=False), outputs=[start, stop], queue=False, **_QUIET)
+    running.failure(
+        lambda: (*buttons(is_running=False), ""),
+        outputs=[start, stop, lesson],
+        queue=False,
+        **_QUIET,
+    )
+    stop.click(stop_distilling, queue=False, **_QUIET)
 
 
 def slider_updates(service: Service, name: str, sizes: Sizes) -> dict[str, Any]:

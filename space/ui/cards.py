@@ -5,8 +5,16 @@ from dataclasses import dataclass
 
 from minitron.space.jobs.comparing import MEASURED, Column
 from minitron.space.jobs.decoding import TokenCheck
+from minitron.space.jobs.distilling import STEPS, Lesson
 from minitron.space.jobs.measures import SAMPLES, SEQ_LEN
-from minitron.space.jobs.preview import LABELS, Preview, Sizes, command, python_lines
+from minitron.space.jobs.preview import (
+    LABELS,
+    Preview,
+    Sizes,
+    command,
+    next_command,
+    python_lines,
+)
 from minitron.space.jobs.pruning import PruningResult
 from minitron.space.ui.heat_map import heat_maps
 from minitron.space.ui.html import byte_size, count, percent, render
@@ -211,8 +219,46 @@ def progress_card(note: str) -> str:
     return render("progress", kind="mt-result", text=note)
 
 
-def result_card(result: PruningResult, texts: list[Column]) -> str:
-    """Losses and sizes before and after, and a text of both models."""
+def lesson_card(lesson: Lesson, prompt: str) -> str:
+    """The loss of a distillation as it falls, and the text before and after."""
+    names = ("Pruned", "Pruned and distilled")
+    title, caption, level = "Distillation", "", 0.0
+    dots: list[tuple[float, float]] = []
+    if lesson.losses and lesson.teacher_loss is not None:
+        first, (step, last) = lesson.losses[0][1], lesson.losses[-1]
+        title = f"Loss {first:.2f} → {last:.2f}"
+        high, low = max(first, last) + 0.1, min(lesson.teacher_loss, last) - 0.1
+        dots = [
+            (_place(at, 0, STEPS, 10, 630), _place(loss, high, low, 8, 192))
+            for at, loss in lesson.losses
+        ]
+        level = _place(lesson.teacher_loss, high, low, 8, 192)
+        caption = (
+            f"Nats per token on text that no model trained on, after {step} steps of distillation "
+            f"on {lesson.tokens:,} tokens, which {lesson.teacher} sampled; some are read more than "
+            f"once. Dashed: {lesson.teacher} itself, {lesson.teacher_loss:.2f}."
+        )
+    return render(
+        "lesson",
+        title=title,
+        note=lesson.note,
+        caption=caption,
+        dots=dots,
+        level=level,
+        prompt=prompt,
+        texts=[(name, column.text) for name, column in zip(names, lesson.texts, strict=False)],
+        is_done=lesson.is_done,
+    )
+
+
+def _place(value: float, start: float, end: float, left: float, right: float) -> float:
+    """A value from `start` to `end`, drawn from `left` to `right`."""
+    return round(left + (right - left) * (value - start) / (end - start), 1)
+
+
+def result_card(result: PruningResult, texts: list[Column], prompt: str, seq_len: int) -> str:
+    """Losses and sizes before and after, a text of both models, and the next command."""
+    entry, out = result.preview.entry, result.sizes.folder_name(result.preview.entry)
     done = result.to_json()
     before, after = done["before"], done["after"]
     evaluated = f"On {done['evaluated_on']}; nats per token, lower is better."
@@ -234,6 +280,8 @@ def result_card(result: PruningResult, texts: list[Column]) -> str:
         rows=rows,
         seconds=result.seconds,
         texts=texts,
+        prompt=prompt,
+        command=next_command(entry, out, seq_len).parts,
     )
 
 
