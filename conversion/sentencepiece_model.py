@@ -180,9 +180,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model_file: Path) -> tup
     for reason in dict.fromkeys(difference.reason for difference in differences):
         strings = [f"{d.text:.60}" for d in differences if d.reason == reason]
         logger.info(
-            "%d of %d difficult texts are tokenized otherwise than by %s, because %s: %s",
-            len(strings),
-            len(texts),
+            "%s of %s difficult texts are tokenized otherwise than by %s, because %s: %s",
+            f"{len(strings):,}",
+            f"{len(texts):,}",
             model_file.name,
             reason,
             ", ".join(map(repr, strings)),

@@ -19,6 +19,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.opening import open_source, zoo
+from minitron.verbs.prune import PruningReport
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_folder, tiny_model, weights_of
 
 TARGET = {
@@ -165,6 +166,48 @@ def test_the_command_and_the_call_give_the_same_bytes_twice(tmp_path: Path) -> N
     del one["README.md"], other["README.md"]  # its title is the folder's name
     assert one == other
     assert {"config.json", "generation_config.json", "minitron.json", "model.safetensors"} == {*one}
+
+
+@pytest.mark.parametrize("sizes", [TARGET, {"ratio": 0.6, "multiple_of": 6, "max_candidates": 2}])
+def test_a_dry_run_reports_what_pruning_then_makes_and_writes_nothing(
+    sizes: dict[str, Any], tmp_path: Path
+) -> None:
+    source, out = tiny_folder(tmp_path / "source"), tmp_path / "a" / "out"
+    options = {**sizes, "corpus": ids_file(tmp_path / "ids.npy")}
+    before = sorted(tmp_path.rglob("*"))
+    report = minitron.prune(str(source), str(out), **options, dry_run=True)
+    assert isinstance(report, PruningReport)
+    assert sorted(tmp_path.rglob("*")) == before
+    minitron.prune(str(source), str(out), **options)
+    made, record = minitron.inspect(str(out)), json.loads((out / "minitron.json").read_text())
+    assert vars(report.pruned) | {"layout": "safetensors"} == vars(made)
+    assert report.source == minitron.inspect(str(source))
+    assert report.share_of_importance_kept == record["share_of_importance_kept"]
+    assert "dry_run" not in record["recipe"]
+    chosen = record.get("search", {"reason": "sizes as named"})
+    assert report.to_json()["reason"] == chosen["reason"]
+
+
+def test_a_dry_run_prints_a_table_and_the_command_that_prunes_and_pushes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minitron.cli import main
+
+    source, out = str(tiny_folder(tmp_path / "source")), str(tmp_path / "out")
+    monkeypatch.setattr("minitron.verbs.prune.check_push_to_hub", None)  # no token is looked for
+    pruning = ["prune", source, out, "--scores", "random", "--hidden-size", "36"]
+    pruning += ["--push-to-hub", "me/small"]
+    main([*pruning, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert f"minitron {' '.join(pruning)}\n" == printed.rpartition("Next:\n  ")[2]
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines()[1:9]}
+    assert rows["hidden_size"] == ["42", "36", "85.7", "%"]
+    parameters = minitron.inspect(source).parameters
+    assert rows["parameters"][0] == f"{parameters:,}"
+    assert {"bytes", "kv_cache_bytes_per_token"} < rows.keys()
+    main([*pruning, "--dry-run", "--json"])
+    assert json.loads(capsys.readouterr().out)["pruned"]["hidden_size"] == 36
+    assert not Path(out).exists()
 
 
 def test_a_recipe_file_gives_what_flags_give_and_flags_come_before_it(tmp_path: Path) -> None:

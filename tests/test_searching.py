@@ -1,6 +1,7 @@
 """Search ranks what a budget admits by the loss that the written model would have."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,38 @@ def test_json_is_one_object_on_stdout(
     main(["search", source, *options, "--json"])
     record = json.loads(capsys.readouterr().out)
     assert record["candidates"][0]["rank"] == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--corpus {ids}",
+        "--scores magnitude --corpus {ids}",
+        "--importance {scores} --held-out {ids} --contiguous-layers",
+        "--out found --importance {scores} --held-out {ids} --head-residual",
+    ],
+)
+def test_it_ends_with_the_command_that_prunes_to_the_best_sizes(
+    options: str,
+    source: str,
+    ids: str,
+    scores: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--ratio", "0.6", "--multiple-of", "6", "--max-candidates", "2", "--eval-tokens", "8"]
+    main(["search", source, *options.format(ids=ids, scores=scores).split(), *few])
+    printed = capsys.readouterr()
+    assert printed.out.count("chose ") == 1
+    assert "chose " not in printed.err
+    command = shlex.split(printed.out.partition("\nNext:\n")[2])
+    main(command[1:])
+    made = minitron.inspect(command[3])
+    best = printed.out.splitlines()[1].split()
+    shown = [made.num_hidden_layers, made.hidden_size, made.intermediate_size]
+    assert best[1:4] == [str(size) for size in shown]
 
 
 def test_an_interrupted_search_continues_with_what_it_has(
