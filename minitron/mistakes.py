@@ -28,7 +28,7 @@ _EXPECTED = {
     float: "a number",
     bool: "true or false",
     str: "a text",
-    dict: "a mapping of names to values",
+    dict: "a name and a value, --NAME.KEY VALUE",
     list: "a list",
 }
 
@@ -78,7 +78,8 @@ def _missing(error: MissingArgumentError, recipe: type[Recipe]) -> str:
     """An argument that is not given, or a flag without its value."""
     assert error.argument is not None
     if error.keyword is not None:
-        return f"{error.keyword} has no value: give {expected(error.argument.hint)}"
+        kind = expected(error.argument.hint)
+        return f"{error.keyword} has no value: give {'one' if '.' in error.keyword else kind}"
     name = error.argument.field_info.name
     field = signature(recipe).parameters[name]
     is_flag = field.kind is Parameter.KEYWORD_ONLY

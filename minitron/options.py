@@ -14,6 +14,7 @@ nearest("num_layers", ["num_hidden_layers", "min_layers"])   # "num_hidden_layer
 
 import ast
 import inspect
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ from typing import Any
 
 from minitron.errors import TargetError
 
-_KEY = "bound"  # in a field's metadata
+_BOUND, _BYTES = "bound", "bytes"  # in a field's metadata
 _TYPO, _LIKE = 0.9, 0.6  # similarity of a name with a slip, and of a name that is at all like it
 _PREFIX = 3  # letters that words share: `layer` and `layers`, `output` and `out`
 # Words that other tools use for ours.
@@ -44,6 +45,16 @@ _SYNONYMS = {
     "model": ["source", "init", "folder"],
     "n": ["num"],
 }
+
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "bytes": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,21 @@ def bounded(
     at_most: float | None = None,
 ) -> Any:
     """A dataclass field with a default, and the numbers that it may hold beside None."""
-    return field(default=default, metadata={_KEY: Bound(at_least, above, at_most)})
+    return field(default=default, metadata={_BOUND: Bound(at_least, above, at_most)})
+
+
+def byte_size(default: str | None) -> Any:
+    """A dataclass field for a size in bytes as people write it, such as 6GiB."""
+    return field(default=default, metadata={_BYTES: True})
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Read "6GiB", "800 MB" or a number of bytes. Raises TargetError, naming `flag`."""
+    parsed = _SIZE.fullmatch(text)
+    unit = parsed[2].lower() if parsed else None
+    if parsed is None or unit not in _UNITS:
+        raise TargetError(f"{flag} is {text!r}: write a size such as 6GiB, 800MB or 4096")
+    return int(float(parsed[1]) * _UNITS[unit])
 
 
 def flag_of(name: str) -> str:
@@ -101,13 +126,15 @@ def flags_given(recipe: Any, names: Iterable[str]) -> list[str]:
 
 
 def check_bounds(recipe: Any) -> None:
-    """Raise TargetError, in the flag's name, for a number that is out of its field's range."""
+    """Raise TargetError, in the flag's name, for a number out of its field's range, or no size."""
     for each in fields(recipe):
-        bound, value = each.metadata.get(_KEY), getattr(recipe, each.name)
+        bound, value = each.metadata.get(_BOUND), getattr(recipe, each.name)
         if bound is not None and value is not None and not bound.contains(value):
             number = f"{value:g}" if isinstance(value, float) else value
             finite = "" if isfinite(value) or bound.at_most is not None else " and finite"
             raise TargetError(f"{flag_of(each.name)} is {number}: it must be {bound}{finite}")
+        if value is not None and each.metadata.get(_BYTES):
+            parse_bytes(value, flag_of(each.name))
 
 
 def check_unset(recipe: Any, names: Sequence[str], reason: str) -> None:

@@ -17,7 +17,7 @@ from functools import wraps
 from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
 
 from minitron.errors import TargetError, readable_system_errors
-from minitron.options import bounded, check_bounds, check_unset, help_of, nearest
+from minitron.options import bounded, byte_size, check_bounds, check_unset, help_of, nearest
 
 Options = ParamSpec("Options")
 RecipeT = TypeVar("RecipeT")
@@ -139,7 +139,7 @@ class CalibrationRecipe(Recipe):
     seed: int = bounded(0, at_least=0)
     """Seed of everything drawn at random."""
     RESOURCES: ClassVar = "Memory, disk and precision"
-    memory_budget: str | None = None
+    memory_budget: str | None = byte_size(None)
     """Memory to use, such as 6GiB; most of the free memory unless given. A model that does not fit
     is read layer by layer."""
     compute_dtype: DType | None = None
@@ -193,7 +193,7 @@ class BudgetRecipe(CalibrationRecipe):
     """Parameters to keep, embeddings included, such as 4B or 500M; within 5 %."""
     ratio: float | None = bounded(None, above=0, at_most=1)
     """Share of the parameters to keep, embeddings included; within 5 %."""
-    memory: str | None = None
+    memory: str | None = byte_size(None)
     """Memory to run in, such as 8GiB, within 5 % (above it too): weights, KV cache at --batch and
     --context, activations."""
     latency: str | None = None
@@ -459,7 +459,7 @@ class FitRecipe(Recipe):
     """Steps of linear warm-up."""
     weight_decay: float = bounded(0.1, at_least=0)
     """AdamW's weight decay, on matrices only."""
-    adam_beta2: float = 0.95
+    adam_beta2: float = bounded(0.95, at_least=0, at_most=1)
     """AdamW's second-moment decay."""
     max_grad_norm: float = bounded(1.0, at_least=0)
     """Gradients are clipped to this norm."""

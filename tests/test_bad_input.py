@@ -4,11 +4,13 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from safetensors.torch import load_file, save_file
 import minitron
 from minitron import cli
 from minitron.cli import main
+from minitron.mistakes import usage_of
+from minitron.options import flag_of
 from minitron.printing import print_record, print_table, without_controls
+from minitron.recipe import COMMANDS, Recipe
 from minitron.sources.opening import zoo
 from tests.tiny import edit_config, tiny_folder, weights_of
 
@@ -521,6 +526,8 @@ class TestTheRecipeFile:
         (["evaluate", "tiny", "--corpus", "a.txt", "--dtype", "int4"], "int4"),
         (["train", "out", "--init", "tiny", "--corpus", "self", "--steps", "0"], "steps is 0: it"),
         (["inspect", "tiny", "--yaml"], "--yaml"),
+        (["prune", "tiny", "o", "--memory-budget", "6x"], "--memory-budget is '6x': write a size"),
+        (["train", "o", "--corpus", "c", "--init", "i", "--trainer.optim"], "no value: give one"),
     ],
     ids=" ".join,
 )
@@ -638,3 +645,25 @@ class TestTheContext:
         edit_config(folder, max_position_embeddings=8)
         minitron.generate(str(folder), "It was", max_new_tokens=10)
         assert "8 tokens: the prompt and --max-new-tokens are 1" in caplog.text
+
+
+TYPED = [
+    (each, field.name)
+    for group in COMMANDS.values()
+    for each in group
+    for field in fields(each)
+    if field.type not in (str, str | None, list[str] | None)
+]
+
+
+@pytest.mark.parametrize(("recipe", "name"), TYPED)
+def test_a_value_of_the_wrong_type_is_named_with_what_is_expected(
+    recipe: type[Recipe], name: str, refused: Refused
+) -> None:
+    needed = [word for word in usage_of(recipe).split()[1:] if "[" not in word]
+    line = refused(*needed, f"{flag_of(name)}=wrong")
+    assert re.fullmatch(
+        rf"{flag_of(name)} is wrong: it must be (a whole number|a number|true or false|"
+        r"one of [\w, -]+|a number or one of auto, dynamic|a name and a value, --NAME\.KEY VALUE)",
+        line,
+    )

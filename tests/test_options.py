@@ -8,7 +8,7 @@ import pytest
 import minitron
 from minitron import recipe
 from minitron.errors import TargetError
-from minitron.options import Bound, help_of, nearest, sections_of
+from minitron.options import Bound, help_of, nearest, parse_bytes, sections_of
 from minitron.recipe import (
     DistillRecipe,
     EvaluateRecipe,
@@ -162,3 +162,23 @@ def test_an_option_without_effect_is_refused(
 ) -> None:
     with pytest.raises(TargetError, match=says):
         recipe_type(**options)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("6GiB", 6 * 1024**3),
+        ("800MB", 800_000_000),
+        ("1.5 kib", 1536),
+        ("4096", 4096),
+        ("2 tb", 2e12),
+    ],
+)
+def test_a_size_is_read_as_it_is_written(text: str, size: int) -> None:
+    assert parse_bytes(text, "--memory-budget") == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "6 gigs", "1,5GB", "6GiB!"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(TargetError, match="--memory-budget is .* write a size such as 6GiB"):
+        parse_bytes(text, "--memory-budget")

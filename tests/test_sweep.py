@@ -11,11 +11,11 @@ from minitron.errors import TargetError
 from minitron.files.device_memory import (
     free_memory,
     memory_in_use,
-    parse_bytes,
     readable_bytes,
     total_memory,
 )
 from minitron.model.architecture import Architecture
+from minitron.options import parse_bytes
 from minitron.scores.sweep import BATCH_TOKENS, Needs, plan_sweep
 from tests.tiny import tiny_config
 
@@ -80,20 +80,6 @@ def test_what_is_held_beside_counts() -> None:
 
     held = Needs(itemsize=2, stored_itemsize=2, base=GIB // 2, states_held=5)
     assert chunk(held) < chunk(BF16) / 4
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("6GiB", 6 * GIB), ("800MB", 800_000_000), ("1.5 kib", 1536), ("4096", 4096), ("2 tb", 2e12)],
-)
-def test_a_size_is_read_as_it_is_written(text: str, size: int) -> None:
-    assert parse_bytes(text, "--memory-budget") == size
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "6 gigs", "1,5GB", "6GiB!"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(TargetError, match="--memory-budget is .* write a size such as 6GiB"):
-        parse_bytes(text, "--memory-budget")
 
 
 @pytest.mark.parametrize("size", [5, 4096, 4097, 123_456_789, 6 * GIB, 6 * GIB + 1, 10**14])

@@ -11,8 +11,9 @@ import re
 from dataclasses import dataclass
 
 from minitron.errors import TargetError
-from minitron.files.device_memory import parse_bytes, readable_bytes
+from minitron.files.device_memory import readable_bytes
 from minitron.model.architecture import Architecture
+from minitron.options import parse_bytes
 from minitron.recipe import BudgetRecipe
 
 TOLERANCE = 0.05

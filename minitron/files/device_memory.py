@@ -1,26 +1,15 @@
-"""Memory: what is free on a CPU or a GPU, what this process uses, and sizes as people write them.
+"""Memory: what is free on a CPU or a GPU, what this process uses, and sizes for people.
 
 free_memory("cpu")    # 17179869184
-parse_bytes("6GiB", "--memory")   # 6442450944
+readable_bytes(6442450944)      # "6.00 GiB"
 """
 
 import os
-import re
 from pathlib import Path
 
 import torch
 
-from minitron.errors import TargetError
-
 _SHARE_OF_FREE = 0.8  # may be used where no budget is given
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "bytes": 1,
-    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
-    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
-}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def free_memory(device: str) -> int:
@@ -68,15 +57,6 @@ def _container_bytes(name: str) -> int | None:
         return int((Path("/sys/fs/cgroup") / name).read_text())
     except (OSError, ValueError):  # "max" is no number
         return None
-
-
-def parse_bytes(text: str, flag: str) -> int:
-    """Read "6GiB", "800 MB" or a number of bytes. Raises TargetError, naming `flag`."""
-    parsed = _SIZE.fullmatch(text)
-    unit = parsed[2].lower() if parsed else None
-    if parsed is None or unit not in _UNITS:
-        raise TargetError(f"{flag} is {text!r}: write a size such as 6GiB, 800MB or 4096")
-    return int(float(parsed[1]) * _UNITS[unit])
 
 
 def readable_bytes(count: int) -> str:

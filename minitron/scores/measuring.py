@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from minitron.errors import CorpusError, ImportanceError, TargetError
-from minitron.files.device_memory import free_memory, memory_in_use, parse_bytes
+from minitron.files.device_memory import free_memory, memory_in_use
 from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.unfinished import RESULT, partial_of, resumable_file
 from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING
 from minitron.model.importance import Importance
 from minitron.model.source import Source
+from minitron.options import parse_bytes
 from minitron.progress import Progress
 from minitron.recipe import CalibrationRecipe, ImportanceRecipe, record_of
 from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
