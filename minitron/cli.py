@@ -116,7 +116,7 @@ def _fields(recipe_type: type[Recipe]) -> tuple[list[inspect.Parameter], Group]:
 def _flag(flag: str, group: Group) -> inspect.Parameter:
     """A flag of the command line alone: how a command prints, or where its options stand."""
     name, kind, default, help = _FLAGS[flag]
-    option = Parameter(name=flag, negative="", group=group, help=help)
+    option = Parameter(name=flag, negative="", group=group, help=help, show_default=False)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )

@@ -69,9 +69,9 @@ def mistake_of(error: CycloptsError, recipes: Sequence[type[Recipe]]) -> str:
 
 
 def _unknown_command(word: str, names: Sequence[str]) -> str:
-    near = get_close_matches(word, names, 1)
+    near = get_close_matches(word, names, 1) or get_close_matches(word, ["--help", "--version"], 1)
     hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(names)}"
-    return f"unknown command {word}: {hint}"
+    return f"unknown {'option' if word.startswith('-') else 'command'} {word}: {hint}"
 
 
 def _missing(error: MissingArgumentError, recipe: type[Recipe]) -> str:

@@ -14,10 +14,11 @@ nearest("num_layers", ["num_hidden_layers", "min_layers"])   # "num_hidden_layer
 
 import ast
 import inspect
+import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
@@ -111,18 +112,26 @@ def flag_of(name: str) -> str:
 
 def flags_given(recipe: Any, names: Iterable[str]) -> list[str]:
     """The flags, with their values, of those fields that differ from their defaults."""
+    given = [each for each in fields(recipe) if each.name in names]
     words = []
-    for each in fields(recipe):
+    for each in given:
         value = getattr(recipe, each.name)
-        if each.name not in names or value == each.default or value is None:
-            continue
-        if isinstance(value, bool):
-            words.append(flag_of(each.name if value else f"no_{each.name}"))
-        elif isinstance(value, dict):
-            words += [f"{flag_of(each.name)}.{key}={one}" for key, one in value.items()]
-        else:
-            words += [flag_of(each.name), str(value)]
+        if value is not None and value != each.default:
+            words += words_of_flag(each.name, value)
     return words
+
+
+def words_of_flag(name: str, value: Any) -> list[str]:
+    """A field with its value, as words of a command line."""
+    if isinstance(value, bool):
+        return [flag_of(name if value else f"no_{name}")]
+    if isinstance(value, Mapping):
+        return [
+            word
+            for key, one in value.items()
+            for word in (f"{flag_of(name)}.{key}", one if isinstance(one, str) else json.dumps(one))
+        ]
+    return [flag_of(name), str(value)]
 
 
 def check_bounds(recipe: Any) -> None:

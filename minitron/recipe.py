@@ -175,6 +175,7 @@ class ImportanceRecipe(CalibrationRecipe):
     out: str
     """The safetensors file to write."""
     _: KW_ONLY
+    WRITING: ClassVar = OUTPUT
     plot: str | None = None
     """Also draw the scores into this picture (.png, .svg or .pdf)."""
 
@@ -552,6 +553,7 @@ class DistillRecipe(FitRecipe):
     teacher_dtype: DType | None = None
     """Precision the teacher computes in; its checkpoint's own unless given, or float32 where the
     processor only emulates it."""
+    TRAINING: ClassVar = FitRecipe.TEXT
     LOSS: ClassVar = "Loss"
     kind: Literal["forward_kl", "reverse_kl", "jsd", "mse", "cosine"] = "forward_kl"
     """Distance of the student's predictions from the teacher's."""

@@ -509,6 +509,8 @@ class TestTheRecipeFile:
     [
         (["prun"], "unknown command prun: did you mean prune?"),
         (["shrink"], "unknown command shrink: the commands are quickstart, inspect, generate"),
+        (["help"], "unknown command help: did you mean --help?"),
+        (["--hlep"], "unknown option --hlep: did you mean --help?"),
         (["prune"], "missing SOURCE: minitron prune SOURCE OUT"),
         (["prune", "tiny"], "missing OUT: minitron prune SOURCE OUT"),
         (["train", "out"], "missing --corpus: minitron train OUT --init INIT --corpus CORPUS"),

@@ -5,7 +5,6 @@ States only numbers that were recorded. Reads no file.
     command_of(record, "tiny-half")   # "minitron prune tiny tiny-half --hidden-size 160 ..."
 """
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron.errors import visible
+from minitron.options import words_of_flag
 from minitron.recipe import (
     ConvertRecipe,
     DistillRecipe,
@@ -203,20 +203,8 @@ def command_of(record: Record, out: str) -> str:
         if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
             words.append(str(value))
         elif value != parameter.default and value is not None:
-            flags += _flags(key.replace("_", "-"), value)
+            flags += words_of_flag(key, value)
     return visible(shlex.join([*words, *flags]))
-
-
-def _flags(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, Mapping):
-        return [
-            word
-            for key, entry in value.items()
-            for word in (f"--{flag}.{key}", entry if isinstance(entry, str) else json.dumps(entry))
-        ]
-    return [f"--{flag}", str(value)]
 
 
 def _folder_names(history: Sequence[Record], name: str) -> list[str]:

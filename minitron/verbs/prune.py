@@ -149,7 +149,7 @@ def command(recipe: PruneRecipe, *, as_json: bool) -> None:
 def _distill_command(recipe: PruneRecipe) -> list[str]:
     """The command that trains the result on its source's predictions, on the same text."""
     corpus = recipe.corpus if recipe.corpus not in (None, "random") else "self"
-    words = ["minitron", "distill", recipe.out, f"{recipe.out}-distilled"]
+    words = ["minitron", "distill", recipe.out, f"{Path(recipe.out)}-distilled"]
     words += ["--teacher", recipe.source, "--corpus", str(corpus)]
     return words + flags_given(recipe, ["seq_len"])
 
