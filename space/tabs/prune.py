@@ -35,6 +35,7 @@ _LINK = """(model, hidden, ffn, heads, layers) => window.minitronLink({
   num_hidden_layers: layers
 })"""
 _MEASURING = "(model) => window.minitronMeasuring(model)"
+_MEASURED = "() => window.minitronMeasured()"
 _SHOW_LESSON = "() => window.minitronShow('#mt-lesson')"
 _SHOW_RESULT = "() => window.minitronShow('#mt-result')"
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -227,6 +228,8 @@ def _connect_sliders(
     }
     moved = gr.on([tab.select, *(slider.change for slider in every)], **shown)
     for previewed in (moved, chosen.success(**shown)):
+        # The same figures again do not replace the marked ones.
+        previewed.success(None, js=_MEASURED, **_QUIET)
         previewed.success(
             show_errors(speed),
             inputs=[model, *every],

@@ -45,6 +45,12 @@
   new MutationObserver(follow).observe(document, { childList: true, subtree: true });
   // The Prune tab's figures and commands are another model's until the server sends the new ones,
   // which replace the marked elements.
+  window.minitronMeasured = () => {
+    for (const card of document.querySelectorAll(".mt-stale")) {
+      card.classList.remove("mt-stale");
+      card.removeAttribute("aria-busy");
+    }
+  };
   window.minitronMeasuring = (model) => {
     for (const card of document.querySelectorAll("#mt-cut .mt-card, #mt-recipe .mt-card")) {
       card.classList.add("mt-stale");
@@ -52,6 +58,18 @@
       card.dataset.note = `Measuring ${model}, once …`;
     }
   };
+  // With ?view=api gradio marks its page for programs as open, but loads it on a click alone: close
+  // and open it.
+  if (new URLSearchParams(location.search).get("view") === "api") {
+    const opening = new MutationObserver(() => {
+      const button = document.querySelector("footer .show-api");
+      if (!button) return;
+      opening.disconnect();
+      button.click();
+      setTimeout(() => button.click());
+    });
+    opening.observe(document, { childList: true, subtree: true });
+  }
   window.minitronShow = (selector) => {
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const block = document.querySelector(selector);
