@@ -177,9 +177,12 @@ def test_stop_ends_a_text_early(visit: Visit) -> None:
 def test_int8_weights_are_shown_with_speed_memory_and_agreement(visit: Visit) -> None:
     pytest.importorskip("optimum.quanto")
     visit.page.get_by_text("Sampling").click()
-    visit.page.get_by_label("number input for Temperature").fill("0")
+    temperature = visit.page.get_by_label("number input for Temperature")
+    temperature.fill("0")
     visit.page.keyboard.press("Tab")
+    playwright.expect(visit.page.get_by_label("range slider for Temperature")).to_have_value("0")
     visit.page.get_by_label("Also with int8 weights").check()
+    playwright.expect(visit.answers()).to_have_count(4)
     visit.compare()
     visit.wait_for_answers()
     assert visit.answers().count() == 4
