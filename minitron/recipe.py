@@ -532,7 +532,8 @@ class DistillRecipe(FitRecipe):
         minitron distill tiny-half tiny-student --teacher-cache tiny-cache \
             --corpus books.jsonl.gz
         torchrun --nproc-per-node 8 -m minitron distill 4b 4b-student \
-            --recipe distill-8-gpus --teacher nvidia/Minitron-8B-Base --corpus books.jsonl.gz
+            --recipe distill-8-gpus --teacher nvidia/Minitron-8B-Base \
+            --corpus books.jsonl.gz
     """
 
     FLAGS: ClassVar = ("--recipe",)
