@@ -51,6 +51,9 @@ def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
     ]
     card = (out / "README.md").read_text()
     assert "half, by importance" in card
+    assert "tokens that `tiny` generated (`self`). Share of the score" in card
+    assert "Then distilled: 1 step on 192 tokens that `tiny` generated (`self`). Teacher:" in card
+    assert "![what was kept of each layer](kept.png)" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half"]
     assert not (out / "work").exists()
 

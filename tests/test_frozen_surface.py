@@ -103,7 +103,8 @@ def other_runs(folder: Path) -> Iterator[tuple[str, Path]]:
     yield "convert what was pruned", outs[2]
     minitron.train(trained, init=source, corpus=ids, **ONE_STEP)
     yield "train", outs[3]
-    minitron.distill(smaller, distilled, teacher=source, corpus=ids, **ONE_STEP)
+    texts = {"corpus": ids, "eval_corpus": ids}
+    minitron.distill(smaller, distilled, teacher=source, **texts, **ONE_STEP)
     yield "distill what was pruned", outs[4]
     minitron.evaluate(distilled, corpus=ids, record=True)
     yield "distill, then evaluate text", outs[4]

@@ -68,12 +68,11 @@ def text_of(folder: Path) -> str:
 
 
 def test_prune_and_card_write_the_same_words(folder: Path) -> None:
-    pruned = text_of(folder)
+    pruned, picture = text_of(folder), (folder / "kept.png").read_bytes()
+    assert "![what was kept of each layer](kept.png)" in pruned
     minitron.card(str(folder))
-    assert "![what was kept of each layer](kept.png)" in text_of(folder)
-    (folder / "kept.png").unlink()
-    write_card(folder)
     assert text_of(folder) == pruned
+    assert (folder / "kept.png").read_bytes() == picture
 
 
 def test_the_card_lists_what_was_removed(folder: Path) -> None:
@@ -90,14 +89,22 @@ def test_the_card_lists_what_was_removed(folder: Path) -> None:
     assert "Share of the score that is kept: " in text
 
 
-def test_a_distilled_model_names_its_pruning_too(taught: Path) -> None:
+def test_a_distilled_model_names_its_pruning_too(taught: Path, both_folders: Path) -> None:
     text = text_of(taught)
     assert "Pruned from `tiny` by `minitron prune`. Distilled by `minitron distill`" in text
     assert "| hidden_size | 256 | 96 | 38% |" in text
     assert "Teacher: `tiny` (6,724,096 parameters). Loss: forward KL divergence" in text
     assert ": 2 steps, " in text
     assert f", {2 * 4 * SEQ_LEN:,} tokens in all, peak" in text
-    assert "Loss on held-out text: " in text
+    record = json.loads((taught / "minitron.json").read_text())
+    theirs = minitron.evaluate("tiny", corpus=str(both_folders / "text.npy")).loss
+    assert theirs == pytest.approx(record["teacher"]["held_out_loss"], abs=0.01)
+    assert re.search(
+        r"Loss on held-out text: .* nats a token at the start, .* at the end. The teacher has "
+        rf"{record['teacher']['held_out_loss']:.3f} on the same text\.",
+        text,
+    )
+    assert "Starts from the weights of `small`: " in text
     assert "![loss curve](loss.png)" in text
     assert f"Trained on {2 * 4 * SEQ_LEN:,} tokens since; the papers use 94,000,000,000." in text
     assert ModelCard.load(taught / "README.md").data.tags == ["minitron", "pruning", "distillation"]
@@ -210,12 +217,13 @@ def test_what_was_written_by_hand_stays(folder: Path, caplog: pytest.LogCaptureF
     path = folder / "README.md"
     path.write_text(path.read_text().replace("## Limits", "## What I think of it\n\n## Limits"))
     mine = path.read_text()
+    picture = (folder / "kept.png").read_bytes()
     with pytest.raises(OutputError, match="written or changed by hand: --overwrite replaces it"):
         minitron.card(str(folder))
     write_card(folder)  # as evaluate --record does
     assert "changed by hand and is kept" in caplog.text
     assert path.read_text() == mine
-    assert not (folder / "kept.png").exists()
+    assert (folder / "kept.png").read_bytes() == picture
     minitron.card(str(folder), overwrite=True)
     assert "What I think" not in path.read_text()
 
@@ -311,13 +319,14 @@ def test_the_picture_shows_what_is_kept(folder: Path, tmp_path: Path) -> None:
     assert set(maps) == {"hidden", "ffn", "heads"}
     layers = list(indices_of(kept["layers"], 6))
     gone = sorted({*range(6)} - {*layers})
-    for axis, shares in maps.items():
-        assert shares.shape[0] == 6
-        assert not shares[gone].any(), axis
+    assert maps["hidden"].shape == (1, 128)  # one for the whole network: drawn once
+    for axis in ("ffn", "heads"):
+        assert maps[axis].shape[0] == 6
+        assert not maps[axis][gone].any(), axis
     assert maps["heads"][layers].sum(1).tolist() == [4] * 4
     assert maps["heads"][layers[1]].nonzero()[0].tolist() == list(indices_of(kept["heads"][1], 8))
     assert maps["ffn"][layers].mean(1) == pytest.approx([200 / 1024] * 4)
-    assert maps["hidden"][layers[0]].mean() == pytest.approx(96 / 256)
+    assert maps["hidden"][0].mean() == pytest.approx(96 / 256)
     assert draw_kept(tmp_path / "one.png", kept, before, record["target"])
     assert draw_kept(tmp_path / "two.png", kept, before, record["target"])
     one, two = (tmp_path / "one.png").read_bytes(), (tmp_path / "two.png").read_bytes()
@@ -334,6 +343,7 @@ def test_without_matplotlib_there_is_the_table_only_and_it_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("minitron.records.kept_picture.find_spec", lambda name: None)
+    (folder / "kept.png").unlink()
     caplog.set_level("INFO")
     minitron.card(str(folder))
     assert "pip install 'minitron[plots]'" in caplog.text

@@ -494,7 +494,7 @@ def test_random_scores_have_no_share(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "kept 30 of 42 hidden\n" in caplog.text
     assert json.loads((out / "minitron.json").read_text())["share_of_importance_kept"] == {}
     card = (out / "README.md").read_text()
-    assert "Ranked by random scores." in card
+    assert "ranked by random scores." in card
     assert "Share of the score" not in card
 
 

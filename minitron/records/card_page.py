@@ -67,6 +67,7 @@ class Card:
     facts: tuple[str, ...] = ()
     sizes_notes: tuple[str, ...] = ()
     kept_picture: str | None = None
+    kept_note: str | None = None
     training: tuple[str, ...] = ()
     loss_picture: str | None = None
     results: tuple[Result, ...] = ()

@@ -100,6 +100,13 @@ def size_before(history: Sequence[Record]) -> tuple[str, Mapping[str, int]] | No
     return None
 
 
+def kept_text(history: Sequence[Record]) -> str:
+    """What the picture of the last pruning shows."""
+    sources = [step["source"]["name"] for step in history if step.get("kept")]
+    of = f" of `{display_name(sources[-1])}`" if sources else ""
+    return f"Green: what the last pruning kept{of}. Grey: what it removed."
+
+
 def training_texts(
     history: Sequence[Record], curve: Sequence[Mapping[str, float]]
 ) -> tuple[str, ...]:
@@ -114,12 +121,18 @@ def training_texts(
             paragraphs.append(_teacher(step))
         if "training" in step:
             paragraphs.append(_fit(step))
+        if "distillation" in step:
+            paragraphs.append(_short_distillation(step))
     losses = [point["eval_loss"] for point in curve if "eval_loss" in point]
     if len(losses) > 1:
+        theirs = history[-1].get("teacher", {}).get("held_out_loss")
+        beside = "" if theirs is None else f" The teacher has {theirs:.3f} on the same text."
         paragraphs.append(
             f"Loss on held-out text: {losses[0]:.3f} nats a token at the start, "
-            f"{losses[-1]:.3f} at the end."
+            f"{losses[-1]:.3f} at the end.{beside}"
         )
+    if curve:
+        paragraphs.append("The loss curve is in `training.jsonl`.")
     return tuple(paragraphs)
 
 
@@ -170,6 +183,8 @@ def again_text(history: Sequence[Record], name: str) -> str:
             f"`minitron remake {folder} again` builds the same weights from `minitron.json` and "
             f"the source, without any text. The same {steps}"
         )
+    if history[-1]["command"] == "quickstart":
+        return "This command prunes the model and distills it again:"
     if record_before_training(history[-1]) is None:
         return f"Training has to run again. The commands, {steps}"
     last = max(i for i, step in enumerate(history) if step["command"] not in TRAINED)
@@ -223,12 +238,13 @@ def _importance(record: Record) -> str:
     if not record.get("kept"):
         return "Nothing was removed."
     on = (
-        f" on {made_by['tokens']:,} tokens of {display_name(made_by['corpus'])}"
+        f" on {_text_of(made_by['tokens'], made_by['corpus'], record['source']['name'])}"
         if "tokens" in made_by and made_by.get("corpus") is not None
         else ""
     )
     method = made_by.get("scores", "given")
-    ranked = f"Ranked by {method} scores{on}."
+    of = display_name(record["source"]["name"])
+    ranked = f"Pruning of `{of}`, ranked by {method} scores{on}."
     if not shares or method == "random":  # a share of random numbers means nothing
         return ranked
     kept = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
@@ -237,13 +253,38 @@ def _importance(record: Record) -> str:
 
 def _fit(record: Record) -> str:
     training, recipe = record["training"], record["recipe"]
-    start = "random weights" if recipe.get("scratch") else "its weights"
+    sampler = record.get("teacher", record["source"])["name"]
+    text = _text_of(training["corpus_tokens"], recipe["corpus"], sampler)
+    start = f"the weights of `{display_name(record['source']['name'])}`"
+    epochs = f"{training['epochs']:.2g} epoch{'' if training['epochs'] == 1 else 's'}"
     total = f", {training['tokens']:,} tokens in all" if "tokens" in training else ""
     return (
-        f"Starts from {start}: {training['steps']:,} steps, {training['epochs']:.2g} epochs of "
-        f"{training['corpus_tokens']:,} tokens of `{display_name(recipe['corpus'])}`{total}, peak "
-        f"learning rate {recipe['learning_rate']:g}. The loss curve is in `training.jsonl`."
+        f"Starts from {'random weights' if recipe.get('scratch') else start}: "
+        f"{_steps(training['steps'])}, {epochs} of {text}{total}, peak "
+        f"learning rate {recipe['learning_rate']:g}."
     )
+
+
+def _short_distillation(record: Record) -> str:
+    """The distillation that is a part of `minitron quickstart`."""
+    made, teacher = record["distillation"], display_name(record["source"]["name"])
+    return (
+        f"Then distilled: {_steps(made['steps'])} on {_text_of(made['tokens'], 'self', teacher)}. "
+        f"Teacher: `{teacher}`. Loss: {_DISTANCES['forward_kl']} between the predictions of both."
+    )
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step" if count == 1 else f"{count:,} steps"
+
+
+def _text_of(tokens: int, corpus: str, sampler: str) -> str:
+    """So many tokens of a text; `self` is text that the model `sampler` generated."""
+    if corpus == "self":
+        return f"{tokens:,} tokens that `{display_name(sampler)}` generated (`self`)"
+    if corpus == "random":
+        return f"{tokens:,} random token ids"
+    return f"{tokens:,} tokens of `{display_name(corpus)}`"
 
 
 def _teacher(record: Record) -> str:

@@ -21,7 +21,12 @@ from minitron.model.plan import indices_of
 KEPT_PICTURE = "kept.png"
 _COLUMNS = 128  # of a panel; a column is shaded by the share of its neurons that is kept
 _KEPT, _REMOVED = "#76b900", "#eceff1"
-_NAMES = {"ffn": "MLP neurons", "heads": "query heads", "kv_heads": "KV heads", "hidden": "hidden"}
+_NAMES = {
+    "ffn": "MLP neurons",
+    "heads": "query heads",
+    "kv_heads": "KV heads",
+    "hidden": "hidden channels",
+}
 
 Share = npt.NDArray[np.float64]
 
@@ -52,7 +57,7 @@ def draw_kept(
 def kept_maps(kept: Mapping[str, Any], before: Mapping[str, int]) -> dict[str, Share]:
     """The kept share of each pruned axis: (source layers, columns) from 0 to 1.
 
-    The hidden size is one for the whole network: every kept layer shows it. Raises SourceError for
+    The hidden size is one for the whole network: its map has a single row. Raises SourceError for
     invalid indices.
     """
     layers = before["num_hidden_layers"]
@@ -61,17 +66,25 @@ def kept_maps(kept: Mapping[str, Any], before: Mapping[str, int]) -> dict[str, S
     maps: dict[str, Share] = {}
     for axis in axes or ["layers"]:
         size = 1 if axis == "layers" else before[AXIS_KEYS[axis]]
+        if axis == "hidden":
+            maps[axis] = _shares(axis, kept[axis], size)[np.newaxis]
+            continue
         shares = np.zeros((layers, min(size, _COLUMNS)))
-        for panel, layer in enumerate(kept_layers):
+        for place, layer in enumerate(kept_layers):
             if axis == "layers":
                 shares[layer] = 1.0
-                continue
-            runs = kept[axis] if axis not in PER_LAYER else [*kept[axis], *[None] * layers][panel]
-            mask = np.zeros(size)
-            mask[list(_indices(axis, runs, size))] = 1.0
-            shares[layer] = [part.mean() for part in np.array_split(mask, shares.shape[1])]
+            else:
+                runs = [*kept[axis], *[None] * layers][place]
+                shares[layer] = _shares(axis, runs, size)
         maps[axis] = shares
     return maps
+
+
+def _shares(axis: str, runs: Any, size: int) -> Share:
+    """The kept share of each column of a row."""
+    mask = np.zeros(size)
+    mask[list(_indices(axis, runs, size))] = 1.0
+    return np.array([part.mean() for part in np.array_split(mask, min(size, _COLUMNS))])
 
 
 def _indices(axis: str, runs: Any, size: int) -> tuple[int, ...]:
@@ -100,7 +113,7 @@ def _draw_shares(panel: Any, before: Mapping[str, int], after: Mapping[str, int]
 def _draw_map(panel: Any, axis: str, shares: Share, before: Mapping[str, int]) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
-    layers = before["num_hidden_layers"]
+    rows = len(shares)  # the source's layers, or one for the whole network
     colours = LinearSegmentedColormap.from_list("kept", [_REMOVED, _KEPT])
     right = 1 if axis == "layers" else before[AXIS_KEYS[axis]]
     panel.imshow(
@@ -110,10 +123,14 @@ def _draw_map(panel: Any, axis: str, shares: Share, before: Mapping[str, int]) -
         cmap=colours,
         vmin=0,
         vmax=1,
-        extent=(0, right, layers - 0.5, -0.5),
+        extent=(0, right, rows - 0.5, -0.5),
     )
     panel.set_title(_NAMES.get(axis, axis))
-    panel.set_ylabel("layer")
+    if axis == "hidden":
+        panel.set_yticks([])
+        panel.set_ylabel("all layers")
+    else:
+        panel.set_ylabel("layer")
     panel.set_xlabel("" if axis == "layers" else f"index, of {right:,}")
     if axis == "layers":
         panel.set_xticks([])

@@ -71,7 +71,8 @@ _STEP: Mapping[str, Kind] = {
         "partners?": [[int]],
     },
     "training?": {"epochs": float, "corpus_tokens": int, "steps": int, "tokens?": int},
-    "teacher?": {"name": str, "parameters": int},
+    "teacher?": {"name": str, "parameters": int, "held_out_loss?": float},
+    "distillation?": {"steps": int, "tokens": int},
     "results?": _TABLE,
     "benchmarks?": {**_TABLE, "scores": [_SCORE]},
 }

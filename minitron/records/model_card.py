@@ -28,13 +28,14 @@ from minitron.records.card_texts import (
     again_text,
     commands_of,
     escape_markdown,
+    kept_text,
     limit_texts,
     result_tables,
     size_before,
     summary_text,
     training_texts,
 )
-from minitron.records.kept_picture import KEPT_PICTURE
+from minitron.records.kept_picture import KEPT_PICTURE, draw_kept
 from minitron.records.minitron_json import (
     FILE,
     INHERITED,
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_card(folder: Path, *, overwrite: bool = False) -> None:
-    """Write README.md for a folder that holds a minitron.json.
+    """Write README.md for a folder that holds a minitron.json, and draw what a pruning kept.
 
     License and language come from the source's card, if it has one. A README.md that was written or
     changed by hand is kept, with a warning; so is metadata that somebody added.
@@ -72,11 +73,27 @@ def write_card(folder: Path, *, overwrite: bool = False) -> None:
             )
             return
         metadata = _merge_metadata(metadata, page)
+    _draw_kept(folder, history_of(record))
     if "benchmarks" in record:
         scores = from_record(record["benchmarks"])
         metadata["model-index"] = model_index(scores, _name_of(folder))
     page_text = render_page(_card(folder, record), metadata)
     replace_file(path, page_text.encode())
+
+
+def _draw_kept(folder: Path, history: Sequence[Record]) -> None:
+    """Draw what the last pruning kept; a card without the picture is better than none."""
+    prunings = [step for step in history if step.get("kept")]
+    if not prunings:
+        return
+    last = prunings[-1]
+    try:
+        drawn = draw_kept(folder / KEPT_PICTURE, last["kept"], last["source"], last["target"])
+    except SourceError as error:
+        logger.warning("no picture of what was kept: %s", error)
+        return
+    if not drawn:
+        logger.info("no picture of what was kept: pip install 'minitron[plots]'")
 
 
 def usage(names_source: str, prompt: str = "It was the best of times,") -> str:
@@ -110,6 +127,7 @@ def _card(folder: Path, record: Record) -> Card:
         facts=(memory_fact(model.architecture),),
         sizes=sizes_table(name, record["target"], size_before(history)),
         kept_picture=_name_if_exists(folder, KEPT_PICTURE),
+        kept_note=kept_text(history),
         training=training_texts(history, _losses(folder)),
         loss_picture=_name_if_exists(folder, _LOSS_PICTURE),
         results=result_tables(history, name),

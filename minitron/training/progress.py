@@ -159,8 +159,14 @@ def write_curve(file: Path, points: tuple[dict[str, float], ...]) -> None:
     file.write_text("".join(json.dumps(point) + "\n" for point in points), encoding="utf-8")
 
 
-def draw_loss_curve(path: Path, curve: Sequence[dict[str, float]], training: str) -> bool:
-    """Draw the loss curve as a picture; `training` names the training loss.
+def draw_loss_curve(
+    path: Path,
+    curve: Sequence[dict[str, float]],
+    training: str,
+    teachers_loss: float | None = None,
+) -> bool:
+    """Draw the loss curve as a picture; `training` names the training loss, and `teachers_loss` is
+    that of the teacher on the held-out text.
 
     Needs no display. False where matplotlib, of the extra `plots`, is not installed.
     """
@@ -174,6 +180,8 @@ def draw_loss_curve(path: Path, curve: Sequence[dict[str, float]], training: str
         points = [(point["step"], point[key]) for point in curve if key in point]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    if teachers_loss is not None:
+        axes.axhline(teachers_loss, color="0.4", linestyle="--", label="teacher, held-out text")
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("nats a token")
     axes.grid(alpha=0.3)

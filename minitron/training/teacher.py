@@ -106,6 +106,12 @@ class RunningTeacher:
         self._decoder = Decoder.of(model)
         self._inner = tuple(inner)
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that runs."""
+        model: PreTrainedModel = self._model
+        return model
+
     def predict(self, input_ids: Tensor, rows: Tensor) -> FullOutput:
         """Run the model once, without its output embedding."""
         without_autocast = torch.autocast(input_ids.device.type, enabled=False)

@@ -122,7 +122,8 @@ def write_trained(
     write_weights(folder, specs, weights.items())
     write_companions(folder, source, source.config_at(architecture), dtype)
     write_curve(folder / CURVE, result.curve)
-    draw_loss_curve(folder / PICTURE, result.curve, loss)
+    teachers = recorded.get("teacher", {}).get("held_out_loss")
+    draw_loss_curve(folder / PICTURE, result.curve, loss, teachers)
     write_record(
         folder,
         command,

@@ -3,17 +3,12 @@
 card("tiny-half")
 """
 
-import logging
 from pathlib import Path
 
 from minitron.errors import OutputError, SourceError
 from minitron.recipe import CardRecipe, verb
 from minitron.records.card_page import read_page
-from minitron.records.kept_picture import KEPT_PICTURE, draw_kept
-from minitron.records.minitron_json import history_of
 from minitron.records.model_card import README, checked_record, write_card
-
-logger = logging.getLogger(__name__)
 
 
 @verb(CardRecipe)
@@ -29,18 +24,12 @@ def card(recipe: CardRecipe) -> Path:
     folder = Path(recipe.folder)
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder: name one that minitron wrote")
-    record = checked_record(folder)
+    checked_record(folder)
     path = folder / README
     if path.exists() and not recipe.overwrite and not read_page(path).text_is_unchanged:
         raise OutputError(
             f"{path} was written or changed by hand: --overwrite replaces it, or rename it first"
         )
-    picture = folder / KEPT_PICTURE
-    prunings = [step for step in history_of(record) if step.get("kept")]
-    if prunings:
-        last = prunings[-1]
-        if not draw_kept(picture, last["kept"], last["source"], last["target"]):
-            logger.info("no picture of what was kept: pip install 'minitron[plots]'")
     write_card(folder, overwrite=recipe.overwrite)
     return path
 

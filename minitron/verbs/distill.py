@@ -17,6 +17,7 @@ import torch
 from transformers import set_seed
 
 from minitron.errors import TargetError
+from minitron.evaluation.loss import evaluate_text
 from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING, HEAD
@@ -28,7 +29,8 @@ from minitron.sources.hub_folder import HubFolder
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import load_model, sequence_length
 from minitron.sources.opening import open_source, output_at
-from minitron.sources.processes import device_of_run
+from minitron.sources.processes import device_of_run, processes_of_run
+from minitron.text.corpus import HeldOut
 from minitron.training.distillation import distillation_loss
 from minitron.training.fitting import (
     CHECKPOINTS,
@@ -154,8 +156,18 @@ def _distill(student: Source, plan: _DistillationPlan, recipe: DistillRecipe, fo
         command="distill",
         loss=f"{recipe.kind} from the teacher",
         inherited=inherited,
-        teacher=plan.record,
+        teacher={**plan.record, **_held_out_loss(teacher, texts)},
     )
+
+
+def _held_out_loss(teacher: Teacher, texts: Texts) -> dict[str, float]:
+    """The teacher's loss on the held-out text, as the record has it, where it is in memory."""
+    is_main = processes_of_run().is_main_process
+    if texts.held_out is None or not is_main or not isinstance(teacher, RunningTeacher):
+        return {}
+    ids = texts.held_out.sequences
+    held_out = HeldOut((ids[:, :-1],), (ids[:, 1:],), None)
+    return {"held_out_loss": evaluate_text(teacher.model, held_out).loss}
 
 
 def _without_padding(fitted: FitResult, student: Source, rows: int) -> FitResult:

@@ -43,7 +43,8 @@ TEXT_SEED = 3
 _CACHE = "teacher-cache"
 MEASURED = (
     f"Loss in nats a token and perplexity, on {HELD_OUT} sequences of {SEQ_LEN} tokens that the "
-    f"teacher sampled and no student saw; distilled from the teacher on {TRAINING} others."
+    f"teacher sampled and no student saw; distilled from the teacher on {TRAINING} others. "
+    "This folder is the half by importance."
 )
 
 
@@ -174,6 +175,7 @@ def _keep_student(
         path.rename(folder / path.name)
     pruned = read_record(work / "importance-pruned")
     pruned["importance"]["corpus"] = "self"
+    training = read_record(folder)["training"]
     teacher = open_source(TEACHER)
     write_record(
         folder,
@@ -183,6 +185,7 @@ def _keep_student(
         target=open_source(str(folder)).architecture,
         inherited=inherited_from(teacher),
         results=report.to_json(),
+        distillation={key: training[key] for key in ("steps", "tokens")},
         **{key: pruned[key] for key in ("importance", "share_of_importance_kept", "kept")},
     )
     write_card(folder)
