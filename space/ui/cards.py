@@ -234,7 +234,7 @@ def lesson_card(lesson: Lesson, prompt: str) -> str:
         ]
         level = _place(lesson.teacher_loss, high, low, 8, 192)
         caption = (
-            f"Nats per token on text that no model trained on, after {step} steps of distillation "
+            f"Nats per token on text that no model trained on, after {step} of {STEPS} steps "
             f"on {lesson.tokens:,} tokens, which {lesson.teacher} sampled; some are read more than "
             f"once. Dashed: {lesson.teacher} itself, {lesson.teacher_loss:.2f}."
         )
