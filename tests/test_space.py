@@ -42,7 +42,7 @@ from minitron.space.jobs.request import (
 )
 from minitron.space.jobs.semaphore import FairSemaphore
 from minitron.space.jobs.service import Service
-from minitron.space.ui.cards import answer_cards, lesson_card, preview_card
+from minitron.space.ui.cards import answer_cards, how_measured, lesson_card, preview_card
 from minitron.space.ui.html import byte_size, count, inline, percent, render
 
 PROMPT = "It was the best of times,"
@@ -249,6 +249,26 @@ def test_agreement_equals_one_forward_pass_of_the_teacher(pair: Service) -> None
     assert column.to_json()["agreement_with_teacher"] == sum(agrees) / 21
 
 
+def test_sampling_does_not_change_what_agreement_measures(tmp_path: Path) -> None:
+    models = (CatalogModel("first", "tiny"), CatalogModel("twin", "tiny", teacher="first"))
+    service = Service.create(Catalog(models), tmp_path)
+    settings = Settings(max_new_tokens=24, temperature=1.0, seed=3)
+    *_, (column,) = service.compare(["twin"], PROMPT, settings)
+    with service.cache.acquire(ModelKey("twin")) as (loaded,):
+        ids = loaded.encode(PROMPT)
+        logits = loaded.model(torch.tensor([[*ids, *column.tokens]])).logits[0]
+    assert logits[len(ids) - 1 : -1].argmax(-1).tolist() != column.tokens
+    assert column.agreement == 1
+
+
+def test_a_page_explains_marks_speed_and_the_numbers_by_the_names_of_the_cards() -> None:
+    html = how_measured()
+    assert all(f'<mark class="mt-{kind}">' in html for kind in ("near", "far"))
+    assert "with whatever else runs on it" in html
+    cards = answer_cards([Column(ModelKey("tiny"))])
+    assert re.findall("<dt>(.*?)</dt>", html) == re.findall("<dt>(.*?)</dt>", cards)
+
+
 def test_the_numbers_of_a_model_are_known_before_a_comparison(pair: Service) -> None:
     names = pair.catalog.names
     before = pair.columns(names)
@@ -362,11 +382,13 @@ def test_a_preview_draws_a_heat_map_of_every_axis(service: Service) -> None:
 def test_templates_escape_every_text() -> None:
     column = Column(ModelKey("<b>"), notices=("<i>",), is_done=True)
     column.tokens, column.parts = [7], [TextPart('<script>"', 1)]
-    column.checks = [TokenCheck(False, '"><u>', 0.5, 0.25)]
+    column.checks = [TokenCheck(False, '"><u>', 0.25, '"><u>', 0.5)]
     html = answer_cards([column])
     assert not re.search(r"<(b|i|u|script)>", html)
     assert "&lt;script&gt;" in html
-    assert 'title="The teacher: “&#34;&gt;&lt;u&gt;” 50 %; this: 25 %"' in html
+    choice = "“&#34;&gt;&lt;u&gt;”"
+    hint = f"Most likely for this model: {choice}; for the teacher: {choice}, 50 %, against 25 %."
+    assert f'title="{hint}"' in html
     assert "<td>" not in render("recipe", parts=[("<td>", "mt-command", ("<td>",))])
 
 

@@ -16,7 +16,13 @@ from typing import Any
 
 from minitron.errors import MinitronError
 from minitron.space.jobs.catalog import Catalog, CatalogModel
-from minitron.space.jobs.decoding import StopSignal, TeacherCheck, TokenCheck, generate_tokens
+from minitron.space.jobs.decoding import (
+    GeneratedToken,
+    StopSignal,
+    TeacherCheck,
+    TokenCheck,
+    generate_tokens,
+)
 from minitron.space.jobs.models import LoadedModel, ModelCache, ModelKey, load_entry
 from minitron.space.jobs.request import MAX_COLUMNS, Prompt, Settings, VisitorError
 from minitron.space.jobs.semaphore import FairSemaphore
@@ -34,8 +40,9 @@ MEASURED = {
     "weight_bytes": "Memory of the weights in the precision that this Space computes with.",
     "kv_cache_bytes_per_token": "Memory of each token's keys and values, over all layers, in the "
     "precision of the checkpoint.",
-    "agreement_with_teacher": "Share of the tokens that are also the teacher's most likely token "
-    "after the same text; for int8 weights, that of the model's own full weights.",
+    "agreement_with_teacher": "Share of the answer's tokens in whose place the most likely token "
+    "is the same for the model and for its teacher, whatever was sampled there; int8 weights are "
+    "compared with the model's own full weights.",
 }
 
 
@@ -120,7 +127,7 @@ class Column:
 
     @property
     def agreement(self) -> float | None:
-        """The share of checked tokens that agree; None where none is checked."""
+        """The share of checked places that agree; None where none is checked."""
         if not self.checks:
             return None
         return sum(check.agrees for check in self.checks) / len(self.checks)
@@ -141,7 +148,12 @@ class Column:
     def to_json(self) -> dict[str, Any]:
         """A column of /compare."""
         differences = [
-            {"position": at, "teacher": check.choice, "probability": check.choice_probability}
+            {
+                "position": at,
+                "model": check.own,
+                "teacher": check.choice,
+                "probability": check.choice_probability,
+            }
             for at, check in enumerate(self.checks)
             if not check.agrees
         ]
@@ -185,6 +197,7 @@ class Comparison:
         column.prompt_tokens = len(ids)
         stream = TextStream(loaded.tokenizer, ids)
         check = None if teacher is None else TeacherCheck(teacher, ids, self.semaphore)
+        unchecked: list[GeneratedToken] = []
         for token in generate_tokens(loaded, ids, settings, self.semaphore, self.stop):
             if column.seconds_to_first_token is None:
                 column.seconds_to_first_token = time.perf_counter() - self.started
@@ -194,12 +207,14 @@ class Comparison:
             column.is_at_limit = len(column.tokens) == settings.max_new_tokens
             with loaded.tokenizer_lock:
                 column.add_text(stream.add(token.id))
-            if check is not None and len(column.tokens) - len(column.checks) >= _CHECKED_AT_ONCE:
-                column.checks += check.check(column.tokens[len(column.checks) :])
+            unchecked.append(token)
+            if check is not None and len(unchecked) == _CHECKED_AT_ONCE:
+                column.checks += check.check(unchecked)
+                unchecked.clear()
         with loaded.tokenizer_lock:
             column.add_text(stream.finish())
         if check is not None:
-            column.checks += check.check(column.tokens[len(column.checks) :])
+            column.checks += check.check(unchecked)
 
     def answer_in_thread(self, column: Column, loaded: dict[ModelKey, LoadedModel]) -> None:
         """The same; an error is kept in the column."""

@@ -7,12 +7,12 @@ costs far less than generating.
 
     teacher = TeacherCheck(loaded_teacher, ids, semaphore)
     for token in generate_tokens(loaded, ids, settings, semaphore, stop):
-        teacher.check([token.id])
+        teacher.check([token])
 """
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,7 @@ class GeneratedToken:
     """A token, and the seconds of computing it without the wait for a slot."""
 
     id: int
+    likeliest: int  # the model's most likely token here; a sampled token may be another
     seconds: float
 
 
@@ -71,7 +72,7 @@ def generate_tokens(
             seconds = time.perf_counter() - started
         if token in loaded.end_tokens:
             return
-        yield GeneratedToken(token, seconds)
+        yield GeneratedToken(token, int(logits.argmax()), seconds)
         unread = [token]
 
 
@@ -103,12 +104,13 @@ def _choose_token(logits: torch.Tensor, settings: Settings, generator: torch.Gen
 
 @dataclass(frozen=True)
 class TokenCheck:
-    """One token of the student, as the teacher sees it."""
+    """The most likely tokens of student and teacher at one place of the student's answer."""
 
-    agrees: bool  # it is the teacher's most likely token
-    choice: str  # the teacher's most likely token
+    agrees: bool  # they are the same
+    own: str  # the student's
+    probability: float  # that the teacher gives it
+    choice: str  # the teacher's
     choice_probability: float
-    probability: float  # that the teacher gives the student's token
 
 
 class TeacherCheck:
@@ -120,21 +122,22 @@ class TeacherCheck:
         self._prompt = prompt
         self._next: torch.Tensor | None = None  # (vocab,) logits after all that was read
 
-    def check(self, tokens: list[int]) -> list[TokenCheck]:
+    def check(self, tokens: Sequence[GeneratedToken]) -> list[TokenCheck]:
         """One check per token; the tokens follow those of the calls before."""
         if not tokens:
             return []
         if self._next is None:
             self._next = self._read(self._prompt, 1)[-1]
-        after = self._read(tokens, len(tokens))
+        after = self._read([token.id for token in tokens], len(tokens))
         expected = torch.cat([self._next[None], after[:-1]]).softmax(-1)  # (tokens, vocab)
         self._next = after[-1]
-        likely, choices = expected.max(-1)
-        own = expected[torch.arange(len(tokens)), torch.tensor(tokens)]
-        rows = zip(tokens, choices.tolist(), likely.tolist(), own.tolist(), strict=True)
+        own = [token.likeliest for token in tokens]
+        own_probabilities = expected[torch.arange(len(own)), torch.tensor(own)]
+        probabilities, choices = expected.max(-1)
+        columns = (own, own_probabilities.tolist(), choices.tolist(), probabilities.tolist())
         return [
-            TokenCheck(token == choice, self._readable(choice), choice_probability, probability)
-            for token, choice, choice_probability, probability in rows
+            TokenCheck(one == other, self._readable(one), p, self._readable(other), q)
+            for one, p, other, q in zip(*columns, strict=True)
         ]
 
     def _read(self, ids: list[int], last: int) -> torch.Tensor:

@@ -83,8 +83,8 @@ def answer_cards(columns: list[Column], *, are_running: bool = True) -> str:
 
 
 def how_measured() -> str:
-    """The explanations of all numbers."""
-    return render("how_measured", numbers=MEASURED)
+    """What the marks of the answers mean, and the explanations of all numbers."""
+    return render("how_measured", numbers={_STAT_NAMES[key]: how for key, how in MEASURED.items()})
 
 
 def _answer_card(column: Column, is_running: bool) -> AnswerCard:
@@ -124,12 +124,12 @@ def _hint(column: Column) -> str:
     if column.teacher is None:
         return "The other answers are compared with this model."
     if column.checks and column.agreement == 1:
-        return f"{column.teacher} finds every one of these tokens most likely, too."
-    return f"Marked: not {column.teacher}’s most likely token. Touch one to see its choice."
+        return f"{column.teacher} has the same most likely token everywhere in this answer."
+    return f"Marked where {column.teacher}’s most likely token is another. Touch one to see both."
 
 
 def _parts(column: Column) -> Iterator[AnswerPart]:
-    reader = "The full weights" if column.key.quantization is not None else "The teacher"
+    reader = "the full weights" if column.key.quantization is not None else "the teacher"
     for text, checks in column.checked_parts():
         other = next((check for check in checks if not check.agrees), None)
         yield AnswerPart(text) if other is None else _marked(text, other, reader)
@@ -137,8 +137,8 @@ def _parts(column: Column) -> Iterator[AnswerPart]:
 
 def _marked(text: str, check: TokenCheck, reader: str) -> AnswerPart:
     hint = (
-        f"{reader}: “{check.choice}” {percent(check.choice_probability)}; "
-        f"this: {percent(check.probability)}"
+        f"Most likely for this model: “{check.own}”; for {reader}: “{check.choice}”, "
+        f"{percent(check.choice_probability)}, against {percent(check.probability)}."
     )
     is_far = check.probability < 0.1 * check.choice_probability
     return AnswerPart(text, hint, "far" if is_far else "near")
