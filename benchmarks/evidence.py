@@ -79,10 +79,14 @@ class DotPlot:
         return min(self.rows, key=lambda row: row.mean)
 
     def to_json(self) -> dict[str, Any]:
-        """The rows; the lowest is marked unless the dots have several series."""
+        """The rows; the lowest is marked where dots have one series and it differs by RULE."""
         rows = [row.to_json() for row in self.rows]
-        if not self.legend:
-            rows[self.rows.index(self.lowest)]["is_lowest"] = True
+        lowest = self.lowest
+        others = [row for row in self.rows if row is not lowest]
+        second = min(others, key=lambda row: row.mean, default=lowest)
+        is_clear = are_different(second.mean - lowest.mean, lowest.spread, second.spread)
+        if is_clear and not self.legend:
+            rows[self.rows.index(lowest)]["is_lowest"] = True
         values = {"rows": rows, "legend": list(self.legend), "level": self.level}
         return _without_empty({"unit": LOSS, **values})
 

@@ -245,7 +245,8 @@ def ranking_by_axis() -> Section | None:
     if not rows:
         return None
     ways = list(dict.fromkeys(row["how"] for row in rows))
-    cuts = {row["cut"]: [one for one in rows if one["cut"] == row["cut"]] for row in rows}
+    names = dict.fromkeys(row["cut"] for row in rows)
+    cuts = {shown_axis(name): [one for one in rows if one["cut"] == name] for name in names}
     table = [("pruned", *ways)]
     for cut, found in cuts.items():
         losses = {row["how"]: loss_text(row["loss"], row["spread"], 3) for row in found}
@@ -254,13 +255,19 @@ def ranking_by_axis() -> Section | None:
         "What should rank the parts?",
         f"The teacher ({results['teacher']:.3f}) pruned and not retrained, one axis at a time, as "
         "in arXiv 2407.14679, table 1; on the right the lowest loss. Evaluated on "
-        f"{results['tokens']:,} held-out tokens; importance from {results['samples']} sequences.",
+        f"{results['tokens']:,} held-out tokens; importance from {results['samples']} sequences. "
+        "`modelopt`: importance as NVIDIA's Model Optimizer measures it, on the same sequences.",
         source="Measured by benchmarks/zero_shot.py; results in benchmarks/results/zero_shot.json.",
         verdict=compare_rankings(rows),
         plots=(DotPlot(tuple(_axis_row(cut, cuts[cut], ways) for cut in cuts), tuple(ways)),),
         table=tuple(table),
         table_title="All numbers",
     )
+
+
+def shown_axis(cut: str) -> str:
+    """What is pruned, in the words of the page."""
+    return cut.replace("ffn", "MLP")
 
 
 def _axis_row(cut: str, rows: list[dict[str, Any]], ways: list[str]) -> Row:
@@ -278,7 +285,7 @@ def compare_rankings(rows: list[dict[str, Any]]) -> str:
     """The axes on which importance gives a lower loss than magnitude and than random scores."""
     by_cut: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        by_cut.setdefault(row["cut"], {})[row["how"]] = row
+        by_cut.setdefault(shown_axis(row["cut"]), {})[row["how"]] = row
     sentences = []
     for other in ("magnitude", "random, mean of 3"):
         answers: dict[str, list[str]] = {}

@@ -19,6 +19,7 @@ from family_evidence import (
     recorded_loss,
     result,
     sections,
+    shown_axis,
     zoo_record,
 )
 
@@ -342,7 +343,7 @@ def zero_shot() -> list[str]:
             least = min(other["loss"] for other in found if other["cut"] == row["cut"])
             loss = f"**{row['loss']:.4f}**" if row["loss"] == least else f"{row['loss']:.4f}"
             spread = "" if row["spread"] is None else f" ± {row['spread']:.4f}"
-            cells = [name, f"{row['parameters']:,}", loss + spread]
+            cells = [shown_axis(name), f"{row['parameters']:,}", loss + spread]
             rows.append([*cells, *([paper[name]] if paper else [])])
         head = ["", "parameters", "loss", *(["the paper"] if paper else [])]
         lines += [f"### {title}", "", *markdown(head, rows), ""]

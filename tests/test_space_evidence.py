@@ -55,9 +55,24 @@ def test_a_row_shows_mean_spread_and_what_the_paper_has(whole_zoo: Catalog, tmp_
     assert "4.130 ± 0.036" in html
     assert re.search(r'mt-plot-lowest">\s*<span class="mt-plot-name">width<em>lowest', html)
     assert "3.45 M" in html
-    assert "before 4.625 · paper 2.155" in html
+    assert "before retraining 4.625 · paper 2.155" in html
     assert "a run (t13/a-0.json)" in html
     assert "Lowest: <b>width</b>." in html
+
+
+def test_no_row_that_is_too_close_to_tell_is_called_the_lowest() -> None:
+    for section in json.loads(EVIDENCE.read_text())["sections"]:
+        rows = [row for plot in section.get("plots", ()) for row in plot["rows"]]
+        if section.get("verdict", "").startswith("Too close to tell"):
+            assert not any(row.get("is_lowest") for row in rows)
+        elif section.get("verdict", "").startswith("Lowest"):
+            assert [row.get("is_lowest") for row in rows].count(True) == 1
+
+
+def test_the_page_has_one_word_for_the_mlp_and_explains_modelopt(whole_zoo: Catalog) -> None:
+    html = evidence_tab(whole_zoo)
+    assert not re.search(r"\bffn\b", html)
+    assert "Model Optimizer measures it" in html
 
 
 def test_dots_are_where_their_values_are() -> None:
@@ -116,9 +131,11 @@ def test_points_of_a_chart_are_where_their_values_are() -> None:
 
 def test_a_table_holds_every_cell_and_its_links(whole_zoo: Catalog, tmp_path: Path) -> None:
     table = [["model", "MMLU", "source"], ["A", "64.5", "[2407.14679, table 2](https://arxiv.org)"]]
+    table.append(["B", "", "none"])
     html = drawn({"table": table}, whole_zoo, tmp_path)
     assert '<th scope="col">MMLU</th>' in html
     assert "<td>64.5</td>" in html
+    assert '<td title="No number is known.">–</td>' in html
     assert '<a href="https://arxiv.org">2407.14679, table 2</a>' in html
     folded = drawn({"table": table, "table_title": "All numbers"}, whole_zoo, tmp_path)
     assert "<summary>All numbers</summary>" in folded
@@ -126,9 +143,15 @@ def test_a_table_holds_every_cell_and_its_links(whole_zoo: Catalog, tmp_path: Pa
 
 def test_the_models_of_the_space_have_their_sizes_and_recorded_loss(whole_zoo: Catalog) -> None:
     _, _, models = evidence_tab(whole_zoo).partition("The models of this Space")
-    for loss in ("3.922", "3.962", "4.052"):
+    for loss in ("3.923", "3.962", "4.052"):
         assert loss in models
     assert models.count("<tr>") == 4
+
+
+def test_a_loss_is_the_same_number_in_every_part(whole_zoo: Catalog) -> None:
+    findings, _, models = evidence_tab(whole_zoo).rpartition("The models of this Space")
+    assert "teacher: 3.923" in findings
+    assert "3.923" in models
 
 
 def test_the_published_models_are_shown_with_their_source(whole_zoo: Catalog) -> None:

@@ -206,7 +206,7 @@ def _value(row: Mapping[str, Any]) -> str:
 def _note(row: Mapping[str, Any]) -> str:
     notes = [
         count(row["parameters"]) if "parameters" in row else "",
-        f"before {row['before']:.3f}" if "before" in row else "",
+        f"before retraining {row['before']:.3f}" if "before" in row else "",
         f"paper {row['paper']}" if "paper" in row else "",
         row.get("note", ""),
     ]
