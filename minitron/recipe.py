@@ -29,6 +29,7 @@ DistFormat = Literal["torch_dist", "zarr"]
 Space = Literal["default", "paper-8b", "paper-4b"]
 DType = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
+Hidden = Literal["auto", "select", "rotate"]
 
 OUTPUT = "Output"  # the title of the last section
 
@@ -235,7 +236,7 @@ class BudgetRecipe(CalibrationRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one, other in (("params", "ratio"), ("importance", "corpus")):
+        for one, other in self._exclusive:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise TargetError(f"--{one} and --{other} are both given: choose one")
         if self.head_residual and self.scores == "modelopt":
@@ -243,10 +244,17 @@ class BudgetRecipe(CalibrationRecipe):
                 "--head-residual cannot be combined with --scores modelopt: leave one out"
             )
         if self.importance is not None:
-            measuring = ("samples", "scores", "memory_budget", *_OF_ACTIVATIONS)
+            measuring = ("scores", "memory_budget", *_OF_ACTIVATIONS)
             check_unset(self, measuring, "with --importance")
+            if self.corpus is None:
+                check_unset(self, ("samples",), "with --importance")
         if not self.contiguous_layers:
             check_unset(self, ("block_size",), "without --contiguous-layers")
+
+    @property
+    def _exclusive(self) -> tuple[tuple[str, str], ...]:
+        """Options of which only one may be given."""
+        return (("params", "ratio"), ("importance", "corpus"))
 
     @property
     def has_budget(self) -> bool:
@@ -289,6 +297,15 @@ class PruneRecipe(BudgetRecipe):
     """KV heads of each layer to keep, with their query heads; all of them unless given."""
     num_hidden_layers: int | None = None
     """Layers to keep."""
+    RECONSTRUCTION: ClassVar = "Reconstruction"
+    reconstruct: Literal["auto", "none"] = "none"
+    """Fit every linear of the smaller model to the source by least squares on the calibration
+    text (auto), or leave the weights as they are cut (none). A twentieth of the sequences is held
+    out: what does not help there is not used."""
+    hidden: Hidden = "auto"
+    """How hidden_size is cut where the model is reconstructed: channels are kept (select), or the
+    directions that carry most of the residual stream (rotate, which unties tied embeddings). auto
+    rotates where that costs no parameters."""
     eval_tokens: int = bounded(2048, at_least=1)
     """Tokens of text to compare candidates on, where a budget is given."""
     max_candidates: int = bounded(8, at_least=1)
@@ -322,13 +339,28 @@ class PruneRecipe(BudgetRecipe):
         if not self.has_budget:
             without = "without a budget: --ratio, --params, --memory or --latency"
             check_unset(self, _OF_BUDGET, without)
-            if self.importance is not None:
+            if self.importance is not None and self.corpus is None:
                 check_unset(self, ("seq_len", "compute_dtype"), "with --importance")
         has_text = self.has_budget and (self.corpus, self.held_out) != (None, None)
+        has_text = has_text or self.is_reconstructed
         if self.scores in ("magnitude", "random") and not has_text:
             check_unset(self, _OF_TEXT, f"with --scores {self.scores}")
+        if self.reconstruct == "none":
+            check_unset(self, ("hidden",), "without --reconstruct auto")
+        elif self.corpus is None:
+            raise TargetError("--reconstruct auto needs text: give --corpus")
         if self.push_to_hub is None:
             check_unset(self, ("private",), "without --push-to-hub")
+
+    @property
+    def is_reconstructed(self) -> bool:
+        """Whether the smaller model is fitted to its source."""
+        return self.reconstruct == "auto" and self.corpus is not None
+
+    @property
+    def _exclusive(self) -> tuple[tuple[str, str], ...]:
+        pairs = super()._exclusive
+        return pairs[:1] if self.is_reconstructed and not self.has_budget else pairs
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def prune_runs(folder: Path) -> Iterator[tuple[str, Path]]:
         "by magnitude": {**widths, "num_key_value_heads": 1, "scores": "magnitude"},
         "by random scores": {"hidden_size": 30, "scores": "random"},
         "by an importance file": {"hidden_size": 30, "importance": importance},
+        "with a reconstruction": {"hidden_size": 30, "corpus": ids, "reconstruct": "auto"},
         "of nothing": {"hidden_size": 42},
         "in blocks": {"num_hidden_layers": 2, "layer_scores": "loss", "block_size": 2}
         | {"contiguous_layers": True, "corpus": ids},

@@ -117,6 +117,8 @@ def training_texts(
             paragraphs.append(f"Sizes: `minitron {step['command']}` {reason}.")
         if "importance" in step:
             paragraphs.append(_importance(step))
+        if "reconstruction" in step:
+            paragraphs.append(_reconstruction(step))
         if "teacher" in step:
             paragraphs.append(_teacher(step))
         if "training" in step:
@@ -178,6 +180,8 @@ def again_text(history: Sequence[Record], name: str) -> str:
     """How the model is made again: by `minitron remake`, and what of it needs training."""
     steps = "step by step, with texts and folders under your own paths:"
     folder = shlex.quote(name)
+    if any(step.get("reconstruction", {}).get("used") for step in history):
+        return f"What was fitted depends on text, so `minitron remake` cannot build it. All {steps}"
     if history[-1]["command"] not in TRAINED:
         return (
             f"`minitron remake {folder} again` builds the same weights from `minitron.json` and "
@@ -249,6 +253,24 @@ def _importance(record: Record) -> str:
         return ranked
     kept = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
     return f"{ranked} Share of the score that is kept: {kept}."
+
+
+def _reconstruction(record: Record) -> str:
+    done, of = record["reconstruction"], display_name(record["source"]["name"])
+    losses = done["losses"]
+    text = _text_of(done["tokens"], done["corpus"], record["source"]["name"])
+    numbers = (
+        f"{losses['pruned']:.3f} nats a token as it is cut, {losses['reconstructed']:.3f} with the "
+        f"fit, {losses['source']:.3f} for `{of}`"
+    )
+    if not done["used"]:
+        return f"Not reconstructed: a fit to `{of}` on {text} did not help on its held-out part."
+    basis = "the main directions" if done["hidden"] == "rotate" else "some channels"
+    return (
+        f"Reconstructed without training: each linear is fitted by least squares to what `{of}` "
+        f"computes on {text}; the residual stream keeps {basis} of its own. Loss on the held-out "
+        f"part of that text: {numbers}."
+    )
 
 
 def _fit(record: Record) -> str:

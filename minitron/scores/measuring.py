@@ -49,13 +49,16 @@ BY_ACTIVATIONS = ("paper", "modelopt")
 logger = logging.getLogger(__name__)
 
 
-def score(source: Source, recipe: CalibrationRecipe) -> Importance:
-    """The importance of every axis of `source`, by `recipe.scores`, in this process alone."""
+def score(source: Source, recipe: CalibrationRecipe, text: Calibration | None = None) -> Importance:
+    """The importance of every axis of `source`, by `recipe.scores`, in this process alone.
+
+    `text` is what `recipe` names, where it is loaded already.
+    """
     architecture = source.architecture
     if recipe.scores in BY_ACTIVATIONS:
         alone = Processes(device=default_device())
         task = _Task(source, recipe, measurement_of(recipe, source), alone)
-        return _score_by_activations(task, _calibration_text(task))
+        return _score_by_activations(task, text or _calibration_text(task))
     source.check_weights()
     by_weights = recipe.scores == "magnitude"
     scores = magnitude_scores(source) if by_weights else random_scores(architecture, recipe.seed)

@@ -4,13 +4,17 @@ prune(source="tiny", out="tiny-half", hidden_size=192, corpus="self")
 """
 
 import logging
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minitron.candidates.choice import Choice, choose_target
 from minitron.errors import TargetError, visible
+from minitron.files.dtypes import dtype_named
 from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import unfinished_folder
 from minitron.model.architecture import Architecture
@@ -23,6 +27,7 @@ from minitron.model.target_sizes import between, check_opened, target_of
 from minitron.options import flags_given
 from minitron.printing import print_json, print_next, print_table
 from minitron.recipe import PruneRecipe, record_of, verb
+from minitron.reconstruction.reconstruct import Reconstructed, check_reconstructs, reconstruct
 from minitron.records.folder_writer import (
     check_companions,
     specs_of,
@@ -31,15 +36,17 @@ from minitron.records.folder_writer import (
 )
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
+from minitron.scores.calibration import Calibration, calibration
 from minitron.scores.measuring import check_corpus_named, score
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.loading import hub_config
+from minitron.sources.loading import default_device, hub_config
 from minitron.sources.opening import open_source, output_at
-from minitron.sources.pruned import PrunedSource, pruned_tensors, source_names
+from minitron.sources.pruned import PrunedSource, source_names
 from minitron.verbs.inspect import Inspection, inspection_of
 from minitron.verbs.push import check_push_to_hub, push_result
 
 _PLACES = ("source", "out", "dry_run")
+_FITTED = "fitted"  # the folder of fitted tensors, until the weights are written
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +106,11 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     hub_config(config)
     for note in load_notes(config):
         logger.warning("%s", note)
-    tensors = source.weights  # refused, if incomplete, before anything is measured
-    decision = _decide(source, choice, recipe)
+    source.check_weights()  # refused, if incomplete, before anything is measured
+    if recipe.is_reconstructed:
+        check_reconstructs(source.architecture)
+    text = calibration(source, recipe, default_device()) if recipe.is_reconstructed else None
+    decision = _decide(source, choice, recipe, text)
     plan, importance = decision.plan, decision.importance
     if recipe.head_residual and plan.partners is None:
         logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
@@ -108,20 +118,27 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     if recipe.dry_run:
         return _report(source, choice, decision)
     with unfinished_folder(out, asdict(recipe)) as folder:
-        kept, names = pruned_tensors(plan, tensors), source_names(plan)
-        write_weights(folder, specs_of(kept), stream_tensors(kept, source.name, source_names=names))
-        write_companions(folder, source, source.config_at(target, plan.layers))
+        pruned = PrunedSource(source, plan)
+        made = Reconstructed(pruned, None)
+        if text is not None:
+            made = _reconstruct(source, plan, text, recipe, folder)
+        tensors, names = made.source.weights, source_names(plan)
+        pieces = stream_tensors(tensors, source.name, source_names=names)
+        write_weights(folder, specs_of(tensors), pieces)
+        shutil.rmtree(folder / _FITTED, ignore_errors=True)
+        write_companions(folder, source, made.source.config)
         write_record(
             folder,
             "prune",
             record_of(recipe),
             source,
-            target=target,
+            target=made.source.architecture,
             inherited=inherited,
             importance={**importance.made_by, "digest": importance.digest},
             share_of_importance_kept=decision.shares,
             kept=plan.to_json(),
             **({} if choice.record is None else {"search": choice.record}),
+            **({} if made.record is None else {"reconstruction": made.record}),
         )
         write_card(folder)
     if recipe.push_to_hub is not None:
@@ -203,11 +220,13 @@ class _Decision:
     shares: dict[str, float]  # of the importance, kept by axis
 
 
-def _decide(source: Source, choice: Choice, recipe: PruneRecipe) -> _Decision:
-    """Measure and choose, in one step or in several."""
+def _decide(
+    source: Source, choice: Choice, recipe: PruneRecipe, text: Calibration | None
+) -> _Decision:
+    """Measure and choose, in one step or in several; `text` is loaded where it is needed again."""
     if recipe.steps > 1:
         return _decide_in_steps(source, choice.target, recipe)
-    importance = choice.importance or _importance(source, choice.target, recipe)
+    importance = choice.importance or _importance(source, choice.target, recipe, text)
     plan = choose_plan(
         importance,
         source.architecture,
@@ -235,7 +254,9 @@ def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) 
     return decision
 
 
-def _importance(source: Source, target: Architecture, recipe: PruneRecipe) -> Importance:
+def _importance(
+    source: Source, target: Architecture, recipe: PruneRecipe, text: Calibration | None = None
+) -> Importance:
     """The importance to rank by: read from a file, measured, or empty where nothing is cut."""
     if recipe.importance is not None:
         importance = Importance.load(Path(recipe.importance))
@@ -244,7 +265,27 @@ def _importance(source: Source, target: Architecture, recipe: PruneRecipe) -> Im
     if not axes_to_rank(source.architecture, target):
         return Importance(made_by={"scores": "none needed"})
     check_corpus_named(recipe)
-    return score(source, recipe)
+    return score(source, recipe, text)
+
+
+def _reconstruct(
+    source: Source, plan: PruningPlan, text: Calibration, recipe: PruneRecipe, folder: Path
+) -> Reconstructed:
+    """The pruned model fitted to its source; its fitted tensors are in `folder`."""
+    fitted = folder / _FITTED
+    fitted.mkdir()
+    made = reconstruct(
+        source,
+        plan,
+        text.sequences,
+        fitted,
+        hidden=recipe.hidden,
+        # float32 unless asked otherwise: what is fitted is a difference of two streams.
+        dtype=dtype_named(recipe.compute_dtype) or torch.float32,
+        device=default_device(),
+    )
+    corpus = {"corpus": text.corpus.name, "corpus_digest": text.corpus.digest}
+    return replace(made, record={**corpus, **(made.record or {})})
 
 
 def _log_kept(plan: PruningPlan, shares: Mapping[str, float]) -> None:

@@ -7,6 +7,7 @@ source that is not the recorded one, and weights that differ from the recorded o
 """
 
 import filecmp
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -52,6 +53,7 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
     name = recipe.source or recorded.source
     plan = _recorded_plan(recorded, name, recipe)
     check_record(record, recorded.file)
+    _check_not_fitted(record, recipe.folder)
     with unfinished_folder(out, asdict(recipe)) as folder:
         if plan is None:
             _convert_again(recorded, name, folder, low_disk=recipe.low_disk)
@@ -105,6 +107,16 @@ def _record_to_remake(record: dict[str, Any], recipe: RemakeRecipe) -> dict[str,
     if initial is None:
         raise TargetError(f"{reason}; its minitron.json has the recipe to do that again")
     raise TargetError(f"{reason}; --before-training remakes the model that it began with")
+
+
+def _check_not_fitted(record: Mapping[str, Any], folder: str) -> None:
+    """Refuse fitted weights, which depend on the text and, in rounding, on the processor."""
+    done = record.get("reconstruction")
+    if isinstance(done, dict) and done.get("used"):
+        raise TargetError(
+            f"{folder} was reconstructed, and its weights depend on calibration text that "
+            f"{FILE} does not hold: repeat the minitron prune command in its README.md"
+        )
 
 
 def _open_recorded(recorded: RemakeRecord, name: str, recipe: RemakeRecipe) -> Source:

@@ -1,0 +1,385 @@
+"""A reconstructed model is what ridge least squares by hand gives, and never worse than without."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import minitron
+from minitron.errors import TargetError
+from minitron.model.plan import PruningPlan, choose_plan
+from minitron.model.source import Source
+from minitron.model.target_sizes import target_of
+from minitron.recipe import CalibrationRecipe, Hidden
+from minitron.reconstruction.least_squares import ALPHAS, Sums, fit
+from minitron.reconstruction.reconstruct import fitted_model, reconstruct
+from minitron.reconstruction.rotation import RotatedSource, principal_basis
+from minitron.scores.measuring import score
+from minitron.scores.weight_scores import random_scores
+from minitron.sources.loading import load_model
+from minitron.sources.opening import open_source
+from minitron.sources.pruned import PrunedSource
+from tests.tiny import SIZES, VARIANTS, tiny_folder
+
+TARGET = {
+    "hidden_size": 36,
+    "intermediate_size": 50,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+}
+UNTIED = [variant for variant in VARIANTS if "tied" not in variant]
+
+
+def text(count: int = 21, length: int = 23, seed: int = 5) -> list[Any]:
+    """Sequences of random ids: the third and the twentieth of them differ in length."""
+    ids = np.random.default_rng(seed).integers(4, SIZES["vocab_size"], (count, length))
+    return [row[: length - 4] if i % 7 == 2 else row for i, row in enumerate(ids)]
+
+
+def pruned(variant: str, folder: Path, **sizes: int) -> tuple[Source, PruningPlan]:
+    source = open_source(str(tiny_folder(folder, variant)))
+    scores = random_scores(source.architecture, seed=3)
+    plan = choose_plan(scores, source.architecture, target_of(source.architecture, sizes))
+    return source, plan
+
+
+def fitted(source: Source, plan: PruningPlan, folder: Path, how: str = "select") -> Source:
+    """The model with every fit that helps, whatever its loss: one of twenty is held out."""
+    folder.mkdir()
+    both = [[row for i, row in enumerate(text()) if (i % 20 == 19) == held] for held in (0, 1)]
+    made, _ = fitted_model(source, plan, *both, folder, how=how, dtype=torch.float32, device="cpu")
+    return made
+
+
+def test_a_fit_solves_the_ridge_equations() -> None:
+    generator = torch.Generator().manual_seed(1)
+    read, wanted, before = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((50, 4), (50, 3), (3, 4))
+    )
+    sums, held_out = Sums.zeros(4, 3), Sums.zeros(4, 3)
+    sums.add(read, wanted)
+    held_out.add(read[:9] + 0.1, wanted[:9])
+    found = fit(sums, held_out, before)
+    errors = {}
+    for alpha in ALPHAS:
+        ridge = (alpha * (read.T @ read).diagonal().mean()).sqrt()
+        left = torch.cat([read, ridge * torch.eye(4, dtype=torch.float64)])
+        weight = torch.linalg.lstsq(left, torch.cat([wanted, ridge * before.T])).solution.T
+        errors[alpha] = ((read[:9] + 0.1) @ weight.T - wanted[:9]).square().sum(), weight
+    best = min(errors, key=lambda alpha: float(errors[alpha][0]))
+    assert found.alpha == best
+    assert torch.allclose(found.weight, errors[best][1])
+    assert torch.allclose(found.error_after.sum(), errors[best][0])
+
+
+@pytest.mark.parametrize("variant", UNTIED)
+def test_a_rotation_that_cuts_nothing_keeps_the_logits(variant: str, tmp_path: Path) -> None:
+    source = open_source(str(tiny_folder(tmp_path / "whole", variant)))
+    width = SIZES["hidden_size"]
+    centred = source.architecture.family.norm.kind == "layer"
+    spread = torch.randn(width, width, dtype=torch.float64)
+    if centred:
+        spread = spread - spread.mean(0)
+    basis = principal_basis(spread @ spread.T, width, centred=centred)
+    ids = torch.from_numpy(np.stack(text(3)[:2])).long()
+    with torch.no_grad():
+        before, after = (
+            load_model(model, dtype=torch.float64)(ids).logits
+            for model in (source, RotatedSource(source, basis, source.architecture))
+        )
+    assert (before - after).abs().max() < 1e-4 * before.abs().max()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_reconstructing_what_is_whole_changes_nothing(variant: str, tmp_path: Path) -> None:
+    source, plan = pruned(variant, tmp_path / "whole")
+    made = fitted(source, plan, tmp_path / "fitted")
+    for name, tensor in source.weights.items():
+        assert torch.equal(made.tensors[name].read(), tensor.read()), name
+
+
+class ByHand:
+    """The whole of both models in float64, refitted one linear after another by lstsq."""
+
+    def __init__(self, source: Source, small: Source, plan: PruningPlan, basis: torch.Tensor):
+        self.teacher, self.student = (
+            load_model(model, dtype=torch.float64).requires_grad_(False)
+            for model in (source, small)
+        )
+        self.plan, self.basis = plan, basis
+        sequences = text()
+        self.held = [i % 20 == 19 for i in range(len(sequences))]
+        self.batches = [torch.from_numpy(row)[None].long() for row in sequences]
+        names = {"q_proj": "heads", "k_proj": "kv", "v_proj": "kv", "gate_proj": "ffn"}
+        self.kinds = {**names, "up_proj": "ffn"}
+
+    def seen(self, model: Any, module: nn.Module, *, output: bool = False) -> list[torch.Tensor]:
+        """The input or output of a module for each sequence, (tokens, width)."""
+        found: list[torch.Tensor] = []
+
+        def keep(_: Any, args: tuple[torch.Tensor], result: Any) -> None:
+            value = result if output else args[0]
+            found.append((value[0] if isinstance(value, tuple) else value).flatten(0, -2))
+
+        hook = module.register_forward_hook(keep)
+        with torch.no_grad():
+            for ids in self.batches:
+                model(ids)
+        hook.remove()
+        return found
+
+    def rows(self, kind: str, layer: int) -> torch.Tensor:
+        if kind == "ffn":
+            return torch.tensor(self.plan.ffn[layer])
+        kept = self.plan.heads[layer] if kind == "heads" else self.plan.kv_heads[layer]
+        return torch.cat([torch.arange(h * 8, h * 8 + 8) for h in kept])
+
+    def refit(self, modules: list[Any], read: Any, wanted: Any) -> None:
+        """Linears that read the same share one alpha; each is used where it helps."""
+        weights = [
+            m.weight if m.bias is None else torch.cat([m.weight, m.bias[:, None]], 1)
+            for m in modules
+        ]
+        weight = torch.cat(weights)
+        if modules[0].bias is not None:
+            read = [torch.cat([x, torch.ones(len(x), 1)], 1) for x in read]
+        (x, y), (x_held, y_held) = (
+            [torch.cat([t for t, h in zip(of, self.held, strict=True) if h == held]) for of in both]
+            for held, both in ((False, (read, wanted)), (True, (read, wanted)))
+        )
+        found = []
+        for alpha in ALPHAS:
+            ridge = (alpha * x.square().sum(0).mean()).sqrt()
+            left = torch.cat([x, ridge * torch.eye(x.shape[1], dtype=x.dtype)])
+            solved = torch.linalg.lstsq(left, torch.cat([y, ridge * weight.T])).solution.T
+            found.append((float((x_held @ solved.T - y_held).square().sum()), solved))
+        solutions = min(found, key=lambda pair: pair[0])[1].split([len(w) for w in weights])
+        outputs = y_held.split([len(w) for w in weights], 1)
+        for module, before, after, out in zip(modules, weights, solutions, outputs, strict=True):
+            was, now = ((x_held @ w.T - out).square().sum() for w in (before, after))
+            if was - now > 1e-6 * out.square().sum():
+                module.weight.copy_(after[:, : module.in_features])
+                if module.bias is not None:
+                    module.bias.copy_(after[:, -1])
+
+    def run(self) -> Any:
+        student, teacher = self.student.model, self.teacher.model
+        for layer, old in enumerate(self.plan.layers):
+            mine, theirs = student.layers[layer], teacher.layers[old]
+            following = (*self.plan.layers, None)[layer + 1]
+            for block, last in (("self_attn", "o_proj"), ("mlp", "down_proj")):
+                ours, whole = getattr(mine, block), getattr(theirs, block)
+                names = [n for n in self.kinds if n in dict(ours.named_children())]
+                outputs = [
+                    [
+                        y[:, self.rows(self.kinds[n], layer)]
+                        for y in self.seen(self.teacher, getattr(whole, n), output=True)
+                    ]
+                    for n in names
+                ]
+                wanted = [torch.cat(y, -1) for y in zip(*outputs, strict=True)]
+                modules = [getattr(ours, n) for n in names]
+                self.refit(modules, self.seen(self.student, modules[0]), wanted)
+                if block == "self_attn":
+                    stream = self.seen(self.teacher, theirs.post_attention_layernorm)
+                    here = self.seen(self.student, mine.input_layernorm)
+                else:
+                    then = teacher.norm if following is None else teacher.layers[following]
+                    at = then if following is None else then.input_layernorm
+                    stream = self.seen(self.teacher, at)
+                    here = self.seen(self.student, mine.post_attention_layernorm)
+                residual = [x @ self.basis - s for x, s in zip(stream, here, strict=True)]
+                module = getattr(ours, last)
+                self.refit([module], self.seen(self.student, module), residual)
+        self.refit_head()
+        return self.student
+
+    def refit_head(self) -> None:
+        if self.student.config.tie_word_embeddings:
+            return
+        head = self.student.lm_head
+        wanted = self.seen(self.teacher, self.teacher.lm_head, output=True)
+        mean = head.weight.mean(0)
+        with torch.no_grad():
+            head.weight.sub_(mean)
+            read = self.seen(self.student, head)
+            self.refit([head], read, [y - y.mean(-1, keepdim=True) for y in wanted])
+            head.weight.add_(mean)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_selected_and_refitted_is_what_least_squares_by_hand_gives(
+    variant: str, tmp_path: Path
+) -> None:
+    source, plan = pruned(variant, tmp_path / "whole", **TARGET)
+    basis = torch.eye(SIZES["hidden_size"], dtype=torch.float64)[:, list(plan.hidden)]
+    expected = ByHand(source, PrunedSource(source, plan), plan, basis).run().state_dict()
+    made = fitted(source, plan, tmp_path / "fitted")
+    for name, tensor in made.tensors.items():
+        error = (tensor.read().double() - expected[name]).norm() / expected[name].norm()
+        assert error < 1e-4, (name, float(error))
+
+
+@pytest.mark.parametrize("variant", UNTIED)
+def test_rotated_and_refitted_is_what_least_squares_by_hand_gives(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, plan = pruned(variant, tmp_path / "whole", **TARGET)
+    bases: list[torch.Tensor] = []
+
+    def kept_basis(*args: Any, **options: Any) -> torch.Tensor:
+        bases.append(principal_basis(*args, **options))
+        return bases[-1]
+
+    monkeypatch.setattr("minitron.reconstruction.reconstruct.principal_basis", kept_basis)
+    made = fitted(source, plan, tmp_path / "fitted", "rotate")
+    wide = replace(plan.target, hidden_size=SIZES["hidden_size"])
+    narrow = replace(plan, target=wide, hidden=tuple(range(SIZES["hidden_size"])))
+    start = RotatedSource(PrunedSource(source, narrow), bases[0], plan.target)
+    expected = ByHand(source, start, plan, bases[0]).run().state_dict()
+    for name, tensor in made.tensors.items():
+        error = (tensor.read().double() - expected[name]).norm() / expected[name].norm()
+        assert error < 1e-4, (name, float(error))
+
+
+@pytest.mark.parametrize("hidden", ["select", "rotate"])
+@pytest.mark.parametrize("variant", UNTIED)
+def test_held_out_loss_is_never_higher_than_without(
+    variant: str, hidden: Hidden, tmp_path: Path
+) -> None:
+    source, plan = pruned(variant, tmp_path / "whole", **TARGET)
+    made = reconstruct(
+        source, plan, text(), tmp_path, hidden=hidden, dtype=torch.float32, device="cpu"
+    )
+    assert made.record is not None
+    losses = made.record["losses"]
+    if made.record["used"]:
+        assert losses["reconstructed"] < losses["pruned"]
+    else:
+        expected = PrunedSource(source, plan).tensors
+        assert made.source.tensors.keys() == expected.keys()
+        assert all(
+            torch.equal(t.read(), expected[n].read()) for n, t in made.source.tensors.items()
+        )
+
+
+def test_one_sequence_is_refused_since_none_could_be_held_out(tmp_path: Path) -> None:
+    source, plan = pruned("llama", tmp_path / "whole", **TARGET)
+    with pytest.raises(TargetError, match="at least 2 sequences"):
+        reconstruct(
+            source, plan, text(1), tmp_path, hidden="select", dtype=torch.float32, device="cpu"
+        )
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Token ids of which `prune` reads the first 21 sequences."""
+    path = tmp_path_factory.mktemp("text") / "ids.npy"
+    np.save(path, np.random.default_rng(5).integers(4, SIZES["vocab_size"], (21, 23)))
+    return str(path)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: t.read() for name, t in open_source(str(folder)).weights.items()}
+
+
+def test_prune_writes_a_plain_folder_of_the_fitted_weights(
+    tmp_path: Path, calibration: str
+) -> None:
+    whole, out = tiny_folder(tmp_path / "whole", "nemotron-biased"), tmp_path / "half"
+    options: dict[str, Any] = {"reconstruct": "auto", "corpus": calibration, **TARGET}
+    minitron.prune(str(whole), str(out), **options)
+    record = json.loads((out / "minitron.json").read_text())["reconstruction"]
+    assert record["hidden"] == "rotate"
+    assert record["tokens"] == 21 * 23
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == []
+    model = AutoModelForCausalLM.from_pretrained(out)
+    source = open_source(str(whole))
+    importance = score(source, CalibrationRecipe(corpus=calibration))
+    target = target_of(source.architecture, TARGET)
+    plan = choose_plan(importance, source.architecture, target)
+    sequences = list(np.load(calibration))
+    made = reconstruct(
+        source, plan, sequences, tmp_path, hidden="auto", dtype=torch.float32, device="cpu"
+    )
+    assert made.record is not None
+    assert record["losses"] == made.record["losses"]
+    for name, tensor in made.source.tensors.items():
+        assert torch.equal(model.state_dict()[name], tensor.read()), name
+
+
+def test_the_same_command_gives_the_same_bytes(tmp_path: Path, calibration: str) -> None:
+    whole = tiny_folder(tmp_path / "whole", "qwen3")
+    for name in ("one", "two"):
+        minitron.prune(
+            str(whole), str(tmp_path / name), reconstruct="auto", corpus=calibration, **TARGET
+        )
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_rotation_unties_and_a_selection_keeps_tied(tmp_path: Path, calibration: str) -> None:
+    whole = tiny_folder(tmp_path / "whole", "qwen3-biased-tied")
+    options: dict[str, Any] = {"reconstruct": "auto", "corpus": calibration, **TARGET}
+    minitron.prune(str(whole), str(tmp_path / "auto"), **options)
+    minitron.prune(str(whole), str(tmp_path / "turned"), hidden="rotate", **options)
+    for name, is_tied in (("auto", True), ("turned", False)):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        record = json.loads((tmp_path / name / "minitron.json").read_text())
+        if record["reconstruction"]["used"]:
+            assert config["tie_word_embeddings"] is is_tied
+        whole_count = sum(t.numel() for t in tensors_of(tmp_path / name).values())
+        assert record["target"]["parameters"] == whole_count
+
+
+def test_saved_importance_and_text_give_what_measuring_on_it_gives(
+    tmp_path: Path, calibration: str
+) -> None:
+    whole, saved = tiny_folder(tmp_path / "whole", "llama"), tmp_path / "scores.safetensors"
+    minitron.importance(str(whole), str(saved), corpus=calibration)
+    options: dict[str, Any] = {"reconstruct": "auto", "corpus": calibration, **TARGET}
+    minitron.prune(str(whole), str(tmp_path / "one"), **options)
+    minitron.prune(str(whole), str(tmp_path / "two"), importance=str(saved), **options)
+    one, two = (tensors_of(tmp_path / name) for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_remake_refuses_fitted_weights_and_the_card_says_why(
+    tmp_path: Path, calibration: str
+) -> None:
+    minitron.prune(
+        "tiny-quarter",
+        str(tmp_path / "small"),
+        reconstruct="auto",
+        corpus="self",
+        samples=40,
+        seq_len=64,
+        num_hidden_layers=2,
+    )
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "fitted by least squares" in card
+    assert "`minitron remake` cannot build it" in card
+    assert "--reconstruct auto" in card
+    with pytest.raises(TargetError, match="repeat the minitron prune command"):
+        minitron.remake(str(tmp_path / "small"), str(tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reconstruct": "auto", "scores": "random"}, "--reconstruct auto needs text"),
+        ({"hidden": "rotate", "scores": "random"}, "--hidden has no effect"),
+    ],
+)
+def test_reconstruction_without_text_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError, match=message):
+        minitron.prune("tiny", str(tmp_path / "out"), num_hidden_layers=4, **options)
