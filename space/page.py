@@ -17,7 +17,7 @@ from minitron.space.guard import RequestGuard
 from minitron.space.jobs.catalog import Catalog
 from minitron.space.jobs.preview import SIZES, Sizes
 from minitron.space.jobs.process import exit_on_termination
-from minitron.space.jobs.request import Prompt, Settings
+from minitron.space.jobs.request import Prompt, Settings, whole
 from minitron.space.jobs.service import Service
 from minitron.space.tabs.compare import compare_tab
 from minitron.space.tabs.evidence import evidence_tab
@@ -82,39 +82,46 @@ def build(service: Service) -> gr.Blocks:
         gr.HTML(render("foot"), elem_classes="mt-block", padding=False)
 
         def apply_link(request: gr.Request) -> list[Any]:
-            values = link_values(service, dict(request.query_params))
-            tab = values.pop("tab", None)
-            selected = gr.skip() if tab is None else gr.Tabs(selected=tab)
-            return [selected, *(values.get(name, gr.skip()) for name in linked)]
+            values, refused = link_values(service, dict(request.query_params))
+            if refused:
+                gr.Warning(f"Not valid here, so this link does not set: {', '.join(refused)}.")
+            return [values.get("tab"), *(values.get(name, gr.skip()) for name in linked)]
+
+        def select_tab(name: str | None) -> Any:
+            return gr.skip() if name is None else gr.Tabs(selected=name)
 
         def leave(request: gr.Request) -> None:
             service.leave(request.session_hash)
 
-        page.load(
-            apply_link,
-            outputs=[tabs, *linked.values()],
-            api_visibility="private",
-            show_progress="hidden",
+        tab_of_link = gr.State(None)
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # The tab last: showing it makes its preview, from the values that the components then have.
+        page.load(apply_link, outputs=[tab_of_link, *linked.values()], **quiet).then(
+            select_tab, inputs=tab_of_link, outputs=tabs, **quiet
         )
         page.unload(leave)
     page.queue(default_concurrency_limit=CONCURRENT, max_size=WAITING)
     return page
 
 
-def link_values(service: Service, query: dict[str, str]) -> dict[str, Any]:
-    """The values that a link sets, without those that the Space refuses."""
+def link_values(service: Service, query: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The values that a link sets, and the names of those that the Space refuses."""
     catalog = service.catalog
     values: dict[str, Any] = {}
+    refused: list[str] = []
 
-    def read(name: str, parse: Callable[[str], Any]) -> None:
+    def read(name: str, parse: Callable[[str], Any], into: dict[str, Any] = values) -> None:
         if name in query:
             try:
-                values[name] = parse(query[name])
+                into[name] = parse(query[name])
             except (MinitronError, ValueError):
-                return
+                refused.append(name)
 
     def setting(name: str) -> Callable[[str], Any]:
         return lambda text: getattr(_settings(**{name: float(text)}), name)
+
+    def size(name: str, most: int) -> Callable[[str], int]:
+        return lambda text: whole(float(text), name, 1, most)
 
     if query.get("tab") in _TABS:
         values["tab"] = query["tab"]
@@ -123,23 +130,15 @@ def link_values(service: Service, query: dict[str, str]) -> dict[str, Any]:
     for name in ("max_new_tokens", "temperature", "top_p", "seed"):
         read(name, setting(name))
     read("model", lambda text: catalog.model(text).name)
-    if {"model", *SIZES} & query.keys():
-        model = values.get("model", catalog.names[0])
-        values |= slider_updates(service, model, _sizes(catalog, model, query))
-    return values
+    if "model" in refused or not {"model", *SIZES} & query.keys():
+        return values, refused
+    model = values.get("model", catalog.names[0])
+    sizes = vars(Sizes.full(catalog.model(model)))
+    for name in SIZES:
+        read(name, size(name, sizes[name]), sizes)
+    return values | slider_updates(service, model, Sizes(**sizes)), refused
 
 
 def _settings(**given: float) -> Settings:
     values: dict[str, Any] = {**vars(Settings()), **given}
     return Settings.checked(**values)
-
-
-def _sizes(catalog: Catalog, name: str, query: dict[str, str]) -> Sizes:
-    """The sizes that a link names, or the model's own where it refuses one."""
-    entry = catalog.model(name)
-    try:
-        return Sizes.checked(
-            entry, *(float(query[size]) if size in query else None for size in SIZES)
-        )
-    except (MinitronError, ValueError):
-        return Sizes.full(entry)

@@ -580,8 +580,20 @@ def test_every_budget_in_percent_has_sizes_that_the_sliders_can_show(service: Se
     for percent_kept in range(8, 101):
         sizes = Sizes.of_share(entry, percent_kept / 100)
         assert round(100 * sizes.share_of(entry)) == percent_kept
-        assert sizes.on_sliders(entry) == sizes
-    assert Sizes(100, 1000, 3, 6).on_sliders(entry) == Sizes(96, 1008, 4, 6)
+        assert Sizes.on_sliders(entry, *vars(sizes).values()) == sizes
+    assert Sizes.on_sliders(entry, 100, 1000, 3, 6) == Sizes(96, 1008, 4, 6)
+
+
+def test_a_size_beyond_a_slider_gives_the_nearest_one_and_what_is_no_number_is_refused(
+    service: Service,
+) -> None:
+    entry = service.catalog.model("tiny")
+    own = Sizes.full(entry)
+    assert Sizes.on_sliders(entry, 9999, None, 99, 7) == own
+    assert Sizes.on_sliders(entry, -5, 0, 0, 0) == Sizes(32, 128, 2, 1)
+    for value in ("wide", math.nan, math.inf):
+        with pytest.raises(VisitorError, match="hidden_size is"):
+            Sizes.on_sliders(entry, value, None, None, None)
 
 
 def test_a_command_is_quoted_and_its_parts_hold_a_flag_with_its_value(service: Service) -> None:
@@ -746,9 +758,16 @@ def test_a_link_sets_valid_values_and_ignores_others(service: Service) -> None:
         "hidden_size": "128",
         "__theme": "dark",
     }
-    wanted = link_values(service, query)
+    wanted, refused = link_values(service, query)
     assert {"tab", "seed", "model"} | set(SIZES) == set(wanted)
     assert (wanted["seed"], wanted["hidden_size"]["value"]) == (7, 128)
+    assert refused == ["prompt", "models", "temperature"]
+    wanted, refused = link_values(service, {"hidden_size": "300", "num_hidden_layers": "5"})
+    assert [wanted[name]["value"] for name in SIZES] == [
+        *vars(Sizes.full(service.catalog.model("tiny"))).values()
+    ][:3] + [5]
+    assert refused == ["hidden_size"]
+    assert link_values(service, {"model": "huge", "hidden_size": "64"}) == ({}, ["model"])
 
 
 def test_the_header_of_the_space_names_existing_files() -> None:

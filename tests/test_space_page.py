@@ -400,6 +400,28 @@ def test_a_link_carries_the_settings(space: RunningSpace, browser: Any) -> None:
         )
 
 
+def test_a_size_beyond_its_slider_is_replaced_everywhere_and_a_link_keeps_its_sizes(
+    whole_zoo: RunningSpace, browser: Any
+) -> None:
+    query = "?tab=prune&model=tiny-half&hidden_size=300&num_attention_heads=4&num_hidden_layers=3"
+    for visit in visiting(whole_zoo, browser, DESKTOP, "light", query):
+        command, toast = visit.page.locator("#mt-command"), visit.page.locator(".toast-body")
+        playwright.expect(command).to_contain_text("--num-hidden-layers 3", timeout=PATIENCE)
+        playwright.expect(command).to_contain_text("--num-attention-heads 4")
+        playwright.expect(toast).to_have_count(1)  # no error beside it
+        playwright.expect(toast).to_contain_text("this link does not set: hidden_size")
+        for name, value in (("num_attention_heads", "4"), ("num_hidden_layers", "3")):
+            playwright.expect(visit.number(f"mt-{name}")).to_have_value(value)
+        visit.number("mt-num_hidden_layers").fill("99")
+        visit.page.keyboard.press("Enter")
+        playwright.expect(command).not_to_contain_text("--num-hidden-layers")
+        visit.page.keyboard.press("Tab")
+        playwright.expect(visit.number("mt-num_hidden_layers")).to_have_value("5")
+        resets = visit.page.locator("#mt-share button, #mt-num_hidden_layers button")
+        playwright.expect(resets).to_have_count(0)
+        playwright.expect(toast).to_have_count(1)
+
+
 def test_a_page_that_breaks_the_rules_is_found(browser: Any) -> None:
     page = browser.new_page(viewport=PHONE)
     page.set_content(

@@ -71,10 +71,17 @@ class Sizes:
         chosen = next((target for target in found if takes_sizes(source, target)), whole)
         return cls(*(getattr(chosen, name) for name in SIZES))
 
-    def on_sliders(self, entry: CatalogModel) -> "Sizes":
-        """The nearest sizes that the sliders can show."""
-        ranges = slider_ranges(entry)
-        return Sizes(**{name: ranges[name].nearest(size) for name, size in asdict(self).items()})
+    @classmethod
+    def on_sliders(cls, entry: CatalogModel, *values: Any) -> "Sizes":
+        """The nearest sizes that the sliders can show; None is the model's own.
+
+        Raises VisitorError for what is no number.
+        """
+        sizes = {}
+        for (name, among), value in zip(slider_ranges(entry).items(), values, strict=True):
+            size = among.maximum if value is None else number(value, name, -math.inf, math.inf)
+            sizes[name] = among.nearest(size)
+        return cls(**sizes)
 
     def smaller_than(self, entry: CatalogModel) -> dict[str, int]:
         """The sizes below the model's own."""

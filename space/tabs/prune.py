@@ -39,6 +39,9 @@ _MEASURED = "() => window.minitronMeasured()"
 _SHOW_LESSON = "() => window.minitronShow('#mt-lesson')"
 _SHOW_RESULT = "() => window.minitronShow('#mt-result')"
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# gradio refuses a size beyond its slider's range, which a link, another model or a keyboard sends
+# for a moment: the handlers replace it by the nearest size of the range.
+_ANY_SIZE: dict[str, Any] = {**_QUIET, "preprocess": False}
 
 
 def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
@@ -52,6 +55,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
                 100,
                 round(100 * _FIRST_SHARE),
                 step=1,
+                buttons=[],
                 elem_id="mt-share",
                 label="Parameter budget (%)",
                 info="Narrows the hidden size and the MLPs together; heads and layers stay whole.",
@@ -91,9 +95,10 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         num_hidden_layers: float,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
-        sizes = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
+        given = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
+        sizes = Sizes.on_sliders(service.catalog.model(model), *given)
         done = None
-        for done in service.prune(model, *sizes, visitor=request.session_hash):
+        for done in service.prune(model, *vars(sizes).values(), visitor=request.session_hash):
             yield progress_card(done.note), *[gr.skip()] * 4
         if done is None or done.archive is None:
             raise VisitorError("nothing was pruned: choose smaller sizes")
@@ -125,7 +130,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         outputs=[result, archive, folder, distill, after],
         concurrency_id="prune",
         concurrency_limit=1,
-        **_QUIET,
+        **_ANY_SIZE,
     )
     pruning.success(_idle, outputs=start, queue=False, js=_SHOW_RESULT, **_QUIET)
     pruning.failure(lambda: (_idle(), ""), outputs=[start, result], queue=False, **_QUIET)
@@ -193,9 +198,12 @@ def _connect_sliders(
 
     def preview(model: str, share: float, *sizes: float) -> list[Any]:
         entry = service.catalog.model(model)
-        shown = Sizes.checked(entry, *sizes).on_sliders(entry)
+        shown = Sizes.on_sliders(entry, *sizes)
+        most = vars(Sizes.full(entry))
+        # The browser bounds a typed number itself; the size may be that of the model before.
         moved = [
-            _moved(size, getattr(shown, name)) for name, size in zip(SIZES, sizes, strict=True)
+            gr.skip() if size > most[name] else _moved(size, value)
+            for (name, value), size in zip(vars(shown).items(), sizes, strict=True)
         ]
         found, wanted = service.preview(model, *vars(shown).values(), timed=False)
         length = service.measurements.sequence_length(entry)
@@ -204,7 +212,7 @@ def _connect_sliders(
 
     def speed(model: str, *sizes: float) -> str:
         entry = service.catalog.model(model)
-        shown = Sizes.checked(entry, *sizes).on_sliders(entry)
+        shown = Sizes.on_sliders(entry, *sizes)
         return preview_card(service.preview(model, *vars(shown).values())[0])
 
     def choose_model(model: str) -> list[Any]:
@@ -213,7 +221,7 @@ def _connect_sliders(
 
     def choose_share(model: str, share: float) -> list[Any]:
         entry = service.catalog.model(model)
-        wanted = Sizes.of_share(entry, share / 100)
+        wanted = Sizes.of_share(entry, min(100, max(_LEAST_PERCENT, share)) / 100)
         return [_moved(share, round(100 * wanted.share_of(entry))), *vars(wanted).values()]
 
     chosen = model.input(None, inputs=model, js=_MEASURING, api_visibility="private").then(
@@ -224,7 +232,7 @@ def _connect_sliders(
         "inputs": [model, share, *every],
         "outputs": [*outputs, share, *every],
         "trigger_mode": "always_last",
-        **_QUIET,
+        **_ANY_SIZE,
     }
     moved = gr.on([tab.select, *(slider.change for slider in every)], **shown)
     for previewed in (moved, chosen.success(**shown)):
@@ -235,14 +243,14 @@ def _connect_sliders(
             inputs=[model, *every],
             outputs=outputs[0],
             trigger_mode="always_last",
-            **_QUIET,
+            **_ANY_SIZE,
         )
     share.input(
         show_errors(choose_share),
         inputs=[model, share],
         outputs=[share, *every],
         trigger_mode="always_last",
-        **_QUIET,
+        **_ANY_SIZE,
     )
 
 
@@ -272,6 +280,7 @@ def _sliders(service: Service, name: str) -> dict[str, gr.Slider]:
             value=getattr(sizes, size),
             label=LABELS[size],
             info=_INFO[size],
+            buttons=[],  # the reset button would set the first model's size
             elem_id=f"mt-{size}",
             **vars(ranges[size]),
         )
