@@ -476,6 +476,9 @@ def test_every_tab_can_be_read_and_its_picture_is_taken(
         assert [known_stats(card) for card in visit.answers().all()] == before
         look(visit, "compare")
         visit.show_prune()
+        playwright.expect(visit.page.locator("#mt-cut")).not_to_contain_text(
+            "being measured", timeout=PATIENCE
+        )
         look(visit, "prune")
         visit.page.get_by_role("tab", name="Evidence").click()
         visit.page.wait_for_selector(".mt-evidence")
