@@ -42,7 +42,14 @@ from minitron.space.jobs.request import (
 )
 from minitron.space.jobs.semaphore import FairSemaphore
 from minitron.space.jobs.service import Service
-from minitron.space.ui.cards import answer_cards, how_measured, lesson_card, preview_card
+from minitron.space.ui.cards import (
+    answer_cards,
+    how_measured,
+    lesson_card,
+    preview_card,
+    recipe_card,
+    result_card,
+)
 from minitron.space.ui.html import byte_size, count, inline, percent, render
 
 PROMPT = "It was the best of times,"
@@ -379,6 +386,16 @@ def test_a_preview_draws_a_heat_map_of_every_axis(service: Service) -> None:
     assert drawn.count("<svg") == 4
 
 
+def test_a_speed_has_no_bar_and_a_whole_model_no_command(
+    service: Service,
+) -> None:
+    found, sizes = service.preview("tiny", 160, 608, 6, 5, timed=False)
+    known = preview_card(replace(found, timings=timed(0.01)))
+    assert re.findall(r'class="mt-bar( mt-bar-none)?"', known) == ["", "", "", " mt-bar-none"]
+    assert "minitron prune" in recipe_card(found, sizes, 256)
+    assert recipe_card(*service.preview("tiny", *[None] * 4, timed=False), 256) == ""
+
+
 def test_templates_escape_every_text() -> None:
     column = Column(ModelKey("<b>"), notices=("<i>",), is_done=True)
     column.tokens, column.parts = [7], [TextPart('<script>"', 1)]
@@ -632,7 +649,16 @@ def test_a_pruned_model_learns_from_its_original_in_steps_that_others_may_interr
     assert len(slots) >= 2 + 6 + 4  # parts of the text, steps, measurements
     before, after = lesson.texts
     assert before.text != after.text
-    assert "steps on 768 tokens" in lesson_card(lesson, PROMPT)
+    card = lesson_card(replace(lesson, steps=48), PROMPT)
+    assert f"<h3>{pruned.folder.name}: loss " in card
+    assert "48 of 48 steps on 768 tokens, out of a text of 128 tokens that tiny sampled." in card
+    assert "Stopped after 75 s: 6 of 48 steps" in lesson_card(
+        replace(lesson, ending="Stopped after 75 s"), PROMPT
+    )
+    assert before.text == service.sample(pruned)[1].text
+    result = result_card(pruned, [], PROMPT, 32)
+    assert f"<h3>{pruned.folder.name}</h3>" in result
+    assert "measured on 16 sequences that tiny sampled itself" in result
 
 
 def test_a_distillation_stops_when_its_visitor_stops_it_or_leaves(
@@ -644,8 +670,17 @@ def test_a_distillation_stops_when_its_visitor_stops_it_or_leaves(
             if lesson.tokens:
                 end("me")
         assert lesson.is_done
-        assert lesson.tokens == 4 * 32
+        assert (lesson.tokens, lesson.steps, lesson.ending) == (4 * 32, 1, "Stopped")
         assert len(lesson.texts) == 2
+    lessons = short_distillation.distill(str(pruned.folder), visitor="me")
+    next(lessons)
+    short_distillation.stop_distilling("me")
+    *_, lesson = lessons
+    assert (lesson.is_done, lesson.steps, len(lesson.texts)) == (True, 0, 1)
+    card = lesson_card(lesson, PROMPT)
+    assert f"Stopped: {pruned.folder.name} is not trained" in card
+    assert "Pruned and distilled" not in card
+    assert " → " not in card
 
 
 def test_only_a_result_is_distilled_and_no_large_model(

@@ -34,6 +34,12 @@ COVERED_DOTS = """[...document.querySelectorAll('.mt-plot-track')].flatMap(track
     const apart = (a, b) => Math.hypot(a.x - b.x, a.y - b.y) / a.width;
     return at.filter((a, i) => at.slice(i + 1).some(b => apart(a, b) < 0.9));
 }).length"""
+COVERED_LABELS = """[...document.querySelectorAll('.mt-change:has(.mt-values)')].filter(row => {
+    const label = row.querySelector('.mt-label').getBoundingClientRect();
+    const values = [...row.querySelectorAll('.mt-values > *')];
+    for (const value of values) value.textContent = '1234 tokens/s';
+    return values.some(value => value.getBoundingClientRect().x < label.right);
+}).length"""
 TWINS = "[{name: tiny, source: tiny}, {name: tiny-twin, source: tiny}]"
 
 
@@ -337,6 +343,7 @@ def test_what_the_prune_tab_shows_belongs_to_what_is_chosen(
             "[...document.querySelectorAll('#mt-command span')].map(part => part.offsetHeight)"
         )
         assert len(set(lines)) == 1
+        assert page.evaluate(COVERED_LABELS) == 0
         # Pruning: the button shows its state, and the result comes into view.
         button, result = page.locator("#mt-prune"), page.locator("#mt-result")
         button.click()
@@ -354,6 +361,7 @@ def test_what_the_prune_tab_shows_belongs_to_what_is_chosen(
         playwright.expect(page.locator("#mt-distill")).to_be_disabled()
         page.wait_for_selector("#mt-lesson .mt-dot", timeout=PATIENCE)
         playwright.expect(page.locator("#mt-lesson")).to_be_in_viewport(ratio=0.3)
+        page.get_by_text("Distilling: step").wait_for(timeout=PATIENCE)
         page.click("#mt-distill-stop")
         page.wait_for_selector("#mt-lesson [data-state=done]", timeout=PATIENCE)
         playwright.expect(page.locator("#mt-lesson .mt-text")).to_have_count(2)

@@ -39,7 +39,12 @@ class StopSignal:
     @property
     def is_set(self) -> bool:
         """Whether to compute no further step."""
-        return self._event.is_set() or time.monotonic() > self._deadline
+        return self._event.is_set() or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time of the request is over."""
+        return time.monotonic() > self._deadline
 
 
 @dataclass(frozen=True)

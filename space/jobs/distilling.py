@@ -49,7 +49,11 @@ class Lesson:
     note: str  # the step that runs now
     losses: tuple[tuple[int, float], ...] = ()  # after so many steps, on text it never trained on
     teacher_loss: float | None = None
+    student: str = ""  # the name of the pruned model's folder
+    steps: int = 0
     tokens: int = 0  # trained on; a sequence may come twice
+    text_tokens: int = 0  # of the whole text to train on
+    ending: str = ""  # why it ended before the last step
     texts: tuple[Column, ...] = ()  # before, and after
     is_done: bool = False
 
@@ -94,7 +98,8 @@ class _Course:
 
     def run(self) -> Iterator[Lesson]:
         """Sample, write, train, write again."""
-        lesson = Lesson(self.entry.name, f"{self.entry.name} writes the text to learn from …")
+        note = f"{self.entry.name} writes the text to learn from …"
+        lesson = Lesson(self.entry.name, note, student=self.folder.name)
         for count in self.measurements.sample_training_text(self.entry, SEQUENCES, CHUNK):
             yield replace(lesson, note=f"{lesson.note} {count} of {SEQUENCES} sequences")
             if self.stop.is_set:
@@ -103,6 +108,7 @@ class _Course:
         held_out = torch.from_numpy(np.load(self.measurements.held_out(self.entry))).long()
         pruned = CatalogModel("pruned", str(self.folder))
         student = load_entry(pruned, ModelKey(pruned.name))
+        texts = (self.write(student),)  # in the precision of the result's own sample
         student.model = load_model(pruned.open(), dtype=torch.float32, device=default_device())
         teacher_model = load_model(self.entry.open(), device=default_device())
         first = self._loss(student.model, held_out)
@@ -110,16 +116,19 @@ class _Course:
             lesson,
             note="Distilling …",
             losses=((0, first),),
+            text_tokens=rows.numel(),
             teacher_loss=self._loss(teacher_model, held_out),
-            texts=(self.write(student),),
+            texts=texts,
         )
         yield lesson
         for trained in self._train(student.model, teacher_model, rows, held_out, lesson):
             lesson = trained
             yield lesson
         student.model.eval()
-        texts = (*lesson.texts, self.write(student))
-        yield replace(lesson, note="", texts=texts, is_done=True)
+        ending = f"Stopped after {SECONDS:.0f} s" if self.stop.is_late else "Stopped"
+        if lesson.steps:
+            lesson = replace(lesson, texts=(*lesson.texts, self.write(student)))
+        yield replace(lesson, note="", ending=ending, is_done=True)
 
     def _train(
         self,
@@ -149,6 +158,7 @@ class _Course:
             lesson = replace(
                 lesson,
                 note=f"Distilling: step {step} of {STEPS} …",
+                steps=step,
                 tokens=lesson.tokens + batch.numel(),
                 losses=losses,
             )

@@ -99,7 +99,9 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         sizes = Sizes.on_sliders(service.catalog.model(model), *given)
         done = None
         for done in service.prune(model, *vars(sizes).values(), visitor=request.session_hash):
-            yield progress_card(done.note), *[gr.skip()] * 4
+            is_packed = done.archive is not None
+            note = "Both models write a text …" if is_packed else done.note
+            yield progress_card(note), *[gr.skip()] * 4
         if done is None or done.archive is None:
             raise VisitorError("nothing was pruned: choose smaller sizes")
         entry, size = done.preview.entry, byte_size(done.archive.stat().st_size)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from minitron.space.jobs.comparing import MEASURED, Column
 from minitron.space.jobs.decoding import TokenCheck
 from minitron.space.jobs.distilling import STEPS, Lesson
-from minitron.space.jobs.measures import SAMPLES, SEQ_LEN
+from minitron.space.jobs.measures import HELD_OUT, SAMPLES, SEQ_LEN
 from minitron.space.jobs.preview import (
     LABELS,
     Preview,
@@ -75,6 +75,7 @@ class Change:
     after: str
     measured: str
     ratio: float | None = None  # None where a number is not known
+    has_bar: bool = True  # a part of the whole, not a speed that grows
 
 
 def answer_cards(columns: list[Column], *, are_running: bool = True) -> str:
@@ -179,7 +180,8 @@ def _changes(preview: Preview, unknown: str) -> list[Change]:
             return Change(name, "", unknown, measured)
         text = {"count": count, "bytes": byte_size}.get(shown, lambda v: f"{v:.0f} {shown}")
         ratio = after[key] / before[key]
-        return Change(name, text(before[key]), text(after[key]), measured, ratio)
+        has_bar = key != "tokens_per_second_estimated"
+        return Change(name, text(before[key]), text(after[key]), measured, ratio, has_bar)
 
     return [
         change(
@@ -221,23 +223,20 @@ def progress_card(note: str) -> str:
 
 def lesson_card(lesson: Lesson, prompt: str) -> str:
     """The loss of a distillation as it falls, and the text before and after."""
-    names = ("Pruned", "Pruned and distilled")
-    title, caption, level = "Distillation", "", 0.0
+    name = lesson.student or "Distillation"
+    title, caption, level = f"{name}: distillation", "", 0.0
     dots: list[tuple[float, float]] = []
     if lesson.losses and lesson.teacher_loss is not None:
-        first, (step, last) = lesson.losses[0][1], lesson.losses[-1]
-        title = f"Loss {first:.2f} → {last:.2f}"
+        first, last = lesson.losses[0][1], lesson.losses[-1][1]
+        title = f"{name}: loss {first:.2f} → {last:.2f}" if lesson.steps else title
         high, low = max(first, last) + 0.1, min(lesson.teacher_loss, last) - 0.1
         dots = [
             (_place(at, 0, STEPS, 10, 630), _place(loss, high, low, 8, 192))
             for at, loss in lesson.losses
         ]
         level = _place(lesson.teacher_loss, high, low, 8, 192)
-        caption = (
-            f"Nats per token on text that no model trained on, after {step} of {STEPS} steps "
-            f"on {lesson.tokens:,} tokens, which {lesson.teacher} sampled; some are read more than "
-            f"once. Dashed: {lesson.teacher} itself, {lesson.teacher_loss:.2f}."
-        )
+        caption = _lesson_caption(lesson)
+    names = ("Pruned", "Pruned and distilled")
     return render(
         "lesson",
         title=title,
@@ -248,6 +247,19 @@ def lesson_card(lesson: Lesson, prompt: str) -> str:
         prompt=prompt,
         texts=[(name, column.text) for name, column in zip(names, lesson.texts, strict=False)],
         is_done=lesson.is_done,
+    )
+
+
+def _lesson_caption(lesson: Lesson) -> str:
+    """How the losses were measured, how much was trained, and why it ended."""
+    ending = "" if not lesson.is_done or lesson.steps == STEPS else lesson.ending
+    if lesson.is_done and not lesson.steps:
+        return f"{ending}: {lesson.student} is not trained, its loss is {lesson.losses[0][1]:.2f}."
+    return (
+        f"{ending + ': ' if ending else ''}{lesson.steps} of {STEPS} steps on {lesson.tokens:,} "
+        f"tokens, out of a text of {lesson.text_tokens:,} tokens that {lesson.teacher} sampled. "
+        f"Nats per token on {HELD_OUT} other sequences that {lesson.teacher} sampled. "
+        f"Dashed: {lesson.teacher} itself, {lesson.teacher_loss:.2f}."
     )
 
 
@@ -276,7 +288,9 @@ def result_card(result: PruningResult, texts: list[Column], prompt: str, seq_len
             rows.append(Change(name, f"{before[key]:,}", f"{after[key]:,}", how))
     return render(
         "result",
-        name=result.preview.entry.name,
+        name=entry.name,
+        out=out,
+        evaluated_on=done["evaluated_on"],
         rows=rows,
         seconds=result.seconds,
         texts=texts,
@@ -286,7 +300,12 @@ def result_card(result: PruningResult, texts: list[Column], prompt: str, seq_len
 
 
 def recipe_card(preview: Preview, sizes: Sizes, seq_len: int) -> str:
-    """The command and the Python lines that write the same model elsewhere."""
+    """The command and the Python lines that write the same model elsewhere; none for a whole one.
+
+    `minitron prune` refuses to prune nothing.
+    """
+    if not sizes.smaller_than(preview.entry):
+        return ""
     entry, out = preview.entry, sizes.folder_name(preview.entry)
     parts = [
         ("Command", "mt-command", command(entry, sizes, out, seq_len).parts),
