@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
@@ -254,14 +255,23 @@ def test_ctrl_c_ends_a_process_with_the_step_from_which_the_same_command_goes_on
     command = [sys.executable, "-m", "minitron", "train", "out", "--init", str(start)]
     command += ["--corpus", text, "--steps", "100000", "--save-steps", "1", "--batch-size", "4"]
     errors = tmp_path / "errors.txt"
-    with errors.open("w") as file, subprocess.Popen(command, cwd=tmp_path, stderr=file) as run:
-        until = time.monotonic() + 60
-        while not list(tmp_path.glob("out.partial/checkpoints/checkpoint-*/trainer_state.json")):
-            assert run.poll() is None, errors.read_text()
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
-        assert run.wait(60) == 130
+    # A test run in the background ignores Ctrl-C, and so would its children.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with (
+        errors.open("w") as file,
+        subprocess.Popen(command, cwd=tmp_path, stderr=file, preexec_fn=heeds) as run,
+    ):
+        try:
+            until = time.monotonic() + 60
+            states = "out.partial/checkpoints/checkpoint-*/trainer_state.json"
+            while not list(tmp_path.glob(states)):
+                assert run.poll() is None, errors.read_text()
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            run.send_signal(signal.SIGINT)
+            assert run.wait(60) == 130
+        finally:
+            run.kill()
     last = errors.read_text().splitlines()[-1]
     pattern = r"minitron: interrupted; the same command goes on from step [1-9]\d*"
     assert re.fullmatch(pattern, last), last
