@@ -308,3 +308,9 @@ def test_a_result_is_shown_and_the_record_kept_where_it_cannot_be_written(
     assert "perplexity" in printed.out
     assert "minitron.json cannot be written: No space left" in printed.err
     assert (made / "minitron.json").read_bytes() == before
+
+
+def test_an_embedded_model_is_not_recorded_into(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(40).reshape(2, 20))
+    with pytest.raises(TargetError, match=r"tiny is an embedded model: minitron convert tiny COPY"):
+        minitron.evaluate("tiny", corpus=str(tmp_path / "ids.npy"), record=True)

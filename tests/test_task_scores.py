@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -105,14 +106,17 @@ def test_record_adds_benchmarks_beside_what_was_measured_before(
     (tmp_path / "a.txt").write_text("It was the best of times, it was the worst of times.")
     folder = tmp_path / "copy"
     minitron.convert("tiny", str(folder))
-    text = minitron.evaluate(str(folder), corpus=str(tmp_path / "a.txt"), stride=64, record=True)
+    options: dict[str, Any] = {"stride": 64, "seq_len": 128, "dtype": "float32"}
+    text = minitron.evaluate(str(folder), corpus=str(tmp_path / "a.txt"), **options, record=True)
     assert text.tasks == {}
     scored = minitron.evaluate(
         str(folder), tasks="quiz", include_path=str(tmp_path / "tasks"), limit=4, record=True
     )
     record = json.loads((folder / "minitron.json").read_text())
     assert record["results"]["rows"][0]["values"][0] == f"{text.loss:.4f}"
-    assert "at least 448 and at most 512 before it" in record["results"]["measured"]
+    assert "at least 64 and at most 128 before it" in record["results"]["measured"]
+    command = "minitron evaluate copy --corpus a.txt --seq-len 128 --stride 64 --dtype float32"
+    assert f"`{command}`" in record["results"]["measured"]
     assert from_record(record["benchmarks"]) == [scored.tasks["quiz"]]
     assert record["benchmarks"]["scores"][0]["samples"] == 4 < len(QUIZ)
     assert str(tmp_path) not in (folder / "minitron.json").read_text()

@@ -7,7 +7,7 @@ evaluate(source="tiny", tasks="hellaswag", num_fewshot=10).tasks["hellaswag"].me
 import logging
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from minitron.evaluation.summaries import Articles, read_articles, summarize
 from minitron.evaluation.task_harness import Tasks, load_tasks, run_tasks
 from minitron.files.dtypes import dtype_named
 from minitron.model.source import Source
-from minitron.options import check_unset
+from minitron.options import check_unset, flags_given
 from minitron.printing import print_json, print_record, print_table, readable
 from minitron.recipe import EvaluateRecipe, verb
 from minitron.records.minitron_json import FILE, check_record, read_record
@@ -34,8 +34,14 @@ from minitron.sources.loading import (
     sequence_length,
     warn_beyond_context,
 )
-from minitron.sources.opening import open_source
+from minitron.sources.opening import open_source, zoo
 from minitron.text.corpus import HeldOut, held_out_ids, held_out_text
+
+# Options that change the scores of tasks; a command for them holds those that were given.
+_OF_TASKS = (
+    *("tasks", "include_path", "preset", "num_fewshot", "limit", "articles"),
+    *("run_generated_code", "batch_size"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +102,11 @@ def measure(recipe: EvaluateRecipe) -> Evaluation:
     warn_beyond_context(source, seq_len, "--seq-len is")
     if recipe.record:
         folder = Path(recipe.source)  # refused where it has no record to add to
+        if recipe.source in zoo() and not folder.exists():
+            raise TargetError(
+                f"--record adds to a folder of yours, and {recipe.source} is an embedded model: "
+                f"minitron convert {recipe.source} COPY makes such a folder"
+            )
         check_record(read_record(folder), str(folder / FILE))
     measurements = _measurements(recipe, preset, source, seq_len)
     dtype = dtype_named(recipe.dtype)
@@ -199,40 +210,48 @@ def record_evaluation(evaluation: Evaluation, recipe: EvaluateRecipe) -> None:
         seq_len = recipe.seq_len or sequence_length(open_source(recipe.source), None)
         results["results"] = _results(evaluation.text, recipe, recipe.corpus, seq_len)
     if scores:
-        results["benchmarks"] = record_of_scores(scores, _command(recipe))
+        results["benchmarks"] = record_of_scores(scores, _command(recipe, _OF_TASKS))
     add_measurements(folder, **results)
     if scores:
         write_eval_results(folder, scores)
     write_card(folder)
 
 
-def _command(recipe: EvaluateRecipe) -> str:
-    """The benchmarks' command, without the folders of this machine."""
-    words = ["minitron", "evaluate", Path(recipe.source).name]
-    for name in ("tasks", "include_path", "preset", "num_fewshot", "limit", "articles"):
-        value = getattr(recipe, name)
-        if value is not None:
-            text = Path(value).name if name in ("include_path", "articles") else str(value)
-            words += [f"--{name.replace('_', '-')}", text]
-    return shlex.join([*words, *(["--run-generated-code"] if recipe.run_generated_code else [])])
+def _command(recipe: EvaluateRecipe, names: tuple[str, ...]) -> str:
+    """The command that measures the same, of the options `names` and those of every measurement.
+
+    Options with their default values are left out, and so are the folders of this machine.
+    """
+    shown = replace(
+        recipe,
+        corpus=_without_folders(recipe.corpus),
+        include_path=_without_folders(recipe.include_path),
+        articles=_without_folders(recipe.articles),
+    )
+    flags = flags_given(shown, (*names, "seq_len", "dtype"))
+    return shlex.join(["minitron", "evaluate", _name_of(recipe), *flags])
+
+
+def _name_of(recipe: EvaluateRecipe) -> str:
+    return Path(recipe.source).resolve().name
+
+
+def _without_folders(text: str | None) -> str | None:
+    """The name of a file or folder of this machine; the Hub id of a dataset as it is."""
+    return text if text is None or not Path(text).exists() else Path(text).resolve().name
 
 
 def _results(text: TextLoss, recipe: EvaluateRecipe, corpus: str, seq_len: int) -> dict[str, Any]:
     """The loss on text as minitron.json and the card hold it."""
-    corpus = Path(corpus).name
     bits = text.bits_per_byte
     in_bits = "" if bits is None else f"{bits:.3f} bits per byte on "
     least = "" if recipe.stride is None else f"at least {seq_len - recipe.stride} and "
-    stride = "" if recipe.stride is None else f" --stride {recipe.stride}"
     return {
-        "measured": f"{in_bits}{corpus}, held out: {text.tokens:,} tokens, each predicted from "
-        f"{least}at most {seq_len} before it. `minitron evaluate {Path(recipe.source).name} "
-        f"--corpus {corpus}{stride}`",
+        "measured": f"{in_bits}{_without_folders(corpus)}, held out: {text.tokens:,} tokens, each "
+        f"predicted from {least}at most {seq_len} before it. "
+        f"`{_command(recipe, ('corpus', 'stride'))}`",
         "columns": ["loss (nats a token)", "perplexity"],
         "rows": [
-            {
-                "name": Path(recipe.source).name,
-                "values": [f"{text.loss:.4f}", f"{text.perplexity:.2f}"],
-            }
+            {"name": _name_of(recipe), "values": [f"{text.loss:.4f}", f"{text.perplexity:.2f}"]}
         ],
     }
