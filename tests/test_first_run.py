@@ -50,6 +50,7 @@ def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
         "half, by random",
     ]
     card = (out / "README.md").read_text()
+    assert "```sh\nminitron quickstart half-again\n```" in card  # half exists
     assert "half, by importance" in card
     assert "tokens that `tiny` generated (`self`). Share of the score" in card
     assert "Then distilled: 1 step on 192 tokens that `tiny` generated (`self`). Teacher:" in card

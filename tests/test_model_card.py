@@ -86,6 +86,7 @@ def test_the_card_lists_what_was_removed(folder: Path) -> None:
     cache = inspected.kv_cache_bytes_per_token
     assert f"{cache:,} bytes of KV cache a token" in text
     assert "Pruned and not trained since" in text
+    assert "Grey: what it removed. Paler green: kept in part." in text
     assert "Share of the score that is kept: " in text
 
 
@@ -104,6 +105,8 @@ def test_a_distilled_model_names_its_pruning_too(taught: Path, both_folders: Pat
         rf"{record['teacher']['held_out_loss']:.3f} on the same text\.",
         text,
     )
+    assert "not evaluated" not in text
+    assert "Its loss was measured on the held-out text of its training only: `minitron" in text
     assert "Starts from the weights of `small`: " in text
     assert "![loss curve](loss.png)" in text
     assert f"Trained on {2 * 4 * SEQ_LEN:,} tokens since; the papers use 94,000,000,000." in text
@@ -143,6 +146,18 @@ def test_benchmarks_are_in_the_table_and_in_the_model_index(folder: Path) -> Non
 def commands_in(text: str) -> list[list[str]]:
     (shell,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return [shlex.split(line) for line in shell.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("small", "Pruned and not trained since"), ("taught", "tokens since; the papers use")],
+)
+def test_a_converted_model_has_the_limits_of_its_source(
+    name: str, limit: str, both_folders: Path, tmp_path: Path
+) -> None:
+    minitron.convert(str(both_folders / name), str(tmp_path / "converted"))
+    assert limit in text_of(tmp_path / "converted")
+    assert "It was not evaluated yet" in text_of(tmp_path / "converted")
 
 
 def test_it_says_what_remake_can_do(both_folders: Path) -> None:

@@ -262,7 +262,8 @@ def test_the_commands_of_a_card_make_the_folder_again(
     monkeypatch.chdir(work)
     for command in commands_in_blocks((made / name / "README.md").read_text()):
         runner.run(shlex.split(command)[1:])
-    assert weights(name) == weights(str(made / name))
+    again = "quick-again" if name == "quick" else name
+    assert weights(again) == weights(str(made / name))
 
 
 @pytest.mark.parametrize("name", zoo())

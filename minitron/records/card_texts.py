@@ -104,7 +104,9 @@ def kept_text(history: Sequence[Record]) -> str:
     """What the picture of the last pruning shows."""
     sources = [step["source"]["name"] for step in history if step.get("kept")]
     of = f" of `{display_name(sources[-1])}`" if sources else ""
-    return f"Green: what the last pruning kept{of}. Grey: what it removed."
+    return (
+        f"Green: what the last pruning kept{of}. Grey: what it removed. Paler green: kept in part."
+    )
 
 
 def training_texts(
@@ -153,25 +155,30 @@ def result_tables(history: Sequence[Record], name: str) -> tuple[Result, ...]:
 def limit_texts(history: Sequence[Record], name: str) -> tuple[str, ...]:
     """The limits that a user of the model should know."""
     last = history[-1]
+    made = next((step for step in reversed(history) if step["command"] != "convert"), last)
     limits = [
         "A derived model: it has the limits and the license of the model that it was made from."
-        if last["command"] != "train" or not last["recipe"].get("scratch")
+        if made["command"] != "train" or not made["recipe"].get("scratch")
         else "Trained from random weights: it knows its training text and nothing else."
     ]
     trained = [step["training"].get("tokens") for step in history if "training" in step]
-    if last["command"] == "prune":
+    if made["command"] == "prune":
         limits.append(
-            "Pruned and not trained since: much worse than its source until it is distilled "
-            "(`minitron distill`)."
+            "Pruned and not trained since: until it is distilled (`minitron distill`), much worse "
+            "than the model that was pruned."
         )
-    elif last["command"] == "distill" and all(trained) and sum(trained) < _PAPERS_TOKENS:
+    elif made["command"] == "distill" and all(trained) and sum(trained) < _PAPERS_TOKENS:
         limits.append(
             f"Trained on {sum(trained):,} tokens since; the papers use {_PAPERS_TOKENS:,.0f}."
         )
     if not any(key in last for key in MEASURED):
+        measured = (
+            "Its loss was measured on the held-out text of its training only"
+            if last["recipe"].get("eval_corpus")
+            else "It was not evaluated yet"
+        )
         limits.append(
-            "It was not evaluated yet: "
-            f"`minitron evaluate {shlex.quote(name)} --corpus HELD-OUT --record`."
+            f"{measured}: `minitron evaluate {shlex.quote(name)} --corpus HELD-OUT --record`."
         )
     return tuple(limits)
 
@@ -201,8 +208,15 @@ def again_text(history: Sequence[Record], name: str) -> str:
 
 
 def commands_of(history: Sequence[Record], name: str) -> tuple[str, ...]:
-    """The command of every step, each with the output that the next one reads."""
-    return tuple(map(command_of, history, _outputs(history, name)))
+    """The command of every step, each with the output that the next one reads.
+
+    A `quickstart` needs no text of the reader's, so it is run as it is printed: its output has a
+    name of its own, as the folder of the card exists.
+    """
+    outputs = _outputs(history, name)
+    if history[-1]["command"] == "quickstart":
+        outputs[-1] += "-again"
+    return tuple(map(command_of, history, outputs))
 
 
 def command_of(record: Record, out: str) -> str:
