@@ -196,7 +196,8 @@ def targets(draw: DrawFn, source: GivenFolder) -> dict[str, int]:
     if source.model_type == "llama" and "hidden_size" in sizes and draw(integers(0, 3)):
         heads, _ = heads_after(source, sizes)
         sizes["hidden_size"] = max(heads, sizes["hidden_size"] // heads * heads)
-    return sizes
+    # Without any size prune refuses; at the source's own it cuts nothing.
+    return sizes or {"num_hidden_layers": source.num_hidden_layers}
 
 
 def heads_after(source: GivenFolder, sizes: dict[str, int]) -> tuple[int, int]:

@@ -307,7 +307,7 @@ def test_a_destination_that_will_not_do_is_refused_before_anything_is_pruned(
     assert "Other/half does not exist, and me cannot" in refused(
         *prune, "--push-to-hub", "Other/half"
     )
-    assert "--private needs --push-to-hub" in refused(*prune, "--private")
+    assert "--private has no effect without --push-to-hub" in refused(*prune, "--private")
     assert not hub.requests("GET", "/storage/")
 
 

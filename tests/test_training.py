@@ -432,7 +432,7 @@ def test_other_families_train_too(family: str, text: str, tmp_path: Path) -> Non
             r"--min-learning-rate is 0\.0002: .* --learning-rate, 0\.0001",
         ),
         ({"seed": -1}, "seed is -1"),
-        ({"adam_beta2": 1.5}, r"Invalid beta parameter at index 1: 1\.5"),
+        ({"adam_beta2": 1.5}, r"--adam-beta2 is 1\.5: it must be at least 0 and at most 1"),
         ({"init": "tiny", "corpus": "missing.txt"}, "missing.txt does not exist"),
     ],
 )
