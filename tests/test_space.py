@@ -370,6 +370,21 @@ def test_the_command_that_is_shown_writes_the_same_weights(
     assert result.to_json()["after"]["bytes"] == plan["bytes"]
 
 
+def test_the_card_of_a_result_has_the_command_that_is_shown_and_the_evaluation(
+    service: Service,
+) -> None:
+    *_, result = service.prune("tiny", 160, 592, None, None)
+    card = (result.folder / "README.md").read_text()
+    shown = command(result.preview.entry, result.sizes, result.folder.name, SEQ_LEN)
+    block = card[card.index("minitron prune tiny ") :].split("```")[0].replace("\\\n", " ")
+    assert set(str(shown).split()) <= set(block.split())  # which names the whole sizes, too
+    assert f"{result.after.loss:.4f}" in card
+    assert "On 16 sequences that tiny sampled itself" in card
+    assert "not evaluated yet" not in card
+    for text in (card, (result.folder / "minitron.json").read_text()):
+        assert not re.search(r"[^\s\"]*/importance/|tiny\.safetensors|held-out\.npy", text)
+
+
 def test_results_are_removed_when_there_are_many(service: Service) -> None:
     for layers in (5, 4, 5, 4, 5, 4, 5, 4, 5):
         *_, result = service.prune("tiny", None, None, None, layers)

@@ -18,9 +18,12 @@ from typing import Any
 from minitron.errors import OutputError
 from minitron.evaluation.loss import Evaluation
 from minitron.files.device_memory import readable_bytes
+from minitron.records.minitron_json import read_record
+from minitron.records.model_card import write_card
+from minitron.records.record_writer import add_measurements
 from minitron.sources.opening import open_source
 from minitron.space.jobs.catalog import CatalogModel
-from minitron.space.jobs.measures import HELD_OUT, Measurements
+from minitron.space.jobs.measures import HELD_OUT, SAMPLES, Measurements
 from minitron.space.jobs.preview import Preview, Sizes
 from minitron.space.jobs.process import release_freed_memory
 from minitron.space.jobs.request import VisitorError
@@ -60,7 +63,7 @@ class PruningResult:
                 **_scores(self.after),
                 "share_of_importance_kept": self.preview.shares,
             },
-            "evaluated_on": f"{HELD_OUT} sequences that {entry.name} sampled itself",
+            "evaluated_on": _evaluated_on(entry),
             "seconds": self.seconds,
         }
 
@@ -108,10 +111,33 @@ class Pruner:
         corpus = str(self._measurements.held_out(entry))
         with self._semaphore.slot():
             after = evaluate(str(folder), corpus=corpus)
+        self._record(entry, folder, before, after)
         result = replace(result, before=before, after=after, note="Packing …")
         yield result
         archive, seconds = _pack(folder), time.perf_counter() - started
         yield replace(result, archive=archive, seconds=seconds, note="Done.")
+
+    def _record(
+        self, entry: CatalogModel, folder: Path, before: Evaluation, after: Evaluation
+    ) -> None:
+        """Record the evaluation, and the command that the page shows.
+
+        That measures the importance, which is a file of this machine here.
+        """
+        length = self._measurements.sequence_length(entry)
+        measuring = {"importance": None, "corpus": "self", "samples": SAMPLES, "seq_len": length}
+        rows = [
+            {"name": name, "values": [f"{one.loss:.4f}", f"{one.perplexity:.2f}"]}
+            for name, one in ((entry.name, before), (folder.name, after))
+        ]
+        results = {
+            "measured": f"On {_evaluated_on(entry)}, of at most {length} tokens.",
+            "columns": ["loss (nats a token)", "perplexity"],
+            "rows": rows,
+        }
+        recipe = {**read_record(folder)["recipe"], **measuring}
+        add_measurements(folder, results=results, recipe=recipe)
+        write_card(folder)
 
     def original(self, folder: Path) -> CatalogModel:
         """The model that a result was pruned from. Raises VisitorError for any other folder."""
@@ -167,6 +193,10 @@ def _pack(folder: Path) -> Path:
         for path in sorted(folder.iterdir()):
             file.write(path, f"{folder.name}/{path.name}")
     return archive
+
+
+def _evaluated_on(entry: CatalogModel) -> str:
+    return f"{HELD_OUT} sequences that {entry.name} sampled itself"
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Any]:
