@@ -10,8 +10,6 @@ import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 from inspect import Parameter, signature
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
 
 from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownOptionError
 from cyclopts.exceptions import (
@@ -20,18 +18,8 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from minitron.options import flag_of, nearest, sections_of
+from minitron.options import expected, flag_of, nearest, sections_of, types_in
 from minitron.recipe import Recipe
-
-_EXPECTED = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    dict: "a name and a value, --NAME.KEY VALUE",
-    list: "a list",
-}
-
 
 def usage_of(recipe_type: type[Recipe]) -> str:
     """The command with all that it needs, as `minitron train OUT --init INIT --corpus CORPUS`."""
@@ -41,7 +29,7 @@ def usage_of(recipe_type: type[Recipe]) -> str:
         if fields[name].kind is Parameter.KEYWORD_ONLY:
             words += [flag_of(name), name.upper()] if needed else []
         else:
-            many = "..." if list in _parts(fields[name].annotation) else ""
+            many = "..." if list in types_in(fields[name].annotation) else ""
             words.append(name.upper() if needed else f"[{name.upper()}{many}]")
     return " ".join(words)
 
@@ -114,24 +102,3 @@ def _wrong_value(error: CoercionError) -> str:
     name = field if from_file else token.keyword or field.upper()
     place = f" in {token.source}" if from_file else ""
     return f"{name} is {token.value or 'empty'}{place}: it must be {expected(argument.hint)}"
-
-
-def expected(annotation: Any) -> str:
-    """What a value of a type is, in words."""
-    words = []
-    for part in _parts(annotation):
-        if isinstance(part, tuple):
-            words.append(f"{'one of ' if len(part) > 1 else ''}{', '.join(map(str, part))}")
-        elif part is not NoneType:
-            words.append(_EXPECTED.get(part, "a path"))
-    return " or ".join(words)
-
-
-def _parts(annotation: Any) -> list[Any]:
-    """The types of a union; for a Literal the tuple of its choices; a list without its elements."""
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        return [part for one in get_args(annotation) for part in _parts(one)]
-    if origin is Literal:
-        return [get_args(annotation)]
-    return [origin or annotation]

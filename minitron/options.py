@@ -23,7 +23,10 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
 from math import isfinite
-from typing import Any
+from numbers import Integral, Real
+from os import PathLike
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from minitron.errors import TargetError
 
@@ -47,6 +50,18 @@ _SYNONYMS = {
     "n": ["num"],
 }
 
+
+_EXPECTED: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a name and a value, --NAME.KEY VALUE",
+    list: "a list",
+}
+_IN_PYTHON = {**_EXPECTED, bool: "True or False", dict: "a dict"}
+# What is accepted in Python: a number of numpy, and a path where a text names a file.
+_ACCEPTED: dict[type, Any] = {int: Integral, float: Real, str: (str, PathLike)}
 
 _UNITS = {
     "": 1,
@@ -144,6 +159,53 @@ def check_bounds(recipe: Any) -> None:
             raise TargetError(f"{flag_of(each.name)} is {number}: it must be {bound}{finite}")
         if value is not None and each.metadata.get(_BYTES):
             parse_bytes(value, flag_of(each.name))
+
+
+def check_types(recipe: Any) -> None:
+    """Raise TargetError, in the argument's name, for a value that is not of its field's type."""
+    for name, annotation in _types_of(type(recipe)).items():
+        value = getattr(recipe, name)
+        if not any(_is_a(value, part) for part in types_in(annotation)):
+            verb = type(recipe).command().replace("-", "_")
+            raise TargetError(
+                f"{verb}(): {name} is {value!r:.80}: it must be {expected(annotation, _IN_PYTHON)}"
+            )
+
+
+@cache
+def _types_of(recipe_type: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(recipe_type)
+    return {each.name: hints[each.name] for each in fields(recipe_type)}
+
+
+def _is_a(value: Any, part: Any) -> bool:
+    """Whether a value is of a type, or one of a Literal's choices; True is no number."""
+    if isinstance(part, tuple):
+        return isinstance(value, str) and value in part
+    if isinstance(value, bool):
+        return part is bool
+    return isinstance(value, _ACCEPTED.get(part, part))
+
+
+def expected(annotation: Any, words_of: Mapping[type, str] = _EXPECTED) -> str:
+    """What a value of a type is, in words."""
+    words = []
+    for part in types_in(annotation):
+        if isinstance(part, tuple):
+            words.append(f"{'one of ' if len(part) > 1 else ''}{', '.join(map(str, part))}")
+        elif part is not NoneType:
+            words.append(words_of.get(part, "a path"))
+    return " or ".join(words)
+
+
+def types_in(annotation: Any) -> list[Any]:
+    """The types of a union; for a Literal the tuple of its choices; a list without its elements."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return [part for one in get_args(annotation) for part in types_in(one)]
+    if origin is Literal:
+        return [get_args(annotation)]
+    return [origin or annotation]
 
 
 def check_unset(recipe: Any, names: Sequence[str], reason: str) -> None:

@@ -17,7 +17,15 @@ from functools import wraps
 from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
 
 from minitron.errors import TargetError, readable_system_errors
-from minitron.options import bounded, byte_size, check_bounds, check_unset, help_of, nearest
+from minitron.options import (
+    bounded,
+    byte_size,
+    check_bounds,
+    check_types,
+    check_unset,
+    help_of,
+    nearest,
+)
 
 Options = ParamSpec("Options")
 RecipeT = TypeVar("RecipeT")
@@ -94,12 +102,14 @@ def record_of(recipe: Any) -> dict[str, Any]:
 class Recipe:
     """The options of a command.
 
-    Raises TargetError for numbers out of their bounds and for options that exclude each other.
+    Raises TargetError for values of a wrong type, for numbers out of their bounds and for options
+    that exclude each other.
     """
 
     FLAGS: ClassVar[tuple[str, ...]] = ()  # of the command line only: --json, --recipe
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_bounds(self)
 
     @classmethod

@@ -365,3 +365,9 @@ def test_a_data_set_is_asked_for_by_name_part_and_split(monkeypatch: pytest.Monk
 def test_json_escapes_are_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "\u6f22\t\U0001f600"}) + "\n")
     assert read_documents(str(tmp_path / "a.jsonl")) == ["漢\t😀"]
+
+
+@pytest.mark.parametrize("name", ["self", "random"])
+def test_what_a_model_makes_is_refused_where_text_is_read(name: str) -> None:
+    with pytest.raises(CorpusError, match=f"^{name} cannot be given here, where text is read: "):
+        read_documents(name)

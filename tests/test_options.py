@@ -1,8 +1,10 @@
 """What stands beside a field: bounds, which name the flag; help; and the name that was meant."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import minitron
@@ -182,3 +184,28 @@ def test_a_size_is_read_as_it_is_written(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(TargetError, match="--memory-budget is .* write a size such as 6GiB"):
         parse_bytes(text, "--memory-budget")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("hidden_size", "160", "a whole number"),
+        ("hidden_size", True, "a whole number"),
+        ("samples", 8.0, "a whole number"),
+        ("ratio", "half", "a number"),
+        ("dry_run", 1, "True or False"),
+        ("corpus", 3, "a text"),
+        ("neurons", "behind", "one of after, before"),
+    ],
+)
+def test_a_value_of_a_wrong_type_names_the_argument_and_what_is_expected(
+    argument: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(TargetError) as raised:
+        minitron.prune("tiny", "out", **{argument: value})
+    assert str(raised.value) == f"prune(): {argument} is {value!r}: it must be {expected}"
+
+
+def test_numbers_of_numpy_and_paths_are_of_the_right_type() -> None:
+    PruneRecipe("tiny", Path("out"), hidden_size=np.int64(160))  # type: ignore[arg-type]
+    SearchRecipe("tiny", ratio=1)

@@ -11,6 +11,7 @@ from itertools import chain
 
 import numpy as np
 
+from minitron.errors import CorpusError
 from minitron.text.rows import file_rows, hub_rows, kind_of_file
 from minitron.text.text_file import read_parts
 from minitron.text.text_row import CHOICES, Text, Tokenizer, text_of_row
@@ -20,6 +21,7 @@ _HUB_SURPLUS = 16  # and at least this many times what the samples need
 _CHARACTERS_PER_TOKEN = 4  # about
 _DRAW_SURPLUS = 2  # so that text with more characters a token still fills the samples
 _PASSAGE_SEQUENCES = 2  # the length of a passage, in sequences
+_MADE_BY_MODEL = ("self", "random")  # names of a corpus that is sampled or drawn, not read
 _END_CHARACTERS = 4  # what the end of a text counts as: about a token
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,11 @@ def read_texts(
     if kind == ".txt":
         parts = read_parts(name)
         return _split_parts(parts, longest) if longest else iter([Text("".join(parts))])
+    if kind is None and name in _MADE_BY_MODEL:
+        raise CorpusError(
+            f"{name} cannot be given here, where text is read: name a file, or a Hub dataset as "
+            "owner/name:config:split"
+        )
     if kind is None:
         rows = hub_rows(name, CHOICES, shuffle_seed=shuffle_seed)
     else:
