@@ -172,7 +172,6 @@ def check_types(recipe: Any) -> None:
             )
 
 
-@cache
 def _types_of(recipe_type: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(recipe_type)
     return {each.name: hints[each.name] for each in fields(recipe_type)}
