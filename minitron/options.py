@@ -166,10 +166,8 @@ def check_types(recipe: Any) -> None:
     for name, annotation in _types_of(type(recipe)).items():
         value = getattr(recipe, name)
         if not any(_is_a(value, part) for part in types_in(annotation)):
-            verb = type(recipe).command().replace("-", "_")
-            raise TargetError(
-                f"{verb}(): {name} is {value!r:.80}: it must be {expected(annotation, _IN_PYTHON)}"
-            )
+            kind = expected(annotation, _IN_PYTHON)
+            raise TargetError(f"{name} is {value!r:.80}: it must be {kind}")
 
 
 def _types_of(recipe_type: type[Any]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def test_a_value_of_a_wrong_type_names_the_argument_and_what_is_expected(
 ) -> None:
     with pytest.raises(TargetError) as raised:
         minitron.prune("tiny", "out", **{argument: value})
-    assert str(raised.value) == f"prune(): {argument} is {value!r}: it must be {expected}"
+    assert str(raised.value) == f"{argument} is {value!r}: it must be {expected}"
 
 
 def test_numbers_of_numpy_and_paths_are_of_the_right_type() -> None:
