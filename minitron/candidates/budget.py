@@ -67,6 +67,12 @@ class Budget:
         """Whether a model is within 5 % of it, or another tolerance."""
         return self.miss(cost) <= tolerance + 1e-12  # what is exactly 5 % off is within
 
+    def is_above(self, cost: Cost) -> bool:
+        """Whether a model keeps to all limits, and no number of parameters is asked for."""
+        limits = [(self.memory, cost.memory), (self.latency, cost.latency)]
+        given = [(value or 0) <= limit for limit, value in limits if limit is not None]
+        return self.parameters is None and all(given)
+
     def text(self) -> str:
         """As text, with units and tolerance."""
         parts = []

@@ -225,11 +225,17 @@ def _none_within(
     accepted: int,
     closed_to: list[str],
 ) -> str:
-    """The message that nothing is within the budget, with the nearest sizes."""
+    """The message that the source itself is below the budget, or nothing is within: the nearest."""
     if accepted:
         return (
             f"none of the {accepted} candidates within {budget.text()} opens in "
             f"{', '.join(closed_to)}: give another budget, or --no-compatible"
+        )
+    whole = costs.get(source.architecture)
+    if whole is not None and budget.is_above(whole):
+        return (
+            f"the source is within the budget already, {budget.text()}: it has {whole.text()}: "
+            "give a smaller budget"
         )
     by_miss = sorted(costs, key=lambda one: budget.miss(costs[one]))
     nearest = (one for one in by_miss if takes_sizes(source, one))
