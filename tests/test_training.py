@@ -368,6 +368,8 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
     ):
         minitron.train(str(tmp_path / "out"), **settings)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match=r", and the \w+ became \S+ by step \d+: remove it$"):
+        minitron.train(str(tmp_path / "out"), **{**settings, "learning_rate": 1e-4})
     assert capfd.readouterr().err.endswith(
         "\n"
     )  # the bar is closed: what is printed next has its own line

@@ -202,7 +202,10 @@ def _claim(partial: Path, recipe: Mapping[str, Any], *, resumable: bool) -> int:
             shutil.rmtree(partial)
         elif begun != wished:
             differences = _differences(begun["recipe"], wished["recipe"])
-            raise OutputError(f"{partial} was begun with {differences}: repeat those, or remove it")
+            failure = _failure_of(partial)
+            remedy = "repeat those, or remove it" if failure is None else f"{failure}: remove it"
+            joint = ": " if failure is None else ", and "
+            raise OutputError(f"{partial} was begun with {differences}{joint}{remedy}")
         else:
             return _lock_folder(partial)
     try:
@@ -276,6 +279,22 @@ def _recipe_of(partial: Path) -> dict[str, Any]:
         if any(path.name != _RECIPE_FILE for path in partial.iterdir()):
             raise OutputError(f"{partial} is in the way and not ours: move or remove it") from None
         return {"resumable": False, "recipe": {}}
+
+
+def note_failure(partial: Path, failure: str) -> None:
+    """Note, in words, why the recipe that began `partial` cannot end otherwise if repeated."""
+    file = partial / _RECIPE_FILE
+    if file.exists():
+        content = {**json.loads(file.read_text()), "failure": failure}
+        replace_file(file, json.dumps(content, indent=2).encode())
+
+
+def _failure_of(partial: Path) -> str | None:
+    """What `note_failure` has noted."""
+    with suppress(OSError, ValueError, RecursionError):
+        content = json.loads((partial / _RECIPE_FILE).read_text())
+        return str(content["failure"]) if "failure" in content else None
+    return None
 
 
 def _differences(begun: Mapping[str, Any], wished: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from minitron.errors import TargetError
+from minitron.files.unfinished import note_failure
 from minitron.progress import Progress
 
 CURVE, PICTURE = "training.jsonl", "loss.png"
@@ -139,9 +140,13 @@ class LossCurve(TrainerCallback):
             # fp16 gradients overflow until their scale is small enough; such steps are skipped.
             is_checked = key != "grad_norm" or not args.fp16
             if is_checked and not math.isfinite(last.get(key, 0.0)):
-                remove = "" if self._unfinished is None else f"remove {self._unfinished} and "
+                failure, remove = f"the {what} became {last[key]} by step {last['step']}", ""
+                if self._unfinished is not None:
+                    remove = f"remove {self._unfinished} and "
+                    if state.is_world_process_zero:
+                        note_failure(self._unfinished, failure)
                 raise TargetError(
-                    f"the {what} became {last[key]} by step {last['step']}: {remove}begin again "
+                    f"{failure}: {remove}begin again "
                     "with a smaller --learning-rate, more --warmup-steps or --autocast float32"
                 )
         if state.is_world_process_zero and (point := _point(last)):
