@@ -170,6 +170,8 @@ def _describe_format(beginning: bytes) -> str:
     """What a file that is not a tar appears to be."""
     if not beginning:
         return "empty"
+    if beginning[8:10] in (b'{"', b"{}"):
+        return "a safetensors file: name its model's folder (scores of importance: --importance)"
     known = (kind for magic, kind in _KNOWN_FORMATS.items() if beginning.startswith(magic))
     return next(known, f"not a tar, it begins with {beginning[:8]!r}")
 

@@ -21,6 +21,7 @@ from cyclopts.exceptions import (
 from minitron.options import expected, flag_of, nearest, sections_of, types_in
 from minitron.recipe import Recipe
 
+
 def usage_of(recipe_type: type[Recipe]) -> str:
     """The command with all that it needs, as `minitron train OUT --init INIT --corpus CORPUS`."""
     words, fields = ["minitron", recipe_type.command()], signature(recipe_type).parameters
@@ -39,13 +40,13 @@ def mistake_of(error: CycloptsError, recipes: Sequence[type[Recipe]]) -> str:
     by_name = {recipe.command(): recipe for recipe in recipes}
     recipe = next((by_name[word] for word in error.command_chain or () if word in by_name), None)
     if isinstance(error, UnknownCommandError):
-        return _unknown_command((error.unused_tokens or ["?"])[0], list(by_name))
+        return _unknown_command(error.unused_tokens or ["?"], list(by_name))
     if recipe is None:
         return str(error)
     if isinstance(error, MissingArgumentError):
         return _missing(error, recipe)
     if isinstance(error, UnknownOptionError):
-        return _unknown_option(error, recipe)
+        return _unknown_option(error, recipe, recipes)
     if isinstance(error, UnusedCliTokensError):
         words = shlex.join(error.unused_tokens or [])
         return f"too many words, {words}: {usage_of(recipe)} (quote a text that has blanks)"
@@ -56,7 +57,10 @@ def mistake_of(error: CycloptsError, recipes: Sequence[type[Recipe]]) -> str:
     return str(error)
 
 
-def _unknown_command(word: str, names: Sequence[str]) -> str:
+def _unknown_command(words: Sequence[str], names: Sequence[str]) -> str:
+    word = words[0]
+    if word == "help" and words[1:] and words[1] in names:
+        return f"unknown command help: `minitron {words[1]} --help` is what you mean"
     near = get_close_matches(word, names, 1) or get_close_matches(word, ["--help", "--version"], 1)
     hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(names)}"
     return f"unknown {'option' if word.startswith('-') else 'command'} {word}: {hint}"
@@ -74,11 +78,20 @@ def _missing(error: MissingArgumentError, recipe: type[Recipe]) -> str:
     return f"missing {flag_of(name) if is_flag else name.upper()}: {usage_of(recipe)}"
 
 
-def _unknown_option(error: UnknownOptionError, recipe: type[Recipe]) -> str:
-    """An option that the command does not have, with the one that it resembles."""
+def _unknown_option(
+    error: UnknownOptionError, recipe: type[Recipe], recipes: Sequence[type[Recipe]]
+) -> str:
+    """An option that the command does not have, with the one that it resembles; of a recipe file
+    also the commands that have it."""
     is_flag = error.token.source == "cli"
     option = (error.token.keyword or error.token.value).partition("=")[0].strip("[]")
-    names = _own_first(recipe)
+    names = [*_own_first(recipe), *(flag.strip("-") for flag in recipe.FLAGS if is_flag)]
+    others = [one.command() for one in recipes if option in _own_first(one)]
+    if others and not is_flag:
+        meant = " or ".join(others)
+        return (
+            f"{option} in {error.token.source} is no option of {recipe.command()}, but of {meant}"
+        )
     near = nearest(option.partition(".")[0], names)
     shown = "" if near is None else flag_of(near) if is_flag else near
     place = "" if is_flag else f" in {error.token.source}"

@@ -510,6 +510,12 @@ class TestTheRecipeFile:
         (["prun"], "unknown command prun: did you mean prune?"),
         (["shrink"], "unknown command shrink: the commands are quickstart, inspect, generate"),
         (["help"], "unknown command help: did you mean --help?"),
+        (["help", "prune"], "unknown command help: `minitron prune --help` is what you mean"),
+        (["inspect", "tiny", "--jsn"], "unknown option --jsn: did you mean --json?"),
+        (
+            ["prune", "tiny", "out", "--recipe", "tiny"],
+            "init in --recipe tiny is no option of prune, but of train",
+        ),
         (["--hlep"], "unknown option --hlep: did you mean --help?"),
         (["prune"], "missing SOURCE: minitron prune SOURCE OUT"),
         (["prune", "tiny"], "missing OUT: minitron prune SOURCE OUT"),

@@ -328,6 +328,7 @@ def zipped() -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "run git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd"),
+        (b"\x18" + bytes(7) + b'{"__metadata__":{}}', "it is a safetensors file: name its model's"),
         (b"hello" * 200, "not a tar, it begins with b'hellohel'"),
         (bytes(10240), "not a tar, it begins with"),
         (gzip.compress(b"hello" * 200, mtime=0), "gzip, but not of a tar"),
