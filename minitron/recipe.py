@@ -168,7 +168,8 @@ class ImportanceRecipe(CalibrationRecipe):
     r"""Measure importance once, for several prunings: `minitron prune --importance FILE`.
 
     A model larger than the memory budget is read layer by layer; processes that torchrun launched
-    share the corpus. If interrupted, the same command resumes from the last finished chunk.
+    share the corpus. If interrupted, the same command resumes from the
+    last finished chunk; where self is being sampled, it begins again.
 
     Examples:
         minitron importance tiny tiny.safetensors --corpus books.jsonl.gz \
@@ -377,14 +378,15 @@ class PruneRecipe(BudgetRecipe):
 class SearchRecipe(BudgetRecipe):
     r"""Find the best sizes within a budget of parameters, memory or latency, by held-out loss.
 
-    If interrupted, the same command resumes where it stopped.
+    If interrupted, the same command resumes where it stopped; without OUT, or while self is being
+    sampled, it begins again.
 
     Examples:
         minitron search tiny --ratio 0.5 --corpus self --samples 64
         minitron search nvidia/Minitron-8B-Base found --params 4B --memory 12GiB \
             --context 8192 --corpus books.jsonl.gz --samples 256 \
             --held-out held-out.jsonl.gz
-        minitron search tiny found --latency 4ms --device cpu \
+        minitron search tiny found --memory 10MiB --device cpu \
             --importance tiny.safetensors --held-out held-out.txt \
             --retrain-steps 50 --retrain-corpus books.jsonl.gz
     """
@@ -629,7 +631,8 @@ class DistillRecipe(FitRecipe):
 class TeacherCacheRecipe(Recipe):
     r"""Write a teacher's outputs on a corpus, to distill from without it.
 
-    If interrupted, the same command resumes with the missing shards.
+    If interrupted, the same command resumes with the missing shards; while self is being sampled,
+    it begins again.
 
     Examples:
         minitron teacher-cache tiny tiny-cache --corpus books.jsonl.gz
