@@ -176,9 +176,10 @@ def _types_of(recipe_type: type[Any]) -> dict[str, Any]:
 
 
 def _is_a(value: Any, part: Any) -> bool:
-    """Whether a value is of a type, or one of a Literal's choices; True is no number."""
+    """Whether a value is of a type; True is no number. The choices of a Literal are texts, which
+    what reads them checks."""
     if isinstance(part, tuple):
-        return isinstance(value, str) and value in part
+        return isinstance(value, str)
     if isinstance(value, bool):
         return part is bool
     return isinstance(value, _ACCEPTED.get(part, part))

@@ -195,7 +195,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         ("ratio", "half", "a number"),
         ("dry_run", 1, "True or False"),
         ("corpus", 3, "a text"),
-        ("neurons", "behind", "one of after, before"),
+        ("neurons", 3, "one of after, before"),
     ],
 )
 def test_a_value_of_a_wrong_type_names_the_argument_and_what_is_expected(
