@@ -62,7 +62,7 @@ def test_every_count_of_every_recipe_is_bounded() -> None:
     ("command", "typed", "meant"),
     [
         (recipe.PruneRecipe, "num-layers layers n-layers num_layer", "num_hidden_layers"),
-        (recipe.PruneRecipe, "hidden-width hidden-dim hiden-size", "hidden_size"),
+        (recipe.PruneRecipe, "hidden-dim hiden-size", "hidden_size"),
         (recipe.PruneRecipe, "ffn-hidden-size ffn mlp-size", "intermediate_size"),
         (recipe.PruneRecipe, "heads num-heads n-heads", "num_attention_heads"),
         (recipe.PruneRecipe, "kv-heads num-kv-heads", "num_key_value_heads"),
