@@ -249,7 +249,7 @@ def test_each_evaluation_has_its_own_bar_and_the_first_comes_before_the_training
     assert counted == {"evaluate": 36, "train": training[1]}
 
 
-def test_ctrl_c_ends_a_process_with_the_step_from_which_the_same_command_goes_on(
+def test_ctrl_c_ends_a_process_with_the_step_from_which_the_same_command_continues(
     start: Path, text: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "minitron", "train", "out", "--init", str(start)]

@@ -269,7 +269,7 @@ def test_resumable_work_outlives_a_kill_while_it_is_taken_up(
 
 
 @pytest.mark.parametrize("resumable", [False, True])
-def test_an_interruption_says_where_the_outermost_work_goes_on(
+def test_an_interruption_says_where_the_outermost_work_continues(
     tmp_path: Path, resumable: bool
 ) -> None:
     reached = (lambda _: "part 2") if resumable else None
