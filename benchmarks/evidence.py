@@ -114,7 +114,7 @@ class Comparison:
     """Two rows that the paper orders, and whether they have the same order here."""
 
     words: str
-    outcome: str  # "same", "opposite" or "close": too close to tell
+    outcome: str  # "same", "opposite" or "close": too close to distinguish
 
 
 @dataclass(frozen=True)

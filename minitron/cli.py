@@ -161,7 +161,7 @@ def _run(tokens: list[str]) -> None:
     except BrokenPipeError:
         _leave_closed_pipe()
     except KeyboardInterrupt as error:
-        # The notes say where the same command goes on.
+        # The notes state where the same command continues.
         notes = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
         print(f"minitron: {one_line(notes)}", file=sys.stderr)
         sys.exit(130)

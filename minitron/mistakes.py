@@ -18,7 +18,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from minitron.options import expected, flag_of, nearest, sections_of, types_in
+from minitron.options import expected_words, flag_of, nearest, sections_of, types_in
 from minitron.recipe import Recipe
 
 
@@ -70,7 +70,7 @@ def _missing(error: MissingArgumentError, recipe: type[Recipe]) -> str:
     """An argument that is not given, or a flag without its value."""
     assert error.argument is not None
     if error.keyword is not None:
-        kind = expected(error.argument.hint)
+        kind = expected_words(error.argument.hint)
         return f"{error.keyword} has no value: give {'one' if '.' in error.keyword else kind}"
     name = error.argument.field_info.name
     field = signature(recipe).parameters[name]
@@ -110,8 +110,8 @@ def _wrong_value(error: CoercionError) -> str:
     assert argument is not None
     field = argument.field_info.name
     if token is None:
-        return f"{flag_of(field)} must be {expected(argument.hint)}"
+        return f"{flag_of(field)} must be {expected_words(argument.hint)}"
     from_file = token.source not in ("", "cli")
     name = field if from_file else token.keyword or field.upper()
     place = f" in {token.source}" if from_file else ""
-    return f"{name} is {token.value or 'empty'}{place}: it must be {expected(argument.hint)}"
+    return f"{name} is {token.value or 'empty'}{place}: it must be {expected_words(argument.hint)}"

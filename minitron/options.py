@@ -166,7 +166,7 @@ def check_types(recipe: Any) -> None:
     for name, annotation in _types_of(type(recipe)).items():
         value = getattr(recipe, name)
         if not any(_is_a(value, part) for part in types_in(annotation)):
-            kind = expected(annotation, _IN_PYTHON)
+            kind = expected_words(annotation, _IN_PYTHON)
             raise TargetError(f"{name} is {value!r:.80}: it must be {kind}")
 
 
@@ -185,7 +185,7 @@ def _is_a(value: Any, part: Any) -> bool:
     return isinstance(value, _ACCEPTED.get(part, part))
 
 
-def expected(annotation: Any, words_of: Mapping[type, str] = _EXPECTED) -> str:
+def expected_words(annotation: Any, words_of: Mapping[type, str] = _EXPECTED) -> str:
     """What a value of a type is, in words."""
     words = []
     for part in types_in(annotation):

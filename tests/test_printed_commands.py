@@ -134,8 +134,8 @@ class Runner:
         try:
             cli.main(tokens)
         except SystemExit as ended:
-            said = self.capsys.readouterr().err
-            pytest.fail(f"minitron {shlex.join(tokens)} ended with {ended.code}: {said[-600:]}")
+            errors = self.capsys.readouterr().err
+            pytest.fail(f"minitron {shlex.join(tokens)} ended with {ended.code}: {errors[-600:]}")
         printed = self.capsys.readouterr().out
         self.next += next_commands(printed)
         return printed

@@ -60,7 +60,7 @@ def test_a_row_shows_mean_spread_and_what_the_paper_has(whole_zoo: Catalog, tmp_
     assert "Lowest: <b>width</b>." in html
 
 
-def test_no_row_that_is_too_close_to_tell_is_called_the_lowest() -> None:
+def test_no_row_that_is_too_close_is_called_the_lowest() -> None:
     for section in json.loads(EVIDENCE.read_text())["sections"]:
         rows = [row for plot in section.get("plots", ()) for row in plot["rows"]]
         if section.get("verdict", "").startswith("Too close to tell"):

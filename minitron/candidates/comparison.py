@@ -204,7 +204,7 @@ class Comparison:
 
 
 def reached(unfinished: Path) -> str | None:
-    """Where a search goes on in the folder of an earlier one; None where that measured nothing."""
+    """Where a search continues in an earlier one's folder; None where that measured nothing."""
     if (unfinished / RETRAINING).exists():
         return "the retraining"
     if measured := len([*(unfinished / CANDIDATES).glob("*.json")]):

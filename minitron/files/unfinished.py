@@ -32,7 +32,7 @@ _NO_SPACE = 1 << 20  # bytes
 
 logger = logging.getLogger(__name__)
 
-# Where a run goes on in a folder that an earlier one left, in words; None: at the beginning.
+# Where a run continues in a folder that an earlier one left, in words; None: at the beginning.
 Reached = Callable[[Path], str | None]
 
 
@@ -76,7 +76,7 @@ def unfinished_folder(
 
     A `resumable` folder is kept after an interruption, and the same recipe continues it; with
     another recipe OutputError names the settings that differ. What `reached` returns is logged by
-    the run that goes on, and noted on the KeyboardInterrupt that stops one. Any other folder is
+    the run that continues, and noted on the KeyboardInterrupt that stops one. Any other folder is
     removed on failure, and begun afresh where a killed run has left one. One that another run is
     writing to is left alone: OutputError says so.
     """

@@ -156,7 +156,7 @@ def measure_and_save(
 
 
 def _reached(unfinished: Path) -> str | None:
-    """Where a run goes on in the folder of an earlier one; None where that measured no chunk."""
+    """Where a run continues in the folder of an earlier one; None where that measured no chunk."""
     done = sum(map(sequences_of, unfinished.glob("sums-*.safetensors")))
     return f"sequence {done:,}" if done else None
 

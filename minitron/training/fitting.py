@@ -191,7 +191,7 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def last_step(unfinished: Path) -> str | None:
-    """Where a run goes on in the folder of an earlier one; None where that did not train."""
+    """Where a run continues in the folder of an earlier one; None where that did not train."""
     folder = unfinished / CHECKPOINTS
     if not folder.is_dir():
         return None

@@ -107,7 +107,7 @@ def _work_folder(out: Path | None, recipe: SearchRecipe) -> Iterator[Path]:
         with unfinished_folder(out, asdict(recipe), resumable=True, reached=reached) as folder:
             yield folder
     else:
-        # Not resumable, so that an interrupted retraining does not say that it goes on.
+        # Not resumable, so that an interrupted retraining does not state that it continues.
         with (
             TemporaryDirectory() as name,
             unfinished_folder(Path(name) / "search", asdict(recipe)) as folder,

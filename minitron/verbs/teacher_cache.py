@@ -141,7 +141,7 @@ def _begin(
 
 
 def _next_shard(unfinished: Path) -> str | None:
-    """Where a run goes on in the folder of an earlier one; None where that wrote no shard."""
+    """Where a run continues in the folder of an earlier one; None where that wrote no shard."""
     written = len([*unfinished.glob("shard-*.safetensors")])
     return f"shard {written}" if written else None
 
