@@ -174,11 +174,12 @@ def test_a_long_prompt_is_shortened_with_a_notice() -> None:
     assert "100,000 characters" in prompt.notices[0]
 
 
-def test_a_prompt_is_shortened_to_the_context_with_a_notice(service: Service) -> None:
+def test_a_prompt_is_shortened_to_the_context_with_one_notice(service: Service) -> None:
     text, notices = service.generate("tiny", "word " * 20_000, 8, 0.0, 1.0, 0)
     assert text
-    assert len(notices) == 2
-    assert "only the last 504 fit" in notices[1]
+    assert notices == ("The prompt is cut: only its last 504 tokens fit before the answer.",)
+    html = answer_cards([Column(ModelKey("tiny"), notices=notices)])
+    assert html.index(notices[0]) < html.index('class="mt-text"')  # where it is seen
 
 
 @pytest.mark.parametrize(

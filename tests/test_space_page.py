@@ -129,7 +129,9 @@ def visiting(
     visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
     visit.page.on("request", asked)
     visit.page.goto(space.url + query)
-    visit.page.wait_for_selector("#mt-run", timeout=PATIENCE)
+    # A link may choose another tab, which hides it.
+    state: Any = "attached" if query else "visible"
+    visit.page.wait_for_selector("#mt-run", timeout=PATIENCE, state=state)
     yield visit
     assert visit.complaints == []
     context.close()

@@ -79,14 +79,12 @@ class Prompt:
     def fit(
         self, ids: list[int], context: int, new_tokens: int
     ) -> tuple[list[int], tuple[str, ...]]:
-        """The last tokens that leave room for an answer, and all notices."""
+        """The last tokens that leave room for an answer, and one notice where the rest is cut."""
         room = max(1, context - new_tokens)
         if len(ids) <= room:
             return ids, self.notices
-        notice = (
-            f"The prompt has {len(ids):,} tokens; only the last {room:,} fit before the answer."
-        )
-        return ids[-room:], (*self.notices, notice)
+        notice = f"The prompt is cut: only its last {room:,} tokens fit before the answer."
+        return ids[-room:], (notice,)
 
 
 def whole(value: Any, name: str, least: int, most: int) -> int:
