@@ -88,11 +88,10 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
 
     Width (hidden, ffn, heads) and depth in one pass; sizes not given stay. Weights are streamed:
     some megabytes are held, never a tensor. Returns the folder; with `dry_run` what would be in it.
-    Raises a MinitronError, with
-    nothing written, for a source that cannot be read, sizes that are no cut of it or that its
-    family refuses, missing text, an `out` that exists, or a destination that the Hub refuses; where
-    only the push fails, `out` is there and the error says so. Source: arXiv 2407.14679,
-    section 2.
+    Raises a MinitronError, with nothing written, for a source that cannot be read, sizes that are
+    no cut of it or that its family refuses, missing text, an `out` that exists, or a destination
+    that the Hub refuses; where only the push fails, `out` is there and the error says so. Source:
+    arXiv 2407.14679, section 2.
     """
     out = output_at(recipe.out)
     if not recipe.dry_run:
@@ -118,15 +117,7 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     if recipe.dry_run:
         return _report(source, choice, decision)
     with unfinished_folder(out, asdict(recipe)) as folder:
-        pruned = PrunedSource(source, plan)
-        made = Reconstructed(pruned, None)
-        if text is not None:
-            made = _reconstruct(source, plan, text, recipe, folder)
-        tensors, names = made.source.weights, source_names(plan)
-        pieces = stream_tensors(tensors, source.name, source_names=names)
-        write_weights(folder, specs_of(tensors), pieces)
-        shutil.rmtree(folder / _FITTED, ignore_errors=True)
-        write_companions(folder, source, made.source.config)
+        made = _write_model(folder, source, plan, text, recipe)
         write_record(
             folder,
             "prune",
@@ -266,6 +257,25 @@ def _importance(
         return Importance(made_by={"scores": "none needed"})
     check_corpus_named(recipe)
     return score(source, recipe, text)
+
+
+def _write_model(
+    folder: Path,
+    source: Source,
+    plan: PruningPlan,
+    text: Calibration | None,
+    recipe: PruneRecipe,
+) -> Reconstructed:
+    """Write weights, config and tokenizer of the model, fitted where there is `text` to fit on."""
+    made = Reconstructed(PrunedSource(source, plan), None)
+    if text is not None:
+        made = _reconstruct(source, plan, text, recipe, folder)
+    tensors, names = made.source.weights, source_names(plan)
+    pieces = stream_tensors(tensors, source.name, source_names=names)
+    write_weights(folder, specs_of(tensors), pieces)
+    shutil.rmtree(folder / _FITTED, ignore_errors=True)
+    write_companions(folder, source, made.source.config)
+    return made
 
 
 def _reconstruct(
