@@ -192,16 +192,18 @@ class _Refitting:
         """Fit the output embedding.
 
         The wanted outputs are the source's logits, x W^T, so that X^T Y follows from X^T x: no
-        logits are held. A number added to all logits of a token changes nothing: the mean over the
-        vocabulary is taken from both.
+        logits are held, but both output embeddings whole, in float64. A number added to all logits
+        of a token changes nothing: the mean over the vocabulary is taken from both.
         """
         both = self._both
         theirs, ours = (_head_of(stream) for stream in (both.theirs, both.ours))
         mean = ours.mean(0)
         theirs, ours = theirs - theirs.mean(0), ours - mean
         wide = theirs.shape[1]
-        pairs = [(Sums.zeros(ours.shape[1], wide, both.device), ours.new_zeros(wide, wide))]
-        pairs += [(Sums.zeros(ours.shape[1], wide, both.device), ours.new_zeros(wide, wide))]
+        pairs = [
+            (Sums.zeros(ours.shape[1], wide, both.device), ours.new_zeros(wide, wide))
+            for _ in ("fitted", "held out")
+        ]
         for (read, wanted), is_held_out in zip(both.last_norms(), self._is_held_out, strict=True):
             sums, squares = pairs[is_held_out]
             seen = wanted.flatten(0, -2).double()

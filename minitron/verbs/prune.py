@@ -87,7 +87,8 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     """Cut a model to smaller sizes by importance and write it as a Hub-ready folder.
 
     Width (hidden, ffn, heads) and depth in one pass; sizes not given stay. Weights are streamed:
-    some megabytes are held, never a tensor. Returns the folder; with `dry_run` what would be in it.
+    some megabytes are held, never a tensor; to reconstruct, two layers of both models and their
+    output embeddings. Returns the folder; with `dry_run` what would be in it.
     Raises a MinitronError, with nothing written, for a source that cannot be read, sizes that are
     no cut of it or that its family refuses, missing text, an `out` that exists, or a destination
     that the Hub refuses; where only the push fails, `out` is there and the error says so. Source:
