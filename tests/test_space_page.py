@@ -64,6 +64,12 @@ class Visit:
             timeout=PATIENCE,
         )
 
+    def wait_for_temperature(self, value: str) -> None:
+        """Open Sampling and wait until a link's temperature is there."""
+        self.page.get_by_text("Sampling").click()
+        temperature = self.page.get_by_label("number input for Temperature")
+        playwright.expect(temperature).to_have_value(value, timeout=PATIENCE)
+
     def show_prune(self) -> None:
         self.page.get_by_role("tab", name="Prune").click()
         self.page.wait_for_selector("#mt-cut .mt-maps", timeout=PATIENCE)
@@ -139,9 +145,7 @@ def visiting(
 
 def test_two_columns_grow_and_end_with_their_numbers(space: RunningSpace, browser: Any) -> None:
     for visit in visiting(space, browser, DESKTOP, "light", "?temperature=0"):
-        visit.page.get_by_text("Sampling").click()
-        temperature = visit.page.get_by_label("number input for Temperature")
-        playwright.expect(temperature).to_have_value("0")
+        visit.wait_for_temperature("0")
         visit.compare()
         heights = visit.page.evaluate("document.querySelector('#mt-answers').offsetHeight")
         visit.wait_for_answers()
@@ -182,28 +186,27 @@ def test_stop_ends_a_text_early(visit: Visit) -> None:
     visit.page.wait_for_selector("#mt-run:enabled")
 
 
-def test_int8_weights_are_shown_with_speed_memory_and_agreement(visit: Visit) -> None:
+def test_int8_weights_are_shown_with_speed_memory_and_agreement(
+    space: RunningSpace, browser: Any
+) -> None:
     pytest.importorskip("optimum.quanto")
-    visit.page.get_by_text("Sampling").click()
-    temperature = visit.page.get_by_label("number input for Temperature")
-    temperature.fill("0")
-    visit.page.keyboard.press("Tab")
-    playwright.expect(visit.page.get_by_label("range slider for Temperature")).to_have_value("0")
-    visit.page.get_by_label("Also with int8 weights").check()
-    playwright.expect(visit.answers()).to_have_count(4)
-    visit.compare()
-    visit.wait_for_answers()
-    assert visit.answers().count() == 4
-    full, integers = (
-        stats(visit.page.locator(f'#mt-answers .mt-card[data-model="{model}"]'))
-        for model in ("tiny", "tiny · int8")
-    )
-    assert float(integers["tokens / s"]) > 0
-    assert integers["weights"].endswith(" MB")
-    assert float(integers["weights"][:-3]) < float(full["weights"][:-3])
-    assert integers["parameters"] == full["parameters"] == "6.72 M"
-    assert int(integers["agreement"].rstrip(" %").partition(".")[0]) > 50
-    assert full["agreement"] == "–"
+    for visit in visiting(space, browser, DESKTOP, "light", "?temperature=0"):
+        visit.wait_for_temperature("0")
+        visit.page.get_by_label("Also with int8 weights").check()
+        playwright.expect(visit.answers()).to_have_count(4)
+        visit.compare()
+        visit.wait_for_answers()
+        assert visit.answers().count() == 4
+        full, integers = (
+            stats(visit.page.locator(f'#mt-answers .mt-card[data-model="{model}"]'))
+            for model in ("tiny", "tiny · int8")
+        )
+        assert float(integers["tokens / s"]) > 0
+        assert integers["weights"].endswith(" MB")
+        assert float(integers["weights"][:-3]) < float(full["weights"][:-3])
+        assert integers["parameters"] == full["parameters"] == "6.72 M"
+        assert int(integers["agreement"].rstrip(" %").partition(".")[0]) > 50
+        assert full["agreement"] == "–"
 
 
 def test_the_zoo_is_compared_pruned_and_shown(whole_zoo: RunningSpace, browser: Any) -> None:
