@@ -24,7 +24,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, choose_plan
 from minitron.model.target_sizes import between
-from minitron.recipe import PruneRecipe
+from minitron.recipes.pruning import PruneRecipe
 from minitron.scores.measuring import score
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source

@@ -23,8 +23,9 @@ from minitron.credentials import masked_logs, masked_traceback
 from minitron.errors import MinitronError, one_line, readable_system_errors, visible
 from minitron.mistakes import mistake_of, usage_of
 from minitron.options import help_of, sections_of
-from minitron.recipe import COMMANDS, OUTPUT, Recipe
+from minitron.recipe import OUTPUT, Recipe
 from minitron.recipe_file import read_recipe_file
+from minitron.recipes import COMMANDS
 from minitron.surroundings import check_system
 
 ARGUMENTS = Group("Arguments", sort_key=0)  # the section of what is given by its place

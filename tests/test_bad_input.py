@@ -25,7 +25,8 @@ from minitron.cli import main
 from minitron.mistakes import usage_of
 from minitron.options import flag_of
 from minitron.printing import print_record, print_table, without_controls
-from minitron.recipe import COMMANDS, Recipe
+from minitron.recipe import Recipe
+from minitron.recipes import COMMANDS
 from minitron.sources.opening import zoo
 from tests.tiny import edit_config, tiny_folder, weights_of
 

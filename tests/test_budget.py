@@ -19,7 +19,7 @@ from minitron.candidates.budget import (
 )
 from minitron.errors import TargetError
 from minitron.model.architecture import Architecture
-from minitron.recipe import SearchRecipe
+from minitron.recipes.pruning import SearchRecipe
 from modeling_nemotron import CACHE_NAME
 from tests.tiny import FAMILIES, SIZES, tiny_model
 

@@ -15,7 +15,7 @@ from minitron.errors import CorpusError, MinitronError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan, scores_kept, share_kept
-from minitron.recipe import PruneRecipe
+from minitron.recipes.pruning import PruneRecipe
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.opening import open_source
 from tests.tiny import SIZES, tiny_folder

@@ -20,8 +20,9 @@ from minitron.model.config_json import resized_config
 from minitron.model.families import AXIS_KEYS
 from minitron.model.importance import Importance, score_shapes
 from minitron.model.plan import choose_plan, indices_of
-from minitron.recipe import DistillRecipe, PruneRecipe
 from minitron.recipe_file import read_recipe_file
+from minitron.recipes.pruning import PruneRecipe
+from minitron.recipes.training import DistillRecipe
 from minitron.records.published_cards import (
     Member,
     family_card,

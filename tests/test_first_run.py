@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minitron
 from minitron.cli import main
-from minitron.recipe import QuickstartRecipe
+from minitron.recipes.first_steps import QuickstartRecipe
 from minitron.sources.opening import zoo
 from minitron.verbs import quickstart as first_run
 

@@ -237,7 +237,7 @@ def commands() -> Sections:
 def recipes() -> Sections:
     """Keys and values of every published recipe."""
     folder = Path(minitron.__file__).parent / "recipes"
-    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.iterdir())}
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))}
 
 
 RECORDS = "minitron_json"

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import minitron
 from minitron.cli import main
 from minitron.errors import SourceError, TargetError, TokenizerError
-from minitron.recipe import GenerateRecipe
+from minitron.recipes.first_steps import GenerateRecipe
 from minitron.sources.opening import zoo
 from minitron.verbs.generate import stream_model
 from tests.tiny import edit_config, tiny_folder, tiny_model, zoo_tokenizer

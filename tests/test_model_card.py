@@ -15,7 +15,10 @@ import minitron
 from minitron import cli
 from minitron.errors import MinitronError, OutputError, SourceError
 from minitron.model.plan import indices_of
-from minitron.recipe import ConvertRecipe, DistillRecipe, PruneRecipe, TrainRecipe, record_of
+from minitron.recipe import record_of
+from minitron.recipes.conversion import ConvertRecipe
+from minitron.recipes.pruning import PruneRecipe
+from minitron.recipes.training import DistillRecipe, TrainRecipe
 from minitron.records.card_page import read_page
 from minitron.records.card_texts import RECIPES, command_of
 from minitron.records.kept_picture import draw_kept, kept_maps

@@ -8,20 +8,17 @@ import numpy as np
 import pytest
 
 import minitron
-from minitron import recipe
 from minitron.errors import TargetError
 from minitron.options import Bound, help_of, nearest, parse_bytes, sections_of
-from minitron.recipe import (
-    DistillRecipe,
-    EvaluateRecipe,
-    GenerateRecipe,
-    ImportanceRecipe,
-    PruneRecipe,
-    SearchRecipe,
-    TrainRecipe,
-)
+from minitron.recipe import Recipe
+from minitron.recipes import COMMANDS
+from minitron.recipes.evaluation import EvaluateRecipe
+from minitron.recipes.first_steps import GenerateRecipe
+from minitron.recipes.importance import ImportanceRecipe
+from minitron.recipes.pruning import PruneRecipe, SearchRecipe
+from minitron.recipes.training import DistillRecipe, TrainRecipe
 
-RECIPES = [each for each in vars(recipe).values() if isinstance(each, type)]
+RECIPES = [one for group in COMMANDS.values() for one in group]
 COUNTS = ("samples", "batch_size", "steps", "top_k", "limit", "max_new_tokens", "save_steps")
 
 
@@ -51,7 +48,6 @@ def test_every_count_of_every_recipe_is_bounded() -> None:
     checked = {
         (each.__name__, field.name)
         for each in RECIPES
-        if issubclass(each, recipe.Recipe)
         for field in fields(each)
         if field.name in COUNTS and "bound" not in field.metadata
     }
@@ -61,24 +57,24 @@ def test_every_count_of_every_recipe_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("command", "typed", "meant"),
     [
-        (recipe.PruneRecipe, "num-layers layers n-layers num_layer", "num_hidden_layers"),
-        (recipe.PruneRecipe, "hidden-dim hiden-size", "hidden_size"),
-        (recipe.PruneRecipe, "ffn-hidden-size ffn mlp-size", "intermediate_size"),
-        (recipe.PruneRecipe, "heads num-heads n-heads", "num_attention_heads"),
-        (recipe.PruneRecipe, "kv-heads num-kv-heads", "num_key_value_heads"),
-        (recipe.PruneRecipe, "model", "source"),
-        (recipe.PruneRecipe, "output output-dir", "out"),
-        (recipe.PruneRecipe, "max-length sequence-length", "seq_len"),
-        (recipe.TrainRecipe, "lr", "learning_rate"),
-        (recipe.TrainRecipe, "max-steps", "steps"),
-        (recipe.TrainRecipe, "data dataset", "corpus"),
-        (recipe.TrainRecipe, "grad-accum", "gradient_accumulation_steps"),
-        (recipe.GenerateRecipe, "max-length max-tokens", "max_new_tokens"),
-        (recipe.DistillRecipe, "teacher-model", "teacher"),
+        (PruneRecipe, "num-layers layers n-layers num_layer", "num_hidden_layers"),
+        (PruneRecipe, "hidden-dim hiden-size", "hidden_size"),
+        (PruneRecipe, "ffn-hidden-size ffn mlp-size", "intermediate_size"),
+        (PruneRecipe, "heads num-heads n-heads", "num_attention_heads"),
+        (PruneRecipe, "kv-heads num-kv-heads", "num_key_value_heads"),
+        (PruneRecipe, "model", "source"),
+        (PruneRecipe, "output output-dir", "out"),
+        (PruneRecipe, "max-length sequence-length", "seq_len"),
+        (TrainRecipe, "lr", "learning_rate"),
+        (TrainRecipe, "max-steps", "steps"),
+        (TrainRecipe, "data dataset", "corpus"),
+        (TrainRecipe, "grad-accum", "gradient_accumulation_steps"),
+        (GenerateRecipe, "max-length max-tokens", "max_new_tokens"),
+        (DistillRecipe, "teacher-model", "teacher"),
     ],
 )
 def test_the_option_that_a_name_of_another_tool_means_is_found(
-    command: type[recipe.Recipe], typed: str, meant: str
+    command: type[Recipe], typed: str, meant: str
 ) -> None:
     names = [name for section in sections_of(command).values() for name in section]
     assert {name: nearest(name, names) for name in typed.split()} == dict.fromkeys(
@@ -90,9 +86,9 @@ def test_a_name_that_resembles_nothing_suggests_nothing() -> None:
     assert nearest("xyz", ["source", "out"]) is None
 
 
-@pytest.mark.parametrize("each", [one for group in recipe.COMMANDS.values() for one in group])
+@pytest.mark.parametrize("each", RECIPES)
 def test_every_field_has_help_and_a_section_and_every_command_has_examples(
-    each: type[recipe.Recipe],
+    each: type[Recipe],
 ) -> None:
     names = [field.name for field in fields(each)]
     assert set(names) <= {name for name, text in help_of(each).items() if text}

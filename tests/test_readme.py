@@ -12,7 +12,8 @@ import yaml
 import minitron
 from minitron import cli
 from minitron.errors import TargetError
-from minitron.recipe import ConvertRecipe, TrainRecipe
+from minitron.recipes.conversion import ConvertRecipe
+from minitron.recipes.training import TrainRecipe
 from minitron.sources.opening import zoo
 from tests.tiny import FAMILIES, tiny_folder
 

@@ -16,7 +16,8 @@ from minitron.errors import TargetError
 from minitron.model.plan import PruningPlan, choose_plan
 from minitron.model.source import Source
 from minitron.model.target_sizes import target_of
-from minitron.recipe import CalibrationRecipe, Hidden
+from minitron.recipes.importance import CalibrationRecipe
+from minitron.recipes.pruning import Hidden
 from minitron.reconstruction.least_squares import ALPHAS, Sums, fit
 from minitron.reconstruction.reconstruct import fitted_model, reconstruct
 from minitron.reconstruction.rotation import RotatedSource, principal_basis

@@ -335,7 +335,7 @@ def test_two_processes_give_what_one_gives(layer_scores: Any, folder: Path, tmp_
 def test_more_processes_than_sequences_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minitron.recipe import ImportanceRecipe
+    from minitron.recipes.importance import ImportanceRecipe
     from minitron.scores.calibration import Calibration
     from minitron.scores.measuring import _score_by_activations, _Task, measurement_of
     from minitron.sources.processes import Processes

@@ -10,7 +10,7 @@ import torch
 
 import minitron
 from minitron.model.architecture import Architecture
-from minitron.recipe import DistillRecipe
+from minitron.recipes.training import DistillRecipe
 from minitron.sources.loading import loaded_bytes
 from minitron.sources.opening import open_source
 from minitron.training import teacher as teacher_module

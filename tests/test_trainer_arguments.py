@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 import minitron
 from minitron.errors import TargetError
-from minitron.recipe import DistillRecipe, TrainRecipe
+from minitron.recipes.training import DistillRecipe, TrainRecipe
 from minitron.training.trainer_arguments import check_trainer, trainer_arguments
 
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerControl, TrainerS
 import minitron
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError
 from minitron.progress import Progress
-from minitron.recipe import TrainRecipe
+from minitron.recipes.training import TrainRecipe
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
 from minitron.text.corpus import load_ids

@@ -14,7 +14,7 @@ from minitron.errors import TargetError
 from minitron.files.device_memory import readable_bytes
 from minitron.model.architecture import Architecture
 from minitron.options import parse_bytes
-from minitron.recipe import BudgetRecipe
+from minitron.recipes.pruning import BudgetRecipe
 
 TOLERANCE = 0.05
 RUNNING_TOKENS = 8192  # that an engine runs through a layer at once, of a prompt

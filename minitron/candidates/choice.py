@@ -27,7 +27,7 @@ from minitron.model.engines import engines_closed_to
 from minitron.model.importance import Importance
 from minitron.model.plan import axes_to_rank, choose_plan, scores_kept, share_kept
 from minitron.model.source import Source
-from minitron.recipe import BudgetRecipe
+from minitron.recipes.pruning import BudgetRecipe
 from minitron.scores.measuring import check_corpus_named
 from minitron.sources.loading import takes_sizes
 

@@ -34,7 +34,8 @@ from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan, measured_shares
 from minitron.model.source import Source
 from minitron.progress import Progress
-from minitron.recipe import BudgetRecipe, SearchRecipe, TrainRecipe
+from minitron.recipes.pruning import BudgetRecipe, SearchRecipe
+from minitron.recipes.training import TrainRecipe
 from minitron.records.folder_writer import specs_of, write_companions, write_weights
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import score

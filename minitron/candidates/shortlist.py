@@ -36,7 +36,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.engines import engines_closed_to
 from minitron.model.families import EMBEDDING
 from minitron.model.source import Source
-from minitron.recipe import BudgetRecipe
+from minitron.recipes.pruning import BudgetRecipe
 from minitron.sources.loading import (
     default_device,
     fast_dtype,

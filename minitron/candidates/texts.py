@@ -16,7 +16,7 @@ import numpy as np
 from minitron.errors import CorpusError
 from minitron.files.atomic_file import atomic_file
 from minitron.model.source import Source
-from minitron.recipe import BudgetRecipe
+from minitron.recipes.pruning import BudgetRecipe
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import check_corpus_named
 from minitron.sources.loading import default_device, load_tokenizer, sequence_length

@@ -30,7 +30,7 @@ from minitron.publish.destination import (
 )
 from minitron.publish.space_folder import ShownModel, write_space_folder
 from minitron.publish.upload import commit_once
-from minitron.recipe import PushRecipe
+from minitron.recipes.publishing import PushRecipe
 from minitron.sources.opening import open_source
 
 logger = logging.getLogger(__name__)

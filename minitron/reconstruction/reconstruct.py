@@ -23,7 +23,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.progress import Progress
-from minitron.recipe import Hidden
+from minitron.recipes.pruning import Hidden
 from minitron.reconstruction.refit import Refit, refit
 from minitron.reconstruction.rotation import RotatedSource, normalized, principal_basis
 from minitron.reconstruction.side_by_side import (

@@ -13,13 +13,10 @@ from typing import Any
 
 from minitron.errors import visible
 from minitron.options import words_of_flag
-from minitron.recipe import (
-    ConvertRecipe,
-    DistillRecipe,
-    PruneRecipe,
-    QuickstartRecipe,
-    TrainRecipe,
-)
+from minitron.recipes.conversion import ConvertRecipe
+from minitron.recipes.first_steps import QuickstartRecipe
+from minitron.recipes.pruning import PruneRecipe
+from minitron.recipes.training import DistillRecipe, TrainRecipe
 from minitron.records.card_page import Result, Table
 from minitron.records.minitron_json import TRAINED, Record, record_before_training
 from minitron.sources.opening import zoo

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from minitron.errors import CorpusError
 from minitron.files.dtypes import dtype_named
 from minitron.model.source import Source
-from minitron.recipe import CalibrationRecipe
+from minitron.recipes.importance import CalibrationRecipe
 from minitron.sources.loading import load_model, load_tokenizer, sequence_length
 from minitron.text.corpus import (
     PAPER_SAMPLES,

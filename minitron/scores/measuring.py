@@ -23,7 +23,8 @@ from minitron.model.importance import Importance
 from minitron.model.source import Source
 from minitron.options import parse_bytes
 from minitron.progress import Progress
-from minitron.recipe import CalibrationRecipe, ImportanceRecipe, record_of
+from minitron.recipe import record_of
+from minitron.recipes.importance import CalibrationRecipe, ImportanceRecipe
 from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
 from minitron.scores.aggregation import Aggregation
 from minitron.scores.calibration import Calibration, calibration, length_and_samples

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from minitron.errors import CorpusError
 from minitron.files.unfinished import check_same_inputs
 from minitron.model.source import Source
-from minitron.recipe import FitRecipe
+from minitron.recipes.training import FitRecipe
 from minitron.sources.loading import hub_config, load_model, new_model
 from minitron.sources.processes import processes_of_run
 from minitron.text.corpus import Corpus

@@ -26,7 +26,7 @@ from minitron.model.architecture import Architecture
 from minitron.model.decoder import Decoder, decoder_module
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
-from minitron.recipe import DistillRecipe
+from minitron.recipes.training import DistillRecipe
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import load_tokenizer, loaded_bytes
 from minitron.sources.processes import (

@@ -27,7 +27,8 @@ from minitron.files.safetensors_file import TensorSpec
 from minitron.files.unfinished import Reached, partial_of, unfinished_folder
 from minitron.model.source import Source
 from minitron.printing import first_use, print_next
-from minitron.recipe import DistillRecipe, FitRecipe, TrainRecipe, record_of
+from minitron.recipe import record_of
+from minitron.recipes.training import DistillRecipe, FitRecipe, TrainRecipe
 from minitron.records.folder_writer import write_companions, write_weights
 from minitron.records.minitron_json import FILE
 from minitron.records.model_card import write_card

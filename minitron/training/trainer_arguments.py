@@ -24,7 +24,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from minitron.errors import TargetError
-from minitron.recipe import FitRecipe
+from minitron.recipes.training import FitRecipe
 from minitron.sources.loading import default_device, fast_dtype
 
 _FIELDS = {field.name for field in fields(TrainingArguments)}

@@ -6,7 +6,8 @@ card("tiny-half")
 from pathlib import Path
 
 from minitron.errors import OutputError, SourceError
-from minitron.recipe import CardRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.publishing import CardRecipe
 from minitron.records.card_page import read_page
 from minitron.records.model_card import README, checked_record, write_card
 

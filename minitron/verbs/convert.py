@@ -23,7 +23,8 @@ from minitron.model.source import Source
 from minitron.options import check_unset
 from minitron.printing import first_use, print_next
 from minitron.progress import Progress
-from minitron.recipe import ConvertRecipe, record_of, verb
+from minitron.recipe import record_of, verb
+from minitron.recipes.conversion import ConvertRecipe
 from minitron.records.folder_writer import (
     check_companions,
     specs_of,

@@ -8,7 +8,8 @@ import socket
 from importlib.util import find_spec
 
 from minitron.errors import MissingExtraError, OutputError
-from minitron.recipe import DemoRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.first_steps import DemoRecipe
 
 
 @verb(DemoRecipe)

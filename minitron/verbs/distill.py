@@ -23,7 +23,8 @@ from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
 from minitron.options import check_unset
-from minitron.recipe import DistillRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.training import DistillRecipe
 from minitron.records.record_writer import inherited_from, sizes_of
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.layer_stream import LayerStream

@@ -22,7 +22,8 @@ from minitron.files.dtypes import dtype_named
 from minitron.model.source import Source
 from minitron.options import check_unset, flags_given
 from minitron.printing import print_json, print_record, print_table, readable
-from minitron.recipe import EvaluateRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.evaluation import EvaluateRecipe
 from minitron.records.minitron_json import FILE, check_record, read_record
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import add_measurements

@@ -12,7 +12,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from minitron.errors import SourceError, TokenizerError, foreign_parser
 from minitron.printing import without_controls
-from minitron.recipe import GenerateRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.first_steps import GenerateRecipe
 from minitron.sources.loading import (
     GENERATION,
     default_device,

@@ -8,7 +8,8 @@ from pathlib import Path
 from minitron.errors import visible
 from minitron.model.importance import Importance
 from minitron.printing import print_next
-from minitron.recipe import ImportanceRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.importance import ImportanceRecipe
 from minitron.scores.measuring import BY_ACTIVATIONS, measure_and_save, score
 from minitron.scores.score_plots import check_drawable, draw_scores
 from minitron.sources.opening import open_source, output_at

@@ -14,7 +14,8 @@ from minitron.files.dtypes import dtype_named, name_of
 from minitron.model.architecture import Architecture
 from minitron.model.source import Source
 from minitron.printing import print_json, print_record
-from minitron.recipe import InspectRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.first_steps import InspectRecipe
 from minitron.sources.opening import open_source
 
 _TEXT_ONLY = ("tokenizer", "writer")  # not in --json

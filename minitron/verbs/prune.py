@@ -26,7 +26,8 @@ from minitron.model.source import Source
 from minitron.model.target_sizes import between, check_opened, target_of
 from minitron.options import flags_given
 from minitron.printing import print_json, print_next, print_table
-from minitron.recipe import PruneRecipe, record_of, verb
+from minitron.recipe import record_of, verb
+from minitron.recipes.pruning import PruneRecipe
 from minitron.reconstruction.reconstruct import Reconstructed, check_reconstructs, reconstruct
 from minitron.records.folder_writer import (
     check_companions,

@@ -34,7 +34,8 @@ from minitron.publish.destination import (
 from minitron.publish.publishable import check_publishable, check_weights
 from minitron.publish.space_publishing import push_space
 from minitron.publish.upload import commit_once
-from minitron.recipe import PushRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.publishing import PushRecipe
 from minitron.records.folder_writer import json_bytes
 from minitron.records.minitron_json import FILE, SIZES, read_record
 from minitron.records.record_writer import public_record

@@ -19,7 +19,9 @@ import torch
 from minitron.evaluation.loss import Evaluation
 from minitron.files.unfinished import unfinished_folder
 from minitron.printing import FIRST_WORDS, print_next, print_table
-from minitron.recipe import QuickstartRecipe, Scores, record_of, verb
+from minitron.recipe import record_of, verb
+from minitron.recipes.first_steps import QuickstartRecipe
+from minitron.recipes.importance import Scores
 from minitron.records.minitron_json import read_record
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record

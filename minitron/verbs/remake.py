@@ -18,7 +18,8 @@ from minitron.files.unfinished import unfinished_folder
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.printing import first_use, print_next
-from minitron.recipe import DType, RemakeRecipe, verb
+from minitron.recipe import DType, verb
+from minitron.recipes.publishing import RemakeRecipe
 from minitron.records.folder_writer import specs_of, write_companions, write_json, write_weights
 from minitron.records.minitron_json import (
     FILE,

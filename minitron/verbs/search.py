@@ -30,7 +30,9 @@ from minitron.files.unfinished import INPUTS, unfinished_folder
 from minitron.model.families import AXIS_KEYS, PRUNABLE
 from minitron.options import flag_of, flags_given
 from minitron.printing import print_json, print_next, print_table
-from minitron.recipe import CalibrationRecipe, SearchRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.importance import CalibrationRecipe
+from minitron.recipes.pruning import SearchRecipe
 from minitron.records.folder_writer import write_json
 from minitron.scores.measuring import BY_ACTIVATIONS
 from minitron.sources.opening import open_source, output_at

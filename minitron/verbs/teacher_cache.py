@@ -24,7 +24,8 @@ from minitron.files.dtypes import dtype_named
 from minitron.files.safetensors_file import TensorSpec, write_safetensors
 from minitron.model.source import Source
 from minitron.progress import Progress
-from minitron.recipe import TeacherCacheRecipe, record_of, verb
+from minitron.recipe import record_of, verb
+from minitron.recipes.training import TeacherCacheRecipe
 from minitron.records.folder_writer import write_companions, write_json
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import sequence_length

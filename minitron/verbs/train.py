@@ -4,7 +4,8 @@ train(out="tiny", init="config-and-tokenizer", corpus="books.jsonl.gz", scratch=
 """
 
 from minitron.files.unfinished import partial_of
-from minitron.recipe import TrainRecipe, verb
+from minitron.recipe import verb
+from minitron.recipes.training import TrainRecipe
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source, output_at
 from minitron.training.trained_folder import print_trained, train_to_folder
