@@ -4,22 +4,26 @@ With inputs X (tokens, in) and wanted outputs Y (tokens, out), the fitted weight
 least |X W^T - Y|^2 + lambda |W - W0|^2, where W0 is the weight before and lambda is alpha times the
 mean of diag(X^T X):
 
-    (X^T X + lambda I) W^T = X^T Y + lambda W0^T
+    W (X^T X + lambda I) = Y^T X + lambda W0
 
 A bias is a last column of W, and X has a last column of ones. alpha is the one of ALPHAS with the
 least error on the tokens that are held out. Sums and solutions are in float64. Method: ridge
 regression as in Olica (arXiv 2506.08436); plain least squares overfits small calibration sets
 (RCPU, arXiv 2510.07782).
 
-    moments = Moments(fitted, held_out)
-    fit(moments, before).weight   # (out, in)
+    fitted, held_out = Sums.zeros(4, 3), Sums.zeros(4, 3)
+    fitted.add(read, wanted)
+    fit(fitted, held_out, before).weight   # (out, in)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+TOKENS_AT_ONCE = 1024  # that are cast to float64
+_OUTPUTS_AT_ONCE = 1024  # whose errors are computed
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Sums:
     """Sums over tokens of what a linear reads, X, and of what it shall return, Y."""
 
     inputs: torch.Tensor  # X^T X (in, in)
-    products: torch.Tensor  # X^T Y (in, out)
+    products: torch.Tensor  # Y^T X (out, in)
     outputs: torch.Tensor  # the sum of Y^2 (out,)
 
     @classmethod
@@ -36,64 +40,83 @@ class Sums:
         of = {"dtype": torch.float64, "device": device}
         return cls(
             torch.zeros(inputs, inputs, **of),  # type: ignore[call-overload]
-            torch.zeros(inputs, outputs, **of),  # type: ignore[call-overload]
+            torch.zeros(outputs, inputs, **of),  # type: ignore[call-overload]
             torch.zeros(outputs, **of),  # type: ignore[call-overload]
         )
 
     def add(self, read: torch.Tensor, wanted: torch.Tensor) -> None:
         """Add tokens: `read` (tokens, in), `wanted` (tokens, out)."""
-        read, wanted = read.double(), wanted.double()
-        self.inputs.addmm_(read.T, read)
-        self.products.addmm_(read.T, wanted)
-        self.outputs.add_(wanted.square().sum(0))
+        runs = (tokens.split(TOKENS_AT_ONCE) for tokens in (read, wanted))
+        for x, y in zip(*runs, strict=True):
+            x, y = x.double(), y.double()
+            self.inputs.addmm_(x.T, x)
+            self.products.addmm_(y.T, x)
+            self.outputs.add_(y.square().sum(0))
 
     def at(self, outputs: slice) -> "Sums":
         """The sums for some of the outputs."""
-        return Sums(self.inputs, self.products[:, outputs], self.outputs[outputs])
+        return Sums(self.inputs, self.products[outputs], self.outputs[outputs])
 
-    def errors(self, weight: torch.Tensor) -> torch.Tensor:
-        """The sum over tokens of |X W^T - Y|^2, for each output (out,); `weight` is (out, in)."""
-        explained = ((weight @ self.inputs) * weight).sum(1)
-        return explained - 2 * (weight * self.products.T).sum(1) + self.outputs
+    def error(self, weight: torch.Tensor) -> float:
+        """The sum over tokens and outputs of |X W^T - Y|^2; `weight` is (out, in)."""
+        error = self.outputs.sum()
+        runs = (rows.split(_OUTPUTS_AT_ONCE) for rows in (weight, self.products))
+        for rows, products in zip(*runs, strict=True):
+            rows = rows.double()
+            error += ((rows @ self.inputs - 2 * products) * rows).sum()
+        return float(error)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted weight W, and the squared error on held-out tokens of each output by W0 and W."""
+    """A fitted weight W (out, in), in float64, and the alpha that it was fitted with."""
 
-    weight: torch.Tensor  # (out, in), in float64
+    weight: torch.Tensor
     alpha: float
-    error_before: torch.Tensor  # (out,)
-    error_after: torch.Tensor  # (out,)
 
 
-def fit(fitted: Sums, held_out: Sums, before: torch.Tensor) -> Fit:
+def fit(
+    fitted: Sums,
+    held_out: Sums,
+    before: torch.Tensor,
+    error: Callable[[torch.Tensor], float] | None = None,
+) -> Fit:
     """The weight with the least error on `held_out` among those fitted to `fitted`.
 
-    `before` (out, in) is W0. Where the fitted weight is worse than W0, `error_after` is larger than
-    `error_before`; the caller decides.
+    `before` (out, in) is W0. The weight may be worse than W0: the caller decides. `error` is that
+    of a weight on the held-out tokens, where it is not what `held_out` says.
     """
-    before = before.to(fitted.inputs)
-    spread = fitted.inputs.diagonal().mean()
-    best: tuple[float, float, torch.Tensor] | None = None
+    spread = float(fitted.inputs.diagonal().mean())
+    work = torch.empty_like(fitted.inputs)
+    best: tuple[float, Fit] | None = None
     for alpha in ALPHAS:
-        weight = _solution(fitted, before, float(alpha * spread))
+        weight = _solution(fitted, before, alpha * spread, work)
         if weight is None:
             continue
-        error = float(held_out.errors(weight).sum())
-        if best is None or error < best[0]:
-            best = error, alpha, weight
+        found = (error or held_out.error)(weight)
+        if best is None or found < best[0]:
+            best = found, Fit(weight, alpha)
     if best is None:  # no inputs but zeros
-        return Fit(before, ALPHAS[-1], held_out.errors(before), held_out.errors(before))
-    _, alpha, weight = best
-    return Fit(weight, alpha, held_out.errors(before), held_out.errors(weight))
+        return Fit(before.double(), ALPHAS[-1])
+    return best[1]
 
 
-def _solution(sums: Sums, before: torch.Tensor, ridge: float) -> torch.Tensor | None:
-    """W (out, in) at this lambda; None where the inputs leave it open."""
-    left = sums.inputs.clone()
+def _solution(
+    sums: Sums, before: torch.Tensor, ridge: float, work: torch.Tensor
+) -> torch.Tensor | None:
+    """W (out, in) at this lambda; None where the inputs leave it open.
+
+    `work` (in, in) is overwritten. LAPACK works in place on what is contiguous by columns, as the
+    transposes here are: the sums of a wide linear are gigabytes.
+    """
+    left = work.copy_(sums.inputs).T
     left.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(left)
+    failed = torch.empty((), dtype=torch.int32, device=left.device)
+    torch.linalg.cholesky_ex(left, out=(left, failed))
     if bool(failed):
         return None
-    return torch.cholesky_solve(sums.products + ridge * before.T, factor).T
+    weight = before.double().mul_(ridge) if before.dtype != torch.float64 else before * ridge
+    weight.add_(sums.products)
+    torch.linalg.solve_triangular(left, weight.T, upper=False, out=weight.T)
+    torch.linalg.solve_triangular(left.T, weight.T, upper=True, out=weight.T)
+    return weight

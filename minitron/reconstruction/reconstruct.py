@@ -24,7 +24,8 @@ from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.progress import Progress
 from minitron.recipes.pruning import Hidden
-from minitron.reconstruction.refit import Refit, refit
+from minitron.reconstruction.finished import Finished, Refit, RefittedSource
+from minitron.reconstruction.refit import PASSES, refit
 from minitron.reconstruction.rotation import RotatedSource, normalized, principal_basis
 from minitron.reconstruction.side_by_side import (
     Pair,
@@ -121,20 +122,38 @@ def fitted_model(
     dtype: torch.dtype,
     device: str,
 ) -> tuple[Source, list[Refit]]:
-    """The model fitted on `fitted`, by what helps on `held_out`, and what became of each linear."""
-    batches = list(batches_of(fitted, BATCH_TOKENS))
+    """The model fitted on `fitted`, by what helps on `held_out`, and what became of each linear.
+
+    What an interrupted call has finished in `folder` is not done again.
+    """
+    finished = Finished.at(folder, batch_tokens=BATCH_TOKENS)
+    batches = list(batches_of(fitted, finished.batch_tokens))
     is_held_out = [False] * len(batches)
-    batches += batches_of(held_out, BATCH_TOKENS)
+    batches += batches_of(held_out, finished.batch_tokens)
     is_held_out += [True] * (len(batches) - len(is_held_out))
-    passes = 4 * plan.target.num_hidden_layers + 1
-    passes += 2 * source.architecture.num_hidden_layers + 1 if how == "rotate" else 0
+    passes = PASSES * (plan.target.num_hidden_layers - finished.layers) + 1
+    covariance = finished.covariance()
+    if how == "rotate" and covariance is None:
+        passes += 2 * source.architecture.num_hidden_layers + 1
     tokens = sum(batch.numel() for batch in batches)
-    with Progress("reconstruct", total=tokens * passes, unit="token") as progress:
-        pair = _pair(source, plan, how, batches, dtype, device, progress.advance)
+    with (
+        Progress("reconstruct", total=tokens * passes, unit="token") as progress,
+        torch.inference_mode(),
+    ):
         widths = source.architecture.hidden_size + plan.target.hidden_size
         is_large = tokens * widths * dtype.itemsize > free_memory("cpu") // 4
-        both = SideBySide(pair, batches, folder if is_large else None, dtype=dtype, device=device)
-        return refit(both, is_held_out, folder, progress.advance)
+        if how == "rotate" and covariance is None:
+            covariance = _covariance(source, batches, dtype, device, progress.advance)
+            finished.keep_covariance(covariance)
+        pair = _pair(source, plan, covariance, dtype, device)
+        made = RefittedSource(pair.small, finished)
+        if not finished.has_head:
+            both = SideBySide(
+                pair, made, batches, folder if is_large else None, dtype=dtype, device=device
+            )
+            both.embed(tokens)
+            refit(both, is_held_out, finished, progress.advance)
+    return RefittedSource(pair.small, finished), finished.refits
 
 
 def _split(sequences: Sequence[TokenIds]) -> tuple[list[TokenIds], list[TokenIds]]:
@@ -170,24 +189,21 @@ def _warn_of_few_tokens(target: Architecture, tokens: int) -> None:
 def _pair(
     source: Source,
     plan: PruningPlan,
-    how: str,
-    batches: Sequence[torch.Tensor],
+    covariance: torch.Tensor | None,
     dtype: torch.dtype,
     device: str,
-    advance: Callable[[float], object],
 ) -> Pair:
-    """The source and the smaller model, which sees its stream by channels or directions."""
+    """The source and the smaller model, which sees its stream by channels, or by directions where
+    the stream's covariance is given."""
     whole = source.architecture.hidden_size
     narrow = replace(
         plan, target=plan.target.resized(hidden_size=whole), hidden=tuple(range(whole))
     )
     rows = pruned_tensors(narrow, source.weights)
-    if how == "select":
+    if covariance is None:
         kept = torch.tensor(plan.hidden, device=device)
         return Pair(source, PrunedSource(source, plan), rows, lambda x: x[..., kept], plan.layers)
-    centred = source.architecture.family.norm.kind == "layer"
-    covariance = _covariance(source, batches, dtype, device, centred, advance)
-    basis = principal_basis(covariance.cpu(), plan.target.hidden_size, centred=centred)
+    basis = principal_basis(covariance, plan.target.hidden_size, centred=_is_centred(source))
     target = replace(plan.target, flags=plan.target.flags - {"tie_word_embeddings"})
     turned = RotatedSource(PrunedSource(source, narrow), basis, target)
     projection = basis.to(device=device, dtype=dtype)
@@ -199,12 +215,12 @@ def _covariance(
     batches: Sequence[torch.Tensor],
     dtype: torch.dtype,
     device: str,
-    centred: bool,
     advance: Callable[[float], object],
 ) -> torch.Tensor:
     """The covariance (hidden, hidden) of what the source's norms see, summed over all norms."""
     stream = LayerStream.of_source(source, dtype=dtype, device=device, keep=False)
     width = stream.config.hidden_size
+    centred = _is_centred(source)
     covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(states: torch.Tensor) -> None:
@@ -226,7 +242,11 @@ def _covariance(
                 add(after)
         for held in states:
             add(held.to(device))
-    return covariance
+    return covariance.cpu()
+
+
+def _is_centred(source: Source) -> bool:
+    return source.architecture.family.norm.kind == "layer"
 
 
 def _loss(model: Source, sequences: Sequence[TokenIds], device: str) -> float:

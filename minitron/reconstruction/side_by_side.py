@@ -11,7 +11,6 @@ it reads and what it shall return, batch by batch; fits nothing.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 
 import torch
@@ -21,6 +20,8 @@ from torch import nn
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.families import Row
 from minitron.model.source import Source
+from minitron.reconstruction.token_states import TokenStates
+from minitron.scores.sweep import chunks_of
 from minitron.sources.layer_stream import LayerStream
 
 Projection = Callable[[torch.Tensor], torch.Tensor]  # (..., hidden) to (..., kept)
@@ -49,98 +50,115 @@ class SideBySide:
     def __init__(
         self,
         pair: Pair,
+        small: Source,
         batches: Sequence[torch.Tensor],
         folder: Path | None,
         *,
         dtype: torch.dtype,
         device: str,
     ) -> None:
-        """The streams of all tokens are in memory, or in files of `folder` where one is given."""
+        """`small` is the smaller model as far as it is fitted. The streams of all tokens are in
+        memory, or in files of `folder` where one is given."""
         self.pair, self.device, self._batches = pair, device, batches
         self.theirs = LayerStream.of_source(pair.source, dtype=dtype, device=device, keep=False)
-        self.ours = LayerStream.of_source(pair.small, dtype=dtype, device=device, keep=False)
+        self.ours = LayerStream.of_source(small, dtype=dtype, device=device, keep=False)
         self._x, self._s = (
-            token_states(
+            TokenStates(
                 batches, stream.config.hidden_size, dtype, folder and folder / f"{name}.states"
             )
             for stream, name in ((self.theirs, "source"), (self.ours, "small"))
         )
 
-    def embed(self) -> None:
-        """Put both streams before the first layer."""
+    def embed(self, at_once: int) -> None:
+        """Put both streams before the first layer, so many tokens at once."""
         for states, stream in ((self._x, self.theirs), (self._s, self.ours)):
-            for kept, embedded in zip(states, stream.embed_all(self._batches), strict=True):
-                kept.copy_(embedded)
+            embed_into(states, stream, self._batches, at_once)
 
     def skip(self, index: int, layer: nn.Module) -> None:
         """Put the source's stream after a layer that the small model does not have."""
-        for x in self._x:
-            x.copy_(self.theirs.run(index, layer, x.to(self.device)))
+        for place in range(len(self._x)):
+            self._x[place] = self.theirs.run(index, layer, self._x[place].to(self.device))
+
+    def pass_kept(self, index: int, layer: nn.Module, position: int) -> None:
+        """Put both streams after a layer that is fitted, by the steps that fitting it takes."""
+        ours = self.ours.decoder.layers[position]
+        for place in range(len(self._x)):
+            for states, stream, at, module in (
+                (self._x, self.theirs, index, layer),
+                (self._s, self.ours, position, ours),
+            ):
+                run = partial(stream.run, at, module, states[place].to(self.device))
+                [here] = inputs_of(run, [stream.decoder.mlp_branch(at)[0]])
+                states[place] = here + _mlp(stream, at, here)
 
     def attention_inputs(self, index: int, layer: nn.Module, position: int) -> Tokens:
         """What q, k, v read and shall return; the source's stream passes its attention."""
         linears = self._kept_rows(position, ("q", "k", "v"))
         decoder = self.theirs.decoder
-        for x, s in zip(self._x, self._s, strict=True):
+        for place in range(len(self._x)):
             read, after = inputs_of(
-                partial(self.theirs.run, index, layer, x.to(self.device)),
+                partial(self.theirs.run, index, layer, self._x[place].to(self.device)),
                 [decoder.part(index, "q"), decoder.mlp_branch(index)[0]],
             )
+            self._x[place] = after
             wanted = torch.cat([F.linear(read, *linear) for linear in linears], -1)
-            x.copy_(after)
-            yield self._until(position, s, "q"), wanted
+            yield self._until(position, place, "q"), wanted
 
     def attention_outputs(self, position: int) -> Tokens:
         """What o reads and shall return: what is missing from the source's stream after it."""
-        for m, s in zip(self._x, self._s, strict=True):
-            wanted = self.pair.projection(m.to(self.device)) - s.to(self.device)
-            yield self._until(position, s, "o"), wanted
+        for place in range(len(self._x)):
+            yield self._until(position, place, "o"), self._missing(place)
 
     def mlp_inputs(self, index: int, position: int) -> Tokens:
         """What gate and up read and shall return; the source's stream passes its MLP, the small
         model's its attention."""
         linears = self._kept_rows(position, ("gate", "up"))
         theirs, ours = self.theirs.decoder, self.ours.decoder
-        for m, s in zip(self._x, self._s, strict=True):
-            here = m.to(self.device)
+        for place in range(len(self._x)):
+            here = self._x[place].to(self.device)
             read, result = input_and_output(
                 theirs.part(index, "up"), partial(_mlp, self.theirs, index, here)
             )
-            m.copy_(here + result)
+            self._x[place] = here + result
             wanted = torch.cat([F.linear(read, *linear) for linear in linears], -1)
+            before = self._s[place].to(self.device)
             after, inputs = inputs_of(
-                partial(self.ours.run, position, ours.layers[position], s.to(self.device)),
+                partial(self.ours.run, position, ours.layers[position], before),
                 [ours.mlp_branch(position)[0], ours.part(position, "up")],
             )
-            s.copy_(after)
+            self._s[place] = after
             yield inputs, wanted
 
     def mlp_outputs(self, position: int) -> Tokens:
         """What down reads and shall return: what is missing from the source's stream."""
         down = self.ours.decoder.part(position, "down")
-        for x, s in zip(self._x, self._s, strict=True):
-            here = s.to(self.device)
-            [read] = inputs_of(partial(_mlp, self.ours, position, here), [down])
-            yield read, self.pair.projection(x.to(self.device)) - here
+        for place in range(len(self._x)):
+            run = partial(_mlp, self.ours, position, self._s[place].to(self.device))
+            [read] = inputs_of(run, [down])
+            yield read, self._missing(place)
 
     def pass_mlp(self, position: int) -> None:
         """Put the small model's stream after its MLP."""
-        for s in self._s:
-            here = s.to(self.device)
-            s.copy_(here + _mlp(self.ours, position, here))
+        for place in range(len(self._s)):
+            here = self._s[place].to(self.device)
+            self._s[place] = here + _mlp(self.ours, position, here)
 
     def last_norms(self) -> Tokens:
         """What the output embeddings read: the small model's, and the source's."""
-        for x, s in zip(self._x, self._s, strict=True):
-            yield self.ours.normed(s.to(self.device)), self.theirs.normed(x.to(self.device))
+        for place in range(len(self._x)):
+            x, s = (states[place].to(self.device) for states in (self._x, self._s))
+            yield self.ours.normed(s), self.theirs.normed(x)
 
-    def _until(self, position: int, states: torch.Tensor, part: str) -> torch.Tensor:
+    def _missing(self, place: int) -> torch.Tensor:
+        """What the small model's stream lacks of the source's."""
+        x, s = (states[place].to(self.device) for states in (self._x, self._s))
+        return self.pair.projection(x) - s
+
+    def _until(self, position: int, place: int, part: str) -> torch.Tensor:
         """What a part of the small model's attention reads."""
-        layer = self.ours.decoder.layers[position]
-        [read] = inputs_of(
-            lambda: self.ours.run(position, layer, states.to(self.device)),
-            [self.ours.decoder.part(position, part)],
-        )
+        decoder, states = self.ours.decoder, self._s[place].to(self.device)
+        run = partial(self.ours.run, position, decoder.layers[position], states)
+        [read] = inputs_of(run, [decoder.part(position, part)])
         return read
 
     def _kept_rows(
@@ -159,19 +177,15 @@ class SideBySide:
         ]
 
 
-def token_states(
-    batches: Sequence[torch.Tensor], width: int, dtype: torch.dtype, file: Path | None
-) -> list[torch.Tensor]:
-    """Room for the states of each batch of ids, (sequences, length, width), to write in place.
-
-    In memory, or mapped from `file`, which is created.
-    """
-    shapes = [(*ids.shape, width) for ids in batches]
-    sizes = [prod(shape) for shape in shapes]
-    if file is None:
-        return [torch.empty(shape, dtype=dtype) for shape in shapes]
-    whole = torch.from_file(str(file), shared=True, size=sum(sizes), dtype=dtype)
-    return [part.view(shape) for part, shape in zip(whole.split(sizes), shapes, strict=True)]
+def embed_into(
+    states: TokenStates, stream: LayerStream, batches: Sequence[torch.Tensor], at_once: int
+) -> None:
+    """Put a stream before its first layer: the embedding is read once for so many tokens."""
+    place = 0
+    for chunk in chunks_of(iter(batches), at_once):
+        for embedded in stream.embed_all(chunk):
+            states[place] = embedded
+            place += 1
 
 
 class _Reached(Exception):

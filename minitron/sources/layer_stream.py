@@ -176,10 +176,10 @@ class LayerStream:
         output: torch.Tensor = self.decoder.norm(states)
         return output
 
-    def head_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The output embedding in blocks of rows, each with the id of its first row."""
+    def head_blocks(self, at_once: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """The output embedding in blocks of `at_once` rows, each with the id of its first row."""
         name = HEAD if HEAD in self._tensors else EMBEDDING
-        for start, stop in _row_blocks(self._tensors[name]):
+        for start, stop in _row_blocks(self._tensors[name], at_once):
             yield start, self._read(name, start, stop)
 
     def _call(self, states: torch.Tensor) -> list[dict[str, Any]]:
@@ -234,9 +234,9 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _row_blocks(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
-    """Runs of rows of about BLOCK_BYTES."""
+def _row_blocks(tensor: LazyTensor, at_once: int | None = None) -> Iterator[tuple[int, int]]:
+    """Runs of rows, of about BLOCK_BYTES unless given."""
     count = tensor.shape[0]
-    rows = max(1, BLOCK_BYTES * count // tensor.nbytes)
+    rows = at_once or max(1, BLOCK_BYTES * count // tensor.nbytes)
     for start in range(0, count, rows):
         yield start, min(start + rows, count)
