@@ -1,6 +1,7 @@
 """A reconstructed model is what ridge least squares by hand gives, and never worse than without."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from minitron.reconstruction.head import HeadFitting
 from minitron.reconstruction.least_squares import ALPHAS, Sums, fit
 from minitron.reconstruction.reconstruct import fitted_model, reconstruct
 from minitron.reconstruction.rotation import RotatedSource, principal_basis
+from minitron.records.reconstruction_picture import errors_of
 from minitron.scores.measuring import score
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.loading import load_model
@@ -55,7 +57,7 @@ def fitted(source: Source, plan: PruningPlan, folder: Path, how: str = "select")
     """The model with every fit that helps, whatever its loss: one of twenty is held out."""
     folder.mkdir()
     both = [[row for i, row in enumerate(text()) if (i % 20 == 19) == held] for held in (0, 1)]
-    made, _ = fitted_model(source, plan, *both, folder, how=how, dtype=torch.float32, device="cpu")
+    made, *_ = fitted_model(source, plan, *both, folder, how=how, dtype=torch.float32, device="cpu")
     return made
 
 
@@ -373,6 +375,58 @@ def test_saved_importance_and_text_give_what_measuring_on_it_gives(
     minitron.prune(str(whole), str(tmp_path / "two"), importance=str(saved), **options)
     one, two = (tensors_of(tmp_path / name) for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that keeps directions of its source's stream."""
+    folder = tmp_path_factory.mktemp("rotated") / "small"
+    text: dict[str, Any] = {"corpus": "self", "samples": 40, "seq_len": 64}
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2}
+    minitron.prune("tiny-quarter", str(folder), reconstruct="auto", **text, **sizes)
+    return folder
+
+
+def test_a_card_shows_the_error_of_each_linear_before_and_after_its_fit(rotated: Path) -> None:
+    record = json.loads((rotated / "minitron.json").read_text())["reconstruction"]
+    assert 0 < record["share_of_variance_kept"] < 1
+    assert len(record["corpus_digest"]) == 64
+    architecture = open_source(str(rotated)).architecture
+    errors = errors_of(record, architecture)
+    kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "output embedding"]
+    assert list(errors) == kinds
+    assert [error.layer for error in errors["down_proj"]] == [0, 1]
+    assert sum(map(len, errors.values())) == len(record["linears"])
+    assert all(one.after <= one.before for of_kind in errors.values() for one in of_kind)
+    picture = rotated / "reconstruction.png"
+    first = picture.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    picture.unlink()
+    minitron.card(str(rotated))
+    assert picture.read_bytes() == first
+    card = (rotated / "README.md").read_text()
+    alt = "![relative squared error of each linear on held-out text, before and after its fit"
+    assert alt in card
+    assert "](reconstruction.png)" in card
+    share = f"{record['share_of_variance_kept']:.1%}"
+    assert f"its 96 main directions of 128, which carry {share} of its variance" in card
+    assert f"{record['losses']['reconstructed']:.3f} with the fit" in card
+    assert "of hidden" not in card  # no channel is kept
+
+
+def test_a_fit_that_is_not_used_has_no_picture_and_the_card_says_so(rotated: Path) -> None:
+    copy = rotated.parent / "unused"
+    shutil.copytree(rotated, copy)
+    (copy / "reconstruction.png").unlink()
+    record = json.loads((copy / "minitron.json").read_text())
+    record["reconstruction"]["used"] = False
+    (copy / "minitron.json").write_text(json.dumps(record))
+    minitron.card(str(copy))
+    card = (copy / "README.md").read_text()
+    assert "Not reconstructed" in card
+    assert "the weights are as they were cut" in card
+    assert "reconstruction.png" not in card
+    assert not (copy / "reconstruction.png").exists()
 
 
 def test_remake_refuses_fitted_weights_and_the_card_says_why(

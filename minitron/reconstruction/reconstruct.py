@@ -26,7 +26,12 @@ from minitron.progress import Progress
 from minitron.recipes.pruning import Hidden
 from minitron.reconstruction.finished import Finished, Refit, RefittedSource
 from minitron.reconstruction.refit import PASSES, refit
-from minitron.reconstruction.rotation import RotatedSource, normalized, principal_basis
+from minitron.reconstruction.rotation import (
+    RotatedSource,
+    normalized,
+    principal_basis,
+    share_of_variance,
+)
 from minitron.reconstruction.side_by_side import (
     Pair,
     SideBySide,
@@ -93,7 +98,7 @@ def reconstruct(
     fitted, held_out = _split(sequences)
     _warn_of_few_tokens(plan.target, sum(map(len, fitted)))
     how = hidden_choice(hidden, source.architecture, plan.target)
-    made, refits = fitted_model(
+    made, refits, share = fitted_model(
         source, plan, fitted, held_out, folder, how=how, dtype=dtype, device=device
     )
     pruned = PrunedSource(source, plan)
@@ -101,7 +106,7 @@ def reconstruct(
         name: _loss(model, held_out, device)
         for name, model in (("source", source), ("pruned", pruned), ("reconstructed", made))
     }
-    record = _record(how, refits, sum(map(len, sequences)), losses)
+    record = _record(how, share, refits, sum(map(len, sequences)), losses)
     text = "loss on held-out text %.4f, of the pruned model %.4f, of the source %.4f"
     numbers = losses["reconstructed"], losses["pruned"], losses["source"]
     if losses["reconstructed"] >= losses["pruned"]:
@@ -121,8 +126,9 @@ def fitted_model(
     how: str,
     dtype: torch.dtype,
     device: str,
-) -> tuple[Source, list[Refit]]:
-    """The model fitted on `fitted`, by what helps on `held_out`, and what became of each linear.
+) -> tuple[Source, list[Refit], float | None]:
+    """The model fitted on `fitted`, by what helps on `held_out`; what became of each linear; and
+    the share of the stream's variance that is kept, where directions are.
 
     What an interrupted call has finished in `folder` is not done again.
     """
@@ -153,7 +159,7 @@ def fitted_model(
             )
             both.embed(tokens)
             refit(both, is_held_out, finished, progress.advance)
-    return RefittedSource(pair.small, finished), finished.refits
+    return RefittedSource(pair.small, finished), finished.refits, pair.share_of_variance
 
 
 def _split(sequences: Sequence[TokenIds]) -> tuple[list[TokenIds], list[TokenIds]]:
@@ -207,7 +213,8 @@ def _pair(
     target = replace(plan.target, flags=plan.target.flags - {"tie_word_embeddings"})
     turned = RotatedSource(PrunedSource(source, narrow), basis, target)
     projection = basis.to(device=device, dtype=dtype)
-    return Pair(source, turned, rows, lambda x: x @ projection, plan.layers)
+    share = share_of_variance(covariance, basis)
+    return Pair(source, turned, rows, lambda x: x @ projection, plan.layers, share)
 
 
 def _covariance(
@@ -258,11 +265,16 @@ def _loss(model: Source, sequences: Sequence[TokenIds], device: str) -> float:
 
 
 def _record(
-    how: str, refits: Sequence[Refit], tokens: int, losses: dict[str, float]
+    how: str,
+    share: float | None,
+    refits: Sequence[Refit],
+    tokens: int,
+    losses: dict[str, float],
 ) -> dict[str, Any]:
     """What minitron.json holds of a reconstruction."""
     return {
         "hidden": how,
+        **({} if share is None else {"share_of_variance_kept": round(share, 6)}),
         "tokens": tokens,
         "losses": {name: round(loss, 6) for name, loss in losses.items()},
         "linears": {

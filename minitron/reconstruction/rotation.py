@@ -57,6 +57,12 @@ def principal_basis(covariance: torch.Tensor, kept: int, *, centred: bool) -> to
     return free @ _orthogonal_to_ones(kept).T
 
 
+def share_of_variance(covariance: torch.Tensor, basis: torch.Tensor) -> float:
+    """The share of the stream's variance that the directions of a basis (hidden, kept) carry."""
+    covariance, basis = covariance.double(), basis.double()
+    return float(((covariance @ basis) * basis).sum() / covariance.trace())
+
+
 def _orthogonal_to_ones(size: int) -> torch.Tensor:
     """An orthonormal basis (size, size - 1) of what is orthogonal to the ones (Helmert's)."""
     basis = torch.tril(torch.ones(size, size, dtype=torch.float64), -1).T[:, 1:]

@@ -37,6 +37,7 @@ class Pair:
     rows: Mapping[str, LazyTensor]  # the source's at the kept rows, by the small model's names
     projection: Projection
     layers: tuple[int, ...]  # the kept layers of the source
+    share_of_variance: float | None = None  # of the stream, in the kept directions; None: channels
 
     def linears(self, parts: Sequence[str], kind: str = "weight") -> list[Row]:
         """The tensors of a layer that hold these parts, each once."""

@@ -69,6 +69,8 @@ class Card:
     kept_picture: str | None = None
     kept_note: str | None = None
     training: tuple[str, ...] = ()
+    reconstruction_picture: str | None = None
+    reconstruction_note: str | None = None
     loss_picture: str | None = None
     results: tuple[Result, ...] = ()
     use_note: str | None = None

@@ -44,6 +44,10 @@ _DISTANCES = {
     "mse": "squared error of the logits",
     "cosine": "cosine distance of the logits",
 }
+FITTED_TEXT = (
+    "The squared error of each linear on held-out text, before and after its fit, as a share of "
+    "the squares of what it shall return; on what the linears before it, fitted already, leave."
+)
 _BUDGETS = ("params", "ratio", "memory", "latency")
 _COMPARING = ("eval_tokens", "max_candidates")
 _PAPERS_TOKENS = 94e9  # of Minitron-8B and -4B: 2407.14679, section 4
@@ -106,6 +110,12 @@ def kept_text(history: Sequence[Record]) -> str:
     )
 
 
+def keeps_directions(step: Record) -> bool:
+    """Whether a pruning kept directions of the residual stream, and no channels."""
+    done = step.get("reconstruction", {})
+    return bool(done.get("used") and done["hidden"] == "rotate")
+
+
 def training_texts(
     history: Sequence[Record], curve: Sequence[Mapping[str, float]]
 ) -> tuple[str, ...]:
@@ -160,8 +170,9 @@ def limit_texts(history: Sequence[Record], name: str) -> tuple[str, ...]:
     ]
     trained = [step["training"].get("tokens") for step in history if "training" in step]
     if made["command"] == "prune":
+        worse = "worse" if made.get("reconstruction", {}).get("used") else "much worse"
         limits.append(
-            "Pruned and not trained since: until it is distilled (`minitron distill`), much worse "
+            f"Pruned and not trained since: until it is distilled (`minitron distill`), {worse} "
             "than the model that was pruned."
         )
     elif made["command"] == "distill" and all(trained) and sum(trained) < _PAPERS_TOKENS:
@@ -262,8 +273,9 @@ def _importance(record: Record) -> str:
     ranked = f"Pruning of `{of}`, ranked by {method} scores{on}."
     if not shares or method == "random":  # a share of random numbers means nothing
         return ranked
-    kept = ", ".join(f"{share:.1%} of {axis}" for axis, share in shares.items())
-    return f"{ranked} Share of the score that is kept: {kept}."
+    axes = [axis for axis in shares if axis != "hidden" or not keeps_directions(record)]
+    kept = ", ".join(f"{shares[axis]:.1%} of {axis}" for axis in axes)
+    return f"{ranked} Share of the score that is kept: {kept}." if kept else ranked
 
 
 def _reconstruction(record: Record) -> str:
@@ -275,13 +287,28 @@ def _reconstruction(record: Record) -> str:
         f"fit, {losses['source']:.3f} for `{of}`"
     )
     if not done["used"]:
-        return f"Not reconstructed: a fit to `{of}` on {text} did not help on its held-out part."
-    basis = "the main directions" if done["hidden"] == "rotate" else "some channels"
+        return (
+            f"Not reconstructed: a fit to `{of}` on {text} did not help on its held-out part, so "
+            f"the weights are as they were cut. Loss there: {numbers}."
+        )
     return (
         f"Reconstructed without training: each linear is fitted by least squares to what `{of}` "
-        f"computes on {text}; the residual stream keeps {basis} of its own. Loss on the held-out "
-        f"part of that text: {numbers}."
+        f"computes on {text}, and used where it helps on the part that is held out"
+        f"{_basis(record)}. Loss on the held-out part: {numbers}."
     )
+
+
+def _basis(record: Record) -> str:
+    """What a reconstruction kept of the residual stream, where it was cut."""
+    before, kept = (record[side]["hidden_size"] for side in ("source", "target"))
+    done = record["reconstruction"]
+    if kept == before:
+        return ""
+    if done["hidden"] != "rotate":
+        return f"; the residual stream keeps {kept:,} of its {before:,} channels"
+    share = done.get("share_of_variance_kept")
+    carry = "" if share is None else f", which carry {share:.1%} of its variance"
+    return f"; the residual stream keeps its {kept:,} main directions of {before:,}{carry}"
 
 
 def _fit(record: Record) -> str:

@@ -20,7 +20,7 @@ from minitron.model.plan import indices_of
 
 KEPT_PICTURE = "kept.png"
 _COLUMNS = 128  # of a panel; a column is shaded by the share of its neurons that is kept
-_KEPT, _REMOVED = "#76b900", "#eceff1"
+KEPT, REMOVED = "#76b900", "#eceff1"
 _NAMES = {
     "ffn": "MLP neurons",
     "heads": "query heads",
@@ -101,8 +101,8 @@ def _draw_shares(panel: Any, before: Mapping[str, int], after: Mapping[str, int]
     """Draw the kept share of each size as bars."""
     keys = [*(AXIS_KEYS[axis] for axis in ("layers", "hidden", *PER_LAYER)), "parameters"]
     shares = [after[key] / before[key] for key in keys]
-    panel.barh(keys, [1.0] * len(keys), color=_REMOVED)
-    panel.barh(keys, shares, color=_KEPT)
+    panel.barh(keys, [1.0] * len(keys), color=REMOVED)
+    panel.barh(keys, shares, color=KEPT)
     for row, share in enumerate(shares):
         panel.text(0.02, row, f"{share:.0%}", va="center")
     panel.invert_yaxis()
@@ -114,7 +114,7 @@ def _draw_map(panel: Any, axis: str, shares: Share, before: Mapping[str, int]) -
     from matplotlib.colors import LinearSegmentedColormap
 
     rows = len(shares)  # the source's layers, or one for the whole network
-    colours = LinearSegmentedColormap.from_list("kept", [_REMOVED, _KEPT])
+    colours = LinearSegmentedColormap.from_list("kept", [REMOVED, KEPT])
     right = 1 if axis == "layers" else before[AXIS_KEYS[axis]]
     panel.imshow(
         shares,

@@ -41,6 +41,7 @@ _TABLE = {
     "columns": [str],
     "rows": [{"name": str, "values": [(*_WORD, None)]}],
 }
+_ERRORS = ("alpha", "error_before", "error_after")
 _SCORE = {
     "name": str,
     "metrics": Each(Number),
@@ -73,10 +74,11 @@ _STEP: Mapping[str, Kind] = {
     "reconstruction?": {
         "used": bool,
         "hidden": str,
+        "share_of_variance_kept?": float,
         "corpus": str,
         "tokens": int,
         "losses": {"source": float, "pruned": float, "reconstructed": float},
-        "linears": Each({"alpha": float, "error_before": float, "error_after": float}),
+        "linears": Each({"used": bool, **dict.fromkeys(_ERRORS, float)}),
     },
     "training?": {"epochs": float, "corpus_tokens": int, "steps": int, "tokens?": int},
     "teacher?": {"name": str, "parameters": int, "held_out_loss?": float},

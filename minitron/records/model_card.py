@@ -23,11 +23,13 @@ from minitron.model.engines import engine_notes
 from minitron.records.card_page import Card, Page, read_page, render_page, sizes_table
 from minitron.records.card_texts import (
     DISTILLED,
+    FITTED_TEXT,
     PRUNED,
     RECIPES,
     again_text,
     commands_of,
     escape_markdown,
+    keeps_directions,
     kept_text,
     limit_texts,
     result_tables,
@@ -44,6 +46,7 @@ from minitron.records.minitron_json import (
     history_of,
     read_record,
 )
+from minitron.records.reconstruction_picture import RECONSTRUCTION_PICTURE, draw_reconstruction
 from minitron.records.task_scores import from_record, model_index
 from minitron.sources.hub_folder import HubFolder
 
@@ -57,7 +60,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_card(folder: Path, *, overwrite: bool = False) -> None:
-    """Write README.md for a folder that holds a minitron.json, and draw what a pruning kept.
+    """Write README.md for a folder that holds a minitron.json, and draw what a pruning did.
 
     License and language come from the source's card, if it has one. A README.md that was written or
     changed by hand is kept, with a warning; so is metadata that somebody added.
@@ -73,7 +76,7 @@ def write_card(folder: Path, *, overwrite: bool = False) -> None:
             )
             return
         metadata = _merge_metadata(metadata, page)
-    _draw_kept(folder, history_of(record))
+    _draw_pruning(folder, history_of(record))
     if "benchmarks" in record:
         scores = from_record(record["benchmarks"])
         metadata["model-index"] = model_index(scores, _name_of(folder))
@@ -81,19 +84,25 @@ def write_card(folder: Path, *, overwrite: bool = False) -> None:
     replace_file(path, page_text.encode())
 
 
-def _draw_kept(folder: Path, history: Sequence[Record]) -> None:
-    """Draw what the last pruning kept; a card without the picture is better than none."""
+def _draw_pruning(folder: Path, history: Sequence[Record]) -> None:
+    """Draw what the last pruning kept and fitted; a card without a picture is better than none."""
     prunings = [step for step in history if step.get("kept")]
     if not prunings:
         return
     last = prunings[-1]
+    kept = dict(last["kept"])
+    if keeps_directions(last):
+        kept.pop("hidden", None)
     try:
-        drawn = draw_kept(folder / KEPT_PICTURE, last["kept"], last["source"], last["target"])
+        drawn = draw_kept(folder / KEPT_PICTURE, kept, last["source"], last["target"])
     except SourceError as error:
         logger.warning("no picture of what was kept: %s", error)
         return
     if not drawn:
         logger.info("no picture of what was kept: pip install 'minitron[plots]'")
+    elif last.get("reconstruction", {}).get("used"):
+        architecture = HubFolder.at(folder).architecture
+        draw_reconstruction(folder / RECONSTRUCTION_PICTURE, last["reconstruction"], architecture)
 
 
 def usage(names_source: str, prompt: str = "It was the best of times,") -> str:
@@ -129,6 +138,8 @@ def _card(folder: Path, record: Record) -> Card:
         kept_picture=_name_if_exists(folder, KEPT_PICTURE),
         kept_note=kept_text(history),
         training=training_texts(history, _losses(folder)),
+        reconstruction_picture=_name_if_exists(folder, RECONSTRUCTION_PICTURE),
+        reconstruction_note=FITTED_TEXT,
         loss_picture=_name_if_exists(folder, _LOSS_PICTURE),
         results=result_tables(history, name),
         code=usage('source = "."  # this folder, or its id on the Hub'),
