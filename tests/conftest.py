@@ -5,6 +5,7 @@ processor without bfloat16 in hardware, `--cpu bfloat16` one with it; by default
 one. A test that compares numbers sets a dtype, and passes with each option.
 """
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,11 @@ CAPABILITIES = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cpu", choices=sorted(CAPABILITIES), help="the processor that torch reports")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of every later collection of garbage: it stays anyway."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
