@@ -242,7 +242,7 @@ def test_rotated_and_refitted_is_what_least_squares_by_hand_gives(
         bases.append(principal_basis(*args, **options))
         return bases[-1]
 
-    monkeypatch.setattr("minitron.reconstruction.reconstruct.principal_basis", kept_basis)
+    monkeypatch.setattr("minitron.reconstruction.projection.principal_basis", kept_basis)
     made = fitted(source, plan, tmp_path / "fitted", "rotate")
     wide = replace(plan.target, hidden_size=SIZES["hidden_size"])
     narrow = replace(plan, target=wide, hidden=tuple(range(SIZES["hidden_size"])))

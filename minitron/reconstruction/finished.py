@@ -3,7 +3,7 @@
 Fitted tensors are in a file a layer, and one for the output embedding; a file without a place in
 the record is not finished. Does not know how anything is fitted.
 
-    finished = Finished.at(folder, batch_tokens=8192)
+    finished = Finished.at(folder, 8192)
     finished.add_layer(0, tensors, refits)
     RefittedSource(small, finished)
 """
@@ -55,7 +55,7 @@ class Finished:
     writes: bool = True  # else another process does
 
     @classmethod
-    def at(cls, folder: Path, *, batch_tokens: int, writes: bool = True) -> "Finished":
+    def at(cls, folder: Path, batch_tokens: int, *, writes: bool = True) -> "Finished":
         """What an earlier run has finished in `folder`; nothing, of batches of `batch_tokens`."""
         record = _record(folder)
         if record is None:
@@ -110,6 +110,12 @@ class Finished:
             record = asdict(self)
             content = {key: record[key] for key in record if key not in ("folder", "writes")}
             replace_file(self.folder / _RECORD, json.dumps(content).encode())
+
+
+def batch_tokens_of(folder: Path) -> int | None:
+    """The tokens of a batch of what is finished in `folder`; None where nothing is."""
+    record = _record(folder)
+    return None if record is None else int(record["batch_tokens"])
 
 
 def reached(folder: Path) -> str | None:

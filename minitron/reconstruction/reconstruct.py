@@ -9,37 +9,31 @@ than that of the pruned model as it was.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minitron.errors import TargetError
-from minitron.files.device_memory import free_memory
+from minitron.files.device_memory import free_memory, memory_in_use
 from minitron.model.architecture import Architecture
+from minitron.model.families import EMBEDDING
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
+from minitron.options import parse_bytes
 from minitron.progress import Progress
 from minitron.recipes.pruning import Hidden
-from minitron.reconstruction.finished import Finished, Refit, RefittedSource
+from minitron.reconstruction.finished import Finished, Refit, RefittedSource, batch_tokens_of
+from minitron.reconstruction.memory import MemoryPlan, plan_memory
+from minitron.reconstruction.projection import covariance_of, hidden_choice, pair_of
 from minitron.reconstruction.refit import PASSES, refit
-from minitron.reconstruction.rotation import (
-    RotatedSource,
-    normalized,
-    principal_basis,
-    share_of_variance,
-)
-from minitron.reconstruction.side_by_side import (
-    Pair,
-    SideBySide,
-    input_and_output,
-)
-from minitron.scores.sweep import BATCH_TOKENS, batches_of
-from minitron.sources.layer_stream import LayerStream
-from minitron.sources.pruned import PrunedSource, pruned_tensors
+from minitron.reconstruction.side_by_side import SideBySide
+from minitron.reconstruction.token_states import Streams
+from minitron.scores.sweep import BATCH_TOKENS, Needs, batches_of
+from minitron.sources.processes import Processes
+from minitron.sources.pruned import PrunedSource
 from minitron.sources.streamed_loss import streamed_loss
 from minitron.text.encoding import TokenIds
 
@@ -57,18 +51,6 @@ class Reconstructed:
     record: dict[str, Any] | None  # None where nothing was fitted
 
 
-def hidden_choice(hidden: Hidden, source: Architecture, target: Architecture) -> str:
-    """Whether hidden_size is cut by channels (select) or by directions (rotate).
-
-    `auto` rotates where that costs no parameters: not where embeddings are tied, which a rotation
-    unties, since the final norm is folded into the output embedding alone.
-    """
-    if hidden != "auto":
-        return hidden
-    is_cut = target.hidden_size < source.hidden_size
-    return "rotate" if is_cut and not source.tie_word_embeddings else "select"
-
-
 def check_reconstructs(source: Architecture) -> None:
     """Refuse a family whose branches are normed before they are added to the stream."""
     if "attention_output_norm" in source.family.layer_modules:
@@ -76,6 +58,54 @@ def check_reconstructs(source: Architecture) -> None:
             f"--reconstruct auto: {source.model_type} norms what a layer adds to the stream, and "
             "no fit through that norm is known here: give --reconstruct none"
         )
+
+
+def memory_of(
+    source: Source,
+    target: Architecture,
+    sequences: Sequence[TokenIds],
+    *,
+    hidden: Hidden,
+    dtype: torch.dtype,
+    processes: Processes,
+    memory_budget: str | None = None,
+    folder: Path | None = None,
+) -> MemoryPlan:
+    """How the work fits into memory, logged. Raises TargetError where it does not.
+
+    `folder` may hold what an interrupted call has finished, of whose batches these are.
+    """
+    device = processes.device
+    in_use = memory_in_use(device)
+    budget = in_use + free_memory(device)
+    if memory_budget is not None:
+        budget = parse_bytes(memory_budget, "--memory-budget")
+    needs = Needs(
+        itemsize=dtype.itemsize,
+        stored_itemsize=source.tensors[EMBEDDING].dtype.itemsize,
+        has_masks=bool(source.config.get("sliding_window")),
+        base=in_use,
+    )
+    fitted, held_out = _split(sequences)
+    mine = [part[processes.part(len(part))] for part in (fitted, held_out)]
+    lengths = [len(sequence) for part in mine for sequence in part]
+    if len(fitted) < processes.count:
+        raise TargetError(
+            f"{len(fitted)} sequences to fit on cannot be shared by {processes.count} processes"
+        )
+    plan = plan_memory(
+        source.architecture,
+        target,
+        lengths,
+        budget=budget,
+        needs=needs,
+        rotates=hidden_choice(hidden, source.architecture, target) == "rotate",
+        streams_count=torch.device(device).type == "cpu",
+        batch_tokens=None if folder is None else batch_tokens_of(folder),
+    )
+    if processes.is_first:
+        logger.info("%s", plan.text(sum(lengths)))
+    return plan
 
 
 def reconstruct(
@@ -87,23 +117,45 @@ def reconstruct(
     hidden: Hidden,
     dtype: torch.dtype,
     device: str,
+    memory: MemoryPlan | None = None,
+    processes: Processes | None = None,
 ) -> Reconstructed:
     """The pruned model of `plan`, its linears fitted to the source on `sequences`.
 
-    Fitted tensors are written to `folder`, which the result reads. The result is the pruned model
-    itself where its loss on the held-out sequences is not higher. Raises TargetError for fewer than
-    two sequences, of which one is held out.
+    Fitted tensors are written to `folder`, which the result reads; what an interrupted call has
+    finished there is not done again. `processes` share the sequences, and the first one writes. The
+    result is the pruned model itself where its loss on the held-out sequences is not higher. Raises
+    TargetError for fewer than two sequences, of which one is held out.
     """
     check_reconstructs(source.architecture)
+    processes = processes or Processes(device=device)
     fitted, held_out = _split(sequences)
     _warn_of_few_tokens(plan.target, sum(map(len, fitted)))
     how = hidden_choice(hidden, source.architecture, plan.target)
+    memory = memory or memory_of(
+        source,
+        plan.target,
+        sequences,
+        hidden=hidden,
+        dtype=dtype,
+        processes=processes,
+        folder=folder,
+    )
     made, refits, share = fitted_model(
-        source, plan, fitted, held_out, folder, how=how, dtype=dtype, device=device
+        source,
+        plan,
+        fitted,
+        held_out,
+        folder,
+        how=how,
+        dtype=dtype,
+        device=device,
+        memory=memory,
+        processes=processes,
     )
     pruned = PrunedSource(source, plan)
     losses = {
-        name: _loss(model, held_out, device)
+        name: _loss(model, held_out, memory.batch_tokens, processes)
         for name, model in (("source", source), ("pruned", pruned), ("reconstructed", made))
     }
     record = _record(how, share, refits, sum(map(len, sequences)), losses)
@@ -126,40 +178,60 @@ def fitted_model(
     how: str,
     dtype: torch.dtype,
     device: str,
+    memory: MemoryPlan | None = None,
+    processes: Processes | None = None,
 ) -> tuple[Source, list[Refit], float | None]:
     """The model fitted on `fitted`, by what helps on `held_out`; what became of each linear; and
     the share of the stream's variance that is kept, where directions are.
 
     What an interrupted call has finished in `folder` is not done again.
     """
-    finished = Finished.at(folder, batch_tokens=BATCH_TOKENS)
-    batches = list(batches_of(fitted, finished.batch_tokens))
-    is_held_out = [False] * len(batches)
-    batches += batches_of(held_out, finished.batch_tokens)
-    is_held_out += [True] * (len(batches) - len(is_held_out))
+    processes = processes or Processes(device=device)
+    memory = memory or MemoryPlan(BATCH_TOKENS, BATCH_TOKENS, on_disk=False, peak=0)
+    finished = Finished.at(folder, memory.batch_tokens, writes=processes.is_first)
+    processes.wait()  # until all know what is finished
+    batches, is_held_out = _batches(fitted, held_out, finished.batch_tokens, processes)
     passes = PASSES * (plan.target.num_hidden_layers - finished.layers) + 1
     covariance = finished.covariance()
     if how == "rotate" and covariance is None:
         passes += 2 * source.architecture.num_hidden_layers + 1
     tokens = sum(batch.numel() for batch in batches)
+    place = folder / f"process-{processes.rank}" if memory.on_disk else None
+    streams = Streams(batches, dtype, memory.embedded_tokens, place)
+    if place is not None:
+        place.mkdir(exist_ok=True)
     with (
-        Progress("reconstruct", total=tokens * passes, unit="token") as progress,
+        Progress(
+            "reconstruct", total=tokens * passes, unit="token", is_shown=processes.is_first
+        ) as progress,
         torch.inference_mode(),
     ):
-        widths = source.architecture.hidden_size + plan.target.hidden_size
-        is_large = tokens * widths * dtype.itemsize > free_memory("cpu") // 4
         if how == "rotate" and covariance is None:
-            covariance = _covariance(source, batches, dtype, device, progress.advance)
+            covariance = covariance_of(source, streams, processes, progress.advance)
             finished.keep_covariance(covariance)
-        pair = _pair(source, plan, covariance, dtype, device)
-        made = RefittedSource(pair.small, finished)
+        pair = pair_of(source, plan, covariance, dtype, processes)
         if not finished.has_head:
-            both = SideBySide(
-                pair, made, batches, folder if is_large else None, dtype=dtype, device=device
-            )
-            both.embed(tokens)
-            refit(both, is_held_out, finished, progress.advance)
+            made = RefittedSource(pair.small, finished)
+            both = SideBySide(pair, made, streams, device=device)
+            refit(both, is_held_out, finished, progress.advance, processes)
+    processes.wait()  # until the last file is written
     return RefittedSource(pair.small, finished), finished.refits, pair.share_of_variance
+
+
+def _batches(
+    fitted: Sequence[TokenIds],
+    held_out: Sequence[TokenIds],
+    tokens: int,
+    processes: Processes,
+) -> tuple[list[torch.Tensor], list[bool]]:
+    """This process's batches of at most so many tokens, and which of them are held out."""
+    batches: list[torch.Tensor] = []
+    is_held_out: list[bool] = []
+    for held, sequences in ((False, fitted), (True, held_out)):
+        mine = sequences[processes.part(len(sequences))]
+        batches += batches_of(mine, tokens)
+        is_held_out += [held] * (len(batches) - len(is_held_out))
+    return batches, is_held_out
 
 
 def _split(sequences: Sequence[TokenIds]) -> tuple[list[TokenIds], list[TokenIds]]:
@@ -192,76 +264,15 @@ def _warn_of_few_tokens(target: Architecture, tokens: int) -> None:
         )
 
 
-def _pair(
-    source: Source,
-    plan: PruningPlan,
-    covariance: torch.Tensor | None,
-    dtype: torch.dtype,
-    device: str,
-) -> Pair:
-    """The source and the smaller model, which sees its stream by channels, or by directions where
-    the stream's covariance is given."""
-    whole = source.architecture.hidden_size
-    narrow = replace(
-        plan, target=plan.target.resized(hidden_size=whole), hidden=tuple(range(whole))
-    )
-    rows = pruned_tensors(narrow, source.weights)
-    if covariance is None:
-        kept = torch.tensor(plan.hidden, device=device)
-        return Pair(source, PrunedSource(source, plan), rows, lambda x: x[..., kept], plan.layers)
-    basis = principal_basis(covariance, plan.target.hidden_size, centred=_is_centred(source))
-    target = replace(plan.target, flags=plan.target.flags - {"tie_word_embeddings"})
-    turned = RotatedSource(PrunedSource(source, narrow), basis, target)
-    projection = basis.to(device=device, dtype=dtype)
-    share = share_of_variance(covariance, basis)
-    return Pair(source, turned, rows, lambda x: x @ projection, plan.layers, share)
-
-
-def _covariance(
-    source: Source,
-    batches: Sequence[torch.Tensor],
-    dtype: torch.dtype,
-    device: str,
-    advance: Callable[[float], object],
-) -> torch.Tensor:
-    """The covariance (hidden, hidden) of what the source's norms see, summed over all norms."""
-    stream = LayerStream.of_source(source, dtype=dtype, device=device, keep=False)
-    width = stream.config.hidden_size
-    centred = _is_centred(source)
-    covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
-
-    def add(states: torch.Tensor) -> None:
-        seen = normalized(states.flatten(0, -2), centred=centred)
-        covariance.addmm_(seen.T, seen)
-        advance(len(seen))
-
-    with torch.inference_mode():
-        states = [batch.cpu() for batch in stream.embed_all(batches)]
-        for index, layer in stream.layers():
-            for place, held in enumerate(states):
-                before = held.to(device)
-                after, result = input_and_output(
-                    stream.decoder.mlp_branch(index)[0],
-                    partial(stream.run, index, layer, before),
-                )
-                states[place] = result.cpu()
-                add(before)
-                add(after)
-        for held in states:
-            add(held.to(device))
-    return covariance.cpu()
-
-
-def _is_centred(source: Source) -> bool:
-    return source.architecture.family.norm.kind == "layer"
-
-
-def _loss(model: Source, sequences: Sequence[TokenIds], device: str) -> float:
-    """The mean loss in nats of each next token of the sequences."""
-    windows = [batch.numpy() for batch in batches_of(sequences, BATCH_TOKENS)]
+def _loss(model: Source, sequences: Sequence[TokenIds], tokens: int, processes: Processes) -> float:
+    """The mean loss in nats of each next token of the sequences, in batches of so many tokens."""
+    mine = sequences[processes.part(len(sequences))]
+    windows = [batch.numpy() for batch in batches_of(mine, tokens)]
     inputs, targets = ([w[:, cut] for w in windows] for cut in (slice(None, -1), slice(1, None)))
-    nats, counted = streamed_loss(model, inputs, targets, device=device)
-    return nats / max(1, counted)
+    found = streamed_loss(model, inputs, targets, device=processes.device)
+    sums = torch.tensor(found, dtype=torch.float64, device=processes.device)
+    processes.add_in_place(sums)
+    return float(sums[0] / sums[1].clamp(min=1))
 
 
 def _record(

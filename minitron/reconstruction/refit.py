@@ -15,7 +15,7 @@ So the layer before a dropped one takes over its work. A fit that does not help 
 is not used. Weights are rounded to the dtype they are stored in before the next linear is fitted.
 Sources: block-wise least squares after pruning, arXiv 2510.14444; ridge, 2506.08436.
 
-    refit(both, is_held_out, finished)
+    refit(both, is_held_out, finished, progress.advance, Processes())
     RefittedSource(small, finished)
 """
 
@@ -30,6 +30,7 @@ from minitron.reconstruction.finished import Finished, Refit
 from minitron.reconstruction.head import HeadFitting, HeadSums
 from minitron.reconstruction.least_squares import Sums, fit
 from minitron.reconstruction.side_by_side import SideBySide, Tokens
+from minitron.sources.processes import Processes
 
 PASSES = 4  # of all tokens in a layer: what reads each of q, o, up and down
 Layers = Iterator[tuple[int, nn.Module]]
@@ -39,14 +40,16 @@ def refit(
     both: SideBySide,
     is_held_out: Sequence[bool],
     finished: Finished,
-    advance: Callable[[float], object] = lambda tokens: None,
+    advance: Callable[[float], object],
+    processes: Processes,
 ) -> None:
     """Fit every linear that is not `finished`, where both streams are before the first layer.
 
     `is_held_out` says of each batch whether it only decides. `advance` is called with tokens as
-    they pass: PASSES times a layer, and once for the head.
+    they pass: PASSES times a layer, and once for the head. `processes` have tokens of their own,
+    and the same weights.
     """
-    work = _Refitting(both, is_held_out, finished, advance)
+    work = _Refitting(both, is_held_out, finished, advance, processes)
     theirs = both.theirs.layers()
     index, layer = next(theirs)
     for position, _ in both.ours.layers():
@@ -73,9 +76,10 @@ class _Refitting:
         is_held_out: Sequence[bool],
         finished: Finished,
         advance: Callable[[float], object],
+        processes: Processes,
     ) -> None:
         self._both, self._is_held_out, self._finished = both, is_held_out, finished
-        self._advance = advance
+        self._advance, self._processes = advance, processes
         self._refits: list[Refit] = []
 
     def fit_layer(
@@ -111,15 +115,17 @@ class _Refitting:
         weights = [_with_bias(module) for module in modules]
         fitted, held_out = self._sums(tokens, weights, has_bias=_has_bias(modules[0]))
         found = fit(fitted, held_out, torch.cat(weights))
+        weight = self._processes.of_first(found.weight)
         start = 0
         for row, module, before in zip(rows, modules, weights, strict=True):
             of_rows = slice(start, start := start + len(before))
             name = row.name(position)
-            after = found.weight[of_rows].to(stored[name].dtype)
+            after = weight[of_rows].to(stored[name].dtype)
             squares = held_out.at(of_rows)
             whole = float(squares.outputs.sum()) or 1.0
-            errors = (squares.error(weight) / whole for weight in (before, after))
-            self._refits.append(Refit(name, found.alpha, *errors))
+            facts = [found.alpha, *(squares.error(rows) / whole for rows in (before, after))]
+            known = self._processes.of_first(torch.tensor(facts, dtype=torch.float64))
+            self._refits.append(Refit(name, *known.tolist()))
             if self._refits[-1].is_used:
                 _put(module, after)
 
@@ -135,6 +141,8 @@ class _Refitting:
                 flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
             (held_out if is_held_out else fitted).add(flat, wanted.flatten(0, -2))
             self._advance(len(flat))
+        for sums in (fitted, held_out):
+            self._processes.add_in_place(sums.inputs, sums.products, sums.outputs)
         return fitted, held_out
 
     def _tensors(self, position: int) -> dict[str, torch.Tensor]:
@@ -159,6 +167,11 @@ class _Refitting:
             flat = read.flatten(0, -2)
             (held_out if is_held_out else fitted).add(flat, wanted.flatten(0, -2))
             self._advance(len(flat))
+        for sums in (fitted, held_out):
+            of = sums.of_pair
+            self._processes.add_in_place(of.inputs, of.products, of.outputs, sums.squares)
+        if not self._processes.is_first:
+            return
         dtype = both.pair.small.weights[HEAD].dtype
         work = HeadFitting(both.theirs, both.ours)
         done = work.fit(fitted, held_out, dtype, finished.head)

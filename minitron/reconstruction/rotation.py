@@ -24,8 +24,8 @@ Ministral 3 (arXiv 2601.08584) has one for the network, as here.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 
 import torch
 
@@ -41,6 +41,8 @@ _NORM_OF = {
     "head": "final_norm",
 }
 _WRITERS = ("o", "down")
+_ROWS_AT_ONCE = 1024  # in float64
+RowChange = Callable[[torch.Tensor], torch.Tensor]
 
 
 def principal_basis(covariance: torch.Tensor, kept: int, *, centred: bool) -> torch.Tensor:
@@ -80,29 +82,50 @@ def normalized(states: torch.Tensor, *, centred: bool) -> torch.Tensor:
 
 
 class _RowWise(DerivedTensor):
-    """Each row of a tensor, or of several side by side, through a function."""
+    """Each row of a tensor through a function, which is made when rows are read."""
 
-    def __init__(
-        self, tensor: LazyTensor, width: int, change: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
+    def __init__(self, tensor: LazyTensor, width: int, make: Callable[[], RowChange]) -> None:
         super().__init__(tensor.dtype, (tensor.shape[0], width))
-        self._tensor, self._change = tensor, change
+        self._tensor, self._make = tensor, make
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
-        return self._change(self._tensor.read(start, stop).double()).to(self.dtype)
+        change = self._make()
+        result = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        for first, last in _runs(start, stop):
+            rows = self._tensor.read(first, last).double()
+            result[first - start : last - start] = change(rows)
+        return result
 
 
-class _Whole(DerivedTensor):
-    """A tensor that is computed whole, whatever rows are asked for."""
+class _Projected(DerivedTensor):
+    """P^T W or P^T b, for which all rows of the tensor are read, some at a time."""
 
-    def __init__(
-        self, tensor: LazyTensor, shape: tuple[int, ...], change: Callable[[], torch.Tensor]
-    ) -> None:
-        super().__init__(tensor.dtype, shape)
-        self._change = change
+    def __init__(self, tensor: LazyTensor, basis: torch.Tensor) -> None:
+        super().__init__(tensor.dtype, (basis.shape[1], *tensor.shape[1:]))
+        self._tensor, self._basis = tensor, basis
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
-        return self._change()[start:stop].to(self.dtype).contiguous()
+        result = torch.zeros(stop - start, *self.shape[1:], dtype=torch.float64)
+        for first, last in _runs(0, self._tensor.shape[0]):
+            rows = self._tensor.read(first, last).double()
+            result += self._basis[first:last, start:stop].T @ rows
+        return result.to(self.dtype)
+
+
+class _Filled(DerivedTensor):
+    """A vector of one number."""
+
+    def __init__(self, dtype: torch.dtype, size: int, number: float) -> None:
+        super().__init__(dtype, (size,))
+        self._number = number
+
+    def _read(self, start: int, stop: int) -> torch.Tensor:
+        return torch.full((stop - start,), self._number, dtype=self.dtype)
+
+
+def _runs(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows that are cast to float64 at once."""
+    return ((at, min(at + _ROWS_AT_ONCE, stop)) for at in range(start, stop, _ROWS_AT_ONCE))
 
 
 class RotatedSource(Source):
@@ -133,15 +156,13 @@ class RotatedSource(Source):
             gain = math.sqrt(len(self._basis) / kept) if kind == "weight" else 1.0
             if kind == "weight" and self._source.architecture.family.norm.is_zero_centered:
                 gain -= 1
-            return _Whole(stored, (kept,), lambda: torch.full((kept,), gain, dtype=torch.float64))
+            return _Filled(stored.dtype, kept, gain)
         if parts == ("embedding",):
-            return _RowWise(stored, kept, lambda rows: rows @ self._basis)
+            return _RowWise(stored, kept, lambda: lambda rows: rows @ self._basis)
         if parts[0] in _NORM_OF and kind == "weight":
-            return _RowWise(stored, kept, self._reading(_NORM_OF[parts[0]], slot.layer, weights))
-        if parts[0] in _WRITERS:
-            shape = (kept, *stored.shape[1:])
-            return _Whole(stored, shape, lambda: self._basis.T @ stored.read().double())
-        return stored
+            norm = _NORM_OF[parts[0]]
+            return _RowWise(stored, kept, partial(self._reading, norm, slot.layer, weights))
+        return _Projected(stored, self._basis) if parts[0] in _WRITERS else stored
 
     @property
     def _tied_name(self) -> str:
@@ -149,7 +170,7 @@ class RotatedSource(Source):
 
     def _reading(
         self, norm: str, layer: int | None, weights: Mapping[str, LazyTensor]
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
+    ) -> RowChange:
         """What becomes of the rows of a linear that reads a norm."""
         family, kept = self._source.architecture.family, self._basis.shape[1]
         gain = weights[family.tensor(norm, layer=layer)].read().double()

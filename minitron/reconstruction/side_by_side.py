@@ -4,14 +4,13 @@ Before layer l the source's stream is x_l, after its attention m_l; the small mo
 which sees the source's as x P (`Pair.projection`). Knows, for each linear of the small model, what
 it reads and what it shall return, batch by batch; fits nothing.
 
-    both = SideBySide(pair, batches, folder, dtype=torch.float32, device="cpu")
+    both = SideBySide(pair, pair.small, streams, device="cpu")
     for read, wanted in both.attention_outputs(position=0): ...
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,7 @@ from torch import nn
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.families import Row
 from minitron.model.source import Source
-from minitron.reconstruction.token_states import TokenStates
-from minitron.scores.sweep import chunks_of
+from minitron.reconstruction.token_states import Streams
 from minitron.sources.layer_stream import LayerStream
 
 Projection = Callable[[torch.Tensor], torch.Tensor]  # (..., hidden) to (..., kept)
@@ -48,32 +46,15 @@ class Pair:
 class SideBySide:
     """The two models and their streams, which every method leaves where it says."""
 
-    def __init__(
-        self,
-        pair: Pair,
-        small: Source,
-        batches: Sequence[torch.Tensor],
-        folder: Path | None,
-        *,
-        dtype: torch.dtype,
-        device: str,
-    ) -> None:
-        """`small` is the smaller model as far as it is fitted. The streams of all tokens are in
-        memory, or in files of `folder` where one is given."""
-        self.pair, self.device, self._batches = pair, device, batches
+    def __init__(self, pair: Pair, small: Source, streams: Streams, *, device: str) -> None:
+        """Both streams before the first layer. `small` is the smaller model as far as it is
+        fitted."""
+        self.pair, self.device = pair, device
+        dtype = streams.dtype
         self.theirs = LayerStream.of_source(pair.source, dtype=dtype, device=device, keep=False)
         self.ours = LayerStream.of_source(small, dtype=dtype, device=device, keep=False)
-        self._x, self._s = (
-            TokenStates(
-                batches, stream.config.hidden_size, dtype, folder and folder / f"{name}.states"
-            )
-            for stream, name in ((self.theirs, "source"), (self.ours, "small"))
-        )
-
-    def embed(self, at_once: int) -> None:
-        """Put both streams before the first layer, so many tokens at once."""
-        for states, stream in ((self._x, self.theirs), (self._s, self.ours)):
-            embed_into(states, stream, self._batches, at_once)
+        self._x = streams.before(self.theirs, "source")
+        self._s = streams.before(self.ours, "small")
 
     def skip(self, index: int, layer: nn.Module) -> None:
         """Put the source's stream after a layer that the small model does not have."""
@@ -176,17 +157,6 @@ class SideBySide:
             (read(weight), read(biases[place]) if biases else None)
             for place, weight in enumerate(weights)
         ]
-
-
-def embed_into(
-    states: TokenStates, stream: LayerStream, batches: Sequence[torch.Tensor], at_once: int
-) -> None:
-    """Put a stream before its first layer: the embedding is read once for so many tokens."""
-    place = 0
-    for chunk in chunks_of(iter(batches), at_once):
-        for embedded in stream.embed_all(chunk):
-            states[place] = embedded
-            place += 1
 
 
 class _Reached(Exception):

@@ -2,17 +2,22 @@
 
 A file is read and written, not mapped: mapped pages would count as memory of the process.
 
-    states = TokenStates(batches, width=160, dtype=torch.float32, file=None)
-    states[0] = stream.embed(batches[0])
+    streams = Streams(batches, torch.float32, at_once=8192, folder=None)
+    states = streams.before(LayerStream.of_source(source, keep=False), "source")
+    states[0] = run(states[0])
 """
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from pathlib import Path
 
 import torch
+
+from minitron.scores.sweep import chunks_of
+from minitron.sources.layer_stream import LayerStream
 
 
 class TokenStates:
@@ -56,6 +61,27 @@ class TokenStates:
         while left:
             count = os.pwrite(self._file.fileno(), left, at)
             left, at = left[count:], at + count
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The tokens of which streams are made, in which dtype, and where they are held."""
+
+    batches: Sequence[torch.Tensor]  # of ids, (sequences, length)
+    dtype: torch.dtype
+    at_once: int  # tokens that are embedded while the embedding is read once
+    folder: Path | None  # None: in memory
+
+    def before(self, stream: LayerStream, name: str) -> TokenStates:
+        """A stream before its first layer."""
+        file = None if self.folder is None else self.folder / f"{name}.states"
+        states = TokenStates(self.batches, stream.config.hidden_size, self.dtype, file)
+        place = 0
+        for chunk in chunks_of(iter(self.batches), self.at_once):
+            for embedded in stream.embed_all(chunk):
+                states[place] = embedded
+                place += 1
+        return states
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

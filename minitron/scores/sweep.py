@@ -122,9 +122,18 @@ def _bytes(
     block = min(BLOCK_BYTES, architecture.vocab_size * architecture.hidden_size * 4)
     logits = 6 * BLOCK_BYTES if needs.has_logits else 0
     masks = 5 * longest * longest if needs.has_masks else 0
-    running = batch * architecture.layer_activations * needs.itemsize
-    running += 2 * batch * architecture.hidden_size * (4 - needs.itemsize)  # norms in float32
-    in_use = weights + states + 2 * block + logits + masks + running
+    running = running_bytes(architecture, batch, needs.itemsize)
+    return with_overhead(weights + states + 2 * block + logits + masks + running)
+
+
+def running_bytes(architecture: Architecture, tokens: int, itemsize: int) -> int:
+    """What a batch of tokens takes inside a layer."""
+    norms = 2 * tokens * architecture.hidden_size * (4 - itemsize)  # in float32
+    return tokens * architecture.layer_activations * itemsize + norms
+
+
+def with_overhead(in_use: int) -> int:
+    """The memory of a process whose tensors take so many bytes."""
     return in_use + int(_HELD_BACK * in_use) + _SLACK
 
 

@@ -9,13 +9,17 @@ Does not know what is computed.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
 from accelerate import PartialState
 
+from minitron.files.unfinished import Reached, partial_of, unfinished_folder
 from minitron.sources.loading import default_device
 
 
@@ -73,7 +77,43 @@ class Processes:
         named = zip(sums.items(), parts, strict=True)
         return {key: part.view(tensor.shape) for (key, tensor), part in named}
 
+    def add_in_place(self, *sums: torch.Tensor) -> None:
+        """Make each tensor, which is on this process's device, the sum over all processes."""
+        for tensor in sums if self.count > 1 else ():
+            torch.distributed.all_reduce(tensor)
+
+    def of_first(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a tensor is in the first process."""
+        if self.count == 1:
+            return tensor
+        shared = tensor.to(self.device).contiguous()
+        torch.distributed.broadcast(shared, 0)
+        return shared.to(tensor.device)
+
     def wait(self) -> None:
         """Return when all processes have called this."""
         if self.count > 1:
             torch.distributed.barrier()
+
+
+@contextmanager
+def shared_folder(
+    out: Path,
+    recipe: Mapping[str, Any],
+    *,
+    resumable: bool = True,
+    reached: Reached | None = None,
+) -> Iterator[Path]:
+    """An unfinished folder that the processes of a run share: the first creates and renames it."""
+    processes = processes_of_run()
+    if not processes.is_main_process:
+        processes.wait_for_everyone()  # until the folder exists
+        yield partial_of(out)
+        processes.wait_for_everyone()  # until no process uses it
+        processes.wait_for_everyone()  # until it is renamed
+        return
+    with unfinished_folder(out, recipe, resumable=resumable, reached=reached) as folder:
+        processes.wait_for_everyone()
+        yield folder
+        processes.wait_for_everyone()
+    processes.wait_for_everyone()

@@ -19,7 +19,7 @@ States = list[torch.Tensor]  # one a batch, (sequences, tokens, hidden)
 
 _LOGITS = 1 << 24  # held at once
 _BATCH_TOKENS = 8192  # that run through a layer at once
-_CHUNK_BYTES = 1 << 30  # of states, held while the layers pass
+CHUNK_BYTES = 1 << 30  # of states, held while the layers pass
 
 
 def streamed_loss(
@@ -38,7 +38,7 @@ def streamed_loss(
     width = stream.config.hidden_size * stream.dtype.itemsize
     nats, counted = 0.0, 0
     with torch.inference_mode():
-        for ids, wanted in _chunks(inputs, targets, max(1, _CHUNK_BYTES // width)):
+        for ids, wanted in _chunks(inputs, targets, max(1, CHUNK_BYTES // width)):
             states = stream.embed_all(ids)
             for index, layer in stream.layers():
                 for batch, held in enumerate(states):

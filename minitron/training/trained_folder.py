@@ -6,7 +6,7 @@ too.
 
     recipe = TrainRecipe(init="tiny", out="more", corpus="books.txt")
     train_to_folder(open_source("tiny"), recipe, Path("more.partial"))
-    with shared_folder(out, recipe, reached=last_step) as folder:
+    with run_folder(out, recipe, reached=last_step) as folder:
         corpus = load_text(source, "books.jsonl.gz", seq_len=512, folder=folder)
 """
 
@@ -24,7 +24,7 @@ from transformers import set_seed
 from minitron.files.atomic_file import atomic_file
 from minitron.files.dtypes import dtype_named
 from minitron.files.safetensors_file import TensorSpec
-from minitron.files.unfinished import Reached, partial_of, unfinished_folder
+from minitron.files.unfinished import Reached
 from minitron.model.source import Source
 from minitron.printing import first_use, print_next
 from minitron.recipe import record_of
@@ -35,7 +35,12 @@ from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import load_model, load_tokenizer, sequence_length
-from minitron.sources.processes import device_of_run, processes_of_run
+from minitron.sources.processes import (
+    device_of_run,
+    is_first_process,
+    processes_of_run,
+    shared_folder,
+)
 from minitron.text.corpus import Corpus, load_corpus, load_ids
 from minitron.text.sampling import self_corpus
 from minitron.training.fitting import (
@@ -61,7 +66,7 @@ def train_to_folder(source: Source, recipe: TrainRecipe, unfinished: Path | None
     another start. Raises CorpusError, OutputError, TargetError.
     """
     seq_len = sequence_length(source, recipe.seq_len)
-    with shared_folder(Path(recipe.out), recipe, reached=last_step) as folder:
+    with run_folder(Path(recipe.out), recipe, reached=last_step) as folder:
         if not is_complete(folder):
             _train(source, recipe, folder, seq_len, unfinished)
 
@@ -168,21 +173,12 @@ _SAMPLES_FILE = "self.npy"
 
 
 @contextmanager
-def shared_folder(out: Path, recipe: Any, *, reached: Reached) -> Iterator[Path]:
-    """The unfinished folder of a resumable run; the first process creates and renames it."""
-    processes = processes_of_run()
-    if not processes.is_main_process:
-        processes.wait_for_everyone()  # until the folder exists
-        yield partial_of(out)
-        processes.wait_for_everyone()  # until no process uses it
-        processes.wait_for_everyone()  # until it is renamed
-        return
-    with unfinished_folder(out, asdict(recipe), resumable=True, reached=reached) as folder:
-        processes.wait_for_everyone()
+def run_folder(out: Path, recipe: Any, *, reached: Reached) -> Iterator[Path]:
+    """The unfinished folder of a resumable run, without the text that was sampled for it."""
+    with shared_folder(out, asdict(recipe), reached=reached) as folder:
         yield folder
-        (folder / _SAMPLES_FILE).unlink(missing_ok=True)
-        processes.wait_for_everyone()
-    processes.wait_for_everyone()
+        if is_first_process():
+            (folder / _SAMPLES_FILE).unlink(missing_ok=True)
 
 
 def load_text(

@@ -58,7 +58,7 @@ from minitron.training.trained_folder import (
     is_complete,
     load_text,
     print_trained,
-    shared_folder,
+    run_folder,
     write_trained,
 )
 from minitron.training.trainer_arguments import check_trainer
@@ -83,7 +83,7 @@ def distill(recipe: DistillRecipe) -> HubFolder:
     check_trainer(recipe)
     student = open_source(recipe.student)
     plan = _plan_of(recipe, student)
-    with shared_folder(out, recipe, reached=last_step) as folder:
+    with run_folder(out, recipe, reached=last_step) as folder:
         if not is_complete(folder):
             _distill(student, plan, recipe, folder)
     return HubFolder.at(out)

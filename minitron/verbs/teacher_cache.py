@@ -42,7 +42,7 @@ from minitron.training.teacher_cache import (
     open_teacher_cache,
     shard_name,
 )
-from minitron.training.trained_folder import load_text, shared_folder
+from minitron.training.trained_folder import load_text, run_folder
 
 SCHEMA = 1
 _SHARD_BYTES = 512 << 20
@@ -64,7 +64,7 @@ def cache_teacher(recipe: TeacherCacheRecipe) -> TeacherCache:
     source = open_source(recipe.teacher)
     _check(recipe, source)
     seq_len = sequence_length(source, recipe.seq_len)
-    with shared_folder(out, recipe, reached=_next_shard) as folder:
+    with run_folder(out, recipe, reached=_next_shard) as folder:
         corpus = load_text(
             source,
             recipe.corpus,

@@ -1,0 +1,108 @@
+"""Projection: how the smaller model's stream sees the source's, by channels or by directions.
+
+Measures the directions, and makes the smaller model before anything is fitted.
+
+    how = hidden_choice("auto", source.architecture, plan.target)
+    covariance = covariance_of(source, streams, Processes(), progress.advance)
+    pair_of(source, plan, covariance, torch.float32, Processes()).projection   # x to x P
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from minitron.model.architecture import Architecture
+from minitron.model.plan import PruningPlan
+from minitron.model.source import Source
+from minitron.recipes.pruning import Hidden
+from minitron.reconstruction.least_squares import TOKENS_AT_ONCE
+from minitron.reconstruction.rotation import (
+    RotatedSource,
+    normalized,
+    principal_basis,
+    share_of_variance,
+)
+from minitron.reconstruction.side_by_side import Pair, input_and_output
+from minitron.reconstruction.token_states import Streams
+from minitron.sources.layer_stream import LayerStream
+from minitron.sources.processes import Processes
+from minitron.sources.pruned import PrunedSource, pruned_tensors
+
+
+def hidden_choice(hidden: Hidden, source: Architecture, target: Architecture) -> str:
+    """Whether hidden_size is cut by channels (select) or by directions (rotate).
+
+    `auto` rotates where that costs no parameters: not where embeddings are tied, which a rotation
+    unties, since the final norm is folded into the output embedding alone.
+    """
+    if hidden != "auto":
+        return hidden
+    is_cut = target.hidden_size < source.hidden_size
+    return "rotate" if is_cut and not source.tie_word_embeddings else "select"
+
+
+def covariance_of(
+    source: Source,
+    streams: Streams,
+    processes: Processes,
+    advance: Callable[[float], object],
+) -> torch.Tensor:
+    """The covariance (hidden, hidden) of what the source's norms see, summed over all norms."""
+    device = processes.device
+    stream = LayerStream.of_source(source, dtype=streams.dtype, device=device, keep=False)
+    width = stream.config.hidden_size
+    centred = _is_centred(source)
+    covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    def add(states: torch.Tensor) -> None:
+        for run in states.flatten(0, -2).split(TOKENS_AT_ONCE):
+            seen = normalized(run, centred=centred)
+            covariance.addmm_(seen.T, seen)
+            advance(len(seen))
+
+    states = streams.before(stream, "source")
+    for index, layer in stream.layers():
+        for place in range(len(states)):
+            before = states[place].to(device)
+            after, result = input_and_output(
+                stream.decoder.mlp_branch(index)[0], partial(stream.run, index, layer, before)
+            )
+            states[place] = result
+            add(before)
+            add(after)
+    for place in range(len(states)):
+        add(states[place].to(device))
+    processes.add_in_place(covariance)
+    return covariance.cpu()
+
+
+def pair_of(
+    source: Source,
+    plan: PruningPlan,
+    covariance: torch.Tensor | None,
+    dtype: torch.dtype,
+    processes: Processes,
+) -> Pair:
+    """The source and the smaller model, which sees its stream by channels, or by directions where
+    the stream's covariance is given."""
+    whole = source.architecture.hidden_size
+    narrow = replace(
+        plan, target=plan.target.resized(hidden_size=whole), hidden=tuple(range(whole))
+    )
+    rows = pruned_tensors(narrow, source.weights)
+    if covariance is None:
+        kept = torch.tensor(plan.hidden, device=processes.device)
+        return Pair(source, PrunedSource(source, plan), rows, lambda x: x[..., kept], plan.layers)
+    basis = principal_basis(covariance, plan.target.hidden_size, centred=_is_centred(source))
+    basis = processes.of_first(basis)
+    target = replace(plan.target, flags=plan.target.flags - {"tie_word_embeddings"})
+    turned = RotatedSource(PrunedSource(source, narrow), basis, target)
+    projection = basis.to(device=processes.device, dtype=dtype)
+    share = share_of_variance(covariance, basis)
+    return Pair(source, turned, rows, lambda x: x @ projection, plan.layers, share)
+
+
+def _is_centred(source: Source) -> bool:
+    return source.architecture.family.norm.kind == "layer"
