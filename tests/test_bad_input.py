@@ -7,10 +7,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from minitron.printing import print_record, print_table, without_controls
 from minitron.recipe import Recipe
 from minitron.recipes import COMMANDS
 from minitron.sources.opening import zoo
+from tests.processes import exit_code
 from tests.tiny import edit_config, tiny_folder, weights_of
 
 VOCABULARY = 4099
@@ -568,28 +568,31 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def run_until_killed(moment: str, count: int, command: list[str]) -> None:
+    """Run a command in a process that dies after so many calls of a function."""
+    module, _, name = moment.rpartition(".")
+    do, done = getattr(import_module(module), name), []
+
+    def dying(*arguments: Any) -> Any:
+        done.append(do(*arguments))
+        if len(done) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done[-1]
+
+    setattr(import_module(module), name, dying)
+    main(command)
+
+
 @pytest.mark.parametrize(
-    "moment", ["minitron.files.safetensors_file.write_piece", "minitron.verbs.prune.write_card"]
+    ("moment", "count"),
+    [("minitron.files.safetensors_file.write_piece", 7), ("minitron.verbs.prune.write_card", 1)],
 )
 def test_a_killed_run_leaves_nothing_that_looks_complete_and_can_be_run_again(
-    moment: str, source: Path, tmp_path: Path
+    moment: str, count: int, source: Path, tmp_path: Path
 ) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     command = ["prune", str(source), str(out), "--hidden-size", "36", *RANDOM]
-    module, name = moment.rsplit(".", 1)
-    script = (
-        f"import os, signal, sys\nimport {module} as module\nfrom minitron.cli import main\n"
-        f"do, done = module.{name}, []\n"
-        "def killed_at_the_seventh(*arguments):\n"
-        "    done.append(do(*arguments))\n"
-        f"    if len(done) == {7 if name == 'write_piece' else 1}:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return done[-1]\n"
-        f"module.{name} = killed_at_the_seventh\n"
-        "main(sys.argv[1:])\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", script, *command], check=False)
-    assert ended.returncode == -signal.SIGKILL
+    assert exit_code(run_until_killed, moment, count, command) == -signal.SIGKILL
     assert not out.exists()
     assert list(partial.glob("model*.safetensors"))
     assert (partial / "unfinished.json").exists()

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minitron.errors import TargetError
 from minitron.training.logit_losses import cross_entropy_loss
+from tests.processes import RANKS, together
 
 TOKENS, VOCABULARY, WIDTH = 23, 101, 10
 
@@ -179,21 +179,20 @@ print(peak(512), peak(4096))
     assert many - few < 20_000
 
 
-def learn_sharded(rank: int, ranks: int, store: str) -> None:
+def learn_sharded(rank: int) -> None:
     """One process of several: the head sharded, each its own tokens."""
     import torch.distributed as distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=ranks)
-    mesh = init_device_mesh("cpu", (ranks,))
+    distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (RANKS,))
     hidden, head = (tensor.detach() for tensor in inputs(torch.float64))
     labels = some_labels()
-    parts = list(zip(hidden.chunk(ranks), labels.chunk(ranks), strict=True))
+    parts = list(zip(hidden.chunk(RANKS), labels.chunk(RANKS), strict=True))
     whole = head.clone().requires_grad_()
     for states, wanted in parts:
-        (cross_entropy_loss(states, whole, wanted) / ranks).backward()
+        (cross_entropy_loss(states, whole, wanted) / RANKS).backward()
     sharded = distribute_tensor(head, mesh, [Shard(0)]).requires_grad_()
     states, wanted = parts[rank]
     cross_entropy_loss(states, sharded, wanted).backward()
@@ -202,8 +201,8 @@ def learn_sharded(rank: int, ranks: int, store: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_sharded_head_gets_its_shard_of_the_mean_over_ranks(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(learn_sharded, (2, str(tmp_path / "store")), nprocs=2)
+def test_a_sharded_head_gets_its_shard_of_the_mean_over_ranks() -> None:
+    together(learn_sharded)
 
 
 @pytest.mark.gpu

@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from minitron.errors import TargetError
 from minitron.training import fused_loss
 from minitron.training.distillation import distillation_loss
+from tests.processes import RANKS, together
 
 TOKENS, VOCABULARY, STUDENT, TEACHER = 23, 101, 10, 14
 KINDS = ["forward_kl", "reverse_kl", "jsd", "mse", "cosine"]
@@ -349,7 +349,7 @@ def test_the_teacher_may_come_from_inference_mode() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
-def distill_sharded(rank: int, ranks: int, store: str) -> None:
+def distill_sharded(rank: int) -> None:
     """One process of several: head and teacher's head sharded, each its own tokens."""
     import torch.distributed as distributed
     from torch import nn
@@ -357,18 +357,17 @@ def distill_sharded(rank: int, ranks: int, store: str) -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=ranks)
-    mesh = init_device_mesh("cpu", (ranks,))
+    distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (RANKS,))
     _, head, _, teacher_head = (tensor.detach() for tensor in inputs(torch.float64))
     hidden, teacher_hidden = (
-        torch.randn(ranks, TOKENS, width, generator=torch.Generator().manual_seed(width)).double()
+        torch.randn(RANKS, TOKENS, width, generator=torch.Generator().manual_seed(width)).double()
         for width in (STUDENT, TEACHER)
     )
     whole = head.clone().requires_grad_()
-    for other in range(ranks):
+    for other in range(RANKS):
         loss = distillation_loss(hidden[other], whole, teacher_hidden[other], teacher_head)
-        (loss / ranks).backward()
+        (loss / RANKS).backward()
 
     sharded = distribute_tensor(head, mesh, [Shard(0)]).requires_grad_()
     sharded_teacher = distribute_tensor(teacher_head, mesh, [Shard(0)])
@@ -387,8 +386,8 @@ def distill_sharded(rank: int, ranks: int, store: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_sharded_head_gets_its_shard_of_the_mean_over_ranks(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(distill_sharded, (2, str(tmp_path / "store")), nprocs=2)
+def test_a_sharded_head_gets_its_shard_of_the_mean_over_ranks() -> None:
+    together(distill_sharded)
 
 
 def test_a_head_tied_to_the_embedding_sums_both_gradients() -> None:

@@ -4,26 +4,30 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, Trainer, TrainerState
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerState
 
 import minitron
 from minitron.cli import main
 from minitron.errors import CorpusError, MinitronError, OutputError, TargetError, TokenizerError
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
-from minitron.training.trainers import DistillTrainer
+from minitron.training.teacher import DistillLoss, RunningTeacher
+from minitron.training.trainers import DistillTrainer, head_computes_loss
+from tests.processes import RANKS, exit_code, run_command, together
 from tests.tiny import SIZES, tiny_folder, weights_of
 
 SEQ_LEN = 13
@@ -243,44 +247,39 @@ def test_the_projection_learns_and_is_resumed(
     assert records(broken) == records(unbroken)
 
 
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def press_ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def interrupt_at(
+    step: int, monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None] = press_ctrl_c
+) -> None:
     """Stop as a user does, after so many whole batches."""
     taken, training_step = iter(range(1000)), Trainer.training_step
 
     def failing(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
         if next(taken) == step:
-            raise KeyboardInterrupt
+            interrupt()
         return training_step(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", failing)
 
 
-KILLED = """
-import os, signal, sys
-from transformers import Trainer
-import minitron
-taken, step = iter(range(1000)), Trainer.training_step
-def dying(self, *args, **kwargs):
-    if next(taken) == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args, **kwargs)
-Trainer.training_step = dying
-minitron.distill(sys.argv[2], sys.argv[3], teacher=sys.argv[4], corpus=sys.argv[5], steps=25,
-                 batch_size=4, learning_rate=1e-3, save_steps=7, warmup_steps=3,
-                 autocast="float32")
-"""
+def distill_until_killed(step: int, folders: Path, out: Path, settings: dict[str, Any]) -> None:
+    """Distill, and die in the middle of a step."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_at(step, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        distilled(folders, out, **settings)
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_losses_of_an_unbroken_one(
     folders: Path, tmp_path: Path
 ) -> None:
-    paths = [str(path) for path in (folders / "student", tmp_path / "broken", folders / "teacher")]
-    arguments = ["17", *paths, str(folders / "text.npy")]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "broken.partial" / "checkpoints" / "checkpoint-14").is_dir()
     settings = {"steps": 25, "save_steps": 7, "warmup_steps": 3}
+    killed = exit_code(distill_until_killed, 17, folders, tmp_path / "broken", settings)
+    assert killed == -signal.SIGKILL
+    assert (tmp_path / "broken.partial" / "checkpoints" / "checkpoint-14").is_dir()
     broken = distilled(folders, tmp_path / "broken", **settings)
     unbroken = distilled(folders, tmp_path / "unbroken", **settings)
     assert [record["step"] for record in records(broken)] == [1, 7, 10, 14, 20, 21, 25]
@@ -571,31 +570,20 @@ def test_the_command_takes_a_recipe_with_trainer_arguments(
     assert len(losses(Path(out))) == 2
 
 
-def run_two(*command: object) -> str:
-    """Run a command of Python in two processes that know each other, over gloo; what they print."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ran = subprocess.run(
-        [*torchrun, *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
-
-
 @pytest.mark.slow
 def test_two_processes_have_the_losses_and_weights_of_one(folders: Path, tmp_path: Path) -> None:
     two, text = tmp_path / "two", folders / "text.npy"
-    printed = run_two(
-        *("-m", "minitron", "distill", folders / "student", two, "--teacher", folders / "teacher"),
+    command = [
+        *("distill", folders / "student", two, "--teacher", folders / "teacher"),
         *("--corpus", text, "--eval-corpus", text, "--steps", 5, "--save-steps", 3),
         *("--batch-size", 4, "--dtype", "float32", "--learning-rate", 1e-2, "--alpha", 0.5),
         *("--autocast", "float32"),
-    )
-    assert printed.count("two: written") == 1
+    ]
+    together(run_command, str(tmp_path / "printed"), [*map(str, command)])
+    printed = [tmp_path / f"printed-{rank}" for rank in range(RANKS)]
+    assert "".join(path.read_text() for path in printed).count("two: written") == 1
+    for path in printed:
+        path.unlink()
     one = distilled(
         folders,
         tmp_path / "one",
@@ -615,48 +603,42 @@ def test_two_processes_have_the_losses_and_weights_of_one(folders: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
-SHARDED = """
-import sys, torch, numpy as np
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from minitron.training.trainers import head_computes_loss
-from minitron.sources.loading import load_model
-from minitron.sources.opening import open_source
-from minitron.training.teacher import DistillLoss, RunningTeacher
+def learn_sharded(rank: int, folders: Path) -> None:
+    """One process of two: the gradients of FSDP's shards are those of the whole weights."""
+    dist.init_process_group("gloo")
+    student = open_source(str(folders / "student"))
+    teacher = RunningTeacher(load_model(open_source(str(folders / "teacher"))))
+    ids = torch.from_numpy(np.load(folders / "text.npy")).long()
+    mesh = init_device_mesh("cpu", (RANKS,))
 
-def learn(model, ids):
-    output = teacher.predict(ids, torch.arange(len(ids)))
-    labels, how = ids[:, 1:].flatten(), DistillLoss(ce_weight=0.3)
-    loss_of = lambda h, w: output.loss(h[:, :-1].flatten(0, 1), w, labels, how)
-    with head_computes_loss(model, loss_of):
-        loss = model(input_ids=ids, use_cache=False).logits
-    loss.backward()
-    return loss.detach()
+    def learn(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+        output = teacher.predict(ids, torch.arange(len(ids)))
+        labels, how = ids[:, 1:].flatten(), DistillLoss(ce_weight=0.3)
 
-dist.init_process_group("gloo")
-sharded, whole = (load_model(open_source(sys.argv[1]), dtype=torch.float32) for _ in range(2))
-teacher = RunningTeacher(load_model(open_source(sys.argv[2])))
-mesh, reshards = init_device_mesh("cpu", (2,)), sys.argv[4] == "True"
-for part in (*sharded.model.layers, sharded):
-    fully_shard(part, mesh=mesh, reshard_after_forward=reshards)
-ids = torch.from_numpy(np.load(sys.argv[3])).long()
-loss = learn(sharded, ids.chunk(2)[dist.get_rank()])
-dist.all_reduce(loss)
-torch.testing.assert_close(loss / 2, learn(whole, ids))
-for (name, one), other in zip(sharded.named_parameters(), whole.parameters(), strict=True):
-    torch.testing.assert_close(one.grad.full_tensor(), other.grad, rtol=1e-4, atol=1e-6)
-print("equal")
-dist.barrier()
-dist.destroy_process_group()
-"""
+        def loss_of(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+            return output.loss(hidden[:, :-1].flatten(0, 1), head, labels, how)
+
+        with head_computes_loss(model, loss_of):
+            loss = model(input_ids=ids, use_cache=False).logits
+        loss.backward()
+        return loss.detach()
+
+    whole = load_model(student, dtype=torch.float32)
+    expected = learn(whole, ids)
+    for reshards in (True, False):
+        sharded = load_model(student, dtype=torch.float32)
+        for part in (*sharded.model.layers, sharded):
+            fully_shard(part, mesh=mesh, reshard_after_forward=reshards)
+        loss = learn(sharded, ids.chunk(RANKS)[rank])
+        dist.all_reduce(loss)
+        torch.testing.assert_close(loss / RANKS, expected)
+        for one, other in zip(sharded.parameters(), whole.parameters(), strict=True):
+            gradient: Any = one.grad
+            torch.testing.assert_close(gradient.full_tensor(), other.grad, rtol=1e-4, atol=1e-6)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reshards", [True, False])
-def test_weights_sharded_by_fsdp2_get_the_gradients_of_whole_ones(
-    reshards: bool, folders: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "run.py").write_text(SHARDED)
-    paths = [folders / "student", folders / "teacher", folders / "text.npy"]
-    assert run_two(tmp_path / "run.py", *paths, reshards).count("equal") == 2
+def test_weights_sharded_by_fsdp2_get_the_gradients_of_whole_ones(folders: Path) -> None:
+    together(learn_sharded, folders)

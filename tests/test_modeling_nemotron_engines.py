@@ -3,7 +3,6 @@
 # torch.compiler is typed only in parts.
 # mypy: allow-untyped-calls
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from transformers import GenerationConfig, StaticCache, Trainer, TrainingArguments
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from tests.nemotron_models import OURS, SIZES, build, left_padded, packed, tokens
+from tests.processes import together
 
 
 def close(actual: Any, expected: Any) -> None:
@@ -189,10 +188,7 @@ def test_the_input_must_be_given_once() -> None:
 
 def run_in_parallel(rank: int, folder: str) -> None:
     """One of two processes: tensor, then pipeline parallel, against the whole model."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     load: Any = OURS.NemotronForCausalLM.from_pretrained
     whole = load(folder)
     by_tensors = load(folder, distributed_config=DistributedConfig(tp_size=2))
@@ -216,4 +212,4 @@ def run_in_parallel(rank: int, folder: str) -> None:
 
 def test_two_processes_give_what_one_gives_by_tensors_and_by_layers(tmp_path: Path) -> None:
     build(OURS, attention_bias=True, mlp_bias=True).save_pretrained(tmp_path)
-    spawn(run_in_parallel, (str(tmp_path),), nprocs=2)
+    together(run_in_parallel, str(tmp_path))

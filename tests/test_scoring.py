@@ -5,8 +5,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,13 @@ from safetensors.torch import save_file
 from minitron import measure_importance
 from minitron.errors import CorpusError, ImportanceError, OutputError, TargetError
 from minitron.model.importance import Importance
+from minitron.scores import measuring, sweep
 from minitron.scores.sweep import SweepPlan
 from minitron.sources.layer_stream import LayerStream
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
 from minitron.text.corpus import Corpus
+from tests.processes import exit_code, run_command, together
 from tests.tiny import FAMILIES, SIZES, activation_scores, edit_config, tiny_folder, weights_of
 
 AXES = ("hidden", "ffn", "heads", "kv_heads", "layers")
@@ -223,22 +223,19 @@ class TestSettings:
         assert "measuring 63 tokens with layers kept in memory: at most" in caplog.text
 
 
-INTERRUPTED = """
-import os, signal, sys
-from minitron import measure_importance
-from minitron.scores import measuring as scoring
-from minitron.scores import sweep
-from minitron.scores.sweep import SweepPlan
-write, chunks = sweep._write, []
-def dying(*arguments):
-    write(*arguments)
-    chunks.append(1)
-    if len(chunks) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-sweep._write = dying
-scoring.plan_sweep = lambda *_, **__: SweepPlan(False, 9, 18, 0)
-measure_importance(*sys.argv[1:3], corpus=sys.argv[3])
-"""
+def measure_until_killed(place: Path) -> None:
+    """Measure in chunks of two sequences, and die after the second chunk."""
+    os.chdir(place)
+    write, chunks = sweep._write, iter(range(100))
+
+    def dying(*arguments: Any) -> None:
+        write(*arguments)
+        if next(chunks) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sweep._write = dying
+    measuring.plan_sweep = lambda *_, **__: SweepPlan(False, 9, 18, 0)
+    measure_importance("model", "out", corpus=str(place / "ids.npy"))
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +243,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place where a run was killed after two of four chunks."""
     place = tmp_path_factory.mktemp("killed")
     tiny_folder(place / "model", "qwen2-sliding")
-    arguments = ["model", "out", ids_file(place / "ids.npy")]
-    ran = subprocess.run([sys.executable, "-c", INTERRUPTED, *arguments], check=False, cwd=place)
-    assert ran.returncode == -signal.SIGKILL
+    ids_file(place / "ids.npy")
+    assert exit_code(measure_until_killed, place) == -signal.SIGKILL
     assert not (place / "out").exists()
     return place
 
@@ -305,27 +301,11 @@ def test_two_processes_give_what_one_gives(layer_scores: Any, folder: Path, tmp_
     alone = measure_importance(
         str(folder), str(tmp_path / "alone"), corpus=corpus, layer_scores=layer_scores
     )
-    rendezvous = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(20000 + os.getpid() % 20000),
-        "WORLD_SIZE": "2",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     options = [f"--corpus={corpus}", f"--layer-scores={layer_scores}"]
     command = ["importance", str(folder), str(tmp_path / "shared"), *options]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "minitron", *command],
-            env={**os.environ, **rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    stated = [process.communicate(timeout=120)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert stated[0].startswith(str(tmp_path / "shared"))
-    assert stated[1] == ""
+    together(run_command, str(tmp_path / "printed"), command)
+    assert (tmp_path / "printed-0").read_text().startswith(str(tmp_path / "shared"))
+    assert (tmp_path / "printed-1").read_text() == ""
     shared = Importance.load(tmp_path / "shared")
     assert_equal(shared, alone, rtol=1e-5)
     assert shared.made_by == alone.made_by

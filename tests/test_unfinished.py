@@ -3,8 +3,7 @@
 import errno
 import json
 import os
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from minitron.files.unfinished import (
     unfinished_folder,
     write_file,
 )
+from tests.processes import exit_code
 
 RECIPE = {"source": "tiny", "hidden_size": 36, "seed": 3}
 
@@ -34,18 +34,15 @@ class DiskUsage:
     free: int
 
 
+def write_half_until_killed(out: Path, resumable: bool) -> None:
+    with unfinished_folder(out, RECIPE, resumable=resumable) as folder:
+        (folder / "done").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def left_by_a_kill(out: Path, *, resumable: bool = False) -> Path:
     """OUT.partial as a process leaves it that was killed while it wrote OUT."""
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from minitron.files.unfinished import unfinished_folder\n"
-        f"with unfinished_folder(Path(sys.argv[1]), {RECIPE!r}, resumable={resumable}) as folder:\n"
-        "    (folder / 'done').write_text('half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script, str(out)], check=False)
-    assert killed.returncode == -9
+    assert exit_code(write_half_until_killed, out, resumable) == -signal.SIGKILL
     return out.with_name(out.name + ".partial")
 
 
