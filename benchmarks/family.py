@@ -39,6 +39,7 @@ from minitron.text.texts import read_texts
 RESULTS = Path(__file__).parent / "results" / "family"
 SEEDS = (0, 1, 2)
 SEQ_LEN, BATCH = 512, 4
+CALIBRATION = 65_536  # tokens to reconstruct on
 TOKENS = 262_144  # training tokens of a run of table 14
 SHORT = 131_072  # training tokens of a run of another table
 HELD_OUT_TOKENS = 73_728
@@ -369,6 +370,33 @@ def correction(work: Work, is_corrected: bool, seed: int) -> dict[str, Any]:
     return {**found, "teacher": beside.loss(teacher)}
 
 
+def half_by(work: Work, way: str, seed: int) -> str:
+    """The teacher pruned to half with the importance and the calibration text of a seed.
+
+    `way` is cut, as pruning alone leaves it, or reconstructed by channels (select) or directions
+    (rotate) on the same text.
+    """
+    text = {"corpus": work.rows(CALIBRATION, 1000 + seed), "samples": CALIBRATION // SEQ_LEN}
+    scores = work.path(f"scores-{seed}.safetensors")
+    if not Path(scores).exists():
+        minitron.importance("tiny", scores, seq_len=SEQ_LEN, **text)
+    chosen: dict[str, Any] = {"reconstruct": "none"}
+    if way != "cut":
+        chosen = {"reconstruct": "auto", "hidden": way, "seq_len": SEQ_LEN, **text}
+    sizes = {**HALF, "num_hidden_layers": HALF_LAYERS, "importance": scores}
+    return work.pruned(f"half-{way}-{seed}", **sizes, **chosen)
+
+
+def start(work: Work, way: str, tokens: int, rate: float, seed: int) -> dict[str, Any]:
+    """A half as cut or reconstructed, distilled on some tokens at a peak rate."""
+    cut = half_by(work, way, seed)
+    if not tokens:
+        return {"loss": work.loss(cut), "tokens": 0}
+    name = f"start-{way}-{tokens}-{rate}-{seed}"
+    options: dict[str, Any] = {"tokens": tokens, "learning_rate": rate, "warmup_steps": 10}
+    return retrained(work, name, cut, how="distill", seed=seed, **options)
+
+
 def scratch_curve(work: Work, tokens: int) -> dict[str, Any]:
     """The sizes of the half from random weights, trained on increasing numbers of tokens."""
     return retrained(
@@ -385,6 +413,13 @@ def scratch_curve(work: Work, tokens: int) -> dict[str, Any]:
 def distill_curve(work: Work, tokens: int) -> dict[str, Any]:
     """The pruned half, distilled on increasing numbers of tokens."""
     return retrained(work, f"distill-{tokens}", half(work), how="distill", seed=0, tokens=tokens)
+
+
+def start_run(way: str, tokens: int, rate: float, seed: int) -> Run:
+    """A run of `start`."""
+    make = partial(start, way=way, tokens=tokens, rate=rate, seed=seed)
+    name = f"{way}-{tokens}-{rate}-{seed}" if tokens else f"{way}-0-{seed}"
+    return Run("start", name, make)
 
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "mse", "cosine", "forward_kl + cross-entropy")
@@ -425,6 +460,10 @@ def runs() -> list[Run]:
             make_corrected = partial(correction, is_corrected=is_corrected, seed=seed)
             name = f"{'corrected' if is_corrected else 'as-it-is'}-{seed}"
             found.append(Run("correction", name, make_corrected))
+    for way in ("cut", "select", "rotate"):
+        for seed in SEEDS:
+            found += [start_run(way, 0, 0.0, seed)]
+        found += [start_run(way, 64 * 1024, rate, 0) for rate in (2e-4, 5e-4, 1e-3, 2e-3)]
     for thousands in (16, 32, 64, 128, 256, 512):
         tokens = thousands * 1024
         found.append(Run("curve", f"distill-{tokens}", partial(distill_curve, tokens=tokens)))
@@ -441,7 +480,7 @@ def main() -> None:
     parser.add_argument("--held-out", required=True)
     parser.add_argument("--work", type=Path, required=True, help="a folder for models")
     parser.add_argument(
-        "--only", nargs="+", help="t13 t14 t15 t17 residual curve ranking correction"
+        "--only", nargs="+", help="t13 t14 t15 t17 residual curve ranking correction start"
     )
     parser.add_argument("--other", help="a text unlike the corpus, for the table correction")
     parser.add_argument("--match", default="", help="only runs whose name holds this")
