@@ -98,7 +98,9 @@ def test_every_family_prunes_to_what_surgery_by_hand_gives(variant: str, tmp_pat
     source = tiny_folder(tmp_path / "source", variant, dtype=torch.bfloat16)
     corpus = ids_file(tmp_path / "ids.npy")
     minitron.measure_importance(str(source), str(tmp_path / "scores"), corpus=corpus)
-    minitron.prune(str(source), str(tmp_path / "out"), **TARGET, corpus=corpus)
+    minitron.prune(
+        str(source), str(tmp_path / "out"), **TARGET, corpus=corpus, reconstruct="none"
+    )
     wanted = by_hand(
         tiny_model(variant, dtype=torch.bfloat16), Importance.load(tmp_path / "scores")
     )
@@ -242,7 +244,8 @@ def test_saved_importance_gives_what_measuring_gives(tmp_path: Path) -> None:
     corpus = ids_file(tmp_path / "ids.npy")
     scores = str(tmp_path / "scores")
     minitron.measure_importance(str(source), scores, corpus=corpus)
-    minitron.prune(str(source), str(tmp_path / "a"), **TARGET, corpus=corpus)
+    sizes: dict[str, Any] = {**TARGET, "corpus": corpus}
+    minitron.prune(str(source), str(tmp_path / "a"), **sizes, reconstruct="none")
     minitron.prune(str(source), str(tmp_path / "b"), **TARGET, importance=scores)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
         tmp_path / "b" / "model.safetensors"
@@ -449,7 +452,8 @@ def test_the_head_residual_is_added_to_queries_alone(tmp_path: Path, dtype: torc
 
 def test_steps_measure_what_the_last_one_left(tmp_path: Path) -> None:
     source, corpus = tiny_folder(tmp_path / "source"), ids_file(tmp_path / "ids.npy", 5, 12)
-    whole = minitron.prune(str(source), str(tmp_path / "steps"), **TARGET, corpus=corpus, steps=2)
+    text = {"corpus": corpus, "reconstruct": "none"}
+    whole = minitron.prune(str(source), str(tmp_path / "steps"), **TARGET, **text, steps=2)
     assert whole.config["hidden_size"] == TARGET["hidden_size"]
     record = json.loads((tmp_path / "steps" / "minitron.json").read_text())
     halfway = {
@@ -458,8 +462,8 @@ def test_steps_measure_what_the_last_one_left(tmp_path: Path) -> None:
         "num_attention_heads": 6,
         "num_hidden_layers": 3,
     }
-    minitron.prune(str(source), str(tmp_path / "half"), **halfway, corpus=corpus)
-    minitron.prune(str(tmp_path / "half"), str(tmp_path / "rest"), **TARGET, corpus=corpus)
+    minitron.prune(str(source), str(tmp_path / "half"), **halfway, **text)
+    minitron.prune(str(tmp_path / "half"), str(tmp_path / "rest"), **TARGET, **text)
     once, twice = weights_of(tmp_path / "steps"), weights_of(tmp_path / "rest")
     assert once.keys() == twice.keys()
     assert all(torch.equal(once[name], twice[name]) for name in once)

@@ -130,10 +130,11 @@ class PruneRecipe(BudgetRecipe):
     num_hidden_layers: int | None = None
     """Layers to keep."""
     RECONSTRUCTION: ClassVar = "Reconstruction"
-    reconstruct: Literal["auto", "none"] = "none"
+    reconstruct: Literal["auto", "none"] | None = None
     """Fit every linear of the smaller model to the source by least squares on the calibration
     text (auto), or leave the weights as they are cut (none). A twentieth of the sequences is held
-    out: what does not help there is not used."""
+    out: what does not help there is not used. auto where a text is named with --scores paper or
+    --importance, else none."""
     hidden: Hidden = "auto"
     """How hidden_size is cut where the model is reconstructed: channels are kept (select), or the
     directions that carry most of the residual stream (rotate, which unties tied embeddings). auto
@@ -177,17 +178,23 @@ class PruneRecipe(BudgetRecipe):
         has_text = has_text or self.is_reconstructed
         if self.scores in ("magnitude", "random") and not has_text:
             check_unset(self, OF_TEXT, f"with --scores {self.scores}")
-        if self.reconstruct == "none":
-            check_unset(self, ("hidden",), "without --reconstruct auto")
-        elif self.corpus is None:
+        if self.reconstruct == "auto" and self.corpus is None:
             raise TargetError("--reconstruct auto needs text: give --corpus")
+        if not self.is_reconstructed:
+            check_unset(self, ("hidden",), "without --reconstruct auto")
         if self.push_to_hub is None:
             check_unset(self, ("private",), "without --push-to-hub")
 
     @property
     def is_reconstructed(self) -> bool:
-        """Whether the smaller model is fitted to its source."""
-        return self.reconstruct == "auto" and self.corpus is not None
+        """Whether the smaller model is fitted to its source.
+
+        By default where importance is the paper's: other scores are for comparisons with plain
+        pruning. Random ids are no text to fit to.
+        """
+        if self.reconstruct is None:
+            return self.scores == "paper" and self.corpus not in (None, "random")
+        return self.reconstruct == "auto"
 
     @property
     def _exclusive(self) -> tuple[tuple[str, str], ...]:

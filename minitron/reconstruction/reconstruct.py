@@ -55,8 +55,8 @@ def check_reconstructs(source: Architecture) -> None:
     """Refuse a family whose branches are normed before they are added to the stream."""
     if "attention_output_norm" in source.family.layer_modules:
         raise TargetError(
-            f"--reconstruct auto: {source.model_type} norms what a layer adds to the stream, and "
-            "no fit through that norm is known here: give --reconstruct none"
+            f"{source.model_type} norms what a layer adds to the stream, and no fit through that "
+            "norm is known here: give --reconstruct none"
         )
 
 

@@ -66,6 +66,17 @@ def score(source: Source, recipe: CalibrationRecipe, text: Calibration | None = 
     return replace(scores, made_by={**scores.made_by, "model": source.description})
 
 
+def text_of(source: Source, recipe: CalibrationRecipe) -> Calibration:
+    """The text that `recipe` names, loaded once the measurement on it is known to fit into memory.
+
+    Raises CorpusError where it does not fit the model, TargetError where memory is too small.
+    """
+    if recipe.scores not in BY_ACTIVATIONS:
+        return calibration(source, recipe, default_device())
+    alone = Processes(device=default_device())
+    return _calibration_text(_Task(source, recipe, measurement_of(recipe, source), alone))
+
+
 def check_corpus_named(recipe: CalibrationRecipe) -> None:
     """Refuse to rank by activations without text; CorpusError names the choices."""
     if recipe.corpus is None and recipe.scores in BY_ACTIVATIONS:

@@ -37,8 +37,8 @@ from minitron.records.folder_writer import (
 )
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
-from minitron.scores.calibration import Calibration, calibration
-from minitron.scores.measuring import check_corpus_named, score
+from minitron.scores.calibration import Calibration
+from minitron.scores.measuring import check_corpus_named, score, text_of
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import default_device, hub_config
 from minitron.sources.opening import open_source, output_at
@@ -108,9 +108,7 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     for note in load_notes(config):
         logger.warning("%s", note)
     source.check_weights()  # refused, if incomplete, before anything is measured
-    if recipe.is_reconstructed:
-        check_reconstructs(source.architecture)
-    text = calibration(source, recipe, default_device()) if recipe.is_reconstructed else None
+    text = _text_to_fit(source, recipe)
     decision = _decide(source, choice, recipe, text)
     plan, importance = decision.plan, decision.importance
     if recipe.head_residual and plan.partners is None:
@@ -118,6 +116,11 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     _log_kept(plan, decision.shares)
     if recipe.dry_run:
         return _report(source, choice, decision)
+    # The model that sampled the text is needed no longer.
+    text = None if text is None else replace(text, model=None)
+    if text is not None and recipe.reconstruct is None and len(text.sequences) < 2:
+        logger.warning("not reconstructed: one sequence of text, and one is held out (--samples)")
+        text = None
     with unfinished_folder(out, asdict(recipe)) as folder:
         made = _write_model(folder, source, plan, text, recipe)
         write_record(
@@ -162,6 +165,23 @@ def _distill_command(recipe: PruneRecipe) -> list[str]:
     words = ["minitron", "distill", recipe.out, f"{Path(recipe.out)}-distilled"]
     words += ["--teacher", recipe.source, "--corpus", str(corpus)]
     return words + flags_given(recipe, ["seq_len"])
+
+
+def _text_to_fit(source: Source, recipe: PruneRecipe) -> Calibration | None:
+    """The calibration text where the smaller model is fitted on it, else None.
+
+    A family that cannot be fitted is refused only where `recipe` asks for a fit by name.
+    """
+    if not recipe.is_reconstructed:
+        return None
+    try:
+        check_reconstructs(source.architecture)
+    except TargetError as error:
+        if recipe.reconstruct is not None:
+            raise
+        logger.warning("not reconstructed: %s", error)
+        return None
+    return text_of(source, recipe)
 
 
 def _report(source: Source, choice: Choice, decision: "_Decision") -> PruningReport:
