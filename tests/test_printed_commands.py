@@ -170,7 +170,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path(TEXT).write_text(line * 60)
         text: dict[str, Any] = {"corpus": TEXT, "samples": 4, "seq_len": 16}
         minitron.importance("tiny", SCORES, **text)
-        minitron.prune("tiny", PRUNED, hidden_size=192, **text)
+        minitron.prune("tiny", PRUNED, hidden_size=192, **text, reconstruct="none")
         minitron.cache_teacher("tiny", CACHE, **text, batch_size=2)
         minitron.convert("tiny", NEMO, to="nemo")
         minitron.convert(PRUNED, "converted")
