@@ -98,9 +98,7 @@ def test_every_family_prunes_to_what_surgery_by_hand_gives(variant: str, tmp_pat
     source = tiny_folder(tmp_path / "source", variant, dtype=torch.bfloat16)
     corpus = ids_file(tmp_path / "ids.npy")
     minitron.measure_importance(str(source), str(tmp_path / "scores"), corpus=corpus)
-    minitron.prune(
-        str(source), str(tmp_path / "out"), **TARGET, corpus=corpus, reconstruct="none"
-    )
+    minitron.prune(str(source), str(tmp_path / "out"), **TARGET, corpus=corpus, reconstruct="none")
     wanted = by_hand(
         tiny_model(variant, dtype=torch.bfloat16), Importance.load(tmp_path / "scores")
     )
