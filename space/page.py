@@ -21,7 +21,7 @@ from minitron.space.jobs.request import Prompt, Settings, whole
 from minitron.space.jobs.service import Service
 from minitron.space.tabs.compare import compare_tab
 from minitron.space.tabs.evidence import evidence_tab
-from minitron.space.tabs.prune import prune_tab, slider_updates
+from minitron.space.tabs.prune import first_sizes, prune_tab, slider_updates
 from minitron.space.ui.html import render
 from minitron.space.ui.theme import script, style, theme
 
@@ -133,7 +133,8 @@ def link_values(service: Service, query: dict[str, str]) -> tuple[dict[str, Any]
     if "model" in refused or not {"model", *SIZES} & query.keys():
         return values, refused
     model = values.get("model", catalog.names[0])
-    sizes = vars(Sizes.full(catalog.model(model)))
+    full, half = Sizes.full(catalog.model(model)), first_sizes(service, model)
+    sizes = vars(full if query.keys() & SIZES else half)  # an unnamed size is whole
     for name in SIZES:
         read(name, size(name, sizes[name]), sizes)
     return values | slider_updates(service, model, Sizes(**sizes)), refused

@@ -272,7 +272,7 @@ def test_sampling_does_not_change_what_agreement_measures(tmp_path: Path) -> Non
 def test_a_page_explains_marks_speed_and_the_numbers_by_the_names_of_the_cards() -> None:
     html = how_measured()
     assert all(f'<mark class="mt-{kind}">' in html for kind in ("near", "far"))
-    assert "with whatever else runs on it" in html
+    assert "with whatever else runs on it: one model alone" in html
     cards = answer_cards([Column(ModelKey("tiny"))])
     assert re.findall("<dt>(.*?)</dt>", html) == re.findall("<dt>(.*?)</dt>", cards)
 
@@ -671,8 +671,14 @@ def test_a_pruned_model_learns_from_its_original_in_steps_that_others_may_interr
     assert "Stopped after 75 s: 6 of 48 steps" in lesson_card(
         replace(lesson, ending="Stopped after 75 s"), PROMPT
     )
-    assert before.text == service.sample(pruned)[1].text
-    result = result_card(pruned, [], PROMPT, 32)
+    samples = service.sample(pruned)
+    assert before.text == samples[1].text
+    assert samples[0].is_at_limit  # a text that could go on ends with three dots
+    random = replace(pruned.after, text=replace(pruned.after.text, loss=8.0))
+    result = result_card(replace(pruned, after=random), samples, PROMPT, 32)
+    assert result.count("…</span>") == sum(sample.is_at_limit for sample in samples)
+    assert card.count("…</span>") == sum(text.is_at_limit for text in lesson.texts)
+    assert "<td>2,981.0</td>" in result
     assert f"<h3>{pruned.folder.name}</h3>" in result
     assert "measured on 16 sequences that tiny sampled itself" in result
 
@@ -819,6 +825,8 @@ def test_a_link_sets_valid_values_and_ignores_others(service: Service) -> None:
     ][:3] + [5]
     assert refused == ["hidden_size"]
     assert link_values(service, {"model": "huge", "hidden_size": "64"}) == ({}, ["model"])
+    wanted, _ = link_values(service, {"model": "tiny"})  # no size: about half, as the tab begins
+    assert wanted["hidden_size"]["value"] < Sizes.full(service.catalog.model("tiny")).hidden_size
 
 
 def test_the_header_of_the_space_names_existing_files() -> None:

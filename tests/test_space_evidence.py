@@ -143,15 +143,18 @@ def test_a_table_holds_every_cell_and_its_links(whole_zoo: Catalog, tmp_path: Pa
 
 def test_the_models_of_the_space_have_their_sizes_and_recorded_loss(whole_zoo: Catalog) -> None:
     _, _, models = evidence_tab(whole_zoo).partition("The models of this Space")
-    for loss in ("3.923", "3.962", "4.052"):
+    for loss in ("3.9225", "3.9621", "4.0523"):
         assert loss in models
     assert models.count("<tr>") == 4
 
 
-def test_a_loss_is_the_same_number_in_every_part(whole_zoo: Catalog) -> None:
+def test_the_losses_of_the_models_give_the_differences_of_the_findings(whole_zoo: Catalog) -> None:
     findings, _, models = evidence_tab(whole_zoo).rpartition("The models of this Space")
+    teacher, *students = map(float, re.findall(r"<td>([34]\.\d+)</td>", models))
     assert "teacher: 3.923" in findings
-    assert "3.923" in models
+    assert len(students) == 2
+    for loss in students:
+        assert f"<b>{loss - teacher:.3f} higher</b>" in findings
 
 
 def test_the_published_models_are_shown_with_their_source(whole_zoo: Catalog) -> None:

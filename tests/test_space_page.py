@@ -367,8 +367,19 @@ def test_what_the_prune_tab_shows_belongs_to_what_is_chosen(
         page.wait_for_selector("#mt-lesson .mt-dot", timeout=PATIENCE)
         playwright.expect(page.locator("#mt-lesson")).to_be_in_viewport(ratio=0.3)
         page.get_by_text("Distilling: step").wait_for(timeout=PATIENCE)
-        page.click("#mt-distill-stop")
+        # The result of before is marked; the next one stops the distillation and marks it, too.
+        assert page.locator(".mt-other").count() == 0
+        visit.type_number("mt-share", "60")
+        playwright.expect(page.locator("#mt-result .mt-other")).to_have_count(1, timeout=PATIENCE)
+        if viewport is DESKTOP:
+            button.click()
+            page.wait_for_selector("#mt-result [data-state=done]", timeout=PATIENCE)
+            playwright.expect(page.locator("#mt-result .mt-other")).to_have_count(0)
+        else:
+            page.click("#mt-distill-stop")
         page.wait_for_selector("#mt-lesson [data-state=done]", timeout=PATIENCE)
+        others = page.locator("#mt-lesson .mt-other")
+        playwright.expect(others).to_have_count(1 if viewport is DESKTOP else 0)
         playwright.expect(page.locator("#mt-lesson .mt-text")).to_have_count(2)
         playwright.expect(page.locator("#mt-distill")).to_be_enabled()
         visit.check_rules()
@@ -432,6 +443,15 @@ def test_a_size_beyond_its_slider_is_replaced_everywhere_and_a_link_keeps_its_si
         playwright.expect(visit.number("mt-num_hidden_layers")).to_have_value("5")
         resets = visit.page.locator("#mt-share button, #mt-num_hidden_layers button")
         playwright.expect(resets).to_have_count(0)
+        # Typed key by key: the budget that follows from "3" is not put before the "0".
+        budget = visit.number("mt-share")
+        budget.press("Control+A")
+        visit.page.keyboard.type("30", delay=200)
+        visit.page.keyboard.press("Tab")
+        playwright.expect(command).to_contain_text("tiny-half-h72-f232-a6-l5")
+        budget.fill("")  # an empty box is no number: the last one stays
+        visit.page.keyboard.press("Tab")
+        playwright.expect(budget).to_have_value("30")
         playwright.expect(toast).to_have_count(1)
 
 

@@ -4,7 +4,6 @@ benchmarks/family_page.py writes evidence.json, with docs/family.md; nothing is 
 """
 
 import json
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def _models(catalog: Catalog) -> dict[str, Any]:
                 f"{sizes.intermediate_size:,}",
                 f"{sizes.num_attention_heads} / {sizes.num_key_value_heads}",
                 str(sizes.num_hidden_layers),
-                "" if loss is None else _three_decimals(loss),
+                "" if loss is None else f"{loss:.4f}",
             ]
         )
     explanation = (
@@ -60,11 +59,6 @@ def _models(catalog: Catalog) -> dict[str, Any]:
         "table": rows,
         "plots": [],
     }
-
-
-def _three_decimals(loss: float) -> str:
-    """A recorded loss as the other parts of the tab have it; 3.9225, rounded before, is 3.923."""
-    return str(Decimal(str(loss)).quantize(Decimal("0.001"), ROUND_HALF_UP))
 
 
 def recorded_loss(model: CatalogModel) -> float | None:

@@ -97,6 +97,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
     ) -> Iterator[tuple[Any, ...]]:
         given = (hidden_size, intermediate_size, num_attention_heads, num_hidden_layers)
         sizes = Sizes.on_sliders(service.catalog.model(model), *given)
+        service.stop_distilling(request.session_hash)  # of the result that this one replaces
         done = None
         for done in service.prune(model, *vars(sizes).values(), visitor=request.session_hash):
             is_packed = done.archive is not None
@@ -198,7 +199,7 @@ def _connect_sliders(
     """A slider updates the preview and the budget; the model and the budget update the sliders."""
     every = [*sliders.values()]
 
-    def preview(model: str, share: float, *sizes: float) -> list[Any]:
+    def preview(model: str, *sizes: float) -> list[Any]:
         entry = service.catalog.model(model)
         shown = Sizes.on_sliders(entry, *sizes)
         most = vars(Sizes.full(entry))
@@ -210,7 +211,8 @@ def _connect_sliders(
         found, wanted = service.preview(model, *vars(shown).values(), timed=False)
         length = service.measurements.sequence_length(entry)
         cards = [preview_card(found, timed=False), recipe_card(found, wanted, length)]
-        return [*cards, _moved(share, round(100 * found.share)), *moved]
+        # Always: two previews may run at once, and the budget shown may be that of the other one.
+        return [*cards, round(100 * found.share), *moved]
 
     def speed(model: str, *sizes: float) -> str:
         entry = service.catalog.model(model)
@@ -218,7 +220,7 @@ def _connect_sliders(
         return preview_card(service.preview(model, *vars(shown).values())[0])
 
     def choose_model(model: str) -> list[Any]:
-        updates = slider_updates(service, model, _first_sizes(service, model))
+        updates = slider_updates(service, model, first_sizes(service, model))
         return [round(100 * _FIRST_SHARE), *updates.values()]
 
     def choose_share(model: str, share: float) -> list[Any]:
@@ -231,7 +233,7 @@ def _connect_sliders(
     )
     shown: dict[str, Any] = {
         "fn": show_errors(preview),
-        "inputs": [model, share, *every],
+        "inputs": [model, *every],
         "outputs": [*outputs, share, *every],
         "trigger_mode": "always_last",
         **_ANY_SIZE,
@@ -266,7 +268,7 @@ def _moved(before: float, value: int) -> Any:
     return gr.skip() if before == value else value
 
 
-def _first_sizes(service: Service, name: str) -> Sizes:
+def first_sizes(service: Service, name: str) -> Sizes:
     """About half of the parameters, or all where no sizes give that."""
     entry = service.catalog.model(name)
     try:
@@ -276,7 +278,7 @@ def _first_sizes(service: Service, name: str) -> Sizes:
 
 
 def _sliders(service: Service, name: str) -> dict[str, gr.Slider]:
-    ranges, sizes = slider_ranges(service.catalog.model(name)), _first_sizes(service, name)
+    ranges, sizes = slider_ranges(service.catalog.model(name)), first_sizes(service, name)
     return {
         size: gr.Slider(
             value=getattr(sizes, size),

@@ -240,12 +240,13 @@ def lesson_card(lesson: Lesson, prompt: str) -> str:
     return render(
         "lesson",
         title=title,
+        student=lesson.student,
         note=lesson.note,
         caption=caption,
         dots=dots,
         level=level,
         prompt=prompt,
-        texts=[(name, column.text) for name, column in zip(names, lesson.texts, strict=False)],
+        texts=list(zip(names, lesson.texts, strict=False)),
         is_done=lesson.is_done,
     )
 
@@ -277,7 +278,7 @@ def result_card(result: PruningResult, texts: list[Column], prompt: str, seq_len
     rows = [
         Change("Loss", f"{before['loss']:.3f}", f"{after['loss']:.3f}", evaluated),
         Change(
-            "Perplexity", f"{before['perplexity']:.1f}", f"{after['perplexity']:.1f}", "exp(loss)"
+            "Perplexity", f"{before['perplexity']:,.1f}", f"{after['perplexity']:,.1f}", "exp(loss)"
         ),
     ]
     sizes = {"parameters": "Parameters", "bytes": "Bytes", **LABELS}
@@ -311,4 +312,4 @@ def recipe_card(preview: Preview, sizes: Sizes, seq_len: int) -> str:
         ("Command", "mt-command", command(entry, sizes, out, seq_len).parts),
         ("Python", "mt-python", (python_lines(entry, sizes, out, seq_len),)),
     ]
-    return render("recipe", parts=parts)
+    return render("recipe", parts=parts, out=out)

@@ -42,7 +42,43 @@
     scrolled[model(box)] = isAtEnd ? undefined : box.scrollTop;
   };
   document.addEventListener("scroll", remember, true);
-  new MutationObserver(follow).observe(document, { childList: true, subtree: true });
+  // A result stays when the sizes change, and a distillation when another model is pruned.
+  const markOthers = () => {
+    const [recipe, result, lesson] = ["recipe", "result", "lesson"].map((name) =>
+      document.querySelector(`#mt-${name} [data-out]`),
+    );
+    const mark = (card, owner) =>
+      card?.classList.toggle("mt-other", card.dataset.out !== owner?.dataset.out);
+    mark(result, recipe);
+    mark(lesson, result);
+  };
+  const refresh = () => {
+    follow();
+    markOthers();
+  };
+  new MutationObserver(refresh).observe(document, { childList: true, subtree: true });
+  // Budget and sizes follow one another, so a typed number counts once it is complete: on Enter, when
+  // its box is left, or after a pause. Else "30" would be a 0 behind the budget that follows from "3".
+  const PAUSE = 1200;
+  let pause;
+  const isTyped = ({ isTrusted, target }) =>
+    isTrusted && target.matches?.("[id^=mt-] input[type=number]");
+  const commit = (box) => {
+    clearTimeout(pause);
+    const { min, max, value } = box.closest("[id^=mt-]").querySelector("input[type=range]");
+    const typed = box.valueAsNumber;
+    const wanted = Number.isNaN(typed) ? value : `${Math.min(max, Math.max(min, typed))}`;
+    if (box.value !== wanted) box.value = wanted;
+    if (wanted !== value) box.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  const whileTyping = (event) => {
+    if (!isTyped(event)) return;
+    event.stopImmediatePropagation();
+    clearTimeout(pause);
+    if (event.target.value !== "") pause = setTimeout(() => commit(event.target), PAUSE);
+  };
+  document.addEventListener("input", whileTyping, true);
+  document.addEventListener("change", (event) => isTyped(event) && commit(event.target), true);
   // The Prune tab's figures and commands are another model's until the server sends the new ones,
   // which replace the marked elements.
   window.minitronMeasured = () => {
