@@ -836,3 +836,11 @@ def test_the_header_of_the_space_names_existing_files() -> None:
     assert (place / header["app_file"]).is_file()
     assert len((place / "app.py").read_text().splitlines()) <= 25
     assert len(header["short_description"]) <= 60
+
+
+def test_every_picture_of_the_space_is_shown_in_readme() -> None:
+    root = Path(__file__).parent.parent
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    pictures = list((root / "docs" / "pictures" / "space").iterdir())
+    assert pictures
+    assert [path.name for path in pictures if f"space/{path.name})" not in readme] == []
