@@ -153,7 +153,8 @@ def _run(tokens: list[str]) -> None:
             app.config, mapped = read_recipe_file(tokens, [*app])
             tokens = [*tokens, *mapped]
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-            sys.stdout.flush()  # here, where a closed pipe is no traceback
+            if sys.stdout is not None:  # None where the output is closed (>&-)
+                sys.stdout.flush()  # here, where a closed pipe is no traceback
         _destroy_process_group()
     except CycloptsError as error:
         _fail(mistake_of(error, [one for group in COMMANDS.values() for one in group]))

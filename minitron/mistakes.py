@@ -18,7 +18,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from minitron.options import expected_words, flag_of, nearest, sections_of, types_in
+from minitron.options import expected_words, flag_of, longer_name, nearest, sections_of, types_in
 from minitron.recipe import Recipe
 
 
@@ -51,7 +51,7 @@ def mistake_of(error: CycloptsError, recipes: Sequence[type[Recipe]]) -> str:
         words = shlex.join(error.unused_tokens or [])
         return f"too many words, {words}: {usage_of(recipe)} (quote a text that has blanks)"
     if isinstance(error, CoercionError) and error.argument is not None:
-        return _wrong_value(error)
+        return _wrong_value(error, recipe)
     if isinstance(error, RepeatArgumentError):
         return f"{error.token.keyword or error.token.value} is given twice: give it once"
     return str(error)
@@ -104,8 +104,8 @@ def _own_first(recipe: type[Recipe]) -> list[str]:
     return [name for names in sections_of(recipe).values() for name in names]
 
 
-def _wrong_value(error: CoercionError) -> str:
-    """A value of the wrong kind: the flag, the value and what is expected."""
+def _wrong_value(error: CoercionError, recipe: type[Recipe]) -> str:
+    """A value of the wrong kind: flag, value, what is expected, and the flag that was meant."""
     argument, token = error.argument, error.token
     assert argument is not None
     field = argument.field_info.name
@@ -114,4 +114,7 @@ def _wrong_value(error: CoercionError) -> str:
     from_file = token.source not in ("", "cli")
     name = field if from_file else token.keyword or field.upper()
     place = f" in {token.source}" if from_file else ""
-    return f"{name} is {token.value or 'empty'}{place}: it must be {expected_words(argument.hint)}"
+    meant = longer_name(field, token.value, signature(recipe).parameters)
+    hint = f"; did you mean {meant if from_file else flag_of(meant)}?" if meant else ""
+    kind = expected_words(argument.hint)
+    return f"{name} is {token.value or 'empty'}{place}: it must be {kind}{hint}"

@@ -167,7 +167,12 @@ def check_types(recipe: Any) -> None:
         value = getattr(recipe, name)
         if not any(_is_a(value, part) for part in types_in(annotation)):
             kind = expected_words(annotation, _IN_PYTHON)
-            raise TargetError(f"{name} is {value!r:.80}: it must be {kind}")
+            shown = value if isinstance(value, str) and _has_choices(annotation) else repr(value)
+            hint = longer_name(name, str(value), _types_of(type(recipe)))
+            raise TargetError(
+                f"{name} is {shown:.80}: it must be {kind}"
+                + (f"; did you mean {hint}?" if hint else "")
+            )
 
 
 def _types_of(recipe_type: type[Any]) -> dict[str, Any]:
@@ -176,13 +181,22 @@ def _types_of(recipe_type: type[Any]) -> dict[str, Any]:
 
 
 def _is_a(value: Any, part: Any) -> bool:
-    """Whether a value is of a type; True is no number. The choices of a Literal are texts, which
-    what reads them checks."""
+    """Whether a value is of a type, or one of the choices of a Literal; True is no number."""
     if isinstance(part, tuple):
-        return isinstance(value, str)
+        return isinstance(value, str) and value in part
     if isinstance(value, bool):
         return part is bool
     return isinstance(value, _ACCEPTED.get(part, part))
+
+
+def _has_choices(annotation: Any) -> bool:
+    return any(isinstance(part, tuple) for part in types_in(annotation))
+
+
+def longer_name(name: str, value: str, names: Iterable[str]) -> str | None:
+    """The option that a number is meant for where `name` takes none: hidden_size, of hidden."""
+    longer = [one for one in names if one.startswith(f"{name}_")]
+    return longer[0] if value.isdigit() and longer else None
 
 
 def expected_words(annotation: Any, words_of: Mapping[type, str] = _EXPECTED) -> str:

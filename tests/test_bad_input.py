@@ -109,6 +109,7 @@ def ids_file(path: Path, highest: int = 100) -> str:
         ("--head-residual=maybe", "--head-residual is maybe: it must be true or false"),
         ("--no-such-flag 3", "unknown option --no-such-flag: `minitron prune --help` lists all"),
         ("--scores best", "--scores is best: it must be one of paper, modelopt, magnitude, random"),
+        ("--hidden 160", "one of auto, select, rotate; did you mean --hidden-size?"),
         ("--seed first", "--seed is first: it must be a whole number"),
         ("--seed 1 --seed 2", "--seed is given twice: give it once"),
         ("one-word-too-many", "too many words, one-word-too-many: minitron prune SOURCE OUT"),
@@ -262,6 +263,7 @@ def test_a_weight_that_is_not_finite_is_named(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("tny", "tny does not exist: did you mean tiny?; name a folder"),
         ("absent", "absent does not exist; name a folder, a .nemo, a Hub id (owner/name) or one"),
         ("a/b/c", "a/b/c does not exist; name a folder"),
         ("owner/absent", "owner/absent is neither a folder nor in the cache"),
@@ -651,7 +653,8 @@ class TestTheContext:
         text.write_text("It was the best of times, it was the worst of times. " * 50)
         minitron.evaluate("tiny", corpus=str(text), seq_len=600)
         assert (
-            "tiny predicts worse beyond its context of 512 tokens: --seq-len is 600" in caplog.text
+            "tiny may predict worse beyond its context of 512 tokens: --seq-len is 600"
+            in caplog.text
         )
         folder = shutil.copytree(zoo()["tiny"], tmp_path / "a")
         edit_config(folder, max_position_embeddings=8)

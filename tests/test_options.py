@@ -12,11 +12,12 @@ from minitron.errors import TargetError
 from minitron.options import Bound, help_of, nearest, parse_bytes, sections_of
 from minitron.recipe import Recipe
 from minitron.recipes import COMMANDS
+from minitron.recipes.conversion import ConvertRecipe
 from minitron.recipes.evaluation import EvaluateRecipe
 from minitron.recipes.first_steps import GenerateRecipe
 from minitron.recipes.importance import ImportanceRecipe
 from minitron.recipes.pruning import PruneRecipe, SearchRecipe
-from minitron.recipes.training import DistillRecipe, TrainRecipe
+from minitron.recipes.training import DistillRecipe, TeacherCacheRecipe, TrainRecipe
 
 RECIPES = [one for group in COMMANDS.values() for one in group]
 COUNTS = ("samples", "batch_size", "steps", "top_k", "limit", "max_new_tokens", "save_steps")
@@ -153,6 +154,7 @@ DISTILL = {"student": "tiny-half", "out": "out", "corpus": "self"}
             "--limit has no effec",
         ),
         (GenerateRecipe, {"source": "tiny", "prompt": "a", "top_p": 0.9}, "at --temperature 0"),
+        (GenerateRecipe, {"source": "tiny", "prompt": "a", "seed": 3}, "--seed has no effect at"),
     ],
 )
 def test_an_option_without_effect_is_refused(
@@ -200,6 +202,32 @@ def test_a_value_of_a_wrong_type_names_the_argument_and_what_is_expected(
     with pytest.raises(TargetError) as raised:
         minitron.prune("tiny", "out", **{argument: value})
     assert str(raised.value) == f"{argument} is {value!r}: it must be {expected}"
+
+
+@pytest.mark.parametrize(
+    ("recipe_type", "options", "says"),
+    [
+        (PruneRecipe, {"neurons": "behind"}, "neurons is behind: it must be one of after, before"),
+        (
+            PruneRecipe,
+            {"hidden": 160},
+            "hidden is 160: it must be one of auto, select, rotate; did you mean hidden_size?",
+        ),
+        (ConvertRecipe, {"to": "gguf"}, "to is gguf: it must be one of hub, nemo, nemo2, trtllm, "),
+        (TeacherCacheRecipe, {"corpus": "t.txt", "dtype": "half"}, "dtype is half: it must be one"),
+        (
+            DistillRecipe,
+            {"corpus": "t.txt", "alpha": "on"},
+            "alpha is on: it must be a number or one of auto, dynamic",
+        ),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused_in_python(
+    recipe_type: Any, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(TargetError) as raised:
+        recipe_type("tiny", "out", **options)
+    assert str(raised.value).startswith(says)
 
 
 def test_numbers_of_numpy_and_paths_are_of_the_right_type() -> None:

@@ -96,6 +96,10 @@ def test_the_share_kept_counts_only_kept_layers() -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
+        (
+            {"num_key_value_heads": 3, "num_attention_heads": 9},
+            "num_key_value_heads 3 is larger than the source's 2",
+        ),
         ({"hidden_size": 11}, "hidden_size 11 is larger than the source's 10"),
         ({"num_hidden_layers": 4}, "num_hidden_layers 4 is larger than the source's 3"),
         ({"vocab_size": 20}, "vocab_size cannot be pruned"),

@@ -237,10 +237,16 @@ def _none_within(
             f"the source is within the budget already, {budget.text()}: it has {whole.text()}: "
             "give a smaller budget"
         )
+    if budget.parameters is not None and budget.parameters > source.architecture.parameters:
+        return (
+            f"{source.name} has {source.architecture.parameters:,} parameters, fewer than the "
+            f"budget, {budget.text()}: give a smaller --params"
+        )
     by_miss = sorted(costs, key=lambda one: budget.miss(costs[one]))
     nearest = (one for one in by_miss if takes_sizes(source, one))
     sizes = [
         f"{sizes_of(one)} ({costs[one].text()})"
         for one, _ in zip(nearest, range(_NEAREST), strict=False)
     ]
-    return f"no candidate is within {budget.text()}; nearest: {'; '.join(sizes)}"
+    shapes = f"none of the {len(costs):,} candidates is within {budget.text()}"
+    return f"{shapes}; nearest: {'; '.join(sizes)}"

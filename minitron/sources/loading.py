@@ -237,7 +237,7 @@ def warn_beyond_context(source: Source, tokens: int, options: str) -> None:
     longest = longest_sequence(source)
     if longest is not None and tokens > longest:
         logger.warning(
-            "%s predicts worse beyond its context of %s tokens: %s %s",
+            "%s may predict worse beyond its context of %s tokens: %s %s",
             *(source.name, f"{longest:,}", options, f"{tokens:,}"),
         )
 

@@ -10,6 +10,7 @@ the config, and no weight.
 import logging
 import re
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
@@ -78,9 +79,10 @@ def open_source(
         return HubFolder.at(path)
     parsed = _HUB_ID.fullmatch(name)
     if parsed is None:
+        near = get_close_matches(name, models, 1)
         raise SourceError(
-            f"{name} does not exist; name a folder, a .nemo, a Hub id (owner/name) or one of the "
-            "zoo: " + ", ".join(models)
+            f"{name} does not exist{f': did you mean {near[0]}?' if near else ''}; "
+            "name a folder, a .nemo, a Hub id (owner/name) or one of the zoo: " + ", ".join(models)
         )
     repo, revision, nemo = parsed["repo"], parsed["revision"], parsed["nemo"]
     if nemo is None:

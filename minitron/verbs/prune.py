@@ -211,7 +211,8 @@ def _choose_sizes(source: Source, recipe: PruneRecipe) -> Choice:
         flag = named[0].replace("_", "-")
         raise TargetError(f"--{flag} and a budget are both given: name sizes or a budget")
     choice = choose_target(source, recipe)
-    logger.info("%s", choice.reason)
+    if not recipe.dry_run:  # its report states the reason
+        logger.info("%s", choice.reason)
     return choice
 
 
