@@ -511,7 +511,7 @@ def test_a_teacher_smaller_than_its_student_is_noted(
     ("setting", "message"),
     [
         ({"teacher": None}, "no teacher: give --teacher MODEL"),
-        ({"kind": "kld"}, "called 'kld': choose forward_kl"),
+        ({"kind": "kld"}, "kind is kld: it must be one of forward_kl"),
         ({"temperature": 0.0}, "--temperature is 0: it must be above 0"),
         ({"ce_weight": -1.0}, "--ce-weight is -1: it must be at least 0"),
         ({"kind": "jsd", "beta": 1.5}, r"beta is 1\.5"),

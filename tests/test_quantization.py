@@ -117,7 +117,7 @@ def test_the_command_takes_it(
 
 
 def test_an_unknown_name_is_refused_before_the_model_is_opened() -> None:
-    with pytest.raises(TargetError, match="--quantize is 'int3': choose int8 or int4"):
+    with pytest.raises(TargetError, match="quantize is int3: it must be one of int8, int4"):
         minitron.generate("no-such-model", PROMPT, quantize="int3")
 
 
