@@ -47,6 +47,14 @@ SAMPLES = 256  # sequences to measure importance on
 # Peaks of the cosine schedules. At 102,000 tokens 2e-3 was no better for cross-entropy (LOG.md).
 RATES = {"distill": 2e-3, "train": 1e-3, "scratch": 2e-3}
 
+# Peaks for a half as cut and reconstructed, by training tokens: the best of 65,536, and near ones.
+BEST_RATES: dict[int, dict[str, tuple[float, ...]]] = {
+    16_384: {"cut": (1e-3,), "select": (2e-4,), "rotate": (2e-4,)},
+    65_536: {"cut": (1e-3,), "select": (5e-4,), "rotate": (2e-4,)},
+    262_144: {"rotate": (2e-4, 5e-4), "select": (5e-4,), "cut": (2e-3,)},
+    524_288: {"rotate": (2e-4, 5e-4), "select": (5e-4,)},
+}
+
 HALF = {"hidden_size": 192, "intermediate_size": 592, "num_attention_heads": 6}
 HALF_LAYERS = 5
 QUARTER = {"hidden_size": 128, "intermediate_size": 592, "num_attention_heads": 4}
@@ -463,7 +471,13 @@ def runs() -> list[Run]:
     for way in ("cut", "select", "rotate"):
         for seed in SEEDS:
             found += [start_run(way, 0, 0.0, seed)]
-        found += [start_run(way, 64 * 1024, rate, 0) for rate in (2e-4, 5e-4, 1e-3, 2e-3)]
+        rates = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
+        found += [start_run(way, 65_536, rate, 0) for rate in rates]
+    for tokens, ways in BEST_RATES.items():
+        asked = [(way, rate) for way, rates in ways.items() for rate in rates]
+        for seed in SEEDS if tokens <= 65_536 else SEEDS[:1]:
+            if (tokens, seed) != (65_536, 0):  # above, at all rates
+                found += [start_run(way, tokens, rate, seed) for way, rate in asked]
     for thousands in (16, 32, 64, 128, 256, 512):
         tokens = thousands * 1024
         found.append(Run("curve", f"distill-{tokens}", partial(distill_curve, tokens=tokens)))
