@@ -1,8 +1,9 @@
 """`minitron quickstart`: prune, distill and compare the embedded teacher.
 
-Prunes it to about half by importance on text that it samples itself, distills the result briefly,
-and does the same with a random pruning to the same sizes, so that the table shows the effect of
-importance. Calls only public verbs, in the order of a user; both students share one teacher cache.
+Prunes it to about half on text that it samples itself, with its linears fitted to the teacher, and
+distills the result briefly. Does the same without the fit, and with a random pruning to the same
+sizes, so that the table shows the effect of each. Calls only public verbs, in the order of a user;
+the students share one teacher cache.
 
     quickstart("first-student").folder
 """
@@ -21,7 +22,6 @@ from minitron.files.unfinished import unfinished_folder
 from minitron.printing import FIRST_WORDS, print_next, print_table
 from minitron.recipe import record_of, verb
 from minitron.recipes.first_steps import QuickstartRecipe
-from minitron.recipes.importance import Scores
 from minitron.records.minitron_json import read_record
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
@@ -46,8 +46,16 @@ _CACHE = "teacher-cache"
 MEASURED = (
     f"Loss in nats a token and perplexity, on {HELD_OUT} sequences of {SEQ_LEN} tokens that the "
     f"teacher sampled and no student saw; distilled from the teacher on {TRAINING} others. "
-    "This folder is the half by importance."
+    "This folder is the half that was reconstructed."
 )
+# How each student is pruned, and the peak of its learning rate: a good start wants a lower one.
+STUDENTS: dict[str, dict[str, Any]] = {
+    "reconstructed": {"scores": "paper", "learning_rate": 5e-4},
+    "by importance": {"scores": "paper", "reconstruct": "none", "learning_rate": 2e-3},
+    "by random": {"scores": "random", "learning_rate": 2e-3},
+}
+_KEPT = "reconstructed"
+_PRUNING = ("importance", "share_of_importance_kept", "kept", "reconstruction")
 
 
 logger = logging.getLogger(__name__)
@@ -81,7 +89,7 @@ class QuickstartReport:
 
 @verb(QuickstartRecipe)
 def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
-    """Prune the embedded teacher to half, distill it, and compare with a random pruning.
+    """Prune the embedded teacher to half, distill it, and compare with simpler prunings.
 
     Needs no network; about two minutes on two cores. Returns the folder and the losses before
     and after. Raises OutputError where `out` exists.
@@ -90,16 +98,15 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
     with unfinished_folder(out, asdict(recipe)) as folder:
         work = folder / "work"
         work.mkdir()
-        logger.info("1/4 the teacher samples text to measure and to train on")
+        logger.info("1/5 the teacher samples text to measure and to train on")
         texts = _sampled_texts(work, recipe.seed)
-        logger.info("2/4 write the teacher's outputs on that text, and measure its loss")
+        logger.info("2/5 write the teacher's outputs on that text, and measure its loss")
         cache_teacher(TEACHER, str(work / _CACHE), corpus=texts["training"])
         rows = [_teacher_row(texts)]
-        logger.info("3/4 prune to half by importance, distill")
-        rows.append(_student_row(work, "importance", "paper", texts, recipe.seed))
-        logger.info("4/4 the same with a random pruning, to compare")
-        rows.append(_student_row(work, "random", "random", texts, recipe.seed))
-        report = QuickstartReport(HubFolder.at(work / "importance-distilled"), tuple(rows))
+        for step, name in enumerate(STUDENTS, 3):
+            logger.info("%d/5 prune to half, %s, and distill", step, name)
+            rows.append(_student_row(work, name, texts, recipe.seed))
+        report = QuickstartReport(HubFolder.at(_folder(work, _KEPT, "distilled")), tuple(rows))
         _keep_student(work, folder, report, recipe)
         shutil.rmtree(work)
     return QuickstartReport(HubFolder.at(out), report.rows)
@@ -139,17 +146,24 @@ def _teacher_row(texts: dict[str, str]) -> Row:
     return Row("teacher", architecture.parameters, evaluation, None)
 
 
-def _student_row(work: Path, name: str, scores: Scores, texts: dict[str, str], seed: int) -> Row:
-    """Prune by `scores`, distill; both folders stay in `work`."""
-    pruned, distilled = str(work / f"{name}-pruned"), str(work / f"{name}-distilled")
+def _folder(work: Path, student: str, stage: str) -> Path:
+    """Where a student is, `pruned` or `distilled`."""
+    return work / f"{student}-{stage}".replace(" ", "-")
+
+
+def _student_row(work: Path, name: str, texts: dict[str, str], seed: int) -> Row:
+    """Prune one of STUDENTS and distill it; both folders stay in `work`."""
+    pruned, distilled = (str(_folder(work, name, stage)) for stage in ("pruned", "distilled"))
+    pruning = dict(STUDENTS[name])
+    learning_rate = pruning.pop("learning_rate")
     prune(
         TEACHER,
         pruned,
         hidden_size=HIDDEN_SIZE,
         intermediate_size=INTERMEDIATE_SIZE,
-        scores=scores,
-        corpus=None if scores == "random" else texts["calibration"],
+        corpus=None if pruning["scores"] == "random" else texts["calibration"],
         seed=seed,
+        **pruning,
     )
     distill(
         pruned,
@@ -157,12 +171,12 @@ def _student_row(work: Path, name: str, scores: Scores, texts: dict[str, str], s
         teacher_cache=str(work / _CACHE),
         corpus=texts["training"],
         batch_size=8,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
         warmup_steps=5,
         seed=seed,
     )
     return Row(
-        f"half, by {name}",
+        f"half, {name}",
         open_source(pruned).architecture.parameters,
         evaluate(pruned, corpus=texts["held_out"]),
         evaluate(distilled, corpus=texts["held_out"]),
@@ -173,10 +187,11 @@ def _keep_student(
     work: Path, folder: Path, report: QuickstartReport, recipe: QuickstartRecipe
 ) -> None:
     """Move the distilled student up, with a record and a card of the whole run."""
-    for path in (work / "importance-distilled").iterdir():
+    for path in _folder(work, _KEPT, "distilled").iterdir():
         path.rename(folder / path.name)
-    pruned = read_record(work / "importance-pruned")
-    pruned["importance"]["corpus"] = "self"
+    pruned = read_record(_folder(work, _KEPT, "pruned"))
+    for part in ("importance", "reconstruction"):
+        pruned[part]["corpus"] = "self"
     training = read_record(folder)["training"]
     teacher = open_source(TEACHER)
     write_record(
@@ -188,7 +203,7 @@ def _keep_student(
         inherited=inherited_from(teacher),
         results=report.to_json(),
         distillation={key: training[key] for key in ("steps", "tokens")},
-        **{key: pruned[key] for key in ("importance", "share_of_importance_kept", "kept")},
+        **{key: pruned[key] for key in _PRUNING},
     )
     write_card(folder)
 
