@@ -144,14 +144,16 @@ def test_the_space_says_what_generate_says(folders: Path) -> None:
     assert found == wanted[0, len(ids) :].tolist()
 
 
-def test_quickstarts_table_has_importance_ahead_of_random(
+def test_quickstarts_table_has_the_reconstructed_student_ahead_of_importance_and_of_random(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, count in (("CALIBRATION", 8), ("TRAINING", 24), ("HELD_OUT", 64)):
         monkeypatch.setattr(first_run, name, count)
     begun = time.monotonic()
-    teacher, importance, random = minitron.quickstart(str(tmp_path / "half")).rows
+    teacher, fitted, importance, random = minitron.quickstart(str(tmp_path / "half")).rows
     print(f"\nsmall quickstart: {time.monotonic() - begun:.0f} s, {teacher}")
     assert teacher.pruned.loss == pytest.approx(TEACHER_LOSS, abs=NEAR)
+    assert fitted.pruned.loss < importance.pruned.loss - 0.2
+    assert fitted.distilled.loss < importance.distilled.loss
     assert importance.pruned.loss < random.pruned.loss - 0.3
     assert importance.distilled.loss < random.distilled.loss

@@ -12,6 +12,8 @@ from minitron.recipes.first_steps import QuickstartRecipe
 from minitron.sources.opening import zoo
 from minitron.verbs import quickstart as first_run
 
+ROWS = ("teacher", "half, reconstructed", "half, by importance", "half, by random")
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,11 +28,13 @@ def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
     out = tmp_path / "half"
     main(["quickstart", str(out)])
     printed = capsys.readouterr().out
-    for row in ("teacher", "half, by importance", "half, by random"):
+    for row in ROWS:
         assert row in printed
-    by_importance, random = (text for text in caplog.text.split("kept 160 of 256 hidden")[1:])
-    assert by_importance.startswith(", ")
-    assert " % of score" in by_importance
+    *measured, random = (text for text in caplog.text.split("kept 160 of 256 hidden")[1:])
+    assert len(measured) == 2
+    for by_importance in measured:
+        assert by_importance.startswith(", ")
+        assert " % of score" in by_importance
     assert " % of score" not in random  # a share of random numbers
     assert f"minitron generate {out}" in printed
     assert "loss, distilled" in printed
@@ -44,14 +48,11 @@ def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
     assert record["source"]["name"] == "tiny"
     assert record["importance"]["corpus"] == "self"
     assert record["kept"].keys() == {"hidden", "ffn"}
-    assert [row["name"] for row in record["results"]["rows"]] == [
-        "teacher",
-        "half, by importance",
-        "half, by random",
-    ]
+    assert record["reconstruction"]["corpus"] == "self"
+    assert [row["name"] for row in record["results"]["rows"]] == list(ROWS)
     card = (out / "README.md").read_text()
     assert "```sh\nminitron quickstart half-again\n```" in card  # half exists
-    assert "half, by importance" in card
+    assert "half, reconstructed" in card
     assert "tokens that `tiny` generated (`self`). Share of the score" in card
     assert "Then distilled: 1 step on 192 tokens that `tiny` generated (`self`). Teacher:" in card
     assert "![what was kept of each layer](kept.png)" in card

@@ -195,6 +195,8 @@ def again_text(history: Sequence[Record], name: str) -> str:
     """How the model is made again: by `minitron remake`, and what of it needs training."""
     steps = "step by step, with texts and folders under your own paths:"
     folder = shlex.quote(name)
+    if history[-1]["command"] == "quickstart":
+        return "This command prunes the model and distills it again:"
     if any(step.get("reconstruction", {}).get("used") for step in history):
         return f"What was fitted depends on text, so `minitron remake` cannot build it. All {steps}"
     if history[-1]["command"] not in TRAINED:
@@ -202,8 +204,6 @@ def again_text(history: Sequence[Record], name: str) -> str:
             f"`minitron remake {folder} again` builds the same weights from `minitron.json` and "
             f"the source, without any text. The same {steps}"
         )
-    if history[-1]["command"] == "quickstart":
-        return "This command prunes the model and distills it again:"
     if record_before_training(history[-1]) is None:
         return f"Training has to run again. The commands, {steps}"
     last = max(i for i, step in enumerate(history) if step["command"] not in TRAINED)
