@@ -1,15 +1,20 @@
-"""Measure what a reconstruction is worth: the teacher cut, without training, with and without it.
+"""Measure what a reconstruction is worth: a model cut, without training, with and without it.
 
-Each axis alone and all of them together, at one set of sizes: as it is cut, then with
-`--reconstruct auto` by channels (select) and, where hidden_size is cut, by directions (rotate). All
-have the same importance, measured once a seed, and the same calibration text. Writes
-benchmarks/results/reconstruction.json.
+The embedded teacher on each axis alone and on all together, or SmolLM2-135M at three quarters and
+at half of its parameters: as it is cut, then with `--reconstruct auto` by channels (select) and,
+where hidden_size is cut, by directions (rotate). All have the same importance, measured once a
+seed, and the same calibration text. Writes benchmarks/results/reconstruction/NAME.json after every
+model, and does not repeat what is there.
 
     python benchmarks/reconstruction.py --corpus books.jsonl.gz --held-out valid.jsonl.gz
+    python benchmarks/reconstruction.py --corpus books.jsonl.gz --held-out valid.jsonl.gz \
+        --source path/to/SmolLM2-135M --name smollm2 --samples 32
 """
 
 import argparse
 import json
+import shutil
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +26,7 @@ from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source
 from minitron.text.corpus import HeldOut, held_out_text
 
-RESULTS = Path(__file__).parent / "results" / "reconstruction.json"
+RESULTS = Path(__file__).parent / "results" / "reconstruction"
 HALF = {"hidden_size": 192, "intermediate_size": 592}
 HALF |= {"num_attention_heads": 6, "num_hidden_layers": 5}  # tiny-half's
 CUTS: dict[str, dict[str, int]] = {
@@ -31,55 +36,92 @@ CUTS: dict[str, dict[str, int]] = {
     "heads": {"num_attention_heads": 4},
     "layers": {"num_hidden_layers": 4},
 }
-HELD_OUT_TOKENS, SEQ_LEN = 73_728, 512  # as in docs/family.md
+SMOLLM2_CUTS: dict[str, dict[str, int]] = {
+    "75 % by width": {"hidden_size": 480, "intermediate_size": 1280},
+    "75 % by depth": {"num_hidden_layers": 21},
+    "75 % by both": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 26},
+    "50 % by width": {"hidden_size": 384, "intermediate_size": 896},
+    "50 % by depth": {"num_hidden_layers": 11},
+    "50 % by both": {"hidden_size": 448, "intermediate_size": 1088, "num_hidden_layers": 21},
+}
+SEQ_LEN = 512
 
 
-def loss_of(model: str, held_out: HeldOut) -> float:
-    """Nats a token."""
-    return evaluate_text(load_model(open_source(model)), held_out).loss
+def texts_of(options: argparse.Namespace) -> dict[str, HeldOut]:
+    """The first tokens of each held-out text."""
+    tokenizer = load_tokenizer(open_source(options.source))
+    return {
+        name: first_tokens(held_out_text(name, tokenizer, SEQ_LEN), options.held_out_tokens)
+        for name in options.held_out
+    }
 
 
-def rows_of(seed: int, held_out: HeldOut, options: Any, work: Path) -> list[dict[str, Any]]:
-    """The loss of every cut, in each way, with the importance and text of one seed."""
+def row_of(model: str, texts: dict[str, HeldOut], **what: Any) -> dict[str, Any]:
+    """A model's parameters and its nats a token on each text."""
+    loaded = load_model(open_source(model))
+    losses = {Path(name).name: evaluate_text(loaded, text).loss for name, text in texts.items()}
+    shown = ", ".join(f"{loss:.4f} on {name}" for name, loss in losses.items())
+    print(*what.values(), shown, flush=True)
+    return {**what, "parameters": minitron.inspect(model).parameters, "losses": losses}
+
+
+def ways_of(sizes: dict[str, int], text: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """How a model is cut: the options of prune, by name."""
+    ways: dict[str, dict[str, Any]] = {
+        "at random": {"scores": "random", "seed": text["seed"]},
+        "as it is cut": {},
+        "select": {**text, "reconstruct": "auto", "hidden": "select"},
+    }
+    if "hidden_size" in sizes:
+        ways["rotate"] = {**text, "reconstruct": "auto", "hidden": "rotate"}
+    return ways
+
+
+def measure(seed: int, options: argparse.Namespace, results: Path, work: Path) -> None:
+    """Cut the source in each way with the importance and text of one seed; add rows to results."""
+    cuts = CUTS if options.source == "tiny" else SMOLLM2_CUTS
     text = {"corpus": options.corpus, "samples": options.samples, "seq_len": SEQ_LEN, "seed": seed}
+    texts, found = texts_of(options), json.loads(results.read_text())
+    done = {(row["cut"], row["way"], row["seed"]) for row in found["rows"]}
     scores = str(work / "scores.safetensors")
-    minitron.importance("tiny", scores, **text)
-    rows = []
-    for cut in options.cuts or CUTS:
-        ways: dict[str, dict[str, Any]] = {"as it is cut": {}}
-        ways["select"] = {**text, "reconstruct": "auto", "hidden": "select"}
-        if "hidden_size" in CUTS[cut]:
-            ways["rotate"] = {**text, "reconstruct": "auto", "hidden": "rotate"}
-        for way, chosen in ways.items():
-            out = str(work / f"{cut} {way}")
-            minitron.prune("tiny", out, importance=scores, **CUTS[cut], **chosen)
-            loss = loss_of(out, held_out)
-            rows.append({"cut": cut, "way": way, "seed": seed, "loss": loss})
-            print(f"{cut:8} {way:14} seed {seed}  {loss:.4f}", flush=True)
-    return rows
+    minitron.importance(options.source, scores, **text)
+    for cut in options.cuts or cuts:
+        for way, chosen in ways_of(cuts[cut], text).items():
+            if (cut, way, seed) in done or (options.ways and way not in options.ways):
+                continue
+            out = str(work / "model")
+            ranked = {} if way == "at random" else {"importance": scores}
+            begun = time.monotonic()
+            minitron.prune(options.source, out, **ranked, **cuts[cut], **chosen)
+            seconds = round(time.monotonic() - begun, 1)
+            row = row_of(out, texts, cut=cut, way=way, seed=seed, seconds=seconds)
+            found["rows"].append(row)
+            results.write_text(json.dumps(found, indent=1) + "\n")
+            shutil.rmtree(out)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure what has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", default="tiny", help="tiny, or a folder of SmolLM2-135M")
+    parser.add_argument("--name", default="tiny", help="of the file of results")
     parser.add_argument("--corpus", required=True)
-    parser.add_argument("--held-out", required=True)
+    parser.add_argument("--held-out", required=True, nargs="+")
+    parser.add_argument("--held-out-tokens", type=int, default=73_728, help="of each text")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cuts", nargs="+", choices=list(CUTS))
+    parser.add_argument("--cuts", nargs="+", help="some of the cuts")
+    parser.add_argument("--ways", nargs="+", help="some of the ways")
     options = parser.parse_args()
-    with TemporaryDirectory() as name:
-        work = Path(name)
-        tokenizer = load_tokenizer(open_source("tiny"))
-        whole = held_out_text(options.held_out, tokenizer, SEQ_LEN)
-        held_out = first_tokens(whole, HELD_OUT_TOKENS)
-        teacher = loss_of("tiny", held_out)
-        print(f"teacher {teacher:.4f}", flush=True)
-        rows = []
-        for seed in options.seeds:
-            (work / f"{seed}").mkdir()
-            rows += rows_of(seed, held_out, options, work / f"{seed}")
-    found = {"calibration_tokens": options.samples * SEQ_LEN, "teacher": teacher, "rows": rows}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    results = RESULTS / f"{options.name}.json"
+    if not results.exists():
+        results.parent.mkdir(exist_ok=True)
+        whole = row_of(options.source, texts_of(options), cut="nothing")
+        found = {"calibration_tokens": options.samples * SEQ_LEN, "source": whole, "rows": []}
+        results.write_text(json.dumps(found, indent=1) + "\n")
+    for seed in options.seeds:
+        with TemporaryDirectory() as work:
+            measure(seed, options, results, Path(work))
 
 
 if __name__ == "__main__":
