@@ -1,7 +1,11 @@
 """A reconstructed model is what ridge least squares by hand gives, and never worse than without."""
 
 import json
+import logging
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import minitron
-from minitron.errors import TargetError
+from minitron.errors import OutputError, TargetError
 from minitron.model.plan import PruningPlan, choose_plan
 from minitron.model.source import Source
 from minitron.model.target_sizes import target_of
 from minitron.recipes.importance import CalibrationRecipe
 from minitron.recipes.pruning import Hidden
+from minitron.reconstruction.finished import Finished, RefittedSource
 from minitron.reconstruction.head import HeadFitting
 from minitron.reconstruction.least_squares import ALPHAS, Sums, fit
 from minitron.reconstruction.reconstruct import fitted_model, reconstruct
@@ -55,7 +60,6 @@ def pruned(variant: str, folder: Path, **sizes: int) -> tuple[Source, PruningPla
 
 def fitted(source: Source, plan: PruningPlan, folder: Path, how: str = "select") -> Source:
     """The model with every fit that helps, whatever its loss: one of twenty is held out."""
-    folder.mkdir()
     both = [[row for i, row in enumerate(text()) if (i % 20 == 19) == held] for held in (0, 1)]
     made, *_ = fitted_model(source, plan, *both, folder, how=how, dtype=torch.float32, device="cpu")
     return made
@@ -461,3 +465,122 @@ def test_reconstruction_without_text_is_refused(
 ) -> None:
     with pytest.raises(TargetError, match=message):
         minitron.prune("tiny", str(tmp_path / "out"), num_hidden_layers=4, **options)
+
+
+def stops(place: str, monkeypatch: pytest.MonkeyPatch, stop: Any) -> None:
+    """Let a reconstruction stop at a place: where something is finished, before it is noted."""
+    add = Finished.add_layer
+
+    def at_layer(self: Finished, position: int, *arguments: Any) -> None:
+        if place == str(position):
+            stop()
+        add(self, position, *arguments)
+
+    monkeypatch.setattr(Finished, "add_layer", at_layer)
+    for name, method in (("covariance", "keep_covariance"), ("head", "add_head")):
+        if place == name:
+            monkeypatch.setattr(Finished, method, stop)
+    if place == "weights":
+        monkeypatch.setattr("minitron.verbs.prune.write_companions", stop)
+
+
+KILLED = """
+import os, signal, sys
+import minitron, pytest
+from tests.test_reconstruction import TARGET, stops
+place, corpus, whole, out = sys.argv[1:]
+with pytest.MonkeyPatch.context() as patch:
+    stops(place, patch, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    minitron.prune(whole, out, reconstruct="auto", corpus=corpus, **TARGET)
+"""
+
+
+def killed(place: str, corpus: str, whole: str, out: Path) -> None:
+    """Run until the process is killed at a place."""
+    command = [sys.executable, "-c", KILLED, place, corpus, whole, str(out)]
+    ran = subprocess.run(command, check=False, cwd=Path(__file__).parents[1])
+    assert ran.returncode == -signal.SIGKILL
+    assert not out.exists()
+
+
+def interrupted(place: str, corpus: str, whole: str, out: Path) -> None:
+    """Run until a person stops it at a place."""
+    with pytest.MonkeyPatch.context() as patch:
+        stops(place, patch, raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            minitron.prune(whole, str(out), reconstruct="auto", corpus=corpus, **TARGET)
+
+
+def raise_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def is_always_used(patch: pytest.MonkeyPatch) -> None:
+    """Use what is fitted all the same: random text helps no random model."""
+    is_fitted = "minitron.reconstruction.reconstruct._loss"
+    patch.setattr(is_fitted, lambda model, *_: 2.0 - isinstance(model, RefittedSource))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, calibration: str) -> Path:
+    """A source, and beside it what a run makes of it that nothing stops."""
+    place = tmp_path_factory.mktemp("unbroken")
+    whole = str(tiny_folder(place / "whole", "nemotron-biased"))
+    with pytest.MonkeyPatch.context() as patch:
+        is_always_used(patch)
+        minitron.prune(whole, str(place / "out"), reconstruct="auto", corpus=calibration, **TARGET)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("run", "place", "continued"),
+    [
+        (interrupted, "covariance", 0),
+        (interrupted, "0", 0),
+        (killed, "2", 2),
+        (interrupted, "head", 3),
+        (interrupted, "weights", 3),
+    ],
+)
+def test_a_stopped_run_continues_from_its_last_layer_to_the_same_bytes(
+    run: Any,
+    place: str,
+    continued: int,
+    tmp_path: Path,
+    calibration: str,
+    unbroken: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "minitron")
+    whole, out = str(unbroken / "whole"), tmp_path / "out"
+    run(place, calibration, whole, out)
+    is_always_used(monkeypatch)
+    layers: list[int] = []
+    add = Finished.add_layer
+
+    def watched(self: Finished, position: int, *arguments: Any) -> None:
+        layers.append(position)
+        add(self, position, *arguments)
+
+    monkeypatch.setattr(Finished, "add_layer", watched)
+    monkeypatch.setattr(
+        "minitron.candidates.decision.score", None
+    )  # importance is not measured again
+    minitron.prune(whole, str(out), reconstruct="auto", corpus=calibration, **TARGET)
+    assert f"going on from layer {continued} of the smaller model" in caplog.messages
+    assert layers == list(range(continued, 3))
+    names = sorted(path.name for path in (unbroken / "out").iterdir())
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert json.loads((out / "minitron.json").read_text())["reconstruction"]["used"]
+    for name in names:
+        assert (out / name).read_bytes() == (unbroken / "out" / name).read_bytes(), name
+
+
+def test_a_stopped_run_does_not_continue_on_other_text(tmp_path: Path, calibration: str) -> None:
+    whole, corpus = str(tiny_folder(tmp_path / "whole", "llama")), str(tmp_path / "ids.npy")
+    np.save(corpus, np.load(calibration))
+    interrupted("1", corpus, whole, tmp_path / "out")
+    np.save(corpus, np.load(calibration)[:, ::-1])
+    with pytest.raises(OutputError, match="begun with other corpus"):
+        minitron.prune(whole, str(tmp_path / "out"), reconstruct="auto", corpus=corpus, **TARGET)

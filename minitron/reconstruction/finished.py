@@ -59,6 +59,8 @@ class Finished:
         """What an earlier run has finished in `folder`; nothing, of batches of `batch_tokens`."""
         record = _record(folder)
         if record is None:
+            if writes:
+                folder.mkdir(exist_ok=True)
             return cls(folder, batch_tokens, writes=writes)
         refits = [Refit(**refit) for refit in record.pop("refits")]
         return cls(folder, **record, refits=refits, writes=writes)
@@ -118,10 +120,10 @@ def batch_tokens_of(folder: Path) -> int | None:
     return None if record is None else int(record["batch_tokens"])
 
 
-def reached(folder: Path) -> str | None:
-    """Where a reconstruction in `folder` continues, in words; None: at the beginning."""
+def reached(folder: Path) -> str:
+    """Where a reconstruction in `folder` continues, in words."""
     record = _record(folder)
-    return None if record is None else f"layer {record['layers']} of the smaller model"
+    return f"layer {0 if record is None else record['layers']} of the smaller model"
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

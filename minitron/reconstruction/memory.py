@@ -80,7 +80,7 @@ def plan_memory(
     raise TargetError(
         f"the memory budget is {readable_bytes(budget)}: to reconstruct, two layers of both "
         f"models, the sums of one linear and a sequence of {work.longest} tokens need at least "
-        f"{readable_bytes(least)}"
+        f"{readable_bytes(least)}; or give --reconstruct none"
     )
 
 

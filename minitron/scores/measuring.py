@@ -50,15 +50,21 @@ BY_ACTIVATIONS = ("paper", "modelopt")
 logger = logging.getLogger(__name__)
 
 
-def score(source: Source, recipe: CalibrationRecipe, text: Calibration | None = None) -> Importance:
-    """The importance of every axis of `source`, by `recipe.scores`, in this process alone.
+def score(
+    source: Source,
+    recipe: CalibrationRecipe,
+    text: Calibration | None = None,
+    processes: Processes | None = None,
+) -> Importance:
+    """The importance of every axis of `source`, by `recipe.scores`.
 
-    `text` is what `recipe` names, where it is loaded already.
+    `text` is what `recipe` names, where it is loaded already. `processes` share it; else this
+    process is alone.
     """
     architecture = source.architecture
     if recipe.scores in BY_ACTIVATIONS:
-        alone = Processes(device=default_device())
-        task = _Task(source, recipe, measurement_of(recipe, source), alone)
+        processes = processes or Processes(device=default_device())
+        task = _Task(source, recipe, measurement_of(recipe, source), processes)
         return _score_by_activations(task, text or _calibration_text(task))
     source.check_weights()
     by_weights = recipe.scores == "magnitude"
@@ -71,10 +77,10 @@ def text_of(source: Source, recipe: CalibrationRecipe) -> Calibration:
 
     Raises CorpusError where it does not fit the model, TargetError where memory is too small.
     """
+    processes = Processes.of_run()
     if recipe.scores not in BY_ACTIVATIONS:
-        return calibration(source, recipe, default_device())
-    alone = Processes(device=default_device())
-    return _calibration_text(_Task(source, recipe, measurement_of(recipe, source), alone))
+        return calibration(source, recipe, processes.device)
+    return _calibration_text(_Task(source, recipe, measurement_of(recipe, source), processes))
 
 
 def check_corpus_named(recipe: CalibrationRecipe) -> None:

@@ -5,7 +5,6 @@ prune(source="tiny", out="tiny-half", hidden_size=192, corpus="self")
 
 import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,29 @@ from typing import Any
 import torch
 
 from minitron.candidates.choice import Choice, choose_target
+from minitron.candidates.decision import DECISION, Decision, decide, kept_decision
 from minitron.errors import TargetError, visible
 from minitron.files.dtypes import dtype_named
 from minitron.files.tensor_stream import stream_tensors
-from minitron.files.unfinished import unfinished_folder
+from minitron.files.unfinished import INPUTS, check_same_inputs, partial_of
 from minitron.model.architecture import Architecture
 from minitron.model.engines import load_notes
 from minitron.model.families import AXIS_KEYS, PRUNABLE
-from minitron.model.importance import Importance
-from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, measured_shares
+from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
-from minitron.model.target_sizes import between, check_opened, target_of
+from minitron.model.target_sizes import check_opened, target_of
 from minitron.options import flags_given
 from minitron.printing import print_json, print_next, print_table
 from minitron.recipe import record_of, verb
 from minitron.recipes.pruning import PruneRecipe
-from minitron.reconstruction.reconstruct import Reconstructed, check_reconstructs, reconstruct
+from minitron.reconstruction.finished import reached
+from minitron.reconstruction.memory import MemoryPlan
+from minitron.reconstruction.reconstruct import (
+    Reconstructed,
+    check_reconstructs,
+    memory_of,
+    reconstruct,
+)
 from minitron.records.folder_writer import (
     check_companions,
     specs_of,
@@ -38,16 +44,18 @@ from minitron.records.folder_writer import (
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
 from minitron.scores.calibration import Calibration
-from minitron.scores.measuring import check_corpus_named, score, text_of
+from minitron.scores.measuring import text_of
 from minitron.sources.hub_folder import HubFolder
-from minitron.sources.loading import default_device, hub_config
+from minitron.sources.loading import hub_config
 from minitron.sources.opening import open_source, output_at
+from minitron.sources.processes import Processes, is_first_process, shared_folder
 from minitron.sources.pruned import PrunedSource, source_names
 from minitron.verbs.inspect import Inspection, inspection_of
 from minitron.verbs.push import check_push_to_hub, push_result
 
 _PLACES = ("source", "out", "dry_run")
 _FITTED = "fitted"  # the folder of fitted tensors, until the weights are written
+_NO_RESULT = ("memory_budget", "low_disk", "push_to_hub", "private")  # do not change the result
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +96,9 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     """Cut a model to smaller sizes by importance and write it as a Hub-ready folder.
 
     Width (hidden, ffn, heads) and depth in one pass; sizes not given stay. Weights are streamed:
-    some megabytes are held, never a tensor; to reconstruct, two layers of both models and their
-    output embeddings. Returns the folder; with `dry_run` what would be in it.
+    some megabytes are held, never a tensor; to reconstruct, two layers of both models and the
+    sums of one linear; the same call continues an interrupted reconstruction, and processes
+    that torchrun launched share its text. Returns the folder; with `dry_run` what would be in it.
     Raises a MinitronError, with nothing written, for a source that cannot be read, sizes that are
     no cut of it or that its family refuses, missing text, an `out` that exists, or a destination
     that the Hub refuses; where only the push fails, `out` is there and the error says so. Source:
@@ -109,35 +118,38 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
         logger.warning("%s", note)
     source.check_weights()  # refused, if incomplete, before anything is measured
     text = _text_to_fit(source, recipe)
-    decision = _decide(source, choice, recipe, text)
-    plan, importance = decision.plan, decision.importance
-    if recipe.head_residual and plan.partners is None:
-        logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
-    _log_kept(plan, decision.shares)
+    memory = None if text is None else _memory(source, target, text, recipe)
     if recipe.dry_run:
-        return _report(source, choice, decision)
-    # The model that sampled the text is needed no longer.
-    text = None if text is None else replace(text, model=None)
-    if text is not None and recipe.reconstruct is None and len(text.sequences) < 2:
-        logger.warning("not reconstructed: one sequence of text, and one is held out (--samples)")
-        text = None
-    with unfinished_folder(out, asdict(recipe)) as folder:
-        made = _write_model(folder, source, plan, text, recipe)
-        write_record(
-            folder,
-            "prune",
-            record_of(recipe),
-            source,
-            target=made.source.architecture,
-            inherited=inherited,
-            importance={**importance.made_by, "digest": importance.digest},
-            share_of_importance_kept=decision.shares,
-            kept=plan.to_json(),
-            **({} if choice.record is None else {"search": choice.record}),
-            **({} if made.record is None else {"reconstruction": made.record}),
-        )
-        write_card(folder)
-    if recipe.push_to_hub is not None:
+        return _report(source, choice, decide(source, choice, recipe, text))
+    begun = {key: value for key, value in asdict(recipe).items() if key not in _NO_RESULT}
+    with shared_folder(out, begun, resumable=memory is not None, reached=_reached) as folder:
+        if text is not None and is_first_process():
+            digests = {"model": source.digest, "corpus": text.corpus.digest}
+            check_same_inputs(folder, out, **digests)
+        decision = kept_decision(folder, source, choice, recipe, text)
+        made = Reconstructed(PrunedSource(source, decision.plan), None)
+        if text is not None and memory is not None:
+            text = replace(text, model=None)  # which sampled it, and is needed no longer
+            made = _reconstruct(source, decision.plan, text, recipe, folder, memory)
+        if is_first_process():
+            _write_model(folder, source, decision.plan, made)
+            results = {
+                "importance": decision.importance,
+                "share_of_importance_kept": decision.shares,
+                "kept": decision.plan.to_json(),
+                **({} if choice.record is None else {"search": choice.record}),
+                **({} if made.record is None else {"reconstruction": made.record}),
+            }
+            sizes = made.source.architecture
+            record = record_of(recipe)
+            write_record(
+                folder, "prune", record, source, target=sizes, inherited=inherited, **results
+            )
+            write_card(folder)
+            shutil.rmtree(folder / _FITTED, ignore_errors=True)
+            (folder / INPUTS).unlink(missing_ok=True)
+            (folder / DECISION).unlink()
+    if recipe.push_to_hub is not None and is_first_process():
         push_result(out, recipe.push_to_hub, private=recipe.private)
     return HubFolder.at(out)
 
@@ -145,6 +157,8 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
 def command(recipe: PruneRecipe, *, as_json: bool) -> None:
     """What the command line runs and prints."""
     made = prune(**vars(recipe))
+    if not is_first_process():
+        return
     inspection = made.pruned if isinstance(made, PruningReport) else inspection_of(made)
     if as_json:
         print_json(made.to_json() if isinstance(made, PruningReport) else inspection.to_json())
@@ -184,7 +198,7 @@ def _text_to_fit(source: Source, recipe: PruneRecipe) -> Calibration | None:
     return text_of(source, recipe)
 
 
-def _report(source: Source, choice: Choice, decision: "_Decision") -> PruningReport:
+def _report(source: Source, choice: Choice, decision: Decision) -> PruningReport:
     """What would be written."""
     pruned = PrunedSource(source, decision.plan)
     return PruningReport(
@@ -195,6 +209,8 @@ def _report(source: Source, choice: Choice, decision: "_Decision") -> PruningRep
 def _choose_sizes(source: Source, recipe: PruneRecipe) -> Choice:
     """The sizes that the recipe names, or those that its budget leads to."""
     named = [AXIS_KEYS[axis] for axis in PRUNABLE if getattr(recipe, AXIS_KEYS[axis]) is not None]
+    if recipe.has_budget and Processes.of_run().count > 1:
+        raise TargetError("a budget is searched by one process: name sizes, or do not use torchrun")
     if not recipe.has_budget:
         if not named:
             raise TargetError(
@@ -225,107 +241,66 @@ def target_architecture(source: Architecture, recipe: PruneRecipe) -> Architectu
     return target_of(source, {size: value for size, value in named.items() if value is not None})
 
 
-@dataclass(frozen=True)
-class _Decision:
-    """What is kept, and the importance that it rests on: in steps, that of the last one."""
-
-    plan: PruningPlan
-    importance: Importance
-    shares: dict[str, float]  # of the importance, kept by axis
+def _reached(unfinished: Path) -> str | None:
+    """Where a reconstruction continues; None where it is not decided yet what is kept."""
+    return reached(unfinished / _FITTED) if (unfinished / DECISION).exists() else None
 
 
-def _decide(
-    source: Source, choice: Choice, recipe: PruneRecipe, text: Calibration | None
-) -> _Decision:
-    """Measure and choose, in one step or in several; `text` is loaded where it is needed again."""
-    if recipe.steps > 1:
-        return _decide_in_steps(source, choice.target, recipe)
-    importance = choice.importance or _importance(source, choice.target, recipe, text)
-    plan = choose_plan(
-        importance,
-        source.architecture,
-        choice.target,
-        contiguous=recipe.contiguous_layers,
-        head_residual=recipe.head_residual,
-    )
-    return _Decision(plan, importance, measured_shares(plan, importance))
-
-
-def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) -> _Decision:
-    """Each step measures the model that the step before it made (2407.14679, table 12)."""
-    decision: _Decision | None = None
-    for step in range(1, recipe.steps + 1):
-        pruned = source if decision is None else PrunedSource(source, decision.plan)
-        before, share = pruned.architecture, step / recipe.steps
-        after = target if share == 1 else between(source.architecture, target, share, before)
-        importance = _importance(pruned, after, recipe)
-        plan = choose_plan(importance, before, after, contiguous=recipe.contiguous_layers)
-        shares = measured_shares(plan, importance)
-        plan = plan if decision is None else decision.plan.then(plan)
-        decision = _Decision(plan, importance, shares)
-        logger.info("step %d of %d: %s parameters", step, recipe.steps, f"{after.parameters:,}")
-    assert decision is not None
-    return decision
-
-
-def _importance(
-    source: Source, target: Architecture, recipe: PruneRecipe, text: Calibration | None = None
-) -> Importance:
-    """The importance to rank by: read from a file, measured, or empty where nothing is cut."""
-    if recipe.importance is not None:
-        importance = Importance.load(Path(recipe.importance))
-        importance.check_made_for(source)
-        return importance
-    if not axes_to_rank(source.architecture, target):
-        return Importance(made_by={"scores": "none needed"})
-    check_corpus_named(recipe)
-    return score(source, recipe, text)
-
-
-def _write_model(
-    folder: Path,
-    source: Source,
-    plan: PruningPlan,
-    text: Calibration | None,
-    recipe: PruneRecipe,
-) -> Reconstructed:
-    """Write weights, config and tokenizer of the model, fitted where there is `text` to fit on."""
-    made = Reconstructed(PrunedSource(source, plan), None)
-    if text is not None:
-        made = _reconstruct(source, plan, text, recipe, folder)
+def _write_model(folder: Path, source: Source, plan: PruningPlan, made: Reconstructed) -> None:
+    """Write weights, config and tokenizer of the model."""
     tensors, names = made.source.weights, source_names(plan)
     pieces = stream_tensors(tensors, source.name, source_names=names)
     write_weights(folder, specs_of(tensors), pieces)
-    shutil.rmtree(folder / _FITTED, ignore_errors=True)
     write_companions(folder, source, made.source.config)
-    return made
+
+
+def _fitting_dtype(recipe: PruneRecipe) -> torch.dtype:
+    """float32 unless asked otherwise: what is fitted is a difference of two streams."""
+    return dtype_named(recipe.compute_dtype) or torch.float32
+
+
+def _memory(
+    source: Source, target: Architecture, text: Calibration, recipe: PruneRecipe
+) -> MemoryPlan | None:
+    """How the reconstruction fits into memory, with the batches of an interrupted one.
+
+    None where the text is too short for one, and `recipe` does not ask for it by name.
+    """
+    if recipe.reconstruct is None and len(text.sequences) < 2:
+        logger.warning("not reconstructed: one sequence of text, and one is held out (--samples)")
+        return None
+    return memory_of(
+        source,
+        target,
+        text.sequences,
+        hidden=recipe.hidden,
+        dtype=_fitting_dtype(recipe),
+        processes=Processes.of_run(),
+        memory_budget=recipe.memory_budget,
+        folder=partial_of(output_at(recipe.out)) / _FITTED,
+    )
 
 
 def _reconstruct(
-    source: Source, plan: PruningPlan, text: Calibration, recipe: PruneRecipe, folder: Path
+    source: Source,
+    plan: PruningPlan,
+    text: Calibration,
+    recipe: PruneRecipe,
+    folder: Path,
+    memory: MemoryPlan,
 ) -> Reconstructed:
     """The pruned model fitted to its source; its fitted tensors are in `folder`."""
-    fitted = folder / _FITTED
-    fitted.mkdir()
+    processes = Processes.of_run()
     made = reconstruct(
         source,
         plan,
         text.sequences,
-        fitted,
+        folder / _FITTED,
         hidden=recipe.hidden,
-        # float32 unless asked otherwise: what is fitted is a difference of two streams.
-        dtype=dtype_named(recipe.compute_dtype) or torch.float32,
-        device=default_device(),
+        dtype=_fitting_dtype(recipe),
+        device=processes.device,
+        memory=memory,
+        processes=processes,
     )
     corpus = {"corpus": text.corpus.name, "corpus_digest": text.corpus.digest}
     return replace(made, record={**corpus, **(made.record or {})})
-
-
-def _log_kept(plan: PruningPlan, shares: Mapping[str, float]) -> None:
-    """Log what is kept of every axis that is cut, and of the parameters."""
-    for axis in axes_to_rank(plan.source, plan.target):
-        kept, whole = plan.target.size(axis), plan.source.size(axis)
-        share = f", {100 * shares[axis]:.1f} % of score" if axis in shares else ""
-        logger.info("kept %s of %s %s%s", f"{kept:,}", f"{whole:,}", axis, share)
-    kept, whole = plan.target.parameters, plan.source.parameters
-    logger.info("kept %s of %s parameters, %.1f %%", f"{kept:,}", f"{whole:,}", 100 * kept / whole)
