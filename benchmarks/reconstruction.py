@@ -36,13 +36,14 @@ CUTS: dict[str, dict[str, int]] = {
     "heads": {"num_attention_heads": 4},
     "layers": {"num_hidden_layers": 4},
 }
+# Its hidden size stays a multiple of its nine heads, as transformers asks of a Llama.
 SMOLLM2_CUTS: dict[str, dict[str, int]] = {
-    "75 % by width": {"hidden_size": 480, "intermediate_size": 1280},
+    "75 % by width": {"hidden_size": 486, "intermediate_size": 1248},
     "75 % by depth": {"num_hidden_layers": 21},
-    "75 % by both": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 26},
-    "50 % by width": {"hidden_size": 384, "intermediate_size": 896},
+    "75 % by both": {"hidden_size": 513, "intermediate_size": 1408, "num_hidden_layers": 26},
+    "50 % by width": {"hidden_size": 387, "intermediate_size": 872},
     "50 % by depth": {"num_hidden_layers": 11},
-    "50 % by both": {"hidden_size": 448, "intermediate_size": 1088, "num_hidden_layers": 21},
+    "50 % by both": {"hidden_size": 450, "intermediate_size": 1088, "num_hidden_layers": 21},
 }
 SEQ_LEN = 512
 
