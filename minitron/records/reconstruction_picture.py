@@ -39,13 +39,19 @@ def draw_reconstruction(path: Path, done: Mapping[str, Any], architecture: Archi
 
     kinds = errors_of(done, architecture)
     columns = -(-len(kinds) // 2)
-    figure = Figure(figsize=(2.6 * (columns + 1.4), 5), layout="constrained")
+    # With room for the labels: a layout that measures them draws them twice.
+    width, height = 2.6 * (columns + 1.4), 5.0
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, columns + 1, width_ratios=[1.4, *[1] * columns])
-    _draw_losses(figure.add_subplot(grid[:, 0]), done["losses"])
+    rows = {"bottom": 0.5 / height, "top": 1 - 0.3 / height}
+    losses = figure.add_gridspec(1, 1, left=1.1 / width, right=4.1 / width, **rows)
+    _draw_losses(figure.add_subplot(losses[0]), done["losses"])
+    grid = figure.add_gridspec(
+        2, columns, left=4.9 / width, right=1 - 0.15 / width, wspace=0.07, hspace=0.45, **rows
+    )
     first: Any = None
     for place, (kind, errors) in enumerate(kinds.items()):
-        panel = figure.add_subplot(grid[place // columns, 1 + place % columns], sharey=first)
+        panel = figure.add_subplot(grid[place // columns, place % columns], sharey=first)
         first = first or panel
         _draw_errors(panel, kind, errors, is_leftmost=place % columns == 0)
     if first is not None:
