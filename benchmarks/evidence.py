@@ -166,3 +166,11 @@ def loss_text(mean: float, spread: float | None, digits: int) -> str:
 
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value or isinstance(value, float)}
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table; none without rows."""
+    if not rows:
+        return []
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

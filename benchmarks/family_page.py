@@ -12,7 +12,7 @@ from typing import Any
 import evidence
 import matplotlib.pyplot as plt
 import yaml
-from evidence import DotPlot, Section, loss_text
+from evidence import DotPlot, Section, loss_text, markdown
 from family_evidence import (
     compare_rankings,
     family_runs,
@@ -22,6 +22,7 @@ from family_evidence import (
     shown_axis,
     zoo_record,
 )
+from reconstruction_tables import WAYS, Curves, reconstruction_lines
 
 import minitron
 import minitron.space
@@ -72,14 +73,6 @@ def table_of(plot: DotPlot) -> tuple[list[str], list[list[str]]]:
         for row in plot.rows
     ]
     return head, rows
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a Markdown table; none without rows."""
-    if not rows:
-        return []
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def reference_losses() -> list[str]:
@@ -168,6 +161,23 @@ def draw_curve(section: Section) -> str:
     axis.set_ylabel(evidence.LOSS)
     axis.legend(frameon=False)
     return save_picture(figure, axis, "tokens.png")
+
+
+def draw_starts(curves: Curves) -> str:
+    """Draw the loss of each start against its tokens of distillation; return the path."""
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    counts = sorted({tokens for losses in curves.values() for tokens in losses})
+    for (way, losses), colour in zip(curves.items(), (GREY, AMBER, GREEN), strict=True):
+        places = [counts.index(tokens) for tokens in losses]
+        axis.plot(places, list(losses.values()), "o-", color=colour, label=WAYS[way])
+    if teacher := result("family/teacher/tiny"):
+        axis.axhline(teacher["loss"], color=BLUE, linestyle="--", linewidth=1, label="the teacher")
+    names = [f"{tokens >> 10} Ki" if tokens else "0" for tokens in counts]
+    axis.set_xticks(range(len(counts)), names)
+    axis.set_xlabel("tokens of distillation")
+    axis.set_ylabel(evidence.LOSS)
+    axis.legend(frameon=False)
+    return save_picture(figure, axis, "reconstructed-starts.png")
 
 
 def draw_bars(plot: DotPlot, title: str) -> str:
@@ -370,6 +380,7 @@ def page(found: list[Section]) -> str:
         "[arXiv 2408.11796](https://arxiv.org/abs/2408.11796).",
         "",
         *members(),
+        *reconstruction_lines(draw_starts),
         "## How to read the tables",
         "",
         *reference_losses(),
