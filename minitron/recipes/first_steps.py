@@ -70,7 +70,7 @@ class GenerateRecipe(Recipe):
         super().__post_init__()
         if not self.temperature:
             greedy = "at --temperature 0, which takes the most probable token"
-            check_unset(self, ("top_p", "seed"), greedy)
+            check_unset(self, ("top_p",), greedy)
 
 
 @dataclass(frozen=True)
