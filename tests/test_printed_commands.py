@@ -22,6 +22,7 @@ from minitron.verbs import quickstart as first_run
 
 TEXT = "text.jsonl"
 # A file or folder of each kind, in place of one that an example names and that does not exist.
+FITTED = "fitted"
 PRUNED, TAUGHT, SCORES, CACHE, NEMO = "pruned", "taught", "scores.safetensors", "cache", "tiny.nemo"
 MODELS = {"source": "tiny", "teacher": "tiny", "init": PRUNED, "student": PRUNED, "folder": PRUNED}
 OTHERS = {"importance": SCORES, "teacher_cache": CACHE}
@@ -171,6 +172,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text: dict[str, Any] = {"corpus": TEXT, "samples": 4, "seq_len": 16}
         minitron.importance("tiny", SCORES, **text)
         minitron.prune("tiny", PRUNED, hidden_size=192, **text, reconstruct="none")
+        minitron.prune("tiny", FITTED, intermediate_size=512, **text, reconstruct="auto")
         minitron.cache_teacher("tiny", CACHE, **text, batch_size=2)
         minitron.convert("tiny", NEMO, to="nemo")
         minitron.convert(PRUNED, "converted")
@@ -228,7 +230,7 @@ def test_every_example_of_a_help_text_runs_and_so_do_the_commands_it_prints(
         runner.run_tiny(command)
 
 
-CARDS = (PRUNED, TAUGHT, "trained", "converted", "quick")
+CARDS = (PRUNED, FITTED, TAUGHT, "trained", "converted", "quick")
 
 
 def commands_beside_code(card: str) -> list[str]:

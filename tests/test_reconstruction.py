@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import minitron
-from minitron.errors import OutputError, TargetError
+from minitron import cli
+from minitron.errors import CorpusError, MinitronError, OutputError, SourceError, TargetError
 from minitron.model.plan import PruningPlan, choose_plan
 from minitron.model.source import Source
 from minitron.model.target_sizes import target_of
@@ -29,6 +30,7 @@ from minitron.reconstruction.least_squares import ALPHAS, Sums, fit
 from minitron.reconstruction.reconstruct import fitted_model, reconstruct
 from minitron.reconstruction.rotation import RotatedSource, principal_basis
 from minitron.records.reconstruction_picture import errors_of
+from minitron.records.record_writer import outlines_of
 from minitron.scores.measuring import score
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.loading import load_model
@@ -433,24 +435,97 @@ def test_a_fit_that_is_not_used_has_no_picture_and_the_card_says_so(rotated: Pat
     assert not (copy / "reconstruction.png").exists()
 
 
-def test_remake_refuses_fitted_weights_and_the_card_says_why(
-    tmp_path: Path, calibration: str
+def test_remake_fits_again_to_the_same_text_and_compares_every_byte(
+    rotated: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    minitron.prune(
-        "tiny-quarter",
-        str(tmp_path / "small"),
-        reconstruct="auto",
-        corpus="self",
-        samples=40,
-        seq_len=64,
-        num_hidden_layers=2,
+    again = tmp_path / "again"
+    cli.main(["remake", str(rotated), str(again)])
+    printed = capsys.readouterr().out.splitlines()[0]
+    assert printed == f"{again}: 24 tensors, the same bytes"
+    for name in ("model.safetensors", "minitron.json", "config.json", "reconstruction.png"):
+        assert (again / name).read_bytes() == (rotated / name).read_bytes(), name
+    card = (rotated / "README.md").read_text()
+    assert "`minitron remake small again` fits the same weights again to the same text" in card
+
+
+def test_remake_states_the_largest_difference_of_a_fit_that_comes_out_otherwise(
+    rotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("minitron.reconstruction.least_squares.ALPHAS", (3e-3,))
+    caplog.set_level("INFO")
+    minitron.remake(str(rotated), str(tmp_path / "again"))
+    made, recorded = (
+        {name: held.double() for name, held in tensors_of(folder).items()}
+        for folder in (tmp_path / "again", rotated)
     )
-    card = (tmp_path / "small" / "README.md").read_text()
-    assert "fitted by least squares" in card
-    assert "`minitron remake` cannot build it" in card
-    assert "--reconstruct auto" in card
-    with pytest.raises(TargetError, match="repeat the minitron prune command"):
-        minitron.remake(str(tmp_path / "small"), str(tmp_path / "again"))
+    apart = {name: float((made[name] - recorded[name]).abs().max()) for name in made}
+    shares = {name: apart[name] / float(recorded[name].abs().max()) for name in made}
+    worst = max(shares, key=lambda name: shares[name])
+    assert apart[worst] > 0
+    assert (
+        f"other bytes: the largest difference is {max(apart.values()):.2g}, and as a share of its "
+        f"tensor's largest value {shares[worst]:.2g}, in {worst}"
+    ) in caplog.text
+    weights = json.loads((tmp_path / "again" / "minitron.json").read_text())["weights"]
+    assert weights["files"] == outlines_of(tmp_path / "again")
+    assert "the same bytes" not in caplog.text
+
+
+def test_remake_without_the_recorded_weights_does_not_call_them_equal(
+    rotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(rotated / "minitron.json", alone)
+    monkeypatch.setattr("minitron.reconstruction.least_squares.ALPHAS", (3e-3,))
+    caplog.set_level("INFO")
+    minitron.remake(str(alone), str(tmp_path / "again"))
+    assert "other bytes than recorded; the recorded weights are not there" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (
+            {"corpus": "gone.jsonl"},
+            CorpusError,
+            "the text that .*small was fitted to cannot be read: .*gone.jsonl.*--corpus names it",
+        ),
+        ({"corpus_digest": "0" * 64}, CorpusError, "self is not the text that .* was fitted to"),
+        ({"hidden": "turn"}, SourceError, "minitron.json is damaged: hidden"),
+    ],
+    ids=["gone", "another", "damaged"],
+)
+def test_remake_names_the_text_that_it_cannot_have(
+    damage: dict[str, str],
+    error: type[MinitronError],
+    message: str,
+    rotated: Path,
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "small"
+    shutil.copytree(rotated, copy)
+    record = json.loads((copy / "minitron.json").read_text())
+    record["reconstruction"] |= damage
+    (copy / "minitron.json").write_text(json.dumps(record))
+    with pytest.raises(error, match=message):
+        minitron.remake(str(copy), str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
+
+
+def test_remake_refuses_changed_weights_and_a_text_for_a_plain_cut(
+    rotated: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "small"
+    shutil.copytree(rotated, copy)
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-2, 2)
+        file.write(b"\1\1")
+    with pytest.raises(SourceError, match="the weights in .* are not those that"):
+        minitron.remake(str(copy), str(tmp_path / "again"))
+    minitron.prune("tiny", str(tmp_path / "plain"), num_hidden_layers=4, scores="random")
+    with pytest.raises(TargetError, match="--corpus has no effect"):
+        minitron.remake(str(tmp_path / "plain"), str(tmp_path / "again"), corpus="self")
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ class PushRecipe(Recipe):
 class RemakeRecipe(Recipe):
     """Build a pruned or converted folder's weights again: the same bytes, without any text.
 
+    A reconstructed folder is fitted again to the same text; the largest difference from the
+    recorded weights is printed.
+
     Examples:
         minitron remake half half-again
         minitron remake me/minitron-4b minitron-4b
@@ -81,6 +84,9 @@ class RemakeRecipe(Recipe):
     _: KW_ONLY
     source: str | None = None
     """The model that it was made from, if it has moved; the one in minitron.json unless given."""
+    corpus: str | None = None
+    """The text that a reconstructed folder was fitted to, if it has moved; the one in minitron.json
+    unless given."""
     before_training: bool = False
     """For a trained folder, build the model that its training began with."""
     low_disk: bool = False

@@ -110,10 +110,14 @@ def kept_text(history: Sequence[Record]) -> str:
     )
 
 
+def is_fitted(step: Record) -> bool:
+    """Whether a step wrote weights that were fitted to a text."""
+    return bool(step.get("reconstruction", {}).get("used"))
+
+
 def keeps_directions(step: Record) -> bool:
     """Whether a pruning kept directions of the residual stream, and no channels."""
-    done = step.get("reconstruction", {})
-    return bool(done.get("used") and done["hidden"] == "rotate")
+    return is_fitted(step) and bool(step["reconstruction"]["hidden"] == "rotate")
 
 
 def training_texts(
@@ -170,7 +174,7 @@ def limit_texts(history: Sequence[Record], name: str) -> tuple[str, ...]:
     ]
     trained = [step["training"].get("tokens") for step in history if "training" in step]
     if made["command"] == "prune":
-        worse = "worse" if made.get("reconstruction", {}).get("used") else "much worse"
+        worse = "worse" if is_fitted(made) else "much worse"
         limits.append(
             f"Pruned and not trained since: until it is distilled (`minitron distill`), {worse} "
             "than the model that was pruned."
@@ -197,8 +201,12 @@ def again_text(history: Sequence[Record], name: str) -> str:
     folder = shlex.quote(name)
     if history[-1]["command"] == "quickstart":
         return "This command prunes the model and distills it again:"
-    if any(step.get("reconstruction", {}).get("used") for step in history):
-        return f"What was fitted depends on text, so `minitron remake` cannot build it. All {steps}"
+    if history[-1]["command"] not in TRAINED and is_fitted(history[-1]):
+        return (
+            f"`minitron remake {folder} again` fits the same weights again to the same text, whose "
+            "digest is in `minitron.json`, and prints the largest difference from these: bytes may "
+            f"depend on the processor. The same {steps}"
+        )
     if history[-1]["command"] not in TRAINED:
         return (
             f"`minitron remake {folder} again` builds the same weights from `minitron.json` and "
@@ -208,10 +216,10 @@ def again_text(history: Sequence[Record], name: str) -> str:
         return f"Training has to run again. The commands, {steps}"
     last = max(i for i, step in enumerate(history) if step["command"] not in TRAINED)
     start = shlex.quote(_outputs(history, name)[last])
+    of = "from its text" if is_fitted(history[last]) else "without any text"
     return (
         f"`minitron remake {folder} {start} --before-training` builds the model that training "
-        "began with, without any text; the training has to run again. All of it, "
-        f"{steps}"
+        f"began with, {of}; the training has to run again. All of it, {steps}"
     )
 
 

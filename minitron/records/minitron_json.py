@@ -76,6 +76,7 @@ _STEP: Mapping[str, Kind] = {
         "hidden": str,
         "share_of_variance_kept?": float,
         "corpus": str,
+        "corpus_digest": str,
         "tokens": int,
         "losses": {"source": float, "pruned": float, "reconstructed": float},
         "linears": Each({"used": bool, **dict.fromkeys(_ERRORS, float)}),

@@ -29,6 +29,7 @@ from minitron.records.card_texts import (
     again_text,
     commands_of,
     escape_markdown,
+    is_fitted,
     keeps_directions,
     kept_text,
     limit_texts,
@@ -100,7 +101,7 @@ def _draw_pruning(folder: Path, history: Sequence[Record]) -> None:
         return
     if not drawn:
         logger.info("no picture of what was kept: pip install 'minitron[plots]'")
-    elif last.get("reconstruction", {}).get("used"):
+    elif is_fitted(last):
         architecture = HubFolder.at(folder).architecture
         draw_reconstruction(folder / RECONSTRUCTION_PICTURE, last["reconstruction"], architecture)
 

@@ -66,10 +66,15 @@ def write_record(
                 "files": outlines_of(folder),
                 "max_shard_size": recipe.get("max_shard_size", folder_writer.MAX_SHARD_SIZE),
             },
-            "versions": {package: version(package) for package in _PACKAGES},
+            "versions": versions(),
             **name_texts(results),
         },
     )
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that may change what is written."""
+    return {package: version(package) for package in _PACKAGES}
 
 
 def inherited_from(source: Source) -> dict[str, Any]:
@@ -122,6 +127,11 @@ def _words(value: object, key: str, path: Path | None) -> Any:
 def outlines_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The size of each safetensors file, and the sha256 of samples spread evenly over it."""
     return {path.name: _outline(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def hold_every_byte(outlines: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the samples of these files are all their bytes."""
+    return all(outline["bytes"] <= _SAMPLES * _SAMPLE_BYTES for outline in outlines.values())
 
 
 def _outline(path: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ from minitron.verbs.inspect import Inspection, inspection_of
 from minitron.verbs.push import check_push_to_hub, push_result
 
 _PLACES = ("source", "out", "dry_run")
-_FITTED = "fitted"  # the folder of fitted tensors, until the weights are written
+FITTED = "fitted"  # the folder of fitted tensors, until the weights are written
 _NO_RESULT = ("memory_budget", "low_disk", "push_to_hub", "private")  # do not change the result
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
             text = replace(text, model=None)  # which sampled it, and is needed no longer
             made = _reconstruct(source, decision.plan, text, recipe, folder, memory)
         if is_first_process():
-            _write_model(folder, source, decision.plan, made)
+            write_model(folder, source, decision.plan, made)
             results = {
                 "importance": decision.importance,
                 "share_of_importance_kept": decision.shares,
@@ -146,7 +146,7 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
                 folder, "prune", record, source, target=sizes, inherited=inherited, **results
             )
             write_card(folder)
-            shutil.rmtree(folder / _FITTED, ignore_errors=True)
+            shutil.rmtree(folder / FITTED, ignore_errors=True)
             (folder / INPUTS).unlink(missing_ok=True)
             (folder / DECISION).unlink()
     if recipe.push_to_hub is not None and is_first_process():
@@ -243,14 +243,21 @@ def target_architecture(source: Architecture, recipe: PruneRecipe) -> Architectu
 
 def _reached(unfinished: Path) -> str | None:
     """Where a reconstruction continues; None where it is not decided yet what is kept."""
-    return reached(unfinished / _FITTED) if (unfinished / DECISION).exists() else None
+    return reached(unfinished / FITTED) if (unfinished / DECISION).exists() else None
 
 
-def _write_model(folder: Path, source: Source, plan: PruningPlan, made: Reconstructed) -> None:
+def write_model(
+    folder: Path,
+    source: Source,
+    plan: PruningPlan,
+    made: Reconstructed,
+    *,
+    max_shard_size: str | None = None,
+) -> None:
     """Write weights, config and tokenizer of the model."""
     tensors, names = made.source.weights, source_names(plan)
     pieces = stream_tensors(tensors, source.name, source_names=names)
-    write_weights(folder, specs_of(tensors), pieces)
+    write_weights(folder, specs_of(tensors), pieces, max_shard_size=max_shard_size)
     write_companions(folder, source, made.source.config)
 
 
@@ -277,8 +284,17 @@ def _memory(
         dtype=_fitting_dtype(recipe),
         processes=Processes.of_run(),
         memory_budget=recipe.memory_budget,
-        folder=partial_of(output_at(recipe.out)) / _FITTED,
+        folder=partial_of(output_at(recipe.out)) / FITTED,
     )
+
+
+def fitted(
+    source: Source, plan: PruningPlan, text: Calibration, recipe: PruneRecipe, folder: Path
+) -> Reconstructed:
+    """The pruned model fitted to its source; its fitted tensors are in FITTED of `folder`."""
+    memory = _memory(source, plan.target, text, recipe)
+    assert memory is not None, "recipe.reconstruct is auto"
+    return _reconstruct(source, plan, text, recipe, folder, memory)
 
 
 def _reconstruct(
@@ -295,7 +311,7 @@ def _reconstruct(
         source,
         plan,
         text.sequences,
-        folder / _FITTED,
+        folder / FITTED,
         hidden=recipe.hidden,
         dtype=_fitting_dtype(recipe),
         device=processes.device,

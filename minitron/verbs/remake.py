@@ -2,25 +2,30 @@
 
 Nothing is measured again: the kept indices are recorded, so that no text is needed. Refuses a
 source that is not the recorded one, and weights that differ from the recorded ones. Does not train.
+Weights that were fitted are fitted again to the same text: their bytes may depend on the processor,
+so they are compared with the recorded ones, and the largest difference is stated.
 
     remake("tiny-half", "tiny-half-again")
 """
 
 import filecmp
+import logging
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from minitron.errors import SourceError, TargetError
-from minitron.files.tensor_stream import stream_tensors
+from minitron.errors import CorpusError, SourceError, TargetError
 from minitron.files.unfinished import unfinished_folder
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.printing import first_use, print_next
 from minitron.recipe import DType, verb
+from minitron.recipes.pruning import Hidden, PruneRecipe
 from minitron.recipes.publishing import RemakeRecipe
-from minitron.records.folder_writer import specs_of, write_companions, write_json, write_weights
+from minitron.reconstruction.reconstruct import Reconstructed
+from minitron.records.folder_writer import write_json
 from minitron.records.minitron_json import (
     FILE,
     TRAINED,
@@ -30,11 +35,25 @@ from minitron.records.minitron_json import (
     record_before_training,
 )
 from minitron.records.model_card import write_card
-from minitron.records.record_writer import outlines_of
+from minitron.records.record_writer import (
+    hold_every_byte,
+    name_texts,
+    outlines_of,
+    versions,
+)
+from minitron.scores.calibration import Calibration
+from minitron.scores.measuring import text_of
+from minitron.sources.difference import weight_difference
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source, output_at, zoo
-from minitron.sources.pruned import PrunedSource, source_names
+from minitron.sources.pruned import PrunedSource
 from minitron.verbs.convert import convert
+from minitron.verbs.prune import FITTED, fitted, write_model
+
+# The options of a pruning that decide its text, and how it is fitted to that.
+_OF_A_FIT = ("samples", "seq_len", "seed", "compute_dtype", "memory_budget")
+
+logger = logging.getLogger(__name__)
 
 
 @verb(RemakeRecipe)
@@ -43,10 +62,25 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
 
     `folder` is a folder, or a Hub id of which no weights are fetched. Its minitron.json is enough:
     the kept indices are used, nothing is measured, and where the weights are beside it they are
-    compared whole. Returns the folder. Raises SourceError, with nothing written, where
-    minitron.json is missing, damaged or of a newer minitron, and where the source is gone or
-    another model now; TargetError for what training made.
+    compared whole. Weights that were fitted are fitted again to the same text; how far they are
+    from the recorded ones is logged. Returns the folder. Raises SourceError, with nothing written,
+    where minitron.json is missing, damaged or of a newer minitron, and where the source is gone or
+    another model now; CorpusError where the text is; TargetError for what training made.
     """
+    folder, comparison = _remake(recipe)
+    logger.info("%s: %s", recipe.out, comparison)
+    return folder
+
+
+def command(recipe: RemakeRecipe) -> None:
+    """What the command line runs and prints."""
+    folder, comparison = _remake(recipe)
+    print(f"{recipe.out}: {len(folder.files_of_tensors):,} tensors, {comparison}")
+    print_next(first_use(recipe.out, has_tokenizer=bool(folder.companions.tokenizer_names)))
+
+
+def _remake(recipe: RemakeRecipe) -> tuple[HubFolder, str]:
+    """The folder, and how its weights compare with the recorded ones."""
     out = output_at(recipe.out)
     own_record, original = _read_folder(recipe.folder)
     record = _record_to_remake(own_record, recipe)
@@ -54,26 +88,34 @@ def remake(recipe: RemakeRecipe) -> HubFolder:
     name = recipe.source or recorded.source
     plan = _recorded_plan(recorded, name, recipe)
     check_record(record, recorded.file)
-    _check_not_fitted(record, recipe.folder)
+    beside = original if record is own_record else None
+    fit = _recorded_fit(record, recorded, name, recipe)
+    if fit is not None and beside is not None:
+        _check_unchanged(recorded, beside)
+    comparison = "the same bytes"
     with unfinished_folder(out, asdict(recipe)) as folder:
         if plan is None:
             _convert_again(recorded, name, folder, low_disk=recipe.low_disk)
         else:
             source = open_source(name, low_disk=recipe.low_disk)
-            _prune_again(recorded, source, plan, folder)
-        _check_recorded(recorded, name, folder)
-        if original is not None and record is own_record:
-            _check_beside(name, folder, original)
+            made = Reconstructed(PrunedSource(source, plan), None)
+            if fit is not None:
+                pruning, text = fit
+                made = fitted(source, plan, text, pruning, folder)
+            write_model(folder, source, plan, made, max_shard_size=recorded.max_shard_size)
+            shutil.rmtree(folder / FITTED, ignore_errors=True)
+        if fit is None:
+            _check_recorded(recorded, name, folder)
+            if beside is not None:
+                _check_beside(name, folder, beside)
+        else:
+            is_on_hub = original is None and record is own_record
+            theirs = open_source(recipe.folder) if is_on_hub else None
+            comparison = _compared(recorded, folder, beside, theirs)
+            record = {**record, **_fitted_again(record, folder, made.record)}
         write_json(folder / FILE, record)
         write_card(folder)
-    return HubFolder.at(out)
-
-
-def command(recipe: RemakeRecipe) -> None:
-    """What the command line runs and prints."""
-    folder = remake(**vars(recipe))
-    print(f"{recipe.out}: {len(folder.files_of_tensors):,} tensors, the same bytes")
-    print_next(first_use(recipe.out, has_tokenizer=bool(folder.companions.tokenizer_names)))
+    return HubFolder.at(out), comparison
 
 
 def _read_folder(folder: str) -> tuple[dict[str, Any], Path | None]:
@@ -110,14 +152,46 @@ def _record_to_remake(record: dict[str, Any], recipe: RemakeRecipe) -> dict[str,
     raise TargetError(f"{reason}; --before-training remakes the model that it began with")
 
 
-def _check_not_fitted(record: Mapping[str, Any], folder: str) -> None:
-    """Refuse fitted weights, which depend on the text and, in rounding, on the processor."""
-    done = record.get("reconstruction")
-    if isinstance(done, dict) and done.get("used"):
-        raise TargetError(
-            f"{folder} was reconstructed, and its weights depend on calibration text that "
-            f"{FILE} does not hold: repeat the minitron prune command in its README.md"
+def _recorded_fit(
+    record: Mapping[str, Any], recorded: RemakeRecord, name: str, recipe: RemakeRecipe
+) -> tuple[PruneRecipe, Calibration] | None:
+    """How the recorded weights were fitted, and to which text; None where they were not.
+
+    Raises CorpusError where the text is not the recorded one or cannot be read.
+    """
+    done = record.get("reconstruction", {})
+    if recorded.command != "prune" or not done.get("used"):
+        if recipe.corpus is not None:
+            raise TargetError(f"--corpus has no effect: {recipe.folder} was not fitted to a text")
+        return None
+    corpus = recipe.corpus or done["corpus"]
+    pruning = _recipe_of_fit(recorded, done["hidden"], name, recipe.out, corpus)
+    text = f"the text that {recipe.folder} was fitted to"
+    try:
+        found = text_of(open_source(name, low_disk=recipe.low_disk), pruning)
+    except CorpusError as error:
+        raise CorpusError(f"{text} cannot be read: {error} (--corpus names it)") from error
+    if found.corpus.digest != done["corpus_digest"]:
+        raise CorpusError(
+            f"{corpus} is not {text}: its digest is another than in {recorded.file}; name that "
+            "one with --corpus"
         )
+    return pruning, replace(found, model=None)  # which only sampled it
+
+
+def _recipe_of_fit(
+    recorded: RemakeRecord, hidden: Hidden, name: str, out: str, corpus: str
+) -> PruneRecipe:
+    """The options that decide the text, and how weights are fitted to it. Raises SourceError."""
+    again = {key: recorded.recipe[key] for key in _OF_A_FIT if key in recorded.recipe}
+    choices = {"hidden": get_args(Hidden), "compute_dtype": (None, *get_args(DType))}
+    for key, value in {"hidden": hidden, **again}.items():
+        if key in choices and value not in choices[key]:
+            raise SourceError(f"{recorded.file} is damaged: {key} is {value!r:.80}")
+    try:
+        return PruneRecipe(name, out, corpus=corpus, reconstruct="auto", hidden=hidden, **again)
+    except TargetError as error:
+        raise SourceError(f"{recorded.file} is damaged: {error}") from error
 
 
 def _open_recorded(recorded: RemakeRecord, name: str, recipe: RemakeRecipe) -> Source:
@@ -144,15 +218,6 @@ def _recorded_plan(recorded: RemakeRecord, name: str, recipe: RemakeRecipe) -> P
     if recorded.command == "convert":
         return None
     return recorded.plan_for(source.architecture)
-
-
-def _prune_again(recorded: RemakeRecord, source: Source, plan: PruningPlan, folder: Path) -> None:
-    """Write what `prune` wrote, by the recorded plan."""
-    pruned = PrunedSource(source, plan)
-    pieces = stream_tensors(pruned.tensors, source.name, source_names=source_names(plan))
-    sizes = specs_of(pruned.tensors)
-    write_weights(folder, sizes, pieces, max_shard_size=recorded.max_shard_size)
-    write_companions(folder, source, pruned.config)
 
 
 def _convert_again(recorded: RemakeRecord, name: str, folder: Path, *, low_disk: bool) -> None:
@@ -196,3 +261,47 @@ def _check_beside(name: str, folder: Path, original: Path) -> None:
                 f"changed since; to go by {FILE} alone, copy it into a folder of its own and "
                 "remake that"
             )
+
+
+def _check_unchanged(recorded: RemakeRecord, beside: Path) -> None:
+    """Refuse weights beside a record that are not the recorded ones: nothing compares with them."""
+    there = outlines_of(beside)
+    if there and there != recorded.files:
+        raise SourceError(
+            f"the weights in {beside} are not those that {recorded.file} records: to go by "
+            f"{FILE} alone, copy it into a folder of its own and remake that"
+        )
+
+
+def _compared(
+    recorded: RemakeRecord, folder: Path, beside: Path | None, on_hub: Source | None
+) -> str:
+    """How weights that were fitted again compare with the recorded ones, in words."""
+    made = HubFolder.at(folder)
+    if beside is not None and any(beside.glob("*.safetensors")):
+        names = sorted(outlines_of(folder))
+        if all(_has_the_same_bytes(folder / name, beside / name) for name in names):
+            return "the same bytes"
+        return f"other bytes: {weight_difference(made, HubFolder.at(beside))}"
+    files = outlines_of(folder)
+    if files == recorded.files:
+        checked = "" if hold_every_byte(files) else ", as far as minitron.json has samples of them"
+        return f"the same bytes{checked}"
+    if on_hub is not None:
+        return f"other bytes: {weight_difference(made, on_hub)}"
+    return "other bytes than recorded; the recorded weights are not there to compare with"
+
+
+def _has_the_same_bytes(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+def _fitted_again(
+    record: Mapping[str, Any], folder: Path, done: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The entries of the record that hold what this fit made."""
+    files = outlines_of(folder)
+    if files == record["weights"]["files"]:
+        return {}
+    weights = {**record["weights"], "files": files}
+    return {"weights": weights, "versions": versions(), **name_texts({"reconstruction": done})}
