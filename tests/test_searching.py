@@ -91,10 +91,17 @@ def test_the_planted_best_candidate_is_found(source: str) -> None:
         assert candidate.cost.memory == memory_needed(candidate.architecture, use)
 
 
+@pytest.mark.parametrize(
+    "fit",
+    [{}, {"reconstruct": "auto", "corpus": "self", "samples": 24, "seq_len": 32}],
+    ids=["as cut", "reconstructed"],
+)
 def test_a_loss_is_that_of_the_model_as_prune_writes_it(
-    source: str, ids: str, scores: str, tmp_path: Path
+    fit: dict[str, Any], source: str, ids: str, scores: str, tmp_path: Path
 ) -> None:
-    report = minitron.search(source, ratio=0.6, importance=scores, held_out=ids, max_candidates=3)
+    asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "held_out": ids}
+    report = minitron.search(source, **asked, max_candidates=3, **fit)
+    assert report.measured.startswith(f"Loss {'after reconstruction' if fit else 'as cut'}, in")
     for number, candidate in enumerate(report.candidates):
         layers, hidden, ffn, heads = sizes(candidate)
         minitron.prune(
@@ -105,7 +112,10 @@ def test_a_loss_is_that_of_the_model_as_prune_writes_it(
             intermediate_size=ffn,
             num_attention_heads=heads,
             importance=scores,
+            **fit,
         )
+        record = json.loads((tmp_path / f"{number}" / "minitron.json").read_text())
+        assert record.get("reconstruction", {}).get("used", False) == bool(fit)
         written = minitron.evaluate(str(tmp_path / f"{number}"), corpus=ids)
         assert candidate.loss == pytest.approx(written.loss, rel=1e-6)
 
@@ -292,6 +302,34 @@ def test_finalists_are_retrained_and_ranked_again(source: str, tmp_path: Path) -
     assert all((one.retrained_loss or 9e9) < one.loss for one in finalists)
     assert not (out / "retraining").exists()
     assert "retrained" in (out / "search.md").read_text()
+
+
+def test_finalists_are_distilled_from_the_start_that_is_used(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distilled: list[dict[str, Any]] = []
+
+    def distill(**recipe: Any) -> Any:
+        starts = minitron.evaluate(recipe["student"], corpus=recipe["corpus"])
+        distilled.append({**recipe, "loss": starts.loss})
+        return minitron.distill(**recipe)
+
+    monkeypatch.setattr("minitron.verbs.search.distill", distill)
+    text: dict[str, Any] = {"corpus": "self", "samples": 24, "seq_len": 32}
+    retraining = {"retrain_steps": 2, "retrain_on": "teacher", "batch_size": 2, "top": 1}
+    out = str(tmp_path / "out")
+    options: dict[str, Any] = {"ratio": 0.6, "max_candidates": 2, **text, **retraining}
+    report = minitron.search(source, out, reconstruct="auto", **options)
+    [recipe] = distilled
+    assert (recipe["teacher"], recipe["alpha"], recipe["steps"]) == (source, 0.0, 2)
+    assert report.best.retrained_loss is not None
+    cut = minitron.search(
+        source,
+        **{**options, "retrain_steps": 0, "retrain_on": "text"} | {"batch_size": 8, "top": 3},
+    )
+    as_cut = {one.name: one.loss for one in cut.candidates}
+    assert report.best.loss < as_cut[report.best.name]
+    assert not (tmp_path / "out" / "fitted").exists()
 
 
 class TestLatency:

@@ -1,4 +1,4 @@
-"""Comparison: measures the loss of each candidate as it is pruned, and ranks them.
+"""Comparison: measures the loss of each candidate, as it is cut or reconstructed, and ranks them.
 
 All candidates share one importance, one held-out text and the source's tensors, in memory where
 they fit. Each loss is stored in a file, so that an interrupted search resumes. Does not know how
@@ -12,10 +12,15 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from minitron.candidates.budget import TOLERANCE, Use, memory_needed
 from minitron.candidates.latency import measured_step
@@ -26,16 +31,17 @@ from minitron.errors import CorpusError
 from minitron.evaluation.loss import source_loss
 from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import free_memory
-from minitron.files.dtypes import name_of
+from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import check_same_inputs, partial_of, write_file
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
-from minitron.model.plan import choose_plan, measured_shares
+from minitron.model.plan import PruningPlan, choose_plan, measured_shares
 from minitron.model.source import Source
 from minitron.progress import Progress
-from minitron.recipes.pruning import BudgetRecipe, SearchRecipe
-from minitron.recipes.training import TrainRecipe
+from minitron.recipes.pruning import BudgetRecipe, Hidden, SearchRecipe
+from minitron.recipes.training import DistillRecipe, TrainRecipe
+from minitron.reconstruction.reconstruct import reconstruct
 from minitron.records.folder_writer import specs_of, write_companions, write_weights
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import score
@@ -44,10 +50,13 @@ from minitron.sources.loading import default_device
 from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource
 from minitron.text.corpus import HeldOut
+from minitron.text.encoding import TokenIds
 from minitron.training.trained_folder import train_to_folder
 
 IMPORTANCE = "importance.safetensors"
 CANDIDATES, RETRAINING = "candidates", "retraining"  # folders of what is measured so far
+FITTED = "fitted"  # the folder of the candidate that is reconstructed
+Distill = Callable[[DistillRecipe], object]
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +106,8 @@ class Comparison:
                 loss = measured[target]
                 if loss is None:
                     pruned_from = pruned_from or self._source_in_memory()
-                    loss = source_loss(PrunedSource(pruned_from, plan), self.texts.held_out)
+                    with self._as_used(pruned_from, plan) as made:
+                        loss = source_loss(made, self.texts.held_out)
                     self._write_losses(target, loss=loss)
                     progress.advance()
                 shares = measured_shares(plan, self.importance)
@@ -122,7 +132,9 @@ class Comparison:
             timed.append(candidate)
         return sorted(timed, key=_rank)
 
-    def retrain_best(self, candidates: list[Candidate], recipe: SearchRecipe) -> list[Candidate]:
+    def retrain_best(
+        self, candidates: list[Candidate], recipe: SearchRecipe, distill: Distill
+    ) -> list[Candidate]:
         """Retrain the first `recipe.top` and rank them by that loss, before all others."""
         ids = self._training_ids(recipe)
         count = min(recipe.top, sum(not candidate.is_over_latency for candidate in candidates))
@@ -132,21 +144,51 @@ class Comparison:
             if loss is None:
                 logger.info("retrain %d of %d: %s", number, count, candidate.name)
                 place = self.folder / RETRAINING / candidate.name
-                pruned = PrunedSource(self.source, candidate.plan)
-                loss = retrained_loss(pruned, ids, self.texts.held_out, place, recipe)
+                with self._as_used(self.source, candidate.plan) as made:
+                    held_out = self.texts.held_out
+                    loss = retrained_loss(made, ids, held_out, place, recipe, distill)
                 self._write_losses(candidate.architecture, loss=candidate.loss, retrained_loss=loss)
             finalists.append(replace(candidate, retrained_loss=loss))
         return sorted([*finalists, *candidates[count:]], key=_rank)
+
+    @contextmanager
+    def _as_used(self, source: Source, plan: PruningPlan) -> Iterator[Source]:
+        """A candidate as it is cut, or reconstructed where the recipe asks for it by name."""
+        hidden: Hidden = getattr(self.recipe, "hidden", "auto")
+        if getattr(self.recipe, "reconstruct", None) != "auto":
+            yield PrunedSource(source, plan)
+            return
+        fitted = self.folder / FITTED
+        shutil.rmtree(fitted, ignore_errors=True)  # of an interrupted run
+        fitted.mkdir()
+        dtype = dtype_named(self.recipe.compute_dtype) or torch.float32  # as `prune` has
+        device = default_device()
+        sequences = self._sequences
+        yield reconstruct(
+            source, plan, sequences, fitted, hidden=hidden, dtype=dtype, device=device
+        ).source
+        shutil.rmtree(fitted)
+
+    @cached_property
+    def _sequences(self) -> list[TokenIds]:
+        """The calibration text that candidates are fitted to, without what is held out."""
+        recipe, part = self.recipe, self.texts.calibration
+        if part is not None:
+            recipe = replace(recipe, corpus=str(part), samples=None)
+        return calibration(self.source, recipe, default_device()).sequences
 
     def report(self, candidates: list[Candidate]) -> SearchReport:
         """The ranked candidates, and the conditions they were measured under."""
         use, at = self.shortlist.use, self.shortlist.conditions
         conditions = {"batch": use.batch, "context": use.context}
+        how = "as cut"
+        if getattr(self.recipe, "reconstruct", None) == "auto":
+            how = "after reconstruction"
         measured_at = {} if at is None else {"device": at.device, "dtype": name_of(at.dtype)}
         return SearchReport(
             source=self.source.name,
             budget=self.shortlist.budget,
-            measured=f"Loss in nats a token on {self.texts.description}.",
+            measured=f"Loss {how}, in nats a token on {self.texts.description}.",
             counts=dict(self.shortlist.counts),
             candidates=tuple(candidates),
             importance=self.importance,
@@ -222,7 +264,12 @@ def _digest(text: str | None) -> str | None:
 
 
 def retrained_loss(
-    pruned: Source, ids: Path, held_out: HeldOut, folder: Path, recipe: SearchRecipe
+    pruned: Source,
+    ids: Path,
+    held_out: HeldOut,
+    folder: Path,
+    recipe: SearchRecipe,
+    distill: Distill,
 ) -> float:
     """The loss after a short training on the rows of `ids`, which resumes where it stopped."""
     initial, done = folder / "pruned", folder / "retrained"
@@ -233,18 +280,21 @@ def retrained_loss(
             initial, specs_of(pruned.tensors), stream_tensors(pruned.tensors, pruned.name)
         )
         write_companions(initial, pruned, pruned.config)
-        retraining = TrainRecipe(
-            str(done),
-            init=str(initial),
-            corpus=str(ids),
-            steps=recipe.retrain_steps,
-            batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
-            dtype="float32",
-            seed=recipe.seed,
-        )
-        unfinished = None if recipe.out is None else partial_of(Path(recipe.out))
-        train_to_folder(open_source(str(initial)), retraining, unfinished)
+        options: dict[str, Any] = {
+            "corpus": str(ids),
+            "steps": recipe.retrain_steps,
+            "batch_size": recipe.batch_size,
+            "learning_rate": recipe.learning_rate,
+            "dtype": "float32",
+            "seed": recipe.seed,
+        }
+        if recipe.retrain_on == "teacher":
+            teacher = recipe.source
+            distill(DistillRecipe(str(initial), str(done), teacher=teacher, alpha=0.0, **options))
+        else:
+            unfinished = None if recipe.out is None else partial_of(Path(recipe.out))
+            retraining = TrainRecipe(str(done), init=str(initial), **options)
+            train_to_folder(open_source(str(initial)), retraining, unfinished)
     loss = source_loss(open_source(str(done)), held_out)
     shutil.rmtree(folder)
     return loss

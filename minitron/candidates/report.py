@@ -33,7 +33,7 @@ class Candidate:
     plan: PruningPlan
     cost: Cost  # latency as predicted
     share_kept: dict[str, float]  # of the scores of each axis that is cut
-    loss: float  # nats a token, as it is pruned
+    loss: float  # nats a token, as it is cut or reconstructed
     measured_latency: float | None = None  # of a finalist, seconds a decode step
     is_over_latency: bool = False  # as measured
     retrained_loss: float | None = None  # of a finalist
@@ -214,7 +214,7 @@ def draw_pareto(report: SearchReport, path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     known = [c for c in report.candidates if _latency(c) is not None]
     _panel(left, report.candidates, [c.cost.parameters / 1e6 for c in report.candidates])
-    left.set(xlabel="parameters, millions", ylabel="loss as pruned, nats a token")
+    left.set(xlabel="parameters, millions", ylabel="loss before retraining, nats a token")
     if known:
         _panel(right, known, [1000 * (_latency(c) or 0) for c in known])
         right.set(xlabel="decode step, ms")

@@ -228,6 +228,12 @@ class SearchRecipe(BudgetRecipe):
     _: KW_ONLY
     LIMITS: ClassVar = BudgetRecipe.BUDGET
     SPACE: ClassVar = BudgetRecipe.CHOICE
+    RECONSTRUCTION: ClassVar = PruneRecipe.RECONSTRUCTION
+    reconstruct: Literal["auto", "none"] = "none"
+    """Measure each candidate reconstructed on the calibration text, as minitron prune makes it
+    (auto), or as it is cut (none), which takes less time but ranks worse: docs/family.md."""
+    hidden: Hidden = "auto"
+    """How hidden_size is cut where candidates are reconstructed, as in minitron prune."""
     RETRAINING: ClassVar = "Timing and retraining the best"
     top: int = bounded(3, at_least=1)
     """How many of the best candidates to time end to end (with --latency) and to retrain (with
@@ -236,6 +242,9 @@ class SearchRecipe(BudgetRecipe):
     """Optimizer steps to retrain each of the best candidates before they are ranked again."""
     retrain_corpus: str | None = None
     """Text to retrain on; the calibration text unless given."""
+    retrain_on: Literal["text", "teacher"] = "text"
+    """What retraining learns to predict: the text, or the source's predictions of it (teacher), as
+    minitron distill does."""
     batch_size: int = bounded(8, at_least=1)
     """Sequences in a step of retraining."""
     learning_rate: float = bounded(1e-4, above=0)
@@ -244,7 +253,16 @@ class SearchRecipe(BudgetRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.retrain_steps:
-            retraining = ("retrain_corpus", "batch_size", "learning_rate")
+            retraining = ("retrain_corpus", "retrain_on", "batch_size", "learning_rate")
             check_unset(self, retraining, "without --retrain-steps")
             if self.latency is None and self.device is None:
                 check_unset(self, ("top",), "without --latency, --device or --retrain-steps")
+        if self.reconstruct == "none":
+            check_unset(self, ("hidden",), "without --reconstruct auto")
+        elif self.corpus is None:
+            raise TargetError("--reconstruct auto needs text: give --corpus")
+
+    @property
+    def _exclusive(self) -> tuple[tuple[str, str], ...]:
+        pairs = super()._exclusive
+        return pairs[:1] if self.reconstruct == "auto" else pairs

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 from minitron.candidates.comparison import (
     CANDIDATES,
+    FITTED,
     IMPORTANCE,
     RETRAINING,
     Comparison,
@@ -36,8 +37,16 @@ from minitron.recipes.pruning import SearchRecipe
 from minitron.records.folder_writer import write_json
 from minitron.scores.measuring import BY_ACTIVATIONS
 from minitron.sources.opening import open_source, output_at
+from minitron.verbs.distill import distill
 
-_WORK = (*TEXTS, TABLE, CANDIDATES, RETRAINING, INPUTS)  # what only an interrupted search needs
+_WORK = (
+    *TEXTS,
+    TABLE,
+    CANDIDATES,
+    FITTED,
+    RETRAINING,
+    INPUTS,
+)  # what only an interrupted search needs
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +71,9 @@ def search(recipe: SearchRecipe) -> SearchReport:
         candidates = comparison.measure_losses()
         candidates = comparison.time_best(candidates, recipe.top)
         if recipe.retrain_steps:
-            candidates = comparison.retrain_best(candidates, recipe)
+            candidates = comparison.retrain_best(
+                candidates, recipe, lambda retraining: distill(**vars(retraining))
+            )
         report = comparison.report(candidates)
         if out is not None:
             _write(report, folder)
@@ -90,9 +101,11 @@ def _prune_command(report: SearchReport, recipe: SearchRecipe) -> list[str]:
     for axis in PRUNABLE:
         if best.size(axis) != source.size(axis):
             words += [flag_of(AXIS_KEYS[axis]), str(best.size(axis))]
-    names = ["contiguous_layers", "head_residual"]
+    names = ["contiguous_layers", "head_residual", "reconstruct", "hidden"]
     if recipe.out is not None:
         words += ["--importance", str(Path(recipe.out) / IMPORTANCE)]
+        if recipe.reconstruct == "auto":
+            names += ["corpus", "samples", "seq_len", "compute_dtype"]
     elif recipe.importance is not None:
         names.append("importance")
     elif recipe.scores in BY_ACTIVATIONS:
