@@ -66,6 +66,14 @@ def test_text_chooses_the_lowest_loss_of_few_shapes_near_the_ratio(
     assert found.reason == found.record["reason"]
 
 
+def test_shapes_are_compared_reconstructed_where_that_is_asked_for(source: str, ids: str) -> None:
+    options: dict[str, Any] = {"ratio": 0.6, "corpus": ids, "max_candidates": 2}
+    cut, made = (chosen(source, **options, **fit) for fit in ({}, {"reconstruct": "auto"}))
+    for found, how in ((cut, "as cut"), (made, "after reconstruction")):
+        assert found.record is not None
+        assert found.record["measured"].startswith(f"Loss {how}, in nats a token on ")
+
+
 def test_parameters_choose_as_their_ratio_does(source: str, ids: str, scores: str) -> None:
     options: dict[str, Any] = {"importance": scores, "held_out": ids, "max_candidates": 3}
     parameters = f"{round(0.6 * WHOLE.parameters)}"

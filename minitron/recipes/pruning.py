@@ -143,7 +143,7 @@ class PruneRecipe(BudgetRecipe):
     """Tokens of text to compare candidates on, where a budget is given."""
     max_candidates: int = bounded(8, at_least=1)
     """Candidates to compare, where a budget is given: those near it that keep most of their
-    scores."""
+    scores. They are compared as they are cut, with --reconstruct auto as they are reconstructed."""
     LIMITS: ClassVar = BudgetRecipe.BUDGET
     SCORES: ClassVar = BudgetRecipe.MEASURING
     SPACE: ClassVar = BudgetRecipe.CHOICE
