@@ -357,6 +357,8 @@ def test_the_command_that_is_shown_writes_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("minitron.space.jobs.measures.PACKAGED", tmp_path / "nothing")
+    for module in ("measures", "preview", "pruning"):
+        monkeypatch.setattr(f"minitron.space.jobs.{module}.SAMPLES", 4)
     service = Service.create(Catalog.of(["tiny"]), tmp_path / "cache")  # both measure here
     *_, result = service.prune("tiny", 192, None, 6, 5)
     entry = result.preview.entry

@@ -205,7 +205,7 @@ def command(entry: CatalogModel, sizes: Sizes, out: str, seq_len: int) -> Comman
     names = ["minitron prune", shlex.quote(entry.source), shlex.quote(out)]
     flags = [f"--{k.replace('_', '-')} {v}" for k, v in sizes.smaller_than(entry).items()]
     corpus = ["--corpus self", f"--samples {SAMPLES}", f"--seq-len {seq_len}"]
-    return Command((*names, *flags, *corpus))
+    return Command((*names, *flags, *corpus, "--reconstruct none"))
 
 
 def next_command(entry: CatalogModel, out: str, seq_len: int) -> Command:
@@ -231,6 +231,7 @@ def python_lines(entry: CatalogModel, sizes: Sizes, out: str, seq_len: int) -> s
             '    corpus="self",',
             f"    samples={SAMPLES},",
             f"    seq_len={seq_len},",
+            '    reconstruct="none",',
             ")",
         ]
     )

@@ -126,6 +126,7 @@ class Pruner:
         """
         length = self._measurements.sequence_length(entry)
         measuring = {"importance": None, "corpus": "self", "samples": SAMPLES, "seq_len": length}
+        measuring["reconstruct"] = "none"  # with a corpus it is done unless a command says so
         rows = [
             {"name": name, "values": [f"{one.loss:.4f}", f"{one.perplexity:.2f}"]}
             for name, one in ((entry.name, before), (folder.name, after))
