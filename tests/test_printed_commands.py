@@ -94,6 +94,7 @@ def with_tiny_models(recipe: Any, number: int) -> Any:
     needs = {
         **{"samples": "corpus", "seq_len": "corpus", "steps": "corpus", "batch_size": "teacher"},
         **dict.fromkeys(("max_candidates", "eval_tokens"), "has_budget"),
+        "max_new_tokens": "prompt",
     }
     for name, value in LITTLE.items():
         is_used = name in needs and getattr(recipe, needs[name], None)
