@@ -292,6 +292,32 @@ def ranking() -> list[str]:
     ]
 
 
+def candidate_order() -> list[str]:
+    """The section on which cheap loss ranks candidates as a long distillation does."""
+    found = result("candidate_order")
+    if not found:
+        return []
+    losses, correlations = found["losses"], found["rank_correlations"]
+    *cheap, longest = sorted(next(iter(losses.values())), key=lambda way: way not in correlations)
+    cheap.sort(key=lambda way: correlations[way])
+    ranked = sorted(losses, key=lambda name: losses[name][longest])
+    rows = [[name, *(f"{losses[name][way]:.3f}" for way in (*cheap, longest))] for name in ranked]
+    last = [f"{correlations[way]:.2f}" for way in cheap]
+    return [
+        "## Which loss ranks candidates",
+        "",
+        f"{len(losses)} candidates of `minitron search` with half of the teacher's parameters, of "
+        "4 layers or more, on the same held-out text; the last row is the rank correlation "
+        "(Spearman's) of each cheaper loss with that after the long distillation, whose start is "
+        "the reconstructed candidate. `minitron search` measures candidates as they are cut, and "
+        "with `--reconstruct auto` as they are reconstructed; `--retrain-on teacher` distills the "
+        "best of them. One seed. Measured by benchmarks/candidate_order.py.",
+        "",
+        *markdown(["", *cheap, longest], [*rows, ["**rank correlation**", *last, ""]]),
+        "",
+    ]
+
+
 def _steadiness(order: dict[int, list[str]], at: dict[int, dict[str, float]], stable: int) -> str:
     """The step after which ranks do not change, or how many change at the end."""
     *_, before, last = order
@@ -397,7 +423,7 @@ def page(found: list[Section]) -> str:
         lines += token_lines(section)
     for section in tables:
         lines += section_lines(section)
-    lines += ranking()
+    lines += [*ranking(), *candidate_order()]
     return "\n".join([*lines, *zero_shot()]).rstrip() + "\n"
 
 
