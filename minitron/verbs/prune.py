@@ -288,7 +288,7 @@ def _memory(
     )
 
 
-def fitted(
+def fit_to_source(
     source: Source, plan: PruningPlan, text: Calibration, recipe: PruneRecipe, folder: Path
 ) -> Reconstructed:
     """The pruned model fitted to its source; its fitted tensors are in FITTED of `folder`."""

@@ -48,7 +48,7 @@ from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source, output_at, zoo
 from minitron.sources.pruned import PrunedSource
 from minitron.verbs.convert import convert
-from minitron.verbs.prune import FITTED, fitted, write_model
+from minitron.verbs.prune import FITTED, fit_to_source, write_model
 
 # The options of a pruning that decide its text, and how it is fitted to that.
 _OF_A_FIT = ("samples", "seq_len", "seed", "compute_dtype", "memory_budget")
@@ -101,7 +101,7 @@ def _remake(recipe: RemakeRecipe) -> tuple[HubFolder, str]:
             made = Reconstructed(PrunedSource(source, plan), None)
             if fit is not None:
                 pruning, text = fit
-                made = fitted(source, plan, text, pruning, folder)
+                made = fit_to_source(source, plan, text, pruning, folder)
             write_model(folder, source, plan, made, max_shard_size=recorded.max_shard_size)
             shutil.rmtree(folder / FITTED, ignore_errors=True)
         if fit is None:
