@@ -68,7 +68,7 @@ def running_space(place: Path, **environment: str) -> Iterator[RunningSpace]:
         yield RunningSpace(url, process.pid)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         output.close()
 
 

@@ -113,7 +113,7 @@ with exit_on_termination():
         assert process.stdout.readline() == b"made\n"
         assert len(list(tmp_path.rglob("model.safetensors"))) == 1
         process.send_signal(number)
-        assert process.wait(20) not in (0, -signal.SIGTERM, -signal.SIGHUP)
+        assert process.wait(60) not in (0, -signal.SIGTERM, -signal.SIGHUP)
     assert not list(tmp_path.iterdir())
 
 

@@ -382,7 +382,7 @@ def test_what_was_pushed_installs_in_a_fresh_environment_and_answers(
             answer = client.predict("tiny", prompt, 8, 0.0, 1.0, 0, api_name="/generate")
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
     assert answer
 
 
