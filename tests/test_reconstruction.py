@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,7 @@ from minitron.scores.measuring import score
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.loading import load_model
 from minitron.sources.opening import open_source
+from minitron.sources.processes import Processes
 from minitron.sources.pruned import PrunedSource
 from tests.tiny import SIZES, VARIANTS, tiny_folder
 
@@ -659,3 +661,46 @@ def test_a_stopped_run_does_not_continue_on_other_text(tmp_path: Path, calibrati
     np.save(corpus, np.load(calibration)[:, ::-1])
     with pytest.raises(OutputError, match="begun with other corpus"):
         minitron.prune(whole, str(tmp_path / "out"), reconstruct="auto", corpus=corpus, **TARGET)
+
+
+@pytest.mark.slow
+def test_two_processes_fit_what_one_fits(unbroken: Path, calibration: str, tmp_path: Path) -> None:
+    sizes = [f"--{key.replace('_', '-')}={value}" for key, value in TARGET.items()]
+    out = tmp_path / "out"
+    command = ["prune", str(unbroken / "whole"), str(out), f"--corpus={calibration}", *sizes]
+    rendezvous = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20000 + (os.getpid() + 7) % 20000),
+        "WORLD_SIZE": "2",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    run = (
+        "import sys, pytest; from tests.test_reconstruction import is_always_used;"
+        "is_always_used(pytest.MonkeyPatch()); from minitron.cli import main; main(sys.argv[1:])"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", run, *command],
+            env={**os.environ, **rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    stated = [process.communicate(timeout=240)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert stated[0].startswith(str(out))
+    assert stated[1] == ""
+    alone = tensors_of(unbroken / "out")
+    for name, tensor in tensors_of(out).items():
+        assert (tensor - alone[name]).norm() < 1e-5 * alone[name].norm(), name
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_budget_is_not_searched_by_several_processes(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "of_run", lambda: Processes(count=2))
+    with pytest.raises(TargetError, match="a budget is searched by one process"):
+        minitron.prune(str(unbroken / "whole"), str(tmp_path / "out"), ratio=0.5, corpus="random")

@@ -135,7 +135,8 @@ class _Work:
         sums = 2 * _WIDE * (narrow * narrow + narrow * wide + wide * wide)
         adding = batch * 6 * both * self.needs.itemsize
         solving = _WIDE * (both * both + narrow * narrow + 7 * both * narrow)
-        return sums + max(adding, solving + 4 * BYTES_AT_ONCE + self._reading())
+        block = min(BYTES_AT_ONCE, _WIDE * both * self.target.vocab_size)
+        return sums + max(adding, solving + 4 * block + self._reading())
 
     def of_covariance(self, batch: int) -> int:
         """The covariance of the source's stream, and its eigenvectors."""
