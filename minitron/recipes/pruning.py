@@ -76,10 +76,10 @@ class BudgetRecipe(CalibrationRecipe):
                 "--head-residual cannot be combined with --scores modelopt: leave one out"
             )
         if self.importance is not None:
-            measuring = ("scores", "memory_budget", *OF_ACTIVATIONS)
+            measuring = ("scores", *OF_ACTIVATIONS)
             check_unset(self, measuring, "with --importance")
             if self.corpus is None:
-                check_unset(self, ("samples",), "with --importance")
+                check_unset(self, ("samples", "memory_budget"), "with --importance")
         if not self.contiguous_layers:
             check_unset(self, ("block_size",), "without --contiguous-layers")
 
