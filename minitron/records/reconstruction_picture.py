@@ -85,6 +85,8 @@ def _draw_losses(panel: Any, losses: Mapping[str, float]) -> None:
 
 
 def _draw_errors(panel: Any, kind: str, errors: list[Error], *, is_leftmost: bool) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     layers = [error.layer for error in errors]
     before, after = (
         [max(value, _LEAST) for value in values]
@@ -94,6 +96,9 @@ def _draw_errors(panel: Any, kind: str, errors: list[Error], *, is_leftmost: boo
     panel.plot(layers, before, color=_CUT, marker="o", ms=4, mfc="white", label="before its fit")
     panel.plot(layers, after, color=KEPT, marker="o", ms=4, label="after its fit")
     panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())  # long labels reach into the next panel
     panel.set_title(kind)
     panel.grid(alpha=0.3)
     panel.xaxis.get_major_locator().set_params(integer=True)
