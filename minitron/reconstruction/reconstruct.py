@@ -10,7 +10,8 @@ than that of the pruned model as it was.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from minitron.sources.streamed_loss import streamed_loss
 from minitron.text.encoding import TokenIds
 
 _HELD_OUT_EVERY = 20  # of the sequences one is held out
+_TOKENS_A_DIRECTION = 32
 _TOKENS_AN_INPUT = 4  # fewer, and a fit follows the text rather than the model
 
 logger = logging.getLogger(__name__)
@@ -192,22 +194,25 @@ def fitted_model(
     processes.wait()  # until all know what is finished
     batches, is_held_out = _batches(fitted, held_out, finished.batch_tokens, processes)
     passes = PASSES * (plan.target.num_hidden_layers - finished.layers) + 1
+    total = passes * sum(batch.numel() for batch in batches)
     covariance = finished.covariance()
+    turning: list[torch.Tensor] = []
     if how == "rotate" and covariance is None:
-        passes += 2 * source.architecture.num_hidden_layers + 1
-    tokens = sum(batch.numel() for batch in batches)
+        enough = _enough([*fitted, *held_out], source.architecture.hidden_size)
+        turning, _ = _batches(enough, [], finished.batch_tokens, processes)
+        passes = 2 * source.architecture.num_hidden_layers + 1
+        total += passes * sum(batch.numel() for batch in turning)
     place = folder / f"process-{processes.rank}" if memory.on_disk else None
     streams = Streams(batches, dtype, memory.embedded_tokens, place)
     if place is not None:
         place.mkdir(exist_ok=True)
     with (
-        Progress(
-            "reconstruct", total=tokens * passes, unit="token", is_shown=processes.is_first
-        ) as progress,
+        Progress("reconstruct", total=total, unit="token", is_shown=processes.is_first) as progress,
         torch.inference_mode(),
     ):
         if how == "rotate" and covariance is None:
-            covariance = covariance_of(source, streams, processes, progress.advance)
+            first = replace(streams, batches=turning)
+            covariance = covariance_of(source, first, processes, progress.advance)
             finished.keep_covariance(covariance)
         pair = pair_of(source, plan, covariance, dtype, processes)
         if not finished.has_head:
@@ -216,6 +221,13 @@ def fitted_model(
             refit(both, is_held_out, finished, progress.advance, processes)
     processes.wait()  # until the last file is written
     return RefittedSource(pair.small, finished), finished.refits, pair.share_of_variance
+
+
+def _enough(sequences: Sequence[TokenIds], hidden_size: int) -> Sequence[TokenIds]:
+    """The first sequences, as many as show which directions carry the stream."""
+    ends = accumulate(map(len, sequences))
+    needed = _TOKENS_A_DIRECTION * hidden_size
+    return sequences[: 1 + sum(end < needed for end in ends)]
 
 
 def _batches(
