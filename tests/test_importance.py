@@ -19,7 +19,7 @@ from minitron.scores.aggregation import KINDS, Aggregation
 from minitron.scores.weight_scores import magnitude_scores, random_scores
 from minitron.sources.opening import open_source
 from minitron.text.corpus import Corpus
-from tests.tiny import FAMILIES, SIZES, activation_scores, tiny_folder, tiny_model
+from tests.tiny import FAMILIES, SIZES, VARIANTS, activation_scores, tiny_folder, tiny_model
 
 LAYERS = SIZES["num_hidden_layers"]
 
@@ -143,6 +143,36 @@ def modelopt(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tenso
     }
 
 
+def contribution(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What every part adds to what its readers compute, token by token, from recorded inputs."""
+    wide, read = copy.deepcopy(model).double(), dict[torch.nn.Module, torch.Tensor]()
+    for module in wide.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda m, inputs: read.update({m: inputs[0]}))
+    with torch.no_grad():
+        wide(input_ids=ids, use_cache=False)
+
+    def rms(linear: torch.nn.Linear, units: int) -> torch.Tensor:
+        given = read[linear].flatten(0, 1).unflatten(1, (units, -1))  # (tokens, units, columns)
+        weight = linear.weight.detach().unflatten(1, (units, -1))  # (out, units, columns)
+        added = torch.einsum("tuc,ouc->tou", given, weight)
+        return added.square().sum(1).mean(0).sqrt()
+
+    layers, width = wide.model.layers, model.config.hidden_size
+    readers = [
+        linear
+        for layer in layers
+        for name, linear in layer.named_modules()
+        if isinstance(linear, torch.nn.Linear) and not name.endswith(("o_proj", "down_proj"))
+    ]
+    return {
+        "hidden": sum(rms(linear, width) for linear in (*readers, wide.lm_head)),
+        "ffn": torch.stack([rms(x.mlp.down_proj, SIZES["intermediate_size"]) for x in layers]),
+        "heads": torch.stack([rms(x.self_attn.o_proj, HEADS) for x in layers]),
+        "kv_heads": torch.stack([rms(x.self_attn.o_proj, KV_HEADS) for x in layers]),
+    }
+
+
 def without(model: torch.nn.Module, start: int, stop: int, ids: torch.Tensor) -> torch.Tensor:
     """Logits of the model without the layers [start, stop)."""
     cut = copy.deepcopy(model)
@@ -188,6 +218,24 @@ def test_modelopt_scores_are_what_modelopt_computes(family: str) -> None:
     for axis, values in wanted.items():
         torch.testing.assert_close(scores.axis(axis), values, rtol=1e-5, atol=1e-6)
     assert scores.made_by["scores"] == "modelopt"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_contributions_equal_what_each_part_adds_to_its_readers(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron.scores.contribution._VALUES", 200)  # several runs of rows
+    model, text = tiny_model(variant), corpus(samples=5)
+    settings = Measurement(scores="contribution", block_size=2)
+    scores = activation_scores(model, text, settings, batch_tokens=10)  # in three batches
+    wanted = contribution(model, torch.from_numpy(text.sequences).long())
+    for axis, values in wanted.items():
+        torch.testing.assert_close(scores.axis(axis), values, rtol=1e-4, atol=1e-6)
+    paper = activation_scores(model, text, Measurement(block_size=2))
+    for axis in ("layers", "blocks"):
+        torch.testing.assert_close(scores.axis(axis), paper.axis(axis), rtol=1e-6, atol=1e-7)
+    assert scores.made_by["scores"] == "contribution"
+    assert "aggregation" not in scores.made_by
 
 
 @pytest.mark.parametrize("variant", ["nemotron", "qwen2-sliding", "llama-biased-tied"])

@@ -232,3 +232,17 @@ def test_a_choice_that_does_not_exist_is_refused_in_python(
 def test_numbers_of_numpy_and_paths_are_of_the_right_type() -> None:
     PruneRecipe("tiny", Path("out"), hidden_size=np.int64(160))  # type: ignore[arg-type]
     SearchRecipe("tiny", ratio=1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "corpus", "is_reconstructed"),
+    [
+        ("paper", "books.txt", True),
+        ("contribution", "books.txt", True),
+        ("contribution", "random", False),
+        ("modelopt", "books.txt", False),
+    ],
+)
+def test_what_is_reconstructed_by_default(scores: Any, corpus: str, is_reconstructed: bool) -> None:
+    recipe = PruneRecipe(**PRUNE, scores=scores, corpus=corpus)
+    assert recipe.is_reconstructed == is_reconstructed

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from minitron import measure_importance
 from minitron.errors import CorpusError, ImportanceError, OutputError, TargetError
 from minitron.model.importance import Importance
+from minitron.options import flag_of
 from minitron.scores import measuring, sweep
 from minitron.scores.sweep import SweepPlan
 from minitron.sources.layer_stream import LayerStream
@@ -63,16 +64,19 @@ def test_reading_layer_by_layer_gives_what_the_loaded_model_gives(
     assert streamed.axes == ("hidden", "ffn", "heads", "layers", "kv_heads")
 
 
-@pytest.mark.parametrize("layer_scores", ["influence", "loss", "logits"])
+@pytest.mark.parametrize(
+    ("scores", "layer_scores"),
+    [("paper", "influence"), ("paper", "loss"), ("paper", "logits"), ("contribution", "influence")],
+)
 def test_chunks_and_batches_do_not_change_scores(
-    layer_scores: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scores: Any, layer_scores: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = ids_file(tmp_path / "ids.npy")
     found = []
     for keep, batch, chunk in ((True, 100, 100), (False, 9, 9), (False, 9, 40), (True, 20, 60)):
         planned(monkeypatch, SweepPlan(keep, batch, chunk, peak=0))
         out = str(tmp_path / f"{keep}-{batch}-{chunk}")
-        options: Any = {"layer_scores": layer_scores, "block_size": 2}
+        options: Any = {"scores": scores, "layer_scores": layer_scores, "block_size": 2}
         found.append(measure_importance(str(folder), out, corpus=corpus, **options))
     for other in found[1:]:
         assert_equal(other, found[0], rtol=1e-5)
@@ -185,6 +189,7 @@ class TestSettings:
             ({"memory_budget": "much"}, "--memory-budget is 'much': write a size such as 6GiB"),
             ({"scores": "modelopt", "neurons": "before"}, "--scores modelopt has its own"),
             ({"scores": "modelopt", "aggregation": "mean,mean"}, "--scores modelopt has its own"),
+            ({"scores": "contribution", "neurons": "before"}, "its own --aggregation and --neu"),
             ({"layer_scores": "loss", "seq_len": 1}, "loss needs sequences of at least 2 tokens"),
         ],
         ids=str,
@@ -295,14 +300,14 @@ class TestAnInterruptedRun:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer_scores", ["influence", "loss"])
-def test_two_processes_give_what_one_gives(layer_scores: Any, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"layer_scores": "loss"}, {"scores": "contribution"}], ids=str
+)
+def test_two_processes_give_what_one_gives(options: Any, folder: Path, tmp_path: Path) -> None:
     corpus = ids_file(tmp_path / "ids.npy")
-    alone = measure_importance(
-        str(folder), str(tmp_path / "alone"), corpus=corpus, layer_scores=layer_scores
-    )
-    options = [f"--corpus={corpus}", f"--layer-scores={layer_scores}"]
-    command = ["importance", str(folder), str(tmp_path / "shared"), *options]
+    alone = measure_importance(str(folder), str(tmp_path / "alone"), corpus=corpus, **options)
+    flags = [f"--corpus={corpus}", *(f"{flag_of(key)}={options[key]}" for key in options)]
+    command = ["importance", str(folder), str(tmp_path / "shared"), *flags]
     together(run_command, str(tmp_path / "printed"), command)
     assert (tmp_path / "printed-0").read_text().startswith(str(tmp_path / "shared"))
     assert (tmp_path / "printed-1").read_text() == ""

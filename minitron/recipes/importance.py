@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 from minitron.options import bounded, byte_size, check_unset
 from minitron.recipe import OUTPUT, DType, Recipe
 
-Scores = Literal["paper", "modelopt", "magnitude", "random"]
+ByActivations = Literal["paper", "modelopt", "contribution"]
+Scores = Literal[ByActivations, "magnitude", "random"]
 
 # Options that have an effect only where activations are measured, or only on text.
 OF_ACTIVATIONS = ("aggregation", "neurons", "layer_scores", "block_size")
@@ -30,8 +31,9 @@ class CalibrationRecipe(Recipe):
     seq_len: int | None = bounded(None, at_least=1)
     """Tokens in a sequence; the model's context unless given, at most 4096."""
     scores: Scores = "paper"
-    """What is ranked by: activations as in the paper (paper) or as in NVIDIA's ModelOpt (modelopt),
-    the magnitude of weights (magnitude), or random numbers (random)."""
+    """What is ranked by: activations as in the paper (paper) or as in NVIDIA's ModelOpt (modelopt);
+    activations times the weights that read them, for what is reconstructed (contribution); the
+    magnitude of weights (magnitude); or random numbers (random)."""
     aggregation: str = "l2,mean"
     """How activations are reduced to a score, over the batch and over the sequence: two of l2,
     mean, var."""

@@ -16,6 +16,7 @@ _OF_BUDGET = (
     *("batch", "context", "device", "space", "multiple_of", "min_layers"),
     *("held_out", "eval_tokens", "max_candidates"),
 )
+_RECONSTRUCTED = ("paper", "contribution")  # scores of what is fitted unless it is refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class PruneRecipe(BudgetRecipe):
     """Fit every linear of the smaller model to the source by least squares on the calibration
     text (auto), or leave the weights as they are cut (none). A twentieth of the sequences is held
     out: what does not help there is not used. auto where a text is named with --scores paper or
-    --importance, else none."""
+    contribution or with --importance, else none."""
     hidden: Hidden = "auto"
     """How hidden_size is cut where the model is reconstructed: channels are kept (select), or the
     directions that carry most of the residual stream (rotate, which unties tied embeddings). auto
@@ -189,11 +190,11 @@ class PruneRecipe(BudgetRecipe):
     def is_reconstructed(self) -> bool:
         """Whether the smaller model is fitted to its source.
 
-        By default where importance is the paper's: other scores are for comparisons with plain
-        pruning. Random ids are no text to fit to.
+        By default where importance is the paper's or made for it: other scores are for comparisons
+        with plain pruning. Random ids are no text to fit to.
         """
         if self.reconstruct is None:
-            return self.scores == "paper" and self.corpus not in (None, "random")
+            return self.scores in _RECONSTRUCTED and self.corpus not in (None, "random")
         return self.reconstruct == "auto"
 
     @property

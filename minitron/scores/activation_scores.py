@@ -18,12 +18,13 @@ pruning (benchmarks/LOG.md); NVIDIA's ModelOpt takes them after it, and so do we
 `scores="modelopt"` is what NVIDIA's ModelOpt computes (modelopt/torch/prune/plugins/
 mcore_minitron.py, 0.43): heads are averaged over the sequence channel by channel and only then
 normed over head_dim, and layers sum each sequence's 1 - mean cosine. The rest is the same.
+`scores="contribution"` has its own formulas, but for layers (`contribution`).
 
     sums = sums_over(LayerStream.of_source(open_source("tiny"), keep=True), batches, Measurement())
     importance_of(sums, Measurement(), config, {}).heads   # (layers, heads)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from minitron.files.dtypes import name_of
 from minitron.model.decoder import Decoder
 from minitron.model.importance import Importance
 from minitron.progress import Progress
+from minitron.recipes.importance import ByActivations
 from minitron.scores.aggregation import (
     Aggregation,
     Transform,
@@ -43,6 +45,7 @@ from minitron.scores.aggregation import (
     sequence_scores,
     sums_of,
 )
+from minitron.scores.contribution import ContributionRecorder, contribution_scores
 from minitron.scores.layer_cuts import CutScores, Measure, cuts_of
 from minitron.scores.sweep import Sums
 from minitron.sources.layer_stream import LayerStream
@@ -54,7 +57,7 @@ class Measurement:
     """What is measured in a sweep."""
 
     aggregation: Aggregation = Aggregation()
-    scores: Literal["paper", "modelopt"] = "paper"
+    scores: ByActivations = "paper"
     neurons: Literal["after", "before"] = "after"
     layer_scores: Measure = "influence"
     block_size: int | None = None
@@ -80,19 +83,21 @@ def sums_over(
 ) -> Sums:
     """Sums over one chunk: batches that pass each layer together."""
     layers = int(stream.config.num_hidden_layers)
-    recorder = LayerRecorder(stream.decoder, stream.config.hidden_act, measurement)
+    recorder = _recorder(stream, measurement)
     cuts = cuts_of(layers, measurement.block_size)
     left_out = CutScores(cuts, measurement.layer_scores, stream.device)
     with torch.inference_mode():
         states = stream.embed_all(batches)
         for index, layer in stream.layers():
-            with recorder.watching(index):
+            with _hooked(recorder.hooks(index)):
                 for batch, before in enumerate(states):
                     states[batch] = stream.run(index, layer, before)
                     left_out.step(index, before, states[batch])
                     if progress is not None:
                         progress.advance(batches[batch].numel() / layers)
             left_out.run(stream, index, layer)
+        if isinstance(recorder, ContributionRecorder):
+            recorder.finish(stream, states)
         left_out.finish(stream, list(batches), states)
     counts = {"samples": sum(map(len, batches)), "tokens": sum(ids.numel() for ids in batches)}
     counted = {key: torch.tensor([count]).double() for key, count in counts.items()}
@@ -104,6 +109,29 @@ def importance_of(
     sums: Sums, measurement: Measurement, config: Any, made_by: dict[str, Any]
 ) -> Importance:
     """The scores that sums over the whole corpus make."""
+    layers, blocks = _layer_scores(sums, measurement).tensor_split([int(config.num_hidden_layers)])
+    described: dict[str, Any] = {
+        "scores": measurement.scores,
+        "layer_scores": measurement.layer_scores,
+        "block_size": measurement.block_size,
+    }
+    if measurement.scores == "contribution":
+        widths = contribution_scores(sums)
+    else:
+        widths = _aggregated(sums, measurement, config)
+        of = measurement.aggregation
+        described["aggregation"] = {"batch": of.batch, "sequence": of.sequence}
+        described["neurons"] = measurement.neurons
+    return Importance(
+        made_by={**described, **made_by},
+        **widths,
+        layers=layers,
+        blocks=blocks if len(blocks) else None,
+    )
+
+
+def _aggregated(sums: Sums, measurement: Measurement, config: Any) -> dict[str, torch.Tensor]:
+    """Axis of the width to scores, as the paper or ModelOpt reduces activations."""
     aggregation, samples = measurement.aggregation, float(sums["samples"])
     rows = {
         axis: torch.stack(
@@ -119,23 +147,12 @@ def importance_of(
         norms = rows["heads"].unflatten(-1, (heads, -1)).square().sum(-1)
         groups = norms.unflatten(-1, (kv_heads, -1)).sum(-1)
         rows["heads"] = torch.cat((norms, groups), dim=-1).sqrt()
-    layers, blocks = _layer_scores(sums, measurement).tensor_split([int(config.num_hidden_layers)])
-    described = {
-        "scores": measurement.scores,
-        "aggregation": {"batch": aggregation.batch, "sequence": aggregation.sequence},
-        "neurons": measurement.neurons,
-        "layer_scores": measurement.layer_scores,
-        "block_size": measurement.block_size,
+    return {
+        "hidden": rows["hidden"].sum(0),
+        "ffn": rows["ffn"],
+        "heads": rows["heads"][:, :heads].contiguous(),
+        "kv_heads": rows["heads"][:, heads:].contiguous(),
     }
-    return Importance(
-        made_by={**described, **made_by},
-        hidden=rows["hidden"].sum(0),
-        ffn=rows["ffn"],
-        heads=rows["heads"][:, :heads].contiguous(),
-        kv_heads=rows["heads"][:, heads:].contiguous(),
-        layers=layers,
-        blocks=blocks if len(blocks) else None,
-    )
 
 
 def _layer_scores(sums: Sums, measurement: Measurement) -> torch.Tensor:
@@ -147,6 +164,25 @@ def _layer_scores(sums: Sums, measurement: Measurement) -> torch.Tensor:
     if measurement.scores == "modelopt":
         return sums["samples"] - sums["mean_cosines"]
     return 1 - sums["cosines"] / sums["tokens"]
+
+
+def _recorder(
+    stream: LayerStream, measurement: Measurement
+) -> "LayerRecorder | ContributionRecorder":
+    if measurement.scores == "contribution":
+        return ContributionRecorder(stream.decoder)
+    return LayerRecorder(stream.decoder, stream.config.hidden_act, measurement)
+
+
+@contextmanager
+def _hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove the hooks afterwards."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class LayerRecorder:
@@ -165,17 +201,8 @@ class LayerRecorder:
         self._has_positive_neurons = is_positive
         self.sums: Sums = {}
 
-    @contextmanager
-    def watching(self, layer: int) -> Iterator[None]:
-        """Record what passes a layer meanwhile."""
-        handles = list(self._hooks(layer))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hooks(self, layer: int) -> Iterator[RemovableHandle]:
+    def hooks(self, layer: int) -> Iterator[RemovableHandle]:
+        """Hooks that record what passes a layer."""
         # What attention and the MLP read, in every family: the outputs of the layer's norms.
         for place, reader in enumerate(("q", "up")):
             yield self._on_input(layer, reader, "hidden", 2 * layer + place)

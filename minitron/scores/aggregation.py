@@ -69,6 +69,11 @@ def sequence_scores(
     return _summed(activations, transform, square_distance).div(tokens)
 
 
+def token_squares(activations: torch.Tensor) -> torch.Tensor:
+    """Of (sequences, tokens, width), the sum over all tokens of each square, in float64."""
+    return _summed(activations, None, _square).double().sum(0)
+
+
 def sums_of(scores: torch.Tensor) -> torch.Tensor:
     """The sum and the sum of squares of sequences' scores (sequences, units)."""
     wide = scores.double()

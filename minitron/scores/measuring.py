@@ -10,6 +10,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -21,10 +22,10 @@ from minitron.model.architecture import Architecture
 from minitron.model.families import EMBEDDING
 from minitron.model.importance import Importance
 from minitron.model.source import Source
-from minitron.options import parse_bytes
+from minitron.options import flag_of, parse_bytes
 from minitron.progress import Progress
 from minitron.recipe import record_of
-from minitron.recipes.importance import CalibrationRecipe, ImportanceRecipe
+from minitron.recipes.importance import ByActivations, CalibrationRecipe, ImportanceRecipe
 from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
 from minitron.scores.aggregation import Aggregation
 from minitron.scores.calibration import Calibration, calibration, length_and_samples
@@ -45,7 +46,7 @@ from minitron.sources.loading import default_device, fast_dtype
 from minitron.sources.processes import Processes
 from minitron.text.encoding import TokenIds
 
-BY_ACTIVATIONS = ("paper", "modelopt")
+BY_ACTIVATIONS = get_args(ByActivations)
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ def check_corpus_named(recipe: CalibrationRecipe) -> None:
 def measurement_of(recipe: CalibrationRecipe, source: Source) -> Measurement:
     """What a recipe asks to measure. Raises TargetError for settings that do not go together."""
     check_corpus_named(recipe)
-    assert recipe.scores in ("paper", "modelopt")
+    assert recipe.scores != "magnitude"
+    assert recipe.scores != "random"
     measurement = Measurement(
         aggregation=Aggregation.parse(recipe.aggregation),
         scores=recipe.scores,
@@ -102,11 +104,7 @@ def measurement_of(recipe: CalibrationRecipe, source: Source) -> Measurement:
         layer_scores=recipe.layer_scores,
         block_size=recipe.block_size,
     )
-    theirs = Measurement(scores="modelopt", block_size=recipe.block_size)
-    if recipe.scores == "modelopt" and measurement != theirs:
-        raise TargetError(
-            "--scores modelopt has its own --aggregation, --neurons and --layer-scores: leave them"
-        )
+    _check_own_formulas(measurement)
     layers = source.architecture.num_hidden_layers
     if recipe.block_size is not None and not 2 <= recipe.block_size < layers:
         raise TargetError(
@@ -114,6 +112,19 @@ def measurement_of(recipe: CalibrationRecipe, source: Source) -> Measurement:
             f"fewer than the model's {layers} layers"
         )
     return measurement
+
+
+def _check_own_formulas(measurement: Measurement) -> None:
+    """Refuse settings of formulas that these scores do not have."""
+    own = {
+        "modelopt": ("aggregation", "neurons", "layer_scores"),
+        "contribution": ("aggregation", "neurons"),
+    }.get(measurement.scores, ())
+    if any(getattr(measurement, name) != getattr(Measurement(), name) for name in own):
+        *names, last = map(flag_of, own)
+        raise TargetError(
+            f"--scores {measurement.scores} has its own {', '.join(names)} and {last}: leave them"
+        )
 
 
 @dataclass(frozen=True)
