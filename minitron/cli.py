@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts.help import ColumnSpec, DefaultFormatter, HelpEntry, NameRenderer
+from cyclopts.help.specs import get_default_parameter_columns
 
 from minitron.credentials import masked_logs, masked_traceback
 from minitron.errors import MinitronError, one_line, readable_system_errors, visible
@@ -28,7 +30,20 @@ from minitron.recipe_file import read_recipe_file
 from minitron.recipes import COMMANDS
 from minitron.surroundings import check_system
 
-ARGUMENTS = Group("Arguments", sort_key=0)  # the section of what is given by its place
+
+def _columns(console: Any, options: Any, entries: list[HelpEntry]) -> tuple[ColumnSpec, ...]:
+    """The columns of a section of `--help`: flags break between words, never inside one."""
+    *before, names, texts = get_default_parameter_columns(console, options, entries)
+    words = (str(NameRenderer()(entry)).split() for entry in entries)
+    # Further words of an entry are indented by two.
+    longest = max(len(word) + 2 * (at > 0) for each in words for at, word in enumerate(each))
+    width = max(longest, names.max_width or 0)
+    return (*before, names.copy(renderer=NameRenderer(width), max_width=width), texts)
+
+
+FORMAT = DefaultFormatter(column_specs=_columns)
+# The section of what is given by its place.
+ARGUMENTS = Group("Arguments", sort_key=0, help_formatter=FORMAT)
 OTHERS = "Options"  # the title of a section without one
 _FLAGS: dict[str, tuple[str, Any, Any, str]] = {  # the argument, its type, default and help
     "--json": ("as_json", bool, False, "Print one JSON object."),
@@ -99,7 +114,10 @@ def _fields(recipe_type: type[Recipe]) -> tuple[list[inspect.Parameter], Group]:
     """The recipe's fields as parameters, each with its help and section; and the last section."""
     help, sections = help_of(recipe_type), sections_of(recipe_type)
     titles = [*(title for title in sections if title != OUTPUT), OUTPUT]
-    groups = {title: Group(title or OTHERS, sort_key=at) for at, title in enumerate(titles, 1)}
+    groups = {
+        title: Group(title or OTHERS, sort_key=at, help_formatter=FORMAT)
+        for at, title in enumerate(titles, 1)
+    }
     group_of = {name: groups[title] for title, names in sections.items() for name in names}
     fields = []
     for name, field in signature(recipe_type).parameters.items():
@@ -108,6 +126,7 @@ def _fields(recipe_type: type[Recipe]) -> tuple[list[inspect.Parameter], Group]:
             help=help[name],
             show_default=None if field.default is not False else False,
             group=group_of[name] if field.kind is field.KEYWORD_ONLY else ARGUMENTS,
+            negative_iterable="",
             converter=_whole_number if whole else None,
         )
         fields.append(field.replace(annotation=Annotated[field.annotation, option]))

@@ -131,6 +131,14 @@ def test_help_fits_a_terminal_and_shows_each_example_as_it_can_be_copied(
     cli.main([*command.split(), "--help"])
     shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, shown)) <= 80
+    words = {word for line in shown for word in line.split()}
+    assert not any(word.startswith("--empty-") for word in words)
     if command:
+        flags = {
+            name
+            for parameter in cli.app[command].assemble_argument_collection()
+            for name in parameter.names
+        }
+        assert flags <= words, flags - words  # none is broken
         examples = (cli.app[command].help_epilogue or "").splitlines()
         assert shown[-len(examples) :] == examples
