@@ -133,14 +133,20 @@ def test_sampling_is_what_transformers_samples_from_the_same_seed(
     assert got == wanted
 
 
-def test_seeds_distinguish_samples_and_greedy_needs_none(folder: Path) -> None:
+def test_seeds_distinguish_samples_and_greedy_needs_none(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def sampled(seed: int, temperature: float) -> str:
         return minitron.generate(
             str(folder), PROMPT, max_new_tokens=9, temperature=temperature, seed=seed
         )
 
     assert sampled(1, 1.5) == sampled(1, 1.5) != sampled(2, 1.5)
+    assert not caplog.messages
     assert sampled(1, 0.0) == sampled(2, 0.0)
+    assert set(caplog.messages) == {
+        "--seed has no effect at --temperature 0, which takes the most probable token"
+    }
 
 
 def test_almost_no_probability_leaves_the_likeliest_token(folder: Path) -> None:

@@ -3,6 +3,7 @@
 generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -26,6 +27,8 @@ from minitron.sources.quantization import check_quantization, quantized
 from minitron.text.encoding import TextStream, prompt_ids
 
 Emit = Callable[[str], None]
+
+logger = logging.getLogger(__name__)
 
 # Settings of generation_config.json that cannot fail here: checked when read, or numbers.
 _CHECKED = (
@@ -65,6 +68,10 @@ def command(recipe: GenerateRecipe) -> None:
 
 def stream(recipe: GenerateRecipe, emit: Emit) -> None:
     """Call `emit` with each part of the same text, as soon as no later token can change it."""
+    if recipe.seed and not recipe.temperature:
+        logger.warning(
+            "--seed has no effect at --temperature 0, which takes the most probable token"
+        )
     if recipe.quantize is not None:
         check_quantization(recipe.quantize)
     source = open_source(recipe.source)
