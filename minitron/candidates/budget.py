@@ -100,7 +100,7 @@ def budget_of(recipe: BudgetRecipe, source: Architecture) -> Budget:
         raise TargetError("no budget is given: name --params, --ratio, --memory or --latency")
     parameters = None
     if recipe.params is not None:
-        parameters = parse_parameters(recipe.params)
+        parameters = parse_parameters(str(recipe.params))
     if recipe.ratio is not None:
         parameters = round(recipe.ratio * source.parameters)
     return Budget(
@@ -134,6 +134,8 @@ def memory_needed(architecture: Architecture, use: Use, parameters: int | None =
 def parse_parameters(text: str) -> int:
     """Read "4B", "500M", "8.27B" or a plain number. Raises TargetError."""
     number, unit = _parts(text)
+    if number == 0 and unit in _COUNTS:
+        raise TargetError(f"--params is {text!r}: it must be above 0")
     if number is None or unit not in _COUNTS or not number:
         raise TargetError(f"--params is {text!r}: write a number such as 4B, 500M or 4190509056")
     return round(number * _COUNTS[unit])

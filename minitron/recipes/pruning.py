@@ -24,7 +24,7 @@ class BudgetRecipe(CalibrationRecipe):
     """The resources that a smaller model may use, and how the best such model is chosen."""
 
     BUDGET: ClassVar = "Budget"
-    params: str | None = None
+    params: str | int | None = None
     """Parameters to keep, embeddings included, such as 4B or 500M; within 5 %."""
     ratio: float | None = bounded(None, above=0, at_most=1)
     """Share of the parameters to keep, embeddings included; within 5 %."""
