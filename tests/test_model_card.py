@@ -323,6 +323,11 @@ def test_a_folder_that_has_no_story_is_one_line(
     assert message in lines[0]
 
 
+def test_an_embedded_models_card_is_not_written() -> None:
+    with pytest.raises(SourceError, match="^tiny is an embedded model, which is not written to: "):
+        minitron.card("tiny")
+
+
 def test_the_command_prints_where_the_card_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from minitron.recipe import verb
 from minitron.recipes.publishing import CardRecipe
 from minitron.records.card_page import read_page
 from minitron.records.model_card import README, checked_record, write_card
+from minitron.sources.opening import zoo
 
 
 @verb(CardRecipe)
@@ -23,6 +24,11 @@ def card(recipe: CardRecipe) -> Path:
     given.
     """
     folder = Path(recipe.folder)
+    if recipe.folder in zoo() and not folder.exists():
+        raise SourceError(
+            f"{folder} is an embedded model, which is not written to: name a folder that minitron "
+            "wrote"
+        )
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder: name one that minitron wrote")
     checked_record(folder)
