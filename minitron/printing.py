@@ -58,7 +58,7 @@ def readable(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:,.4f}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)

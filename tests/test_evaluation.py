@@ -16,6 +16,7 @@ import minitron
 from minitron import cli
 from minitron.errors import CorpusError, SourceError, TargetError, TokenizerError
 from minitron.evaluation.loss import Evaluation, TextLoss, evaluate_text
+from minitron.printing import readable
 from minitron.sources.opening import zoo
 from minitron.text.corpus import UNCOUNTED, held_out_ids, held_out_text
 from tests.tiny import tiny_folder, tiny_model, write_text, zoo_tokenizer
@@ -308,6 +309,25 @@ def test_a_result_is_shown_and_the_record_kept_where_it_cannot_be_written(
     assert "perplexity" in printed.out
     assert "minitron.json cannot be written: No space left" in printed.err
     assert (made / "minitron.json").read_bytes() == before
+
+
+def test_a_loss_of_a_few_tokens_is_not_given_without_a_word(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for samples, warnings in ((30, 0), (1, 1)):
+        caplog.clear()
+        name = str(tmp_path / "ids.npy")
+        np.save(name, np.arange(samples * 20).reshape(samples, 20) % VOCABULARY)
+        cli.main(["evaluate", str(folder), "--corpus", name])
+        assert len([text for text in caplog.messages if "tokens to predict" in text]) == warnings
+    assert f"{name} has 19 tokens to predict: " in caplog.text
+
+
+def test_large_numbers_are_printed_with_separators() -> None:
+    assert (readable(1234567), readable(1234567.0)) == ("1,234,567", "1,234,567.0000")
 
 
 def test_an_embedded_model_is_not_recorded_into(tmp_path: Path) -> None:

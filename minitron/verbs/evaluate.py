@@ -43,6 +43,7 @@ _OF_TASKS = (
     *("tasks", "include_path", "preset", "num_fewshot", "limit", "articles"),
     *("run_generated_code", "batch_size"),
 )
+_FEW_TOKENS = 500  # with fewer, the loss is of these words rather than of the model
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,11 @@ def measure(recipe: EvaluateRecipe) -> Evaluation:
     model = load_model(source, dtype=dtype, device=default_device())
     held_out = measurements.held_out
     text = None if held_out is None else evaluate_text(model, held_out)
+    if text is not None and text.tokens < _FEW_TOKENS:
+        logger.warning(
+            "%s has %d tokens to predict: another text of so few gives quite another loss",
+            *(recipe.corpus, text.tokens),
+        )
     return Evaluation(text, _task_scores(recipe, measurements, model, source))
 
 
