@@ -181,6 +181,10 @@ def _run(tokens: list[str]) -> None:
         _fail(str(error))
     except BrokenPipeError:
         _leave_closed_pipe()
+    except SystemExit as ended:  # rich, which prints help, ends with 1 where its pipe is closed
+        if isinstance(ended.__context__, BrokenPipeError):
+            _leave_closed_pipe()
+        raise
     except KeyboardInterrupt as error:
         # The notes state where the same command continues.
         notes = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
