@@ -6,7 +6,13 @@ import torch
 from minitron.errors import ArchitectureError, ImportanceError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
-from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, share_kept
+from minitron.model.plan import (
+    PruningPlan,
+    axes_to_rank,
+    choose_plan,
+    layers_short_of_scores,
+    share_kept,
+)
 
 SOURCE = Architecture("nemotron", 10, 14, 3, 6, 2, 4, 21)
 
@@ -46,6 +52,17 @@ def test_each_layer_ranks_its_own_neurons() -> None:
     ffn[0, [2, 3]] = ffn[1, [0, 13]] = ffn[2, [6, 7]] = 1.0
     plan = choose_plan(scores(ffn=ffn), SOURCE, SOURCE.resized(intermediate_size=2))
     assert plan.ffn == ((2, 3), (0, 13), (6, 7))
+    assert layers_short_of_scores(plan, scores(ffn=ffn)) == {}
+
+
+def test_layers_that_keep_parts_without_a_score_are_counted() -> None:
+    ffn = torch.zeros(3, 14)
+    ffn[0, [2, 3]] = ffn[1, :] = ffn[2, 6] = 1.0
+    target = SOURCE.resized(intermediate_size=3, hidden_size=5)
+    plan = choose_plan(scores(ffn=ffn), SOURCE, target)
+    assert layers_short_of_scores(plan, scores(ffn=ffn)) == {"ffn": 2}
+    without_last = choose_plan(scores(ffn=ffn), SOURCE, target.resized(num_hidden_layers=2))
+    assert sum(layers_short_of_scores(without_last, scores(ffn=ffn)).values()) < 3
 
 
 def test_kept_layers_keep_their_order_and_bring_their_own_neurons() -> None:

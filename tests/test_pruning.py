@@ -490,6 +490,15 @@ def test_sizes_that_cut_nothing_are_named(tmp_path: Path, caplog: pytest.LogCapt
     assert f"nothing is cut: {source} has these sizes already" in caplog.text
 
 
+def test_neurons_that_no_token_uses_are_not_kept_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = str(tiny_folder(tmp_path / "source"))
+    options = {"corpus": ids_file(tmp_path / "ids.npy", 1, 1), "reconstruct": "none"}
+    minitron.prune(source, str(tmp_path / "out"), intermediate_size=60, **options)
+    assert "layers fewer ffn have a score above 0 than are kept" in caplog.text
+
+
 def test_random_scores_have_no_share(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, out = str(tiny_folder(tmp_path / "source", vocab_size=60)), tmp_path / "out"
     caplog.set_level("INFO")

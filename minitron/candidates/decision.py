@@ -18,7 +18,13 @@ from minitron.candidates.choice import Choice
 from minitron.files.atomic_file import replace_file
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
-from minitron.model.plan import PruningPlan, axes_to_rank, choose_plan, measured_shares
+from minitron.model.plan import (
+    PruningPlan,
+    axes_to_rank,
+    choose_plan,
+    layers_short_of_scores,
+    measured_shares,
+)
 from minitron.model.source import Source
 from minitron.model.target_sizes import between
 from minitron.recipes.pruning import PruneRecipe
@@ -80,6 +86,7 @@ def decide(
     )
     if recipe.head_residual and plan.partners is None:
         logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
+    _warn_without_scores(plan, importance)
     decision = Decision.of(plan, importance, measured_shares(plan, importance))
     _log_kept(plan, decision.shares)
     return decision
@@ -94,6 +101,7 @@ def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) 
         after = target if share == 1 else between(source.architecture, target, share, before)
         importance = _importance(pruned, after, recipe)
         plan = choose_plan(importance, before, after, contiguous=recipe.contiguous_layers)
+        _warn_without_scores(plan, importance)
         shares = measured_shares(plan, importance)
         plan = plan if decision is None else decision.plan.then(plan)
         decision = Decision.of(plan, importance, shares)
@@ -115,6 +123,18 @@ def _importance(
         return Importance(made_by={"scores": "none needed"})
     check_corpus_named(recipe)
     return score(source, recipe, text, Processes.of_run())
+
+
+def _warn_without_scores(plan: PruningPlan, importance: Importance) -> None:
+    """Log where the scores do not decide what is kept."""
+    if not is_first_process():
+        return
+    for axis, layers in layers_short_of_scores(plan, importance).items():
+        logger.warning(
+            "in %d of %d layers fewer %s have a score above 0 than are kept: the first of those "
+            "with score 0 are kept too (give more text)",
+            *(layers, len(plan.layers), axis),
+        )
 
 
 def _log_kept(plan: PruningPlan, shares: Mapping[str, float]) -> None:

@@ -259,6 +259,20 @@ def share_kept(plan: PruningPlan, importance: Importance) -> dict[str, float]:
     return shares
 
 
+def layers_short_of_scores(plan: PruningPlan, importance: Importance) -> dict[str, int]:
+    """In how many layers a kept part has score 0, for each axis that is ranked in every layer.
+
+    Parts of equal scores are kept in their order, which is no reason.
+    """
+    short = {}
+    for axis in axes_to_rank(plan.source, plan.target):
+        if axis in PER_LAYER:
+            scores = _scores_of(axis, importance, plan.source)
+            found = (scores > 0).sum(1)[list(plan.layers)]
+            short[axis] = int((found < plan.target.size(axis)).sum())
+    return {axis: layers for axis, layers in short.items() if layers}
+
+
 def measured_shares(plan: PruningPlan, importance: Importance) -> dict[str, float]:
     """`share_kept` as it is recorded and shown: empty where the scores are random numbers."""
     return {} if importance.is_random else share_kept(plan, importance)
