@@ -264,6 +264,7 @@ def test_a_weight_that_is_not_finite_is_named(
     ("name", "says"),
     [
         ("tny", "tny does not exist: did you mean tiny?; name a folder"),
+        ("", "the model's name is empty: name a folder, or one of the zoo"),
         ("absent", "absent does not exist; name a folder, a .nemo, a Hub id (owner/name) or one"),
         ("a/b/c", "a/b/c does not exist; name a folder"),
         ("owner/absent", "owner/absent is neither a folder nor in the cache"),
@@ -328,9 +329,22 @@ class TestTheCorpus:
         assert says in prune("--corpus", tmp_path / name)
 
     @pytest.mark.parametrize("kind", ["txt", "npy"])
-    def test_it_does_not_exist(self, kind: str, prune: Refused, tmp_path: Path) -> None:
+    def test_it_does_not_exist(
+        self, kind: str, prune: Refused, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         name = tmp_path / f"absent.{kind}"
-        assert prune("--corpus", name) == f"{name} does not exist"
+        for how in ("auto", "none"):
+            assert prune("--corpus", name, "--reconstruct", how) == f"{name} does not exist"
+        assert not caplog.messages  # what other engines do is no part of the mistake
+
+    def test_nor_has_the_output_a_name(self, source: Path, refused: Refused) -> None:
+        line = refused("prune", source, "", "--hidden-size", 36, *RANDOM)
+        assert line == "the output's name is empty: name what to write"
+
+    def test_it_has_no_name(self, prune: Refused) -> None:
+        assert prune("--corpus", "") == (
+            "--corpus is empty: name a file, or a Hub dataset as owner/name"
+        )
 
     def test_its_ids_are_of_another_vocabulary(self, prune: Refused, tmp_path: Path) -> None:
         line = prune("--corpus", ids_file(tmp_path / "ids.npy", VOCABULARY))

@@ -22,7 +22,10 @@ from minitron.text.corpus import (
     random_corpus,
 )
 from minitron.text.encoding import TokenIds
+from minitron.text.rows import kind_of_file
 from minitron.text.sampling import self_corpus
+from minitron.text.text_file import check_regular_file
+from minitron.text.texts import MADE_BY_MODEL
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class Calibration:
     corpus: Corpus
     sequences: list[TokenIds]
     model: PreTrainedModel | None = None
+
+
+def check_text(recipe: CalibrationRecipe) -> None:
+    """Refuse a file of text that is missing, before anything is done. Raises CorpusError."""
+    if recipe.corpus not in (None, *MADE_BY_MODEL):
+        (check_regular_file if recipe.corpus.endswith(".npy") else kind_of_file)(recipe.corpus)
 
 
 def calibration(source: Source, recipe: CalibrationRecipe, device: str) -> Calibration:

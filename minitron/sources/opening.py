@@ -43,6 +43,8 @@ def output_at(name: str) -> Path:
 
     A folder called as an embedded model would be opened instead of it.
     """
+    if not name:
+        raise OutputError("the output's name is empty: name what to write")
     if name in zoo():
         raise OutputError(
             f"{name} is the name of an embedded model, which a folder of that name would hide: "
@@ -67,6 +69,8 @@ def open_source(
     With `low_disk` weights on the Hub are read there by ranges, again each time, and never stored.
     A model folder on this machine takes precedence over a model of the zoo of the same name.
     """
+    if not name:  # Path("") is this folder
+        raise SourceError("the model's name is empty: name a folder, or one of the zoo")
     models, path = zoo(), Path(name)
     if name in models:
         if not (path / "config.json").is_file():

@@ -27,6 +27,8 @@ def kind_of_file(name: str) -> str | None:
 
     Raises CorpusError for a file that is missing, is not a regular file or is of no known kind.
     """
+    if not name:
+        raise CorpusError("--corpus is empty: name a file, or a Hub dataset as owner/name")
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix in KINDS or _exists(name):
         check_regular_file(name)

@@ -21,7 +21,7 @@ _HUB_SURPLUS = 16  # and at least this many times what the samples need
 _CHARACTERS_PER_TOKEN = 4  # about
 _DRAW_SURPLUS = 2  # so that text with more characters a token still fills the samples
 _PASSAGE_SEQUENCES = 2  # the length of a passage, in sequences
-_MADE_BY_MODEL = ("self", "random")  # names of a corpus that is sampled or drawn, not read
+MADE_BY_MODEL = ("self", "random")  # names of a corpus that is sampled or drawn, not read
 _END_CHARACTERS = 4  # what the end of a text counts as: about a token
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def read_texts(
     if kind == ".txt":
         parts = read_parts(name)
         return _split_parts(parts, longest) if longest else iter([Text("".join(parts))])
-    if kind is None and name in _MADE_BY_MODEL:
+    if kind is None and name in MADE_BY_MODEL:
         raise CorpusError(
             f"{name} cannot be given here, where text is read: name a file, or a Hub dataset as "
             "owner/name:config:split"

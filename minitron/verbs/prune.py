@@ -43,7 +43,7 @@ from minitron.records.folder_writer import (
 )
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
-from minitron.scores.calibration import Calibration
+from minitron.scores.calibration import Calibration, check_text
 from minitron.scores.measuring import text_of
 from minitron.sources.hub_folder import HubFolder
 from minitron.sources.loading import hub_config
@@ -114,11 +114,12 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     target = choice.target
     config = source.config_at(target)
     hub_config(config)
-    for note in load_notes(config):
-        logger.warning("%s", note)
+    check_text(recipe)
     source.check_weights()  # refused, if incomplete, before anything is measured
     text = _text_to_fit(source, recipe)
     memory = None if text is None else _memory(source, target, text, recipe)
+    for note in load_notes(config):
+        logger.warning("%s", note)
     if recipe.dry_run:
         return _report(source, choice, decide(source, choice, recipe, text))
     begun = {key: value for key, value in asdict(recipe).items() if key not in _NO_RESULT}
