@@ -38,6 +38,8 @@ def test_quickstart_writes_a_student_of_half_the_size_with_its_whole_record(
     assert " % of score" not in random  # a share of random numbers
     assert f"minitron generate {out}" in printed
     assert "loss, distilled" in printed
+    assert "loss, pruned" not in printed  # the teacher's is beside it, which is whole
+    assert len([text for text in caplog.messages if "llama.cpp" in text]) == 1
     teacher, student = minitron.inspect("tiny"), minitron.inspect(str(out))
     assert 0.47 <= student.parameters / teacher.parameters <= 0.53
     model = AutoModelForCausalLM.from_pretrained(out)

@@ -10,6 +10,8 @@ the students share one teacher cache.
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ class QuickstartReport:
         """Losses as recorded in minitron.json and shown in the card."""
         return {
             "measured": MEASURED,
-            "columns": ["parameters", "loss, pruned", "loss, distilled", "perplexity"],
+            "columns": ["parameters", "loss", "loss, distilled", "perplexity"],
             "rows": [{"name": row.name, "values": _values(row)} for row in self.rows],
         }
 
@@ -103,9 +105,10 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
         logger.info("2/5 write the teacher's outputs on that text, and measure its loss")
         cache_teacher(TEACHER, str(work / _CACHE), corpus=texts["training"])
         rows = [_teacher_row(texts)]
-        for step, name in enumerate(STUDENTS, 3):
-            logger.info("%d/5 prune to half, %s, and distill", step, name)
-            rows.append(_student_row(work, name, texts, recipe.seed))
+        with _each_message_once(f"{prune.__module__}"):  # of three students of the same sizes
+            for step, name in enumerate(STUDENTS, 3):
+                logger.info("%d/5 prune to half, %s, and distill", step, name)
+                rows.append(_student_row(work, name, texts, recipe.seed))
         report = QuickstartReport(HubFolder.at(_folder(work, _KEPT, "distilled")), tuple(rows))
         _keep_student(work, folder, report, recipe)
         shutil.rmtree(work)
@@ -123,6 +126,23 @@ def command(recipe: QuickstartRecipe) -> None:
         ["minitron", "prune", TEACHER, "another", "--num-hidden-layers", 4]
         + ["--corpus", "self", "--samples", 64],
     )
+
+
+@contextmanager
+def _each_message_once(name: str) -> Iterator[None]:
+    """Let a logger repeat nothing inside the block."""
+    repeated: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not (message in repeated or repeated.add(message))
+
+    quiet = logging.getLogger(name)
+    quiet.addFilter(is_new)
+    try:
+        yield
+    finally:
+        quiet.removeFilter(is_new)
 
 
 def _sampled_texts(work: Path, seed: int) -> dict[str, str]:
