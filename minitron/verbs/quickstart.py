@@ -105,7 +105,7 @@ def quickstart(recipe: QuickstartRecipe) -> QuickstartReport:
         logger.info("2/5 write the teacher's outputs on that text, and measure its loss")
         cache_teacher(TEACHER, str(work / _CACHE), corpus=texts["training"])
         rows = [_teacher_row(texts)]
-        with _each_message_once(f"{prune.__module__}"):  # of three students of the same sizes
+        with _each_message_once(prune.__module__):  # of three students of the same sizes
             for step, name in enumerate(STUDENTS, 3):
                 logger.info("%d/5 prune to half, %s, and distill", step, name)
                 rows.append(_student_row(work, name, texts, recipe.seed))
@@ -135,7 +135,9 @@ def _each_message_once(name: str) -> Iterator[None]:
 
     def is_new(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return not (message in repeated or repeated.add(message))
+        is_repeated = message in repeated
+        repeated.add(message)
+        return not is_repeated
 
     quiet = logging.getLogger(name)
     quiet.addFilter(is_new)
