@@ -681,7 +681,7 @@ TYPED = [
     for group in COMMANDS.values()
     for each in group
     for field in fields(each)
-    if field.type not in (str, str | None, list[str] | None)
+    if field.type not in (str, str | None, str | int | None, list[str] | None)
 ]
 
 
