@@ -188,6 +188,7 @@ def test_json_is_one_object_on_stdout(
     "options",
     [
         "--corpus {ids}",
+        "--out found --corpus {ids}",
         "--scores magnitude --corpus {ids}",
         "--importance {scores} --held-out {ids} --contiguous-layers",
         "--out found --importance {scores} --held-out {ids} --head-residual",
@@ -210,6 +211,8 @@ def test_it_ends_with_the_command_that_prunes_to_the_best_sizes(
     assert "chose " not in printed.err
     command = shlex.split(printed.out.partition("\nNext:\n")[2])
     main(command[1:])
+    record = json.loads((Path(command[3]) / "minitron.json").read_text())
+    assert ("reconstruction" in record) == ("--corpus" in options and "--scores" not in options)
     made = minitron.inspect(command[3])
     best = printed.out.splitlines()[1].split()
     shown = [made.num_hidden_layers, made.hidden_size, made.intermediate_size]

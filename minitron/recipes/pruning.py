@@ -19,6 +19,15 @@ _OF_BUDGET = (
 _RECONSTRUCTED = ("paper", "contribution")  # scores of what is fitted unless it is refused
 
 
+def fits_by_default(scores: str, corpus: str | None) -> bool:
+    """Whether minitron prune fits the smaller model to its source where it is not said.
+
+    Where importance is the paper's or made for it: other scores are for comparisons with plain
+    pruning. Random ids are no text to fit to.
+    """
+    return scores in _RECONSTRUCTED and corpus not in (None, "random")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetRecipe(CalibrationRecipe):
     """The resources that a smaller model may use, and how the best such model is chosen."""
@@ -188,13 +197,9 @@ class PruneRecipe(BudgetRecipe):
 
     @property
     def is_reconstructed(self) -> bool:
-        """Whether the smaller model is fitted to its source.
-
-        By default where importance is the paper's or made for it: other scores are for comparisons
-        with plain pruning. Random ids are no text to fit to.
-        """
+        """Whether the smaller model is fitted to its source."""
         if self.reconstruct is None:
-            return self.scores in _RECONSTRUCTED and self.corpus not in (None, "random")
+            return fits_by_default(self.scores, self.corpus)
         return self.reconstruct == "auto"
 
     @property

@@ -33,7 +33,7 @@ from minitron.options import flag_of, flags_given
 from minitron.printing import print_json, print_next, print_table
 from minitron.recipe import verb
 from minitron.recipes.importance import CalibrationRecipe
-from minitron.recipes.pruning import SearchRecipe
+from minitron.recipes.pruning import SearchRecipe, fits_by_default
 from minitron.records.folder_writer import write_json
 from minitron.scores.measuring import BY_ACTIVATIONS
 from minitron.sources.opening import open_source, output_at
@@ -104,7 +104,7 @@ def _prune_command(report: SearchReport, recipe: SearchRecipe) -> list[str]:
     names = ["contiguous_layers", "head_residual", "reconstruct", "hidden"]
     if recipe.out is not None:
         words += ["--importance", str(Path(recipe.out) / IMPORTANCE)]
-        if recipe.reconstruct == "auto":
+        if recipe.reconstruct == "auto" or fits_by_default(recipe.scores, recipe.corpus):
             names += ["corpus", "samples", "seq_len", "compute_dtype"]
     elif recipe.importance is not None:
         names.append("importance")
