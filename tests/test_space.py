@@ -424,7 +424,7 @@ def test_templates_escape_every_text() -> None:
     choice = "“&#34;&gt;&lt;u&gt;”"
     hint = f"Most likely for this model: {choice}; for the teacher: {choice}, 50 %, against 25 %."
     assert f'title="{hint}"' in html
-    assert "<td>" not in render("recipe", parts=[("<td>", "mt-command", ("<td>",))])
+    assert "<td>" not in render("recipe", out="<td>", parts=[("<td>", "mt-command", ("<td>",))])
 
 
 def test_a_text_is_shown_with_its_own_spaces_alone() -> None:

@@ -39,7 +39,7 @@ def test_the_streamed_loss_is_that_of_the_loaded_model(variant: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("_LOGITS", 100), ("_BATCH_TOKENS", 20), ("_CHUNK_BYTES", 42 * 4 * 40)]
+    ("name", "value"), [("_LOGITS", 100), ("_BATCH_TOKENS", 20), ("CHUNK_BYTES", 42 * 4 * 40)]
 )
 def test_how_much_is_held_at_once_changes_nothing(
     name: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

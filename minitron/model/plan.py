@@ -115,8 +115,9 @@ class PruningPlan:
 
 def axes_to_rank(source: Architecture, target: Architecture) -> tuple[str, ...]:
     """The axes on which `target` is smaller. Raises TargetError for a target that is no cut."""
-    # KV heads before heads, whose number follows from theirs where it is not named.
-    for axis, key in sorted(AXIS_KEYS.items(), key=lambda one: one[0] != "kv_heads"):
+    # In groups the number of heads follows from that of KV heads; else KV heads follow from heads.
+    cause = "kv_heads" if source.size("kv_heads") < source.size("heads") else "heads"
+    for axis, key in sorted(AXIS_KEYS.items(), key=lambda one: one[0] != cause):
         have, want = source.size(axis), target.size(axis)
         if want > have:
             raise TargetError(f"{key} {want} is larger than the source's {have}: pruning only cuts")
