@@ -20,7 +20,7 @@ _RECONSTRUCTED = ("paper", "contribution")  # scores of what is fitted unless it
 
 
 def fits_by_default(scores: str, corpus: str | None) -> bool:
-    """Whether minitron prune fits the smaller model to its source where it is not said.
+    """Whether minitron prune fits the smaller model to its source unless asked otherwise.
 
     Where importance is the paper's or made for it: other scores are for comparisons with plain
     pruning. Random ids are no text to fit to.
