@@ -13,8 +13,8 @@ from typing import Any
 
 LOSS = "held-out loss (nats per token)"
 RULE = (
-    "Two rows are called different only where their means differ by more than 2·√(s₁² + s₂²); s is "
-    "the sample standard deviation over seeds, 0 for a single run."
+    "Two rows are called different only where their means differ by more than 2·√(s₁² + s₂²) and "
+    "by 0.001 or more; s is the sample standard deviation over seeds, 0 for a single run."
 )
 
 
@@ -156,7 +156,7 @@ class Section:
 
 def are_different(gap: float, *spreads: float | None) -> bool:
     """Whether two means with these spreads differ by RULE."""
-    return abs(gap) > 2 * math.hypot(*(spread or 0.0 for spread in spreads))
+    return abs(gap) >= 0.001 and abs(gap) > 2 * math.hypot(*(spread or 0.0 for spread in spreads))
 
 
 def loss_text(mean: float, spread: float | None, digits: int) -> str:

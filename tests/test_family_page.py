@@ -146,7 +146,8 @@ def test_the_rule_is_twice_the_root_of_the_summed_squares(
     assert are_different(1.01, 0.3, 0.4)
     assert not are_different(1.0, 0.3, 0.4)
     assert not are_different(-1.0, 0.3, 0.4)
-    assert are_different(1e-6, None, None)
+    assert are_different(0.001, None, None)
+    assert not are_different(0.0009, None, None)  # what three decimals do not show
 
 
 def test_an_order_that_the_paper_does_not_have_is_named(
