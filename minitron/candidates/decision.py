@@ -28,6 +28,7 @@ from minitron.model.plan import (
 from minitron.model.source import Source
 from minitron.model.target_sizes import between
 from minitron.recipes.pruning import PruneRecipe
+from minitron.reconstruction.projection import hidden_choice
 from minitron.scores.calibration import Calibration
 from minitron.scores.measuring import check_corpus_named, score
 from minitron.sources.processes import Processes, is_first_process
@@ -73,9 +74,23 @@ def kept_decision(
 def decide(
     source: Source, choice: Choice, recipe: PruneRecipe, text: Calibration | None
 ) -> Decision:
-    """Measure and choose, in one step or in several; `text` is loaded where it is needed again."""
+    """Measure and choose, in one step or in several.
+
+    `text` is what the smaller model is fitted on, if it is; it is loaded where it is needed again.
+    """
     if recipe.steps > 1:
-        return _decide_in_steps(source, choice.target, recipe)
+        decision = _decide_in_steps(source, choice.target, recipe)
+    else:
+        decision = _decide_at_once(source, choice, recipe, text)
+    how = hidden_choice(recipe.hidden, source.architecture, choice.target)
+    turns = text is not None and how == "rotate"
+    _log_kept(decision.plan, decision.shares, turns=turns)
+    return decision
+
+
+def _decide_at_once(
+    source: Source, choice: Choice, recipe: PruneRecipe, text: Calibration | None
+) -> Decision:
     importance = choice.importance or _importance(source, choice.target, recipe, text)
     plan = choose_plan(
         importance,
@@ -87,9 +102,7 @@ def decide(
     if recipe.head_residual and plan.partners is None:
         logger.info("--head-residual folds nothing: no KV group loses a part of its query heads")
     _warn_without_scores(plan, importance)
-    decision = Decision.of(plan, importance, measured_shares(plan, importance))
-    _log_kept(plan, decision.shares)
-    return decision
+    return Decision.of(plan, importance, measured_shares(plan, importance))
 
 
 def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) -> Decision:
@@ -107,7 +120,6 @@ def _decide_in_steps(source: Source, target: Architecture, recipe: PruneRecipe) 
         decision = Decision.of(plan, importance, shares)
         logger.info("step %d of %d: %s parameters", step, recipe.steps, f"{after.parameters:,}")
     assert decision is not None
-    _log_kept(decision.plan, decision.shares)
     return decision
 
 
@@ -137,13 +149,18 @@ def _warn_without_scores(plan: PruningPlan, importance: Importance) -> None:
         )
 
 
-def _log_kept(plan: PruningPlan, shares: Mapping[str, float]) -> None:
-    """Log what is kept of every axis that is cut, and of the parameters."""
+def _log_kept(plan: PruningPlan, shares: Mapping[str, float], *, turns: bool) -> None:
+    """Log what is kept of every axis that is cut, and of the parameters.
+
+    `turns`: of the hidden size directions are kept, and no channels.
+    """
     if not is_first_process():
         return
     for axis in axes_to_rank(plan.source, plan.target):
         kept, whole = plan.target.size(axis), plan.source.size(axis)
         share = f", {100 * shares[axis]:.1f} % of score" if axis in shares else ""
+        if axis == "hidden" and turns:
+            axis, share = "hidden as directions", ""
         logger.info("kept %s of %s %s%s", f"{kept:,}", f"{whole:,}", axis, share)
     kept, whole = plan.target.parameters, plan.source.parameters
     logger.info("kept %s of %s parameters, %.1f %%", f"{kept:,}", f"{whole:,}", 100 * kept / whole)
