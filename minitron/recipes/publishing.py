@@ -65,10 +65,10 @@ class PushRecipe(Recipe):
 
 @dataclass(frozen=True)
 class RemakeRecipe(Recipe):
-    """Build a pruned or converted folder's weights again: the same bytes, without any text.
+    """Build a pruned or converted folder's weights again, from its record and its source.
 
-    A reconstructed folder is fitted again to the same text; the largest difference from the
-    recorded weights is printed.
+    As they were cut or converted: the same bytes, without any text. A reconstructed folder is
+    fitted again to the same text; the largest difference from the recorded weights is printed.
 
     Examples:
         minitron remake half half-again
