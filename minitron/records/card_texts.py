@@ -278,6 +278,8 @@ def _importance(record: Record) -> str:
     )
     method = made_by.get("scores", "given")
     of = display_name(record["source"]["name"])
+    if keeps_directions(record) and set(record["kept"]) == {"hidden"}:
+        return f"Pruning of `{of}` by its hidden size alone."
     ranked = f"Pruning of `{of}`, ranked by {method} scores{on}."
     if not shares or method == "random":  # a share of random numbers means nothing
         return ranked

@@ -254,7 +254,7 @@ def _results(text: TextLoss, recipe: EvaluateRecipe, corpus: str, seq_len: int) 
     in_bits = "" if bits is None else f"{bits:.3f} bits per byte on "
     least = "" if recipe.stride is None else f"at least {seq_len - recipe.stride} and "
     return {
-        "measured": f"{in_bits}{_without_folders(corpus)}, held out: {text.tokens:,} tokens, each "
+        "measured": f"{in_bits}{_without_folders(corpus)}: {text.tokens:,} tokens, each "
         f"predicted from {least}at most {seq_len} before it. "
         f"`{_command(recipe, ('corpus', 'stride'))}`",
         "columns": ["loss (nats a token)", "perplexity"],
