@@ -80,8 +80,6 @@ class ContributionRecorder:
 
         return self._decoder.part(layer, "o").register_forward_pre_hook(hook)
 
-        return hook
-
     def _add(self, key: str, row: int, squares: torch.Tensor, rows: int | None = None) -> None:
         if key not in self.sums:
             rows = rows or self._sizes.num_hidden_layers
