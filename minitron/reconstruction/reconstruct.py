@@ -39,6 +39,7 @@ from minitron.sources.streamed_loss import streamed_loss
 from minitron.text.encoding import TokenIds
 
 _HELD_OUT_EVERY = 20  # of the sequences one is held out
+# `tiny` cut to half has 4.046 nats a token with 32, 4.049 with 4, and 4.044 with 128.
 _TOKENS_A_DIRECTION = 32
 _TOKENS_AN_INPUT = 4  # fewer, and a fit follows the text rather than the model
 
