@@ -34,7 +34,7 @@ tiny-half-pruned:
 	minitron prune tiny $@ --recipe minitron/recipes/tiny-half-prune.yaml --corpus $(TEXT)
 
 tiny-quarter-pruned: | tiny-half
-	minitron prune tiny-half $@ --recipe minitron/recipes/tiny-quarter-prune.yaml --corpus $(TEXT)
+	minitron prune ./tiny-half $@ --recipe minitron/recipes/tiny-quarter-prune.yaml --corpus $(TEXT)
 
 tiny-half tiny-quarter: %: | %-pruned
 	minitron distill $@-pruned ./$@ --teacher tiny --recipe minitron/recipes/$@-distill.yaml --corpus $(TEXT)

@@ -36,7 +36,6 @@ from minitron.records.card_texts import (
     result_tables,
     size_before,
     summary_text,
-    training_texts,
 )
 from minitron.records.kept_picture import KEPT_PICTURE, draw_kept
 from minitron.records.minitron_json import (
@@ -49,6 +48,7 @@ from minitron.records.minitron_json import (
 )
 from minitron.records.reconstruction_picture import RECONSTRUCTION_PICTURE, draw_reconstruction
 from minitron.records.task_scores import from_record, model_index
+from minitron.records.training_texts import training_texts
 from minitron.sources.hub_folder import HubFolder
 
 README = "README.md"
