@@ -1,20 +1,22 @@
-"""Measure importance of a 15B model on a machine without memory for it: memory and time per layer.
+"""Measure a 15B model on a machine without memory for it: memory and time per layer.
 
 Writes a checkpoint with the sizes of Nemotron-4 15B (31 GB in bf16, random weights, shards) into
 --folder and runs `minitron importance` on it in a separate process: some thousand tokens through
 all layers, and 65,536 tokens through the first two, where the hidden states of all tokens are in
-memory. Records the peak of resident memory of the process and the figure that it logged at the
-start, and projects the time of a full calibration set. Writes benchmarks/results/large_model.json;
-takes an hour on two cores.
+memory. Then prunes its first two layers to the widths of an 8B model and reconstructs them, by
+channels and by directions of the residual stream. Records the peak of resident memory of the
+process and the figure that it logged at the start, and projects the time of a full calibration set.
+Writes benchmarks/results/large_model.json; takes two hours on two cores.
 
-    python benchmarks/large_model.py --folder /path/with/32GB
-    python benchmarks/large_model.py --folder /path/with/32GB --only "two layers"
+    python benchmarks/large_model.py --folder /path/with/48GB
+    python benchmarks/large_model.py --folder /path/with/16GB --only "two layers, by channels"
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ import torch
 
 from minitron.files.safetensors_file import TensorSpec
 from minitron.model.architecture import Architecture
+from minitron.options import words_of_flag
 from minitron.records.folder_writer import write_json, write_weights
 
 RESULTS = Path(__file__).parent / "results" / "large_model.json"
@@ -38,9 +41,12 @@ SIZES = {
     "head_dim": 128,
 }
 LAYERS = 32
-RUNS = {  # layers, sequences, tokens per sequence
-    "all layers": (LAYERS, 4, 2000),
-    "two layers": (2, 16, 4096),
+CUT = {"hidden_size": 4096, "intermediate_size": 16384}  # Minitron-8B's; it keeps the heads
+RUNS = {  # layers, sequences, tokens per sequence, how hidden_size is cut or None: only measured
+    "all layers": (LAYERS, 4, 2000, None),
+    "two layers": (2, 16, 4096, None),
+    "two layers, by channels": (2, 4, 2048, "select"),
+    "two layers, by directions": (2, 4, 2048, "rotate"),
 }
 FULL = 1024 * 4096  # tokens, as in the paper
 BUDGET = "6GiB"
@@ -48,15 +54,15 @@ BUDGET = "6GiB"
 H200_FLOPS = 0.5 * 790e12
 
 
-def write_model(folder: Path) -> Architecture:
+def write_model(folder: Path, layers: int) -> None:
     """Write random normal weights, drawn once and shifted for each tensor."""
-    made = Architecture(model_type="nemotron", num_hidden_layers=LAYERS, **SIZES)
     config = {"model_type": "nemotron", "dtype": "bfloat16", **SIZES}
     if (folder / "config.json").exists():
-        return made
+        return
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     drawn = (torch.randn((1 << 24) + 4099) * 0.02).bfloat16()
+    made = Architecture(model_type="nemotron", num_hidden_layers=layers, **SIZES)
     specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in made.shapes().items()}
 
     def pieces() -> Any:
@@ -72,42 +78,28 @@ def write_model(folder: Path) -> Architecture:
     write_weights(folder, specs, pieces())
     write_json(
         folder / "config.json",
-        {**config, "num_hidden_layers": LAYERS, "max_position_embeddings": 4096},
+        {**config, "num_hidden_layers": layers, "max_position_embeddings": 4096},
     )
-    return made
-
-
-def first_layers(whole: Path, folder: Path, layers: int) -> Path:
-    """A folder with the same files, and a config and an index of the first layers only."""
-    if layers == LAYERS:
-        return whole
-    folder.mkdir(exist_ok=True)
-    config = json.loads((whole / "config.json").read_text())
-    write_json(folder / "config.json", {**config, "num_hidden_layers": layers})
-    index = json.loads((whole / "model.safetensors.index.json").read_text())
-    kept = {
-        name: file
-        for name, file in index["weight_map"].items()
-        if not (found := re.match(r"model\.layers\.(\d+)\.", name)) or int(found[1]) < layers
-    }
-    for file in set(kept.values()):
-        if not (folder / file).exists():
-            os.link(whole / file, folder / file)
-    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": kept})
-    return folder
 
 
 def run(name: str, folder: Path, threads: int) -> dict[str, Any]:
     """Run one measurement in a separate process."""
-    layers, sequences, length = RUNS[name]
-    source = first_layers(folder / "15b", folder / f"{layers}-layers", layers)
+    layers, sequences, length, hidden = RUNS[name]
+    source = folder / f"{layers}-layers"
+    write_model(source, layers)
     ids = folder / f"{sequences}x{length}.npy"
     random = np.random.default_rng(0)
     np.save(ids, random.integers(0, SIZES["vocab_size"], (sequences, length), dtype=np.int32))
-    out = folder / "importance.safetensors"
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
     out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "minitron", "importance", str(source), str(out)]
-    command += ["--corpus", str(ids), "--memory-budget", BUDGET]
+    work = ["importance"] if hidden is None else ["prune", "--hidden", hidden]
+    command = [sys.executable, "-m", "minitron", *work, str(source), str(out)]
+    command += ["--corpus", str(ids)]
+    if hidden is None:
+        command += ["--memory-budget", BUDGET]
+    else:
+        command += [word for key, size in CUT.items() for word in words_of_flag(key, size)]
     log = folder / "stderr.txt"
     begun = time.perf_counter()
     with log.open("w") as written:
@@ -119,7 +111,8 @@ def run(name: str, folder: Path, threads: int) -> dict[str, Any]:
     if status:
         raise SystemExit(f"{name} failed: {output}")
     cpu = used.ru_utime + used.ru_stime
-    stated = re.search(r"at most (.*) of memory expected", output)
+    phase = "measuring" if hidden is None else "reconstructing"
+    stated = re.search(rf"{phase} .*: at most (.*) of memory expected", output)
     tokens = sequences * length
     return {
         "layers": layers,
@@ -155,7 +148,7 @@ def main() -> None:
     parser.add_argument("--only", choices=RUNS, help="one of the runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    made = write_model(options.folder / "15b")
+    made = Architecture(model_type="nemotron", num_hidden_layers=LAYERS, **SIZES)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     results["model"] = {**SIZES, "num_hidden_layers": LAYERS, "parameters": made.parameters}
     results["memory_budget"] = BUDGET
