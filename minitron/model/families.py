@@ -129,6 +129,17 @@ class EngineLimit:
     loads: bool = False  # loads a model that is beyond the limit, and computes another
 
 
+@dataclass(frozen=True)
+class Gguf:
+    """How llama.cpp's converter stores a family in a GGUF file."""
+
+    architecture: str  # general.architecture, and the prefix of its metadata
+    # Whether row 2i of a head of q and k is followed by the row that it is rotated with, as
+    # llama.cpp's rotary code for some families wants it; the Hub has them half a head apart.
+    pairs_rows: bool = False
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")  # that it stores
+
+
 def _layer_modules(*, has_gate: bool = True, has_head_norms: bool = False) -> Mapping[str, str]:
     """The modules of a layer whose attention and MLP each read the output of a norm."""
     head_norms = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
@@ -184,6 +195,7 @@ class Family:
     old_keys: Mapping[str, str] = field(default_factory=dict)  # earlier name -> today's name
     formats: tuple[str, ...] = ()  # of `convert --to`, those that not every family has
     trtllm_example: str | None = None  # the folder of TensorRT-LLM's examples that converts it
+    gguf: Gguf | None = None  # None: not known how llama.cpp stores it, if it does
     engine_limits: tuple[EngineLimit, ...] = ()
     # Tool to what its user must know of this family, for tools that load the model.
     engine_remarks: Mapping[str, str] = field(default_factory=dict)
@@ -259,6 +271,8 @@ def _run(axes: str) -> Run:
     return tuple(axes.split("*"))
 
 
+_LLAMA_GGUF = Gguf("llama", pairs_rows=True, rope_types=("default", "linear", "yarn", "llama3"))
+
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
@@ -278,6 +292,7 @@ FAMILIES: Mapping[str, Family] = {
                 "rope_percentage": "partial_rotary_factor",
             },
             formats=("nemo", "nemo2", "trtllm"),
+            gguf=Gguf("nemotron"),
             engine_limits=(
                 EngineLimit("llama.cpp", "square"),
                 EngineLimit("llama.cpp", "tie_word_embeddings"),
@@ -304,12 +319,14 @@ FAMILIES: Mapping[str, Family] = {
             mlp_bias="mlp_bias",
             hidden_divides_by_heads=True,
             trtllm_example="llama",
+            gguf=_LLAMA_GGUF,
         ),
         Family(
             "mistral",
             "MistralForCausalLM",
             absent={"num_key_value_heads": 8},
             trtllm_example="llama",
+            gguf=_LLAMA_GGUF,
         ),
         Family(
             "qwen2",
@@ -318,6 +335,7 @@ FAMILIES: Mapping[str, Family] = {
             layer_types=_last_layers_slide,
             absent={"num_key_value_heads": 32},
             trtllm_example="qwen",
+            gguf=Gguf("qwen2"),
             engine_limits=(
                 EngineLimit("llama.cpp", "square"),
                 EngineLimit("mlx-lm", "derived"),
@@ -333,6 +351,7 @@ FAMILIES: Mapping[str, Family] = {
             layer_types=_last_layers_slide,
             absent={"num_key_value_heads": 32, "head_dim": 128},
             trtllm_example="qwen",
+            gguf=Gguf("qwen3"),
             engine_limits=(
                 EngineLimit("llama.cpp", "attention_bias"),
                 EngineLimit("mlx-lm", "attention_bias"),
