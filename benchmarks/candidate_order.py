@@ -1,10 +1,12 @@
 """Measure which cheap loss orders candidates as a long distillation does.
 
 Candidates of `minitron search` with half of the teacher's parameters, each measured as it is cut,
-reconstructed, and after a short distillation from each of these two starts; then after a long
-distillation from the reconstructed one. Prints the rank correlation (Spearman's) of each cheap loss
-with the last. All candidates have the same importance, texts and held-out tokens. Candidates that
-are in benchmarks/results/candidate_order.json are not measured again.
+reconstructed on few tokens as `minitron search` does and on many as `minitron prune` does, and
+after a short distillation from each of these two starts; then after a long distillation from the
+reconstructed one. Prints the rank correlation (Spearman's) of each cheap loss with the last. All
+candidates have the same importance, texts and held-out tokens. Losses that are in
+benchmarks/results/candidate_order.json are not measured again; `seconds` holds the processor's time
+of a candidate as it is measured in a search: its evaluation as cut, and its fits on few tokens.
 
     python benchmarks/candidate_order.py --corpus train.jsonl.gz --held-out valid.jsonl.gz --work W
 """
@@ -12,23 +14,35 @@ are in benchmarks/results/candidate_order.json are not measured again.
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from time import process_time
 
 import numpy as np
 import torch
 from family import SEQ_LEN, Work
 
 import minitron
+from minitron.candidates.fit import Fit
+from minitron.candidates.texts import first_tokens
+from minitron.evaluation.loss import source_loss
 from minitron.model.architecture import Architecture
 from minitron.model.families import AXIS_KEYS, PRUNABLE
+from minitron.model.importance import Importance
+from minitron.model.plan import choose_plan
+from minitron.recipes.pruning import SearchRecipe
 from minitron.records.folder_writer import write_json
+from minitron.sources.held import held_source
+from minitron.sources.opening import open_source
+from minitron.sources.pruned import PrunedSource
 
 RESULTS = Path(__file__).parent / "results" / "candidate_order.json"
 BUDGET = {"ratio": 0.5, "min_layers": 4}
 CALIBRATION_TOKENS = 65_536
 RATES = (1e-4, 5e-4)  # peaks of a distillation from a reconstructed start
+FEW = (4_096, 8_192, 16_384)  # tokens to fit a candidate on: 4, 8 and 16 an input of the widest
+EVALUATED = 16_384  # tokens that `minitron search` measures a candidate on
 SHORT, LONG = 16_384, 131_072  # tokens of a distillation
 LONGEST = f"reconstructed, distilled on {LONG:,} tokens"
 
@@ -55,9 +69,9 @@ def distilled(work: Work, start: str, tokens: int, rate: float, *, batch_size: i
 
 
 def losses_of(work: Work, name: str, sizes: dict[str, int]) -> dict[str, float]:
-    """The losses of a candidate, in nats a token on the held-out text."""
+    """The losses of a candidate, in nats a token on the held-out text, but for few tokens."""
     text = work.rows(CALIBRATION_TOKENS, 1000)
-    cut = work.pruned(f"{name}-cut", **sizes)
+    cut = work.pruned(f"{name}-cut", **sizes, reconstruct="none")
     made = work.pruned(f"{name}-made", **sizes, reconstruct="auto", corpus=text)
     losses = {"as cut": work.loss(cut), "reconstructed": work.loss(made)}
     # Of 4 sequences a step there would be 8 steps: too few, which make a good start worse.
@@ -65,6 +79,43 @@ def losses_of(work: Work, name: str, sizes: dict[str, int]) -> dict[str, float]:
         found = distilled(work, start, SHORT, rate, batch_size=1)
         losses[f"{way}, distilled on {SHORT:,} tokens at {rate:g}"] = found
     return {**losses, LONGEST: distilled(work, made, LONG, max(RATES), batch_size=4)}
+
+
+def fits_of(
+    work: Work, targets: Mapping[str, Architecture], tokens: int
+) -> tuple[dict[str, float], float]:
+    """The loss of each candidate fitted on so many tokens, by `search`; and the seconds of a fit.
+
+    The first, which finds the directions of the stream for all, is not counted.
+    """
+    source = held_source(open_source("tiny"))
+    importance = Importance.load(Path(work.importance("tiny")))
+    corpus = work.rows(CALIBRATION_TOKENS, 1000)
+    rows = [*np.load(corpus)[: tokens // SEQ_LEN]]
+    recipe = SearchRecipe("tiny", corpus=corpus, **BUDGET)
+    fit = Fit(recipe, rows, rows, work.folder / "few")
+    losses, seconds = {}, []
+    for name, target in targets.items():
+        plan = choose_plan(importance, source.architecture, target)
+        begun = process_time()
+        with fit.made(source, plan) as made:
+            seconds.append(process_time() - begun)
+            losses[name] = source_loss(made, work.held_out)
+    shutil.rmtree(work.folder / "few")
+    return losses, mean(seconds[1:])
+
+
+def seconds_as_cut(work: Work, targets: Iterable[Architecture]) -> float:
+    """The seconds in which a search measures a candidate as it is cut."""
+    source = held_source(open_source("tiny"))
+    importance = Importance.load(Path(work.importance("tiny")))
+    text, seconds = first_tokens(work.held_out, EVALUATED), []
+    for target in targets:
+        plan = choose_plan(importance, source.architecture, target)
+        begun = process_time()
+        source_loss(PrunedSource(source, plan), text)
+        seconds.append(process_time() - begun)
+    return mean(seconds)
 
 
 def candidates_of(work: Work, count: int) -> dict[str, Architecture]:
@@ -105,19 +156,30 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     work = Work.open(options.work, options.corpus, options.held_out, None)
-    losses = json.loads(RESULTS.read_text())["losses"] if RESULTS.exists() else {}
-    for name, architecture in candidates_of(work, options.candidates).items():
-        if name in losses:
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"losses": {}, "seconds": {}}
+    losses, seconds = found["losses"], found.setdefault("seconds", {})
+    targets = candidates_of(work, options.candidates)
+    for name, target in targets.items():
+        if LONGEST in losses.get(name, {}):
             continue
-        sizes = {AXIS_KEYS[axis]: architecture.size(axis) for axis in PRUNABLE}
+        sizes = {AXIS_KEYS[axis]: target.size(axis) for axis in PRUNABLE}
         losses[name] = losses_of(work, name, sizes)
-        print(
-            name, *(f"{way} {loss:.4f}" for way, loss in losses[name].items()), sep="; ", flush=True
-        )
-        found: dict[str, Any] = {"losses": losses}
-        if len(losses) > 2:
-            found["rank_correlations"] = correlations(losses)
+        measured = (f"{way} {loss:.4f}" for way, loss in losses[name].items())
+        print(name, *measured, sep="; ", flush=True)
         write_json(RESULTS, found)
+    for tokens in FEW:
+        way = f"reconstructed on {tokens:,} tokens"
+        if all(way in losses[name] for name in targets):
+            continue
+        fitted, seconds[way] = fits_of(work, targets, tokens)
+        for name, loss in fitted.items():
+            losses[name][way] = loss
+        print(way, *(f"{name} {loss:.4f}" for name, loss in fitted.items()), sep="; ", flush=True)
+        write_json(RESULTS, found)
+    if "as cut" not in seconds:
+        seconds["as cut"] = seconds_as_cut(work, targets.values())
+    found["rank_correlations"] = correlations(losses)
+    write_json(RESULTS, found)
     for way, correlation in correlations(losses).items():
         print(f"{correlation:6.3f}  {way}")
 

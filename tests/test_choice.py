@@ -62,16 +62,39 @@ def test_text_chooses_the_lowest_loss_of_few_shapes_near_the_ratio(
     first = {key: candidates[0][key] for key in ("hidden_size", "intermediate_size")}
     assert first == {key: getattr(found.target, key) for key in first}
     assert found.reason.startswith(f"chose hidden_size {found.target.hidden_size}, ")
-    assert f"loss {losses[0]:.4f}, the lowest of 8 shapes within 1% of the budget" in found.reason
+    assert (
+        f"loss {losses[0]:.4f} as cut, the lowest of 8 shapes within 1% of the budget"
+        in found.reason
+    )
     assert found.reason == found.record["reason"]
 
 
-def test_shapes_are_compared_reconstructed_where_that_is_asked_for(source: str, ids: str) -> None:
-    options: dict[str, Any] = {"ratio": 0.6, "corpus": ids, "max_candidates": 2}
-    cut, made = (chosen(source, **options, **fit) for fit in ({}, {"reconstruct": "auto"}))
-    for found, how in ((cut, "as cut"), (made, "after reconstruction")):
-        assert found.record is not None
-        assert found.record["measured"].startswith(f"Loss {how}, in nats a token on ")
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({}, "after reconstruction"),
+        ({"reconstruct": "none"}, "as cut"),
+        ({"scores": "modelopt"}, "as cut"),
+        ({"scores": "modelopt", "reconstruct": "auto"}, "after reconstruction"),
+    ],
+)
+def test_shapes_are_compared_reconstructed_where_the_result_is(
+    options: dict[str, Any], how: str, source: str, ids: str
+) -> None:
+    found = chosen(source, ratio=0.6, corpus=ids, max_candidates=2, **options)
+    assert found.record is not None
+    assert found.record["measured"].startswith(f"Loss {how}, in nats a token on ")
+    state = "reconstructed" if how == "after reconstruction" else "as cut"
+    assert f"{state}, the lowest of 2 shapes" in found.reason
+
+
+def test_text_beside_an_importance_is_to_fit_to(source: str, ids: str, scores: str) -> None:
+    asked: dict[str, Any] = {"ratio": 0.6, "max_candidates": 2, "importance": scores}
+    found = chosen(source, **asked, corpus=ids)
+    assert found.record is not None
+    assert "on which candidates are not reconstructed. Reconst" in found.record["measured"]
+    with pytest.raises(TargetError, match="--importance and --corpus are both given"):
+        chosen(source, **asked, corpus=ids, reconstruct="none")
 
 
 def test_parameters_choose_as_their_ratio_does(source: str, ids: str, scores: str) -> None:

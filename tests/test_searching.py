@@ -11,16 +11,19 @@ import pytest
 import torch
 
 import minitron
-from minitron.candidates import comparison, report, shortlist
+from minitron.candidates import comparison, fit, report, shortlist
 from minitron.candidates.budget import Use, memory_needed
 from minitron.candidates.latency import Corners, LatencyTable
 from minitron.candidates.report import Candidate, SearchReport
 from minitron.candidates.space import default_space
 from minitron.cli import main
-from minitron.errors import MinitronError, OutputError
+from minitron.errors import MinitronError, OutputError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan
+from minitron.reconstruction import reconstruct
+from minitron.reconstruction.projection import covariance_of
+from minitron.reconstruction.reconstruct import fitted_model
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.loading import loaded_bytes
 from minitron.sources.opening import open_source
@@ -93,7 +96,7 @@ def test_the_planted_best_candidate_is_found(source: str) -> None:
 
 @pytest.mark.parametrize(
     "fit",
-    [{}, {"reconstruct": "auto", "corpus": "self", "samples": 24, "seq_len": 32}],
+    [{}, {"corpus": "self", "samples": 24, "seq_len": 32}],
     ids=["as cut", "reconstructed"],
 )
 def test_a_loss_is_that_of_the_model_as_prune_writes_it(
@@ -101,7 +104,12 @@ def test_a_loss_is_that_of_the_model_as_prune_writes_it(
 ) -> None:
     asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "held_out": ids}
     report = minitron.search(source, **asked, max_candidates=3, **fit)
+    state = "reconstructed" if fit else "as cut"
     assert report.measured.startswith(f"Loss {'after reconstruction' if fit else 'as cut'}, in")
+    assert ("Reconstructed on 768 tokens of self." in report.measured) == bool(fit)
+    assert f"loss {report.best.loss:.4f} {state}, the best of 3" in report.reason()
+    assert f"loss {state}" in report.to_markdown()
+    assert report.to_json()["candidates_are"] == state
     for number, candidate in enumerate(report.candidates):
         layers, hidden, ffn, heads = sizes(candidate)
         minitron.prune(
@@ -295,6 +303,7 @@ def test_finalists_are_retrained_and_ranked_again(source: str, tmp_path: Path) -
         retrain_steps=8,
         batch_size=4,
         learning_rate=3e-3,
+        reconstruct="none",
     )
     finalists, others = report.candidates[:2], report.candidates[2:]
     assert all(one.retrained_loss is None for one in others)
@@ -329,10 +338,82 @@ def test_finalists_are_distilled_from_the_start_that_is_used(
     cut = minitron.search(
         source,
         **{**options, "retrain_steps": 0, "retrain_on": "text"} | {"batch_size": 8, "top": 3},
+        reconstruct="none",
     )
     as_cut = {one.name: one.loss for one in cut.candidates}
     assert report.best.loss < as_cut[report.best.name]
     assert not (tmp_path / "out" / "fitted").exists()
+
+
+def test_candidates_share_the_directions_and_are_fitted_on_few_tokens(
+    source: str, ids: str, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens: list[int] = []
+    turned = []
+
+    def fitted(*arguments: Any, **options: Any) -> Any:
+        tokens.append(sum(map(len, [*arguments[2], *arguments[3]])))
+        return fitted_model(*arguments, **options)
+
+    def covariance(*arguments: Any) -> Any:
+        turned.append(1)
+        return covariance_of(*arguments)
+
+    monkeypatch.setattr(fit, "fitted_model", fitted)
+    monkeypatch.setattr(reconstruct, "covariance_of", covariance)
+    monkeypatch.setattr(fit, "_TOKENS_AN_INPUT", 5)  # of 66
+    text: dict[str, Any] = {"importance": scores, "corpus": "self", "samples": 24, "seq_len": 32}
+    asked: dict[str, Any] = {"ratio": 0.6, "held_out": ids, "max_candidates": 3, **text}
+    report = minitron.search(source, str(tmp_path / "out"), **asked)
+    assert tokens == [352] * 3
+    assert len(turned) == 1
+    assert "Reconstructed on 352 tokens of self." in report.measured
+    assert not (tmp_path / "out" / "fitted").exists()
+
+
+def test_the_memory_of_a_fit_is_stated_once_with_the_weights_that_are_held(
+    source: str,
+    ids: str,
+    scores: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "corpus": ids, "max_candidates": 2}
+    monkeypatch.setattr(fit, "memory_in_use", lambda _: 0)
+    for free in (1 << 40, 0):
+        caplog.clear()
+        monkeypatch.setattr(fit, "free_memory", lambda _, free=free: free)
+        minitron.search(source, **asked)
+        stated = [line for line in caplog.messages if line.startswith("each candidate: reconst")]
+        assert len(stated) == 1
+        assert ("is read again for each candidate" in caplog.text) == (free == 0)
+    with pytest.raises(TargetError, match="the memory budget is 1.00 MiB: to reconstruct"):
+        minitron.search(source, **asked, memory_budget="1MiB")
+
+
+@pytest.mark.parametrize(("rows", "says"), [(4, "no fit is known"), (1, "one sequence of text")])
+def test_what_prune_does_not_reconstruct_is_compared_as_cut(
+    rows: int,
+    says: str,
+    source: str,
+    ids: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def check(_: Architecture) -> None:
+        if rows > 1:
+            raise TargetError("no fit is known")
+
+    monkeypatch.setattr(fit, "check_reconstructs", check)
+    np.save(tmp_path / "rows.npy", np.load(ids)[:rows])
+    asked: dict[str, Any] = {"ratio": 0.6, "corpus": str(tmp_path / "rows.npy"), "held_out": ids}
+    report = minitron.search(source, **asked, max_candidates=2)
+    assert report.measured.startswith("Loss as cut")
+    assert f"candidates are compared as cut: {says}" in caplog.text
+    with pytest.raises(TargetError, match=rf"{says}|needs at least 2 sequences"):
+        minitron.search(source, **asked, reconstruct="auto")
 
 
 class TestLatency:

@@ -17,6 +17,7 @@ from typing import Any
 
 from minitron.candidates.budget import TOLERANCE, Budget, budget_of
 from minitron.candidates.comparison import Comparison, kept_importance
+from minitron.candidates.fit import Fit
 from minitron.candidates.report import SearchReport, sizes_of
 from minitron.candidates.shortlist import Shortlist, within_budget
 from minitron.candidates.space import nearest_per_depth, scale_widths
@@ -67,13 +68,14 @@ def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
         )
         texts, why = _texts(source, recipe, folder)
         calibration = None if texts is None else texts.calibration
+        fit = None if texts is None else Fit.of(source, recipe, texts, folder)
         importance = kept_importance(source, recipe, calibration, folder)
         kept = _scores_of(whole, shapes, importance, recipe)
         if texts is None:
             return _by_scores(whole, shapes, importance, kept, why)
         few = shapes.of(_best_scored(whole, kept, recipe.max_candidates))
         logger.info("comparing %d of %s shapes: %s", len(few.costs), f"{len(kept):,}", _RULE)
-        comparison = Comparison(source, recipe, folder, few, texts, importance)
+        comparison = Comparison(source, recipe, folder, few, texts, importance, fit)
         report = comparison.report(comparison.time_best(comparison.measure_losses(), top=1))
     return _by_loss(whole, few, report)
 
@@ -132,7 +134,7 @@ def _by_loss(whole: Architecture, few: Shortlist, report: SearchReport) -> Choic
     best, others = report.best, report.candidates[1:]
     reason = (
         f"chose {sizes_of(best.architecture)}: {_share(best.architecture, whole)}, "
-        f"loss {best.loss:.4f}, the lowest of {len(report.candidates)} shapes within "
+        f"loss {best.loss:.4f} {report.state}, the lowest of {len(report.candidates)} shapes within "
         f"{few.tolerance:.0%} of the budget"
     )
     if others:

@@ -15,14 +15,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from minitron.candidates.budget import TOLERANCE, Use, memory_needed
+from minitron.candidates.fit import Fit
 from minitron.candidates.latency import measured_step
 from minitron.candidates.report import Candidate, SearchReport, candidate_name
 from minitron.candidates.shortlist import Shortlist, shortlist
@@ -31,7 +30,7 @@ from minitron.errors import CorpusError
 from minitron.evaluation.loss import source_loss
 from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import free_memory
-from minitron.files.dtypes import dtype_named, name_of
+from minitron.files.dtypes import name_of
 from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import check_same_inputs, partial_of, write_file
 from minitron.model.architecture import Architecture
@@ -39,9 +38,8 @@ from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, choose_plan, measured_shares
 from minitron.model.source import Source
 from minitron.progress import Progress
-from minitron.recipes.pruning import BudgetRecipe, Hidden, SearchRecipe
+from minitron.recipes.pruning import BudgetRecipe, SearchRecipe
 from minitron.recipes.training import DistillRecipe, TrainRecipe
-from minitron.reconstruction.reconstruct import reconstruct
 from minitron.records.folder_writer import specs_of, write_companions, write_weights
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import score
@@ -50,12 +48,10 @@ from minitron.sources.loading import default_device
 from minitron.sources.opening import open_source
 from minitron.sources.pruned import PrunedSource
 from minitron.text.corpus import HeldOut
-from minitron.text.encoding import TokenIds
 from minitron.training.trained_folder import train_to_folder
 
 IMPORTANCE = "importance.safetensors"
 CANDIDATES, RETRAINING = "candidates", "retraining"  # folders of what is measured so far
-FITTED = "fitted"  # the folder of the candidate that is reconstructed
 Distill = Callable[[DistillRecipe], object]
 
 logger = logging.getLogger(__name__)
@@ -71,6 +67,7 @@ class Comparison:
     shortlist: Shortlist
     texts: SearchTexts
     importance: Importance
+    fit: Fit | None  # how candidates are reconstructed; None where they are compared as cut
 
     @classmethod
     def prepare(cls, source: Source, recipe: BudgetRecipe, folder: Path) -> "Comparison":
@@ -81,14 +78,15 @@ class Comparison:
         texts = search_texts(source, recipe, folder)
         if recipe.importance is not None:
             Importance.load(Path(recipe.importance))  # refused before anything is stored
+        fit = Fit.of(source, recipe, texts, folder)
         model, held_out = source.digest, texts.held_out.digest
         check_same_inputs(folder, folder, model=model, held_out_text=held_out)
         importance = kept_importance(source, recipe, texts.calibration, folder)
         check_same_inputs(folder, folder, importance=importance.digest)
-        return cls(source, recipe, folder, candidates, texts, importance)
+        return cls(source, recipe, folder, candidates, texts, importance, fit)
 
     def measure_losses(self) -> list[Candidate]:
-        """Every candidate with its loss as it is pruned, the best first."""
+        """Every candidate with its loss, as it is cut or reconstructed, the best first."""
         pruned_from: Source | None = None
         candidates = []
         costs = self.shortlist.costs
@@ -106,7 +104,7 @@ class Comparison:
                 loss = measured[target]
                 if loss is None:
                     pruned_from = pruned_from or self._source_in_memory()
-                    with self._as_used(pruned_from, plan) as made:
+                    with self._made(pruned_from, plan) as made:
                         loss = source_loss(made, self.texts.held_out)
                     self._write_losses(target, loss=loss)
                     progress.advance()
@@ -144,7 +142,7 @@ class Comparison:
             if loss is None:
                 logger.info("retrain %d of %d: %s", number, count, candidate.name)
                 place = self.folder / RETRAINING / candidate.name
-                with self._as_used(self.source, candidate.plan) as made:
+                with self._made(self.source, candidate.plan, whole=True) as made:
                     held_out = self.texts.held_out
                     loss = retrained_loss(made, ids, held_out, place, recipe, distill)
                 self._write_losses(candidate.architecture, loss=candidate.loss, retrained_loss=loss)
@@ -152,43 +150,28 @@ class Comparison:
         return sorted([*finalists, *candidates[count:]], key=_rank)
 
     @contextmanager
-    def _as_used(self, source: Source, plan: PruningPlan) -> Iterator[Source]:
-        """A candidate as it is cut, or reconstructed where the recipe asks for it by name."""
-        hidden: Hidden = getattr(self.recipe, "hidden", "auto")
-        if getattr(self.recipe, "reconstruct", None) != "auto":
+    def _made(self, source: Source, plan: PruningPlan, *, whole: bool = False) -> Iterator[Source]:
+        """A candidate as it is cut, or reconstructed on a few tokens or on the `whole` text."""
+        if self.fit is None:
             yield PrunedSource(source, plan)
             return
-        fitted = self.folder / FITTED
-        shutil.rmtree(fitted, ignore_errors=True)  # of an interrupted run
-        fitted.mkdir()
-        dtype = dtype_named(self.recipe.compute_dtype) or torch.float32  # as `prune` has
-        device = default_device()
-        sequences = self._sequences
-        yield reconstruct(
-            source, plan, sequences, fitted, hidden=hidden, dtype=dtype, device=device
-        ).source
-        shutil.rmtree(fitted)
-
-    @cached_property
-    def _sequences(self) -> list[TokenIds]:
-        """The calibration text that candidates are fitted to, without what is held out."""
-        recipe, part = self.recipe, self.texts.calibration
-        if part is not None:
-            recipe = replace(recipe, corpus=str(part), samples=None)
-        return calibration(self.source, recipe, default_device()).sequences
+        with self.fit.made(source, plan, whole=whole) as made:
+            yield made
 
     def report(self, candidates: list[Candidate]) -> SearchReport:
         """The ranked candidates, and the conditions they were measured under."""
         use, at = self.shortlist.use, self.shortlist.conditions
         conditions = {"batch": use.batch, "context": use.context}
-        how = "as cut"
-        if getattr(self.recipe, "reconstruct", None) == "auto":
+        how, fitted_on = "as cut", ""
+        if self.fit is not None:
             how = "after reconstruction"
+            fitted_on = f" Reconstructed on {self.fit.tokens:,} tokens of {self.recipe.corpus}."
         measured_at = {} if at is None else {"device": at.device, "dtype": name_of(at.dtype)}
         return SearchReport(
             source=self.source.name,
             budget=self.shortlist.budget,
-            measured=f"Loss {how}, in nats a token on {self.texts.description}.",
+            measured=f"Loss {how}, in nats a token on {self.texts.description}.{fitted_on}",
+            is_reconstructed=self.fit is not None,
             counts=dict(self.shortlist.counts),
             candidates=tuple(candidates),
             importance=self.importance,
@@ -210,9 +193,16 @@ class Comparison:
         return replace(candidate, measured_latency=measured_step(config, at))
 
     def _source_in_memory(self) -> Source:
-        """The source with its tensors in memory, where they and a candidate fit."""
-        largest = max(cost.parameters for cost in self.shortlist.costs.values())
-        if stored_bytes(self.source) + 4 * largest > free_memory("cpu"):
+        """The source with its tensors in memory, where they and a candidate fit.
+
+        States the memory of a reconstruction, before the first.
+        """
+        costs, stored, free = self.shortlist.costs, stored_bytes(self.source), free_memory("cpu")
+        is_held = stored + 4 * max(cost.parameters for cost in costs.values()) <= free
+        if self.fit is not None:
+            memory, is_held = self.fit.memory(self.source, costs, stored if is_held else 0)
+            logger.info("each candidate: %s", memory.text(self.fit.tokens))
+        if not is_held:
             logger.info("%s is read again for each candidate", self.source.name)
             return self.source
         return held_source(self.source)
@@ -220,7 +210,7 @@ class Comparison:
     def _training_ids(self, recipe: SearchRecipe) -> Path:
         """The rows to retrain on."""
         of_calibration = recipe.retrain_corpus in (None, recipe.corpus)
-        if of_calibration and self.texts.calibration is not None:
+        if of_calibration and self.texts.calibration is not None and self.texts.is_part:
             return self.texts.calibration  # without what is held out
         name = recipe.retrain_corpus or recipe.corpus
         if name is None:
@@ -305,7 +295,7 @@ def kept_importance(
 ) -> Importance:
     """The importance to rank by: read from a file, or measured once and stored in `folder`.
 
-    `calibration` holds the ids of the corpus without its held-out part; None takes all of it.
+    `calibration` holds the ids to measure on; None takes those that the recipe names.
     """
     kept = folder / IMPORTANCE
     if recipe.importance is not None:

@@ -75,6 +75,7 @@ class SearchReport:
     measured: str  # what the losses were measured on
     counts: dict[str, int]  # in_space, within_budget, refused_by_family, compared
     candidates: tuple[Candidate, ...]
+    is_reconstructed: bool  # whether candidates were, before their loss was measured
     importance: Importance
     conditions: dict[str, Any]  # under which memory and latency hold
     left_out: str | None = None  # because engines cannot open it
@@ -84,11 +85,17 @@ class SearchReport:
         """The first."""
         return self.candidates[0]
 
+    @property
+    def state(self) -> str:
+        """What was made of the candidates before their loss was measured, in words."""
+        return "reconstructed" if self.is_reconstructed else "as cut"
+
     def reason(self) -> str:
         """The sizes that were chosen and why, in one line."""
         best = self.best
         cost = replace(best.cost, latency=best.measured_latency or best.cost.latency)
-        line = f"chose {sizes_of(best.architecture)}: {cost.text()}, loss {best.loss:.4f}"
+        line = f"chose {sizes_of(best.architecture)}: {cost.text()}, "
+        line += f"loss {best.loss:.4f} {self.state}"
         if best.retrained_loss is not None:
             line += f", retrained {best.retrained_loss:.4f}"
         line += f", the best of {len(self.candidates)} within {self.budget.text()}"
@@ -103,7 +110,7 @@ class SearchReport:
         columns = ["candidate", "layers", "hidden", "ffn", "heads", "parameters", "memory"]
         if any(candidate.cost.latency is not None for candidate in self.candidates):
             columns += ["ms predicted", "ms measured"]
-        columns += ["scores kept", "loss"]
+        columns += ["scores kept", f"loss {self.state}"]
         if any(candidate.retrained_loss is not None for candidate in self.candidates):
             columns.append("retrained")
         return columns
@@ -112,7 +119,7 @@ class SearchReport:
         """A row a candidate."""
         columns = self.columns()
         return [
-            [_cells(rank, candidate)[column] for column in columns]
+            [_cells(rank, candidate, self.state)[column] for column in columns]
             for rank, candidate in enumerate(self.candidates, 1)
         ]
 
@@ -144,6 +151,7 @@ class SearchReport:
             "source": self.source,
             "budget": self.budget.to_json(),
             "measured": self.measured,
+            "candidates_are": self.state,
             "conditions": self.conditions,
             "counts": self.counts,
             "left_out": self.left_out,
@@ -165,7 +173,7 @@ def sizes_of(architecture: Architecture) -> str:
     return ", ".join(f"{AXIS_KEYS[axis]} {architecture.size(axis)}" for axis in PRUNABLE)
 
 
-def _cells(rank: int, candidate: Candidate) -> dict[str, str]:
+def _cells(rank: int, candidate: Candidate, state: str) -> dict[str, str]:
     architecture = candidate.architecture
     over = " (over)" if candidate.is_over_latency else ""
     return {
@@ -179,7 +187,7 @@ def _cells(rank: int, candidate: Candidate) -> dict[str, str]:
         "ms predicted": _milliseconds(candidate.cost.latency),
         "ms measured": _milliseconds(candidate.measured_latency) + over,
         "scores kept": _scores_kept(candidate),
-        "loss": f"{candidate.loss:.4f}",
+        f"loss {state}": f"{candidate.loss:.4f}",
         "retrained": "" if candidate.retrained_loss is None else f"{candidate.retrained_loss:.4f}",
     }
 
@@ -214,7 +222,7 @@ def draw_pareto(report: SearchReport, path: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     known = [c for c in report.candidates if _latency(c) is not None]
     _panel(left, report.candidates, [c.cost.parameters / 1e6 for c in report.candidates])
-    left.set(xlabel="parameters, millions", ylabel="loss before retraining, nats a token")
+    left.set(xlabel="parameters, millions", ylabel=f"loss {report.state}, nats a token")
     if known:
         _panel(right, known, [1000 * (_latency(c) or 0) for c in known])
         right.set(xlabel="decode step, ms")

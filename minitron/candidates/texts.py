@@ -37,7 +37,8 @@ class SearchTexts:
 
     held_out: HeldOut
     description: str  # of the held-out text
-    calibration: Path | None  # ids, where some of the calibration text is held out
+    calibration: Path | None  # its ids, where they are stored
+    is_part: bool = False  # of the calibration text, of which the held-out text is the rest
 
 
 def search_texts(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTexts:
@@ -48,13 +49,13 @@ def search_texts(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTe
     if recipe.importance is None:
         check_corpus_named(recipe)
     if recipe.held_out is not None:
-        return _named_texts(source, recipe, recipe.held_out)
+        return _named_texts(source, recipe, recipe.held_out, folder)
     if recipe.corpus is None:
         raise CorpusError("candidates are compared on text: name --held-out")
     return _split_texts(source, recipe, folder)
 
 
-def _named_texts(source: Source, recipe: BudgetRecipe, name: str) -> SearchTexts:
+def _named_texts(source: Source, recipe: BudgetRecipe, name: str, folder: Path) -> SearchTexts:
     seq_len = sequence_length(source, recipe.seq_len)
     if name.endswith(".npy"):
         held_out = held_out_ids(name, seq_len)
@@ -63,7 +64,13 @@ def _named_texts(source: Source, recipe: BudgetRecipe, name: str) -> SearchTexts
     held_out = first_tokens(held_out, recipe.eval_tokens)
     for ids in held_out.inputs:
         Corpus(ids, name).check_fits(int(source.config["vocab_size"]))
-    return SearchTexts(held_out, f"{_tokens(held_out):,} tokens of {Path(name).name}", None)
+    kept = None
+    if recipe.is_reconstructed:  # it is measured on and fitted on: read or sampled once for both
+        kept = folder / TEXTS[0]
+        if not kept.exists():
+            ids = calibration(source, recipe, default_device()).corpus.sequences
+            _save([(kept, ids)])
+    return SearchTexts(held_out, f"{_tokens(held_out):,} tokens of {Path(name).name}", kept)
 
 
 def _split_texts(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTexts:
@@ -82,11 +89,13 @@ def _split_texts(source: Source, recipe: BudgetRecipe, folder: Path) -> SearchTe
         _save([(held, ids[-last:]), (measured_on, ids[:-last])])
     rows = load_ids(str(held), seq_len=seq_len).sequences
     held_out = first_tokens(held_out_ids(str(held), seq_len), recipe.eval_tokens)
+    uses = ["importance is not measured"] if recipe.importance is None else []
+    uses += ["candidates are not reconstructed"] if recipe.is_reconstructed else []
     description = (
         f"{_tokens(held_out):,} tokens of the last {len(rows)} sequences of {recipe.corpus}, on "
-        "which importance is not measured"
+        f"which {' and '.join(uses)}"
     )
-    return SearchTexts(held_out, description, measured_on)
+    return SearchTexts(held_out, description, measured_on, is_part=True)
 
 
 def first_tokens(held_out: HeldOut, tokens: int) -> HeldOut:

@@ -75,6 +75,12 @@ class BudgetRecipe(CalibrationRecipe):
     SCORES: ClassVar = CalibrationRecipe.MEASURING
     importance: str | None = None
     """A file that minitron importance wrote, instead of measuring."""
+    RECONSTRUCTION: ClassVar = "Reconstruction"
+    reconstruct: Literal["auto", "none"] | None = None
+    hidden: Hidden = "auto"
+    """How hidden_size is cut where the model is reconstructed: channels are kept (select), or the
+    directions that carry most of the residual stream (rotate, which unties tied embeddings). auto
+    rotates where that costs no parameters."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,11 +98,23 @@ class BudgetRecipe(CalibrationRecipe):
                 check_unset(self, ("samples", "memory_budget"), "with --importance")
         if not self.contiguous_layers:
             check_unset(self, ("block_size",), "without --contiguous-layers")
+        if self.reconstruct == "auto" and self.corpus is None:
+            raise TargetError("--reconstruct auto needs text: give --corpus")
+        if not self.is_reconstructed:
+            check_unset(self, ("hidden",), "without --reconstruct auto")
+
+    @property
+    def is_reconstructed(self) -> bool:
+        """Whether smaller models are fitted to their source."""
+        if self.reconstruct is None:
+            return fits_by_default(self.scores, self.corpus)
+        return self.reconstruct == "auto"
 
     @property
     def _exclusive(self) -> tuple[tuple[str, str], ...]:
-        """Options of which only one may be given."""
-        return (("params", "ratio"), ("importance", "corpus"))
+        """Options of which only one may be given: text beside an importance is to fit to."""
+        pairs = (("params", "ratio"), ("importance", "corpus"))
+        return pairs[:1] if self.is_reconstructed else pairs
 
     @property
     def has_budget(self) -> bool:
@@ -139,21 +157,17 @@ class PruneRecipe(BudgetRecipe):
     """KV heads of each layer to keep, with their query heads; all of them unless given."""
     num_hidden_layers: int | None = None
     """Layers to keep."""
-    RECONSTRUCTION: ClassVar = "Reconstruction"
+    FITTING: ClassVar = BudgetRecipe.RECONSTRUCTION
     reconstruct: Literal["auto", "none"] | None = None
     """Fit every linear of the smaller model to the source by least squares on the calibration
     text (auto), or leave the weights as they are cut (none). A twentieth of the sequences is held
     out: what does not help there is not used. auto where a text is named with --scores paper or
     contribution or with --importance, else none."""
-    hidden: Hidden = "auto"
-    """How hidden_size is cut where the model is reconstructed: channels are kept (select), or the
-    directions that carry most of the residual stream (rotate, which unties tied embeddings). auto
-    rotates where that costs no parameters."""
     eval_tokens: int = bounded(2048, at_least=1)
     """Tokens of text to compare candidates on, where a budget is given."""
     max_candidates: int = bounded(8, at_least=1)
     """Candidates to compare, where a budget is given: those near it that keep most of their
-    scores. They are compared as they are cut, with --reconstruct auto as they are reconstructed."""
+    scores. They are compared as the result is made: reconstructed, or as they are cut."""
     LIMITS: ClassVar = BudgetRecipe.BUDGET
     SCORES: ClassVar = BudgetRecipe.MEASURING
     SPACE: ClassVar = BudgetRecipe.CHOICE
@@ -188,24 +202,8 @@ class PruneRecipe(BudgetRecipe):
         has_text = has_text or self.is_reconstructed
         if self.scores in ("magnitude", "random") and not has_text:
             check_unset(self, OF_TEXT, f"with --scores {self.scores}")
-        if self.reconstruct == "auto" and self.corpus is None:
-            raise TargetError("--reconstruct auto needs text: give --corpus")
-        if not self.is_reconstructed:
-            check_unset(self, ("hidden",), "without --reconstruct auto")
         if self.push_to_hub is None:
             check_unset(self, ("private",), "without --push-to-hub")
-
-    @property
-    def is_reconstructed(self) -> bool:
-        """Whether the smaller model is fitted to its source."""
-        if self.reconstruct is None:
-            return fits_by_default(self.scores, self.corpus)
-        return self.reconstruct == "auto"
-
-    @property
-    def _exclusive(self) -> tuple[tuple[str, str], ...]:
-        pairs = super()._exclusive
-        return pairs[:1] if self.is_reconstructed and not self.has_budget else pairs
 
 
 @dataclass(frozen=True)
@@ -234,12 +232,12 @@ class SearchRecipe(BudgetRecipe):
     _: KW_ONLY
     LIMITS: ClassVar = BudgetRecipe.BUDGET
     SPACE: ClassVar = BudgetRecipe.CHOICE
-    RECONSTRUCTION: ClassVar = PruneRecipe.RECONSTRUCTION
-    reconstruct: Literal["auto", "none"] = "none"
-    """Measure each candidate reconstructed on the calibration text, as minitron prune makes it
-    (auto), or as it is cut (none), which takes less time but ranks worse: docs/family.md."""
-    hidden: Hidden = "auto"
-    """How hidden_size is cut where candidates are reconstructed, as in minitron prune."""
+    FITTING: ClassVar = BudgetRecipe.RECONSTRUCTION
+    reconstruct: Literal["auto", "none"] | None = None
+    """Rank candidates by their loss once they are reconstructed on calibration text (auto), or as
+    they are cut (none), which takes less time but ranks worse: docs/family.md. auto where minitron
+    prune reconstructs: where a text is named with --scores paper or contribution or with
+    --importance, else none."""
     RETRAINING: ClassVar = "Timing and retraining the best"
     top: int = bounded(3, at_least=1)
     """How many of the best candidates to time end to end (with --latency) and to retrain (with
@@ -263,12 +261,3 @@ class SearchRecipe(BudgetRecipe):
             check_unset(self, retraining, "without --retrain-steps")
             if self.latency is None and self.device is None:
                 check_unset(self, ("top",), "without --latency, --device or --retrain-steps")
-        if self.reconstruct == "none":
-            check_unset(self, ("hidden",), "without --reconstruct auto")
-        elif self.corpus is None:
-            raise TargetError("--reconstruct auto needs text: give --corpus")
-
-    @property
-    def _exclusive(self) -> tuple[tuple[str, str], ...]:
-        pairs = super()._exclusive
-        return pairs[:1] if self.reconstruct == "auto" else pairs

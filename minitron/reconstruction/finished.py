@@ -9,6 +9,7 @@ the record is not finished. Does not know how anything is fitted.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -112,6 +113,15 @@ class Finished:
             record = asdict(self)
             content = {key: record[key] for key in record if key not in ("folder", "writes")}
             replace_file(self.folder / _RECORD, json.dumps(content).encode())
+
+
+def keep_covariance_alone(folder: Path) -> None:
+    """Remove what is finished in `folder`, but for what any smaller model of the source shares."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _COVARIANCE:
+            path.unlink()
 
 
 def batch_tokens_of(folder: Path) -> int | None:

@@ -73,8 +73,9 @@ def memory_of(
     processes: Processes,
     memory_budget: str | None = None,
     folder: Path | None = None,
+    is_logged: bool = True,
 ) -> MemoryPlan:
-    """How the work fits into memory, logged. Raises TargetError where it does not.
+    """How the work fits into memory, and logs it. Raises TargetError where it does not.
 
     `folder` may hold what an interrupted call has finished, of whose batches these are.
     """
@@ -89,7 +90,7 @@ def memory_of(
         has_masks=bool(source.config.get("sliding_window")),
         base=in_use,
     )
-    fitted, held_out = _split(sequences)
+    fitted, held_out = split(sequences)
     mine = [part[processes.part(len(part))] for part in (fitted, held_out)]
     lengths = [len(sequence) for part in mine for sequence in part]
     if len(fitted) < processes.count:
@@ -106,7 +107,7 @@ def memory_of(
         streams_count=torch.device(device).type == "cpu",
         batch_tokens=None if folder is None else batch_tokens_of(folder),
     )
-    if processes.is_first:
+    if processes.is_first and is_logged:
         logger.info("%s", plan.text(sum(lengths)))
     return plan
 
@@ -132,7 +133,7 @@ def reconstruct(
     """
     check_reconstructs(source.architecture)
     processes = processes or Processes(device=device)
-    fitted, held_out = _split(sequences)
+    fitted, held_out = split(sequences)
     _warn_of_few_tokens(plan.target, sum(map(len, fitted)))
     how = hidden_choice(hidden, source.architecture, plan.target)
     memory = memory or memory_of(
@@ -158,7 +159,7 @@ def reconstruct(
     )
     pruned = PrunedSource(source, plan)
     losses = {
-        name: _loss(model, held_out, memory.batch_tokens, processes)
+        name: held_out_loss(model, held_out, memory.batch_tokens, processes)
         for name, model in (("source", source), ("pruned", pruned), ("reconstructed", made))
     }
     record = _record(how, share, refits, sum(map(len, sequences)), losses)
@@ -247,7 +248,7 @@ def _batches(
     return batches, is_held_out
 
 
-def _split(sequences: Sequence[TokenIds]) -> tuple[list[TokenIds], list[TokenIds]]:
+def split(sequences: Sequence[TokenIds]) -> tuple[list[TokenIds], list[TokenIds]]:
     """The sequences to fit on, and those held out: one of twenty, spread over the text."""
     if len(sequences) < 2:
         raise TargetError(
@@ -260,13 +261,15 @@ def _split(sequences: Sequence[TokenIds]) -> tuple[list[TokenIds], list[TokenIds
     return [s for s, held in both if not held], [s for s, held in both if held]
 
 
+def widest_input(architecture: Architecture) -> int:
+    """The inputs of the linear that has most of them."""
+    queries = architecture.num_attention_heads * architecture.head_dim
+    return max(architecture.hidden_size, architecture.intermediate_size, queries)
+
+
 def _warn_of_few_tokens(target: Architecture, tokens: int) -> None:
     """Log, before the work, that a fit of the widest input needs more tokens."""
-    widest = max(
-        target.hidden_size,
-        target.intermediate_size,
-        target.num_attention_heads * target.head_dim,
-    )
+    widest = widest_input(target)
     needed = _TOKENS_AN_INPUT * widest
     if tokens < needed:
         logger.warning(
@@ -277,7 +280,9 @@ def _warn_of_few_tokens(target: Architecture, tokens: int) -> None:
         )
 
 
-def _loss(model: Source, sequences: Sequence[TokenIds], tokens: int, processes: Processes) -> float:
+def held_out_loss(
+    model: Source, sequences: Sequence[TokenIds], tokens: int, processes: Processes
+) -> float:
     """The mean loss in nats of each next token of the sequences, in batches of so many tokens."""
     mine = sequences[processes.part(len(sequences))]
     windows = [batch.numpy() for batch in batches_of(mine, tokens)]

@@ -1,8 +1,7 @@
 """Searching: the best sizes within a budget, among all that one importance can cut.
 
 The steps in order: the sizes within the budget, importance measured once, the loss of each
-candidate on held-out text as it is pruned (nothing of it is written), finalists timed whole and
-retrained. Source: arXiv 2407.14679, section 2.3.
+candidate on held-out text, reconstructed or as it is cut, finalists timed whole and retrained. Source: arXiv 2407.14679, section 2.3.
 
     search("tiny", ratio=0.5, corpus="self", samples=64).best.architecture
 """
@@ -17,12 +16,12 @@ from tempfile import TemporaryDirectory
 
 from minitron.candidates.comparison import (
     CANDIDATES,
-    FITTED,
     IMPORTANCE,
     RETRAINING,
     Comparison,
     reached,
 )
+from minitron.candidates.fit import FITTED
 from minitron.candidates.report import SearchReport, can_draw, draw_pareto
 from minitron.candidates.shortlist import TABLE
 from minitron.candidates.texts import TEXTS
@@ -33,7 +32,7 @@ from minitron.options import flag_of, flags_given
 from minitron.printing import print_json, print_next, print_table
 from minitron.recipe import verb
 from minitron.recipes.importance import CalibrationRecipe
-from minitron.recipes.pruning import SearchRecipe, fits_by_default
+from minitron.recipes.pruning import SearchRecipe
 from minitron.records.folder_writer import write_json
 from minitron.scores.measuring import BY_ACTIVATIONS
 from minitron.sources.opening import open_source, output_at
@@ -56,7 +55,8 @@ def search(recipe: SearchRecipe) -> SearchReport:
     """Find the sizes within a budget whose pruned model predicts held-out text best.
 
     Enumerates depths, heads and widths within 5 % of the budget, cuts each by one importance, and
-    ranks them by loss as they are pruned, then the `top` ones by loss after `retrain_steps`.
+    ranks them by loss, reconstructed where `prune` would do that, else as they are cut; then the
+    `top` ones by loss after `retrain_steps`.
     Returns the report; with `out`, a folder of search.json, search.md, importance.safetensors and,
     where matplotlib is installed, pareto.png. Interrupted, it resumes when the same call is made
     again. Raises a MinitronError for a budget that is wrong or that nothing meets (it names
@@ -104,7 +104,7 @@ def _prune_command(report: SearchReport, recipe: SearchRecipe) -> list[str]:
     names = ["contiguous_layers", "head_residual", "reconstruct", "hidden"]
     if recipe.out is not None:
         words += ["--importance", str(Path(recipe.out) / IMPORTANCE)]
-        if recipe.reconstruct == "auto" or fits_by_default(recipe.scores, recipe.corpus):
+        if recipe.is_reconstructed:
             names += ["corpus", "samples", "seq_len", "compute_dtype"]
     elif recipe.importance is not None:
         names.append("importance")

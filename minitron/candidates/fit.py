@@ -1,0 +1,163 @@
+"""Fit: how candidates are reconstructed to be compared, and whether they are.
+
+Each is fitted in turn in one folder, on a few tokens, which order candidates as the whole text
+does. The directions of the source's stream are found once for all of them. Ranks nothing.
+
+    fit = Fit.of(source, recipe, texts, folder)  # None where candidates are compared as cut
+    with fit.made(source, plan) as candidate:
+        source_loss(candidate, held_out)
+"""
+
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+
+from minitron.candidates.texts import SearchTexts
+from minitron.errors import TargetError
+from minitron.files.device_memory import free_memory, memory_in_use
+from minitron.files.dtypes import dtype_named
+from minitron.model.architecture import Architecture
+from minitron.model.plan import PruningPlan
+from minitron.model.source import Source
+from minitron.options import parse_bytes
+from minitron.recipes.pruning import BudgetRecipe
+from minitron.reconstruction.finished import keep_covariance_alone
+from minitron.reconstruction.memory import MemoryPlan
+from minitron.reconstruction.projection import hidden_choice
+from minitron.reconstruction.reconstruct import (
+    check_reconstructs,
+    fitted_model,
+    held_out_loss,
+    memory_of,
+    split,
+    widest_input,
+)
+from minitron.scores.calibration import calibration
+from minitron.sources.loading import default_device
+from minitron.sources.processes import Processes
+from minitron.sources.pruned import PrunedSource
+from minitron.text.encoding import TokenIds
+
+FITTED = "fitted"  # the folder of the candidate that is reconstructed
+_TOKENS_AN_INPUT = 16  # of the source's widest linear
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The text that candidates are fitted on, and where."""
+
+    recipe: BudgetRecipe
+    sequences: list[TokenIds]
+    few: list[TokenIds]  # the first of them: what candidates are compared on
+    folder: Path
+
+    @classmethod
+    def of(
+        cls, source: Source, recipe: BudgetRecipe, texts: SearchTexts, folder: Path
+    ) -> "Fit | None":
+        """None where `minitron prune` would not reconstruct: for the recipe, family or text.
+
+        Raises TargetError instead of the last two where `recipe` asks for it by name.
+        """
+        if not recipe.is_reconstructed:
+            return None
+        try:
+            check_reconstructs(source.architecture)
+        except TargetError as error:
+            if recipe.reconstruct is not None:
+                raise
+            logger.warning("candidates are compared as cut: %s", error)
+            return None
+        if texts.calibration is not None:
+            recipe = replace(recipe, corpus=str(texts.calibration), samples=None)
+        sequences = calibration(source, recipe, default_device()).sequences
+        if recipe.reconstruct is None and len(sequences) < 2:
+            logger.warning("candidates are compared as cut: one sequence of text (--samples)")
+            return None
+        tokens = _TOKENS_AN_INPUT * widest_input(source.architecture)
+        ends = accumulate(map(len, sequences))
+        few = sequences[: 1 + sum(end < tokens for end in ends)]
+        return cls(recipe, sequences, few if len(few) > 1 else sequences[:2], folder / FITTED)
+
+    @property
+    def tokens(self) -> int:
+        """The number that a candidate is fitted on."""
+        return sum(map(len, self.few))
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The precision of the fit, which is that of `minitron prune`."""
+        return dtype_named(self.recipe.compute_dtype) or torch.float32
+
+    def memory(
+        self, source: Source, targets: Iterable[Architecture], held: int
+    ) -> tuple[MemoryPlan, bool]:
+        """How the largest fit fits into memory, and whether `held` bytes of the source do beside
+        it, which are then in its peak. Raises TargetError where a fit does not."""
+        plans = [self._memory(source, target, self.few) for target in targets]
+        most = max(plans, key=lambda plan: plan.peak)
+        if self._processes.device != "cpu":  # the fit takes the memory of another device
+            return most, held > 0
+        budget = memory_in_use("cpu") + free_memory("cpu")
+        if self.recipe.memory_budget is not None:
+            budget = parse_bytes(self.recipe.memory_budget, "--memory-budget")
+        fits = 0 < held <= budget - most.peak
+        return replace(most, peak=most.peak + held * fits), fits
+
+    @contextmanager
+    def made(self, source: Source, plan: PruningPlan, *, whole: bool = False) -> Iterator[Source]:
+        """The candidate as `minitron prune` would make it, of few tokens or the `whole` text.
+
+        It is the pruned model where the fit does not help on the held-out sequences.
+        """
+        sequences = self.sequences if whole else self.few
+        if whole:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        keep_covariance_alone(self.folder)
+        memory = self._memory(source, plan.target, sequences)
+        fitted, held_out = split(sequences)
+        made, _, _ = fitted_model(
+            source,
+            plan,
+            fitted,
+            held_out,
+            self.folder,
+            how=hidden_choice(self.recipe.hidden, source.architecture, plan.target),
+            dtype=self.dtype,
+            device=self._processes.device,
+            memory=memory,
+        )
+        models = made, PrunedSource(source, plan)
+        yield min(
+            models,
+            key=lambda one: held_out_loss(one, held_out, memory.batch_tokens, self._processes),
+        )
+        keep_covariance_alone(self.folder)
+
+    @cached_property
+    def _processes(self) -> Processes:
+        """This process alone."""
+        return Processes(device=default_device())
+
+    def _memory(
+        self, source: Source, target: Architecture, sequences: list[TokenIds]
+    ) -> MemoryPlan:
+        return memory_of(
+            source,
+            target,
+            sequences,
+            hidden=self.recipe.hidden,
+            dtype=self.dtype,
+            processes=self._processes,
+            memory_budget=self.recipe.memory_budget,
+            is_logged=False,
+        )
