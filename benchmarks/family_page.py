@@ -26,6 +26,7 @@ from reconstruction_tables import WAYS, Curves, reconstruction_lines
 
 import minitron
 import minitron.space
+from minitron.candidates.fit import TOKENS_AN_INPUT
 
 ROOT = Path(__file__).parent.parent
 RECIPES = Path(minitron.__file__).parent / "recipes"
@@ -301,21 +302,42 @@ def candidate_order() -> list[str]:
     *cheap, longest = sorted(next(iter(losses.values())), key=lambda way: way not in correlations)
     cheap.sort(key=lambda way: correlations[way])
     ranked = sorted(losses, key=lambda name: losses[name][longest])
-    rows = [[name, *(f"{losses[name][way]:.3f}" for way in (*cheap, longest))] for name in ranked]
-    last = [f"{correlations[way]:.2f}" for way in cheap]
+    shown = [way for way in cheap if way not in found["seconds"] or way == "as cut"]
+    rows = [[name, *(f"{losses[name][way]:.3f}" for way in (*shown, longest))] for name in ranked]
+    evaluated = found["seconds"]["as cut"]
+    ways = [
+        [
+            way,
+            f"{correlations[way]:.2f}",
+            f"{losses[min(losses, key=lambda name: losses[name][way])][longest]:.3f}",
+            _seconds(found["seconds"].get(way), 0 if way == "as cut" else evaluated),
+        ]
+        for way in cheap
+    ]
     return [
         "## Which loss ranks candidates",
         "",
         f"{len(losses)} candidates of `minitron search` with half of the teacher's parameters, of "
-        "4 layers or more, on the same held-out text; the last row is the rank correlation "
-        "(Spearman's) of each cheaper loss with that after the long distillation, whose start is "
-        "the reconstructed candidate. `minitron search` measures candidates as they are cut, and "
-        "with `--reconstruct auto` as they are reconstructed; `--retrain-on teacher` distills the "
-        "best of them. One seed. Measured by benchmarks/candidate_order.py.",
+        "4 layers or more, on the same held-out text. Each cheaper loss is compared with that "
+        "after a long distillation from the reconstructed candidate: its rank correlation "
+        "(Spearman's), and the loss after that distillation of the candidate that it ranks first. "
+        "Seconds are a processor's, of one core, for a candidate as `minitron search` measures it: "
+        "its fit where it is reconstructed, and its loss on 16,384 tokens. `minitron search`, and "
+        "`minitron prune` within a budget, reconstruct candidates where the result is "
+        f"reconstructed, on {TOKENS_AN_INPUT} tokens for each input of the source's widest linear, "
+        f"here {TOKENS_AN_INPUT * 1024:,}; `--retrain-on teacher` distills the best of them. One "
+        "seed. Measured by benchmarks/candidate_order.py.",
         "",
-        *markdown(["", *cheap, longest], [*rows, ["**rank correlation**", *last, ""]]),
+        *markdown(["ranked by the loss", "rank correlation", "its first", "seconds"], ways),
+        "",
+        *markdown(["", *shown, longest], rows),
         "",
     ]
+
+
+def _seconds(measured: float | None, evaluated: float) -> str:
+    """The time of a fit and an evaluation; empty where it was not measured."""
+    return "" if measured is None else f"{measured + evaluated:.1f}"
 
 
 def _steadiness(order: dict[int, list[str]], at: dict[int, dict[str, float]], stable: int) -> str:

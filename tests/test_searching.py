@@ -361,7 +361,7 @@ def test_candidates_share_the_directions_and_are_fitted_on_few_tokens(
 
     monkeypatch.setattr(fit, "fitted_model", fitted)
     monkeypatch.setattr(reconstruct, "covariance_of", covariance)
-    monkeypatch.setattr(fit, "_TOKENS_AN_INPUT", 5)  # of 66
+    monkeypatch.setattr(fit, "TOKENS_AN_INPUT", 5)  # of 66
     text: dict[str, Any] = {"importance": scores, "corpus": "self", "samples": 24, "seq_len": 32}
     asked: dict[str, Any] = {"ratio": 0.6, "held_out": ids, "max_candidates": 3, **text}
     report = minitron.search(source, str(tmp_path / "out"), **asked)

@@ -68,7 +68,9 @@ def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
         )
         texts, why = _texts(source, recipe, folder)
         calibration = None if texts is None else texts.calibration
-        fit = None if texts is None else Fit.of(source, recipe, texts, folder)
+        fit = None
+        if texts is not None:
+            fit = Fit.of(source, recipe, texts, folder, shapes.costs)
         importance = kept_importance(source, recipe, calibration, folder)
         kept = _scores_of(whole, shapes, importance, recipe)
         if texts is None:
@@ -134,8 +136,8 @@ def _by_loss(whole: Architecture, few: Shortlist, report: SearchReport) -> Choic
     best, others = report.best, report.candidates[1:]
     reason = (
         f"chose {sizes_of(best.architecture)}: {_share(best.architecture, whole)}, "
-        f"loss {best.loss:.4f} {report.state}, the lowest of {len(report.candidates)} shapes within "
-        f"{few.tolerance:.0%} of the budget"
+        f"loss {best.loss:.4f} {report.state}, the lowest of {len(report.candidates)} shapes "
+        f"within {few.tolerance:.0%} of the budget"
     )
     if others:
         reason += f"; next {others[0].name} with {others[0].loss:.4f}"

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from minitron.model.source import Source
 from minitron.progress import Progress
 from minitron.recipes.pruning import BudgetRecipe, SearchRecipe
 from minitron.recipes.training import DistillRecipe, TrainRecipe
+from minitron.reconstruction.memory import MemoryPlan
 from minitron.records.folder_writer import specs_of, write_companions, write_weights
 from minitron.scores.calibration import calibration
 from minitron.scores.measuring import score
@@ -78,7 +80,7 @@ class Comparison:
         texts = search_texts(source, recipe, folder)
         if recipe.importance is not None:
             Importance.load(Path(recipe.importance))  # refused before anything is stored
-        fit = Fit.of(source, recipe, texts, folder)
+        fit = Fit.of(source, recipe, texts, folder, candidates.costs)
         model, held_out = source.digest, texts.held_out.digest
         check_same_inputs(folder, folder, model=model, held_out_text=held_out)
         importance = kept_importance(source, recipe, texts.calibration, folder)
@@ -155,8 +157,16 @@ class Comparison:
         if self.fit is None:
             yield PrunedSource(source, plan)
             return
-        with self.fit.made(source, plan, whole=whole) as made:
+        target = plan.target
+        memory = self.fit.memory(source, target, whole=True) if whole else self._memory[target]
+        with self.fit.made(source, plan, memory, whole=whole) as made:
             yield made
+
+    @cached_property
+    def _memory(self) -> dict[Architecture, MemoryPlan]:
+        """How the fit of each candidate fits into memory, decided before the first."""
+        assert self.fit is not None
+        return {target: self.fit.memory(self.source, target) for target in self.shortlist.costs}
 
     def report(self, candidates: list[Candidate]) -> SearchReport:
         """The ranked candidates, and the conditions they were measured under."""
@@ -200,8 +210,10 @@ class Comparison:
         costs, stored, free = self.shortlist.costs, stored_bytes(self.source), free_memory("cpu")
         is_held = stored + 4 * max(cost.parameters for cost in costs.values()) <= free
         if self.fit is not None:
-            memory, is_held = self.fit.memory(self.source, costs, stored if is_held else 0)
-            logger.info("each candidate: %s", memory.text(self.fit.tokens))
+            most = max(self._memory.values(), key=lambda memory: memory.peak)
+            is_held = is_held and self.fit.has_room(stored, most)
+            most = replace(most, peak=most.peak + stored * is_held)
+            logger.info("each candidate: %s", most.text(self.fit.tokens))
         if not is_held:
             logger.info("%s is read again for each candidate", self.source.name)
             return self.source

@@ -3,8 +3,10 @@
 Each is fitted in turn in one folder, on a few tokens, which order candidates as the whole text
 does. The directions of the source's stream are found once for all of them. Ranks nothing.
 
-    fit = Fit.of(source, recipe, texts, folder)  # None where candidates are compared as cut
-    with fit.made(source, plan) as candidate:
+    # None where candidates are compared as cut
+    fit = Fit.of(source, recipe, texts, folder, candidates)
+    memory = fit.memory(source, plan.target)
+    with fit.made(source, plan, memory) as candidate:
         source_loss(candidate, held_out)
 """
 
@@ -46,7 +48,7 @@ from minitron.sources.pruned import PrunedSource
 from minitron.text.encoding import TokenIds
 
 FITTED = "fitted"  # the folder of the candidate that is reconstructed
-_TOKENS_AN_INPUT = 16  # of the source's widest linear
+TOKENS_AN_INPUT = 16  # of the source's widest linear
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +64,17 @@ class Fit:
 
     @classmethod
     def of(
-        cls, source: Source, recipe: BudgetRecipe, texts: SearchTexts, folder: Path
+        cls,
+        source: Source,
+        recipe: BudgetRecipe,
+        texts: SearchTexts,
+        folder: Path,
+        candidates: Iterable[Architecture],
     ) -> "Fit | None":
         """None where `minitron prune` would not reconstruct: for the recipe, family or text.
 
-        Raises TargetError instead of the last two where `recipe` asks for it by name.
+        Raises TargetError instead of the last two where `recipe` asks for it by name, and where the
+        fit of the first candidate does not fit into memory.
         """
         if not recipe.is_reconstructed:
             return None
@@ -83,10 +91,12 @@ class Fit:
         if recipe.reconstruct is None and len(sequences) < 2:
             logger.warning("candidates are compared as cut: one sequence of text (--samples)")
             return None
-        tokens = _TOKENS_AN_INPUT * widest_input(source.architecture)
+        tokens = TOKENS_AN_INPUT * widest_input(source.architecture)
         ends = accumulate(map(len, sequences))
-        few = sequences[: 1 + sum(end < tokens for end in ends)]
-        return cls(recipe, sequences, few if len(few) > 1 else sequences[:2], folder / FITTED)
+        few = sequences[: max(2, 1 + sum(end < tokens for end in ends))]
+        fit = cls(recipe, sequences, few, folder / FITTED)
+        fit.memory(source, next(iter(candidates)))  # refused before anything is measured
+        return fit
 
     @property
     def tokens(self) -> int:
@@ -98,23 +108,32 @@ class Fit:
         """The precision of the fit, which is that of `minitron prune`."""
         return dtype_named(self.recipe.compute_dtype) or torch.float32
 
-    def memory(
-        self, source: Source, targets: Iterable[Architecture], held: int
-    ) -> tuple[MemoryPlan, bool]:
-        """How the largest fit fits into memory, and whether `held` bytes of the source do beside
-        it, which are then in its peak. Raises TargetError where a fit does not."""
-        plans = [self._memory(source, target, self.few) for target in targets]
-        most = max(plans, key=lambda plan: plan.peak)
+    def memory(self, source: Source, target: Architecture, *, whole: bool = False) -> MemoryPlan:
+        """How the fit on few tokens or the `whole` text fits into memory. Raises TargetError."""
+        return memory_of(
+            source,
+            target,
+            self.sequences if whole else self.few,
+            hidden=self.recipe.hidden,
+            dtype=self.dtype,
+            processes=self._processes,
+            memory_budget=self.recipe.memory_budget,
+            is_logged=whole,
+        )
+
+    def has_room(self, held: int, beside: MemoryPlan) -> bool:
+        """Whether so many bytes of the source can be held beside a fit."""
         if self._processes.device != "cpu":  # the fit takes the memory of another device
-            return most, held > 0
+            return True
         budget = memory_in_use("cpu") + free_memory("cpu")
         if self.recipe.memory_budget is not None:
             budget = parse_bytes(self.recipe.memory_budget, "--memory-budget")
-        fits = 0 < held <= budget - most.peak
-        return replace(most, peak=most.peak + held * fits), fits
+        return held + beside.peak <= budget
 
     @contextmanager
-    def made(self, source: Source, plan: PruningPlan, *, whole: bool = False) -> Iterator[Source]:
+    def made(
+        self, source: Source, plan: PruningPlan, memory: MemoryPlan, *, whole: bool = False
+    ) -> Iterator[Source]:
         """The candidate as `minitron prune` would make it, of few tokens or the `whole` text.
 
         It is the pruned model where the fit does not help on the held-out sequences.
@@ -123,7 +142,6 @@ class Fit:
         if whole:
             shutil.rmtree(self.folder, ignore_errors=True)
         keep_covariance_alone(self.folder)
-        memory = self._memory(source, plan.target, sequences)
         fitted, held_out = split(sequences)
         made, _, _ = fitted_model(
             source,
@@ -136,9 +154,8 @@ class Fit:
             device=self._processes.device,
             memory=memory,
         )
-        models = made, PrunedSource(source, plan)
         yield min(
-            models,
+            (PrunedSource(source, plan), made),
             key=lambda one: held_out_loss(one, held_out, memory.batch_tokens, self._processes),
         )
         keep_covariance_alone(self.folder)
@@ -147,17 +164,3 @@ class Fit:
     def _processes(self) -> Processes:
         """This process alone."""
         return Processes(device=default_device())
-
-    def _memory(
-        self, source: Source, target: Architecture, sequences: list[TokenIds]
-    ) -> MemoryPlan:
-        return memory_of(
-            source,
-            target,
-            sequences,
-            hidden=self.recipe.hidden,
-            dtype=self.dtype,
-            processes=self._processes,
-            memory_budget=self.recipe.memory_budget,
-            is_logged=False,
-        )

@@ -1,7 +1,8 @@
 """Searching: the best sizes within a budget, among all that one importance can cut.
 
 The steps in order: the sizes within the budget, importance measured once, the loss of each
-candidate on held-out text, reconstructed or as it is cut, finalists timed whole and retrained. Source: arXiv 2407.14679, section 2.3.
+candidate on held-out text, reconstructed or as it is cut, finalists timed whole and retrained.
+Source: arXiv 2407.14679, section 2.3.
 
     search("tiny", ratio=0.5, corpus="self", samples=64).best.architecture
 """
