@@ -98,7 +98,7 @@ def fits_of(
     for name, target in targets.items():
         plan = choose_plan(importance, source.architecture, target)
         begun = process_time()
-        with fit.made(source, plan, fit.memory(source, target)) as made:
+        with fit.candidate(source, plan, fit.memory(source, target)) as made:
             seconds.append(process_time() - begun)
             losses[name] = source_loss(made, work.held_out)
     shutil.rmtree(work.folder / "few")

@@ -106,7 +106,7 @@ class Comparison:
                 loss = measured[target]
                 if loss is None:
                     pruned_from = pruned_from or self._source_in_memory()
-                    with self._made(pruned_from, plan) as made:
+                    with self._candidate(pruned_from, plan) as made:
                         loss = source_loss(made, self.texts.held_out)
                     self._write_losses(target, loss=loss)
                     progress.advance()
@@ -144,7 +144,7 @@ class Comparison:
             if loss is None:
                 logger.info("retrain %d of %d: %s", number, count, candidate.name)
                 place = self.folder / RETRAINING / candidate.name
-                with self._made(self.source, candidate.plan, whole=True) as made:
+                with self._candidate(self.source, candidate.plan, whole=True) as made:
                     held_out = self.texts.held_out
                     loss = retrained_loss(made, ids, held_out, place, recipe, distill)
                 self._write_losses(candidate.architecture, loss=candidate.loss, retrained_loss=loss)
@@ -152,14 +152,16 @@ class Comparison:
         return sorted([*finalists, *candidates[count:]], key=_rank)
 
     @contextmanager
-    def _made(self, source: Source, plan: PruningPlan, *, whole: bool = False) -> Iterator[Source]:
+    def _candidate(
+        self, source: Source, plan: PruningPlan, *, whole: bool = False
+    ) -> Iterator[Source]:
         """A candidate as it is cut, or reconstructed on a few tokens or on the `whole` text."""
         if self.fit is None:
             yield PrunedSource(source, plan)
             return
         target = plan.target
         memory = self.fit.memory(source, target, whole=True) if whole else self._memory[target]
-        with self.fit.made(source, plan, memory, whole=whole) as made:
+        with self.fit.candidate(source, plan, memory, whole=whole) as made:
             yield made
 
     @cached_property

@@ -6,8 +6,8 @@ does. The directions of the source's stream are found once for all of them. Rank
     # None where candidates are compared as cut
     fit = Fit.of(source, recipe, texts, folder, candidates)
     memory = fit.memory(source, plan.target)
-    with fit.made(source, plan, memory) as candidate:
-        source_loss(candidate, held_out)
+    with fit.candidate(source, plan, memory) as made:
+        source_loss(made, held_out)
 """
 
 import logging
@@ -48,7 +48,8 @@ from minitron.sources.pruned import PrunedSource
 from minitron.text.encoding import TokenIds
 
 FITTED = "fitted"  # the folder of the candidate that is reconstructed
-TOKENS_AN_INPUT = 16  # of the source's widest linear
+# For each input of the widest linear of the source: docs/family.md, "Which loss ranks candidates".
+TOKENS_AN_INPUT = 8
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class Fit:
         return held + beside.peak <= budget
 
     @contextmanager
-    def made(
+    def candidate(
         self, source: Source, plan: PruningPlan, memory: MemoryPlan, *, whole: bool = False
     ) -> Iterator[Source]:
         """The candidate as `minitron prune` would make it, of few tokens or the `whole` text.
