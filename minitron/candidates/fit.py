@@ -48,8 +48,9 @@ from minitron.sources.pruned import PrunedSource
 from minitron.text.encoding import TokenIds
 
 FITTED = "fitted"  # the folder of the candidate that is reconstructed
-# For each input of the widest linear of the source: docs/family.md, "Which loss ranks candidates".
-TOKENS_AN_INPUT = 8
+# For each input of the source's widest linear. Nine candidates of tiny have the order that 64 give,
+# but for two neighbours (docs/family.md, "Which loss ranks candidates").
+TOKENS_AN_INPUT = 4
 
 logger = logging.getLogger(__name__)
 
