@@ -26,6 +26,13 @@ _AXES = {
     "layers": "num_hidden_layers 6 to 4",
     "half": "all, to the sizes of tiny-half",
 }
+_SIZES = {
+    "hidden_size": "hidden",
+    "intermediate_size": "MLP",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "KV heads",
+    "num_hidden_layers": "layers",
+}
 Starts = Mapping[tuple[str, int, float], Sequence[float]]  # way, tokens, rate: losses by seed
 Curves = Mapping[str, Mapping[int, float]]  # a way's loss by tokens
 
@@ -157,32 +164,61 @@ def _calibrations() -> list[Any]:
 
 
 def _smollm2_table() -> list[str]:
-    """SmolLM2-135M at three quarters and half of its parameters."""
-    found = result("reconstruction/smollm2")
+    """SmolLM2-135M at three quarters and half of its parameters, by calibration text and scores."""
+    files = sorted((RESULTS / "reconstruction").glob("smollm2*.json"))
+    found = [result(f"reconstruction/{path.stem}") for path in files]
     if not found:
         return []
-    source, texts = found["source"], list(found["source"]["losses"])
-    rows = [
-        [
-            row["cut"],
-            row["way"],
-            f"{row['parameters'] / 1e6:.1f} M",
-            *(f"{row['losses'][text]:.3f}" for text in texts),
-        ]
-        for row in found["rows"]
-    ]
-    whole = [f"{source['losses'][text]:.3f}" for text in texts]
+    whole, sizes = found[0]["source"], found[0]["sizes"]
+    added = {
+        row["cut"][:4]: _added(row, whole)
+        for row in found[0]["rows"]
+        if row["cut"].endswith("% by width") and row["way"] == WAYS["cut"]
+    }
+    rows = [(row, each) for each in found for row in each["rows"]]
+    rows.sort(key=lambda pair: list(sizes).index(pair[0]["cut"]))
+    cells = []
+    for row, each in rows:
+        today = added.get(row["cut"][:4], ())
+        shares = [f"{x / y:.2f}" for x, y in zip(_added(row, whole), today, strict=False)]
+        cells.append([*_smollm2_row(row, each), " and ".join(shares)])
+    head = ["cut", "kept", "way", "calibration", "parameters", "WikiText-2", "books", "added"]
     return [
-        "A model of another maker, SmolLM2-135M, without training. Calibrated on "
-        f"{found['calibration_tokens']:,} tokens of WikiText-2's training text; evaluated on "
-        "WikiText-2's validation text and on books, which the calibration has not seen:",
+        "A model of another maker, SmolLM2-135M (hidden_size 576, intermediate_size 1,536, 9 query "
+        "and 3 KV heads, 30 layers; the input embedding is the output embedding too). Evaluated on "
+        "16,384 tokens each of WikiText-2's validation text and of books, which no calibration has "
+        "seen; a calibration on WikiText-2 has seen no book at all. The last column is the loss "
+        "above the whole model's on both texts, as a share of that of the cut by width without "
+        "reconstruction. Measured by `python benchmarks/reconstruction.py`, the peer by "
+        "`python benchmarks/reconstruction_peer.py`:",
         "",
-        *markdown(
-            ["cut", "way", "parameters", "WikiText-2", "books"],
-            [["nothing", "", f"{source['parameters'] / 1e6:.1f} M", *whole], *rows],
-        ),
+        *markdown(head, [["nothing", "", "", "", *_smollm2_numbers(whole), ""], *cells]),
         "",
     ]
+
+
+def _added(row: Mapping[str, Any], whole: Mapping[str, Any]) -> list[float]:
+    """The losses above the whole model's."""
+    return [loss - whole["losses"][text] for text, loss in row["losses"].items()]
+
+
+def _smollm2_row(row: Mapping[str, Any], of: Mapping[str, Any]) -> list[str]:
+    """The cells of a row of one file of results."""
+    kept = ", ".join(f"{_SIZES[key]} {size:,}" for key, size in of["sizes"][row["cut"]].items())
+    way = WAYS.get(row["way"], row["way"])
+    if tokens := row.get("tokens"):
+        way += f", distilled on {tokens:,} tokens"
+    text = "WikiText-2" if len(of["corpus"]) == 1 else "WikiText-2 and books"
+    scores = "" if of["scores"] == "paper" else f", {of['scores']}"
+    read = (
+        "" if "random" in way or "magnitude" in way else f"{of['calibration_tokens']:,} of {text}"
+    )
+    return [row["cut"], kept, way, read + scores, *_smollm2_numbers(row)]
+
+
+def _smollm2_numbers(row: Mapping[str, Any]) -> list[str]:
+    """The parameters and losses of a row."""
+    return [f"{row['parameters'] / 1e6:.1f} M", *(f"{x:.3f}" for x in row["losses"].values())]
 
 
 def _text(losses: Sequence[float], sign: str = "") -> str:
