@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import minitron
 from minitron.model.architecture import Architecture
+from minitron.model.decoder import LogitScale
 from minitron.recipes.training import DistillRecipe
 from minitron.sources.loading import loaded_bytes
 from minitron.sources.opening import open_source
 from minitron.training import teacher as teacher_module
-from minitron.training.teacher import teacher_fits, training_bytes
-from minitron.training.trainers import DistillTrainer
+from minitron.training.logit_losses import cross_entropy_loss
+from minitron.training.teacher import DistillLoss, RunningTeacher, teacher_fits, training_bytes
+from minitron.training.trainers import DistillTrainer, head_computes_loss
 from tests.tiny import SIZES, tiny_folder, tiny_model
 
 SEQ_LEN = 13
@@ -51,6 +54,38 @@ def teacher_used(
     models = {"teacher": str(folders / "teacher"), "corpus": str(folders / "text.npy")}
     minitron.distill(str(folders / "student"), str(out), **models, steps=1, **settings)
     return seen[0]
+
+
+@pytest.mark.parametrize("variant", ["granite", "gemma2"])
+def test_losses_are_of_logits_as_a_family_divides_and_caps_them(variant: str) -> None:
+    """Both losses and all gradients are those of the logits that transformers returns."""
+    student, teacher = tiny_model(variant), tiny_model(variant, seed=1)
+    ids = torch.randint(5, 101, (2, 9), generator=torch.Generator().manual_seed(0))
+    labels, scale = ids[:, 1:].flatten(), LogitScale.of(student.config)
+    output = RunningTeacher(teacher).predict(ids, torch.arange(2))
+    options = DistillLoss(temperature=2.0, ce_weight=0.3)
+
+    def distance(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return output.loss(hidden[:, :-1].flatten(0, 1), head, labels, options, scale)
+
+    def of_text(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        states = hidden[:, :-1].flatten(0, 1)
+        return cross_entropy_loss(states, head, labels, logit_scale=scale)
+
+    theirs = teacher(input_ids=ids).logits[:, :-1].flatten(0, 1).detach()
+    ours = student(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    hard = F.cross_entropy(ours, labels)
+    soft = F.kl_div((ours / 2).log_softmax(-1), (theirs / 2).softmax(-1), reduction="batchmean")
+    config = student.config.to_dict()
+    for loss_of, wanted in ((distance, 4 * soft + 0.3 * hard), (of_text, hard)):
+        expected = torch.autograd.grad(wanted, list(student.parameters()), retain_graph=True)
+        with head_computes_loss(student, loss_of):
+            found = student(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(found, wanted)
+        gradients = torch.autograd.grad(found, list(student.parameters()))
+        for one, other in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert student.config.to_dict() == config
 
 
 @pytest.mark.parametrize(

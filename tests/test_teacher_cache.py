@@ -94,8 +94,28 @@ def test_every_family_predicts_what_its_model_predicts(family: str, tmp_path: Pa
     model = load_model(open_source(str(tmp_path / "teacher")))
     with torch.no_grad():
         wanted = model(torch.from_numpy(ids[rows])).logits[:, :-1].flatten(0, 1)
+    products = predicted.hidden.float() @ predicted.head.T
+    torch.testing.assert_close(predicted.logit_scale(products), wanted, rtol=0.02, atol=0.05)
+
+
+def test_the_likeliest_tokens_are_those_of_capped_logits(tmp_path: Path) -> None:
+    tiny_folder(tmp_path / "teacher", "gemma2")
+    ids = np.random.default_rng(1).integers(SIZES["vocab_size"], size=(2, 9))
+    np.save(tmp_path / "text.npy", ids)
+    cached(tmp_path, tmp_path / "cache", dtype="float32", top_k=K)
+    predicted = (
+        open_teacher_cache(tmp_path / "cache")
+        .teacher("cpu")
+        .predict(torch.from_numpy(ids), torch.arange(2))
+    )
+    model = load_model(open_source(str(tmp_path / "teacher")))
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(ids)).logits[:, :-1].flatten(0, 1).softmax(-1)
     torch.testing.assert_close(
-        predicted.hidden.float() @ predicted.head.T, wanted, rtol=0.02, atol=0.05
+        predicted.log_probabilities[:, :K].float().exp(),
+        wanted.topk(K).values,
+        rtol=0.01,
+        atol=1e-3,
     )
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from minitron.errors import CorpusError, SourceError
 from minitron.files.device_memory import free_memory
 from minitron.files.dtypes import name_of
+from minitron.model.decoder import LogitScale
 from minitron.model.source import Source
 from minitron.progress import Progress
 from minitron.records.task_scores import TaskScores
@@ -143,10 +144,10 @@ def _summed_nats(model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Te
     """The summed cross-entropy of a batch; inputs and targets (windows, tokens)."""
     hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
     counted = targets != UNCOUNTED
-    head = model.get_output_embeddings()
+    head, scale = model.get_output_embeddings(), LogitScale.of(model.config)
     states, ids = hidden[counted].split(_LOGITS_TOKENS), targets[counted].split(_LOGITS_TOKENS)
     losses = (
-        F.cross_entropy(head(state).float(), target, reduction="sum")
+        F.cross_entropy(scale(head(state).float()), target, reduction="sum")
         for state, target in zip(states, ids, strict=True)
     )
     return float(sum(loss.double() for loss in losses))

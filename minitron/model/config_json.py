@@ -37,11 +37,11 @@ def resized_config(
     modern.pop("auto_map", None)
     sizes = {key: architecture.size(axis) for axis, key in AXIS_KEYS.items()}
     resized = {**modern, **sizes, "architectures": [family.architecture]}
-    if family.layer_types is not None:
-        if kept_layers is None:
-            kept_layers = tuple(range(architecture.num_hidden_layers))
-        kinds = _listed_layer_types(modern) or family.layer_types(modern)
-        resized["layer_types"] = [kinds[layer] for layer in kept_layers]
+    if kept_layers is None:
+        kept_layers = tuple(range(architecture.num_hidden_layers))
+    for key, values_of in family.layer_lists.items():
+        values = _listed(modern, key) or values_of(modern)
+        resized[key] = [values[layer] for layer in kept_layers]
     rotary = rotary_settings(modern, family, head_dim=architecture.head_dim)
     return {**{key: value for key, value in resized.items() if key not in ROTARY_KEYS}, **rotary}
 
@@ -67,17 +67,17 @@ def with_usable_pad(settings: Mapping[str, Any], vocab_size: int) -> dict[str, A
     return dict(settings) if usable else {**settings, PAD: None}
 
 
-def _listed_layer_types(config: Mapping[str, Any]) -> list[str] | None:
+def _listed(config: Mapping[str, Any], key: str) -> list[Any] | None:
     """The list in the config, which earlier ones do not have.
 
     Raises ArchitectureError for a list of another length than the layers.
     """
-    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
-    if kinds is None:
+    layers, values = config["num_hidden_layers"], config.get(key)
+    if values is None:
         return None
-    if not isinstance(kinds, list) or len(kinds) != layers:
+    if not isinstance(values, list) or len(values) != layers:
         raise ArchitectureError(
-            f"config.json says layer_types {kinds!r}: it must be a list of one kind for each of "
+            f"config.json says {key} {values!r}: it must be a list of one value for each of "
             f"{layers} layers"
         )
-    return kinds
+    return values

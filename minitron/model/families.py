@@ -115,6 +115,32 @@ class Rotary:
     theta: float = 10000.0
     partial: float | None = None  # the part of a head that is rotated; None: all, and no key for it
     old_type: bool = False  # an engine reads `type` in rope_scaling, and not `rope_type`: mlx-lm
+    kinds: tuple[str, ...] = ()  # of scaling that the family's class takes; none named: all
+    renamed: Mapping[str, str] = field(default_factory=dict)  # earlier kind -> today's
+    original: int | None = None  # original_max_position_embeddings; None: max_position_embeddings
+    # The only keys that transformers 4's class takes in rope_scaling; none named: all.
+    old_keys: tuple[str, ...] = ()
+    # The key and value of another theta, without scaling, for layers with a sliding window. Its
+    # rope_parameters have settings for each kind of layer.
+    sliding_theta: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The config keys of the numbers that multiply or bound what passes between modules.
+
+    None where a family has no such number. The value of an absent key is that of the family's
+    config class.
+    """
+
+    embedding: str | None = None  # "hidden_size": embeddings are multiplied by its square root
+    branch: str | None = None  # what attention and the MLP add to the stream is multiplied by it
+    logits_divisor: str | None = None
+    logits_cap: str | None = None  # c tanh(logits / c)
+
+
+# A list in the config with an entry for each layer: its values where the config has none.
+LayerList = Callable[[Mapping[str, Any]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -123,9 +149,13 @@ class EngineLimit:
 
     engine: str
     # "square": heads x head_dim must be hidden_size; "derived": head_dim must be hidden_size //
-    # heads; "rope_type": it must be one of `rope_types`; or a config flag that must not be set.
+    # heads; "rope_type": it must be one of `rope_types`; "query_pre_attn_scalar": it must be
+    # head_dim; a key of `layer_lists`, whose list must be `layers`; or a config flag that must not
+    # be set.
     what: str
     rope_types: tuple[str, ...] = ()
+    layers: LayerList | None = None
+    square_layers: int | None = None  # so many layers: hidden_size // heads in place of head_dim
     loads: bool = False  # loads a model that is beyond the limit, and computes another
 
 
@@ -140,31 +170,88 @@ class Gguf:
     rope_types: tuple[str, ...] = ("default", "linear", "yarn")  # that it stores
 
 
+_ATTENTION: Mapping[str, str] = {part: f"self_attn.{part}_proj" for part in "qkvo"}
+_HEAD_NORMS: Mapping[str, str] = {part: f"self_attn.{part}" for part in ("q_norm", "k_norm")}
+_ALL_HEAD_NORMS: Mapping[str, str] = {f"all_{part}": path for part, path in _HEAD_NORMS.items()}
+_MLP: Mapping[str, str] = {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+
+
 def _layer_modules(*, has_gate: bool = True, has_head_norms: bool = False) -> Mapping[str, str]:
     """The modules of a layer whose attention and MLP each read the output of a norm."""
-    head_norms = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
     return {
         "attention_norm": "input_layernorm",
-        "q": "self_attn.q_proj",
-        "k": "self_attn.k_proj",
-        "v": "self_attn.v_proj",
-        "o": "self_attn.o_proj",
-        **(head_norms if has_head_norms else {}),
+        **_ATTENTION,
+        **(_HEAD_NORMS if has_head_norms else {}),
         "mlp_norm": "post_attention_layernorm",
-        **({"gate": "mlp.gate_proj"} if has_gate else {}),
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
+        **{part: path for part, path in _MLP.items() if has_gate or part != "gate"},
     }
 
 
-def _last_layers_slide(config: Mapping[str, Any]) -> list[str]:
+# The modules of a layer whose attention and MLP read the stream, and are normed behind.
+_NORMED_BEHIND: Mapping[str, str] = {
+    **_ATTENTION,
+    **_ALL_HEAD_NORMS,
+    "attention_output_norm": "post_attention_layernorm",
+    **_MLP,
+    "mlp_output_norm": "post_feedforward_layernorm",
+}
+
+
+def _four_norms(*, has_head_norms: bool = False) -> Mapping[str, str]:
+    """The modules of a layer whose attention and MLP have a norm before and one behind."""
+    return {
+        "attention_norm": "input_layernorm",
+        **_ATTENTION,
+        **(_HEAD_NORMS if has_head_norms else {}),
+        "attention_output_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        **_MLP,
+        "mlp_output_norm": "post_feedforward_layernorm",
+    }
+
+
+def _kinds(config: Mapping[str, Any], slides: Callable[[int], Any]) -> list[Any]:
+    """`layer_types` of a family whose layer of this index has a sliding window."""
+    layers = range(config["num_hidden_layers"])
+    return ["sliding_attention" if slides(layer) else "full_attention" for layer in layers]
+
+
+def _last_layers_slide(config: Mapping[str, Any]) -> list[Any]:
     """Qwen's rule: sliding attention from layer max_window_layers on, where it is used at all."""
     is_used = bool(config.get("use_sliding_window")) and config.get("sliding_window", 4096)
     first = config.get("max_window_layers", 28) if is_used else config["num_hidden_layers"]
-    return [
-        "sliding_attention" if layer >= first else "full_attention"
-        for layer in range(config["num_hidden_layers"])
-    ]
+    return _kinds(config, lambda layer: layer >= first)
+
+
+def _all_but_each(interval: int) -> LayerList:
+    """Sliding attention in all layers but every so-manieth."""
+    return lambda config: _kinds(config, lambda layer: (layer + 1) % interval)
+
+
+def _all_but_each_of_pattern(config: Mapping[str, Any]) -> list[Any]:
+    """Sliding attention in all layers but each of `sliding_window_pattern`, of earlier configs."""
+    return _all_but_each(config.get("sliding_window_pattern", 6))(config)
+
+
+def _rotated_but_each(interval: int) -> LayerList:
+    """1 where a layer has RoPE, and 0 in every so-manieth."""
+
+    def values(config: Mapping[str, Any]) -> list[Any]:
+        return [int((layer + 1) % interval != 0) for layer in range(config["num_hidden_layers"])]
+
+    return values
+
+
+def _rotated_layers(config: Mapping[str, Any]) -> list[Any]:
+    """SmolLM3's rule: every no_rope_layer_interval-th layer is without RoPE."""
+    return _rotated_but_each(config.get("no_rope_layer_interval", 4))(config)
+
+
+def _layers_without_rope_slide(config: Mapping[str, Any]) -> list[Any]:
+    """SmolLM3's rule: sliding attention in layers without RoPE, where a window is used."""
+    is_used = config.get("use_sliding_window") and config.get("sliding_window") is not None
+    rotated = config.get("no_rope_layers") or _rotated_layers(config)
+    return _kinds(config, lambda layer: is_used and not rotated[layer])
 
 
 @dataclass(frozen=True)
@@ -184,9 +271,12 @@ class Family:
     mlp_bias: str | None = None
     norm: Norm = Norm()
     rotary: Rotary = Rotary()
+    scales: Scales = Scales()
+    activation: str = "hidden_act"  # the config key
     has_own_class: bool = False  # in modeling_nemotron; the others run as transformers' own
-    # The attention kinds of the layers where the config lists none; None: all alike, and no list.
-    layer_types: Callable[[Mapping[str, Any]], list[str]] | None = None
+    # Config keys that list something of each layer. A family without `layer_types` has layers of
+    # one kind.
+    layer_lists: Mapping[str, LayerList] = field(default_factory=dict)
     # Whether hidden_size must be a multiple of num_attention_heads, even with head_dim given, as
     # transformers 5's LlamaConfig.validate_architecture asks; the other families take any.
     hidden_divides_by_heads: bool = False
@@ -197,6 +287,7 @@ class Family:
     trtllm_example: str | None = None  # the folder of TensorRT-LLM's examples that converts it
     gguf: Gguf | None = None  # None: not known how llama.cpp stores it, if it does
     engine_limits: tuple[EngineLimit, ...] = ()
+    unread_engines: tuple[str, ...] = ()  # whose code of the family nobody here has read
     # Tool to what its user must know of this family, for tools that load the model.
     engine_remarks: Mapping[str, str] = field(default_factory=dict)
 
@@ -209,6 +300,12 @@ class Family:
     def is_gated(self) -> bool:
         """Whether the MLP has a gate beside its up projection."""
         return "gate" in self.layer_modules
+
+    @property
+    def output_norms(self) -> Mapping[str, str]:
+        """Each part that writes to the stream, with the norm behind it, where there is one."""
+        norms = {"o": "attention_output_norm", "down": "mlp_output_norm"}
+        return {part: norm for part, norm in norms.items() if norm in self.layer_modules}
 
     @property
     def mlp(self) -> str:
@@ -272,7 +369,7 @@ def _run(axes: str) -> Run:
 
 
 _LLAMA_GGUF = Gguf("llama", pairs_rows=True, rope_types=("default", "linear", "yarn", "llama3"))
-
+_UNREAD = ("vLLM", "SGLang", "TensorRT-LLM")
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
@@ -332,7 +429,7 @@ FAMILIES: Mapping[str, Family] = {
             "qwen2",
             "Qwen2ForCausalLM",
             qkv_bias="always",
-            layer_types=_last_layers_slide,
+            layer_lists={"layer_types": _last_layers_slide},
             absent={"num_key_value_heads": 32},
             trtllm_example="qwen",
             gguf=Gguf("qwen2"),
@@ -348,7 +445,7 @@ FAMILIES: Mapping[str, Family] = {
             _layer_modules(has_head_norms=True),
             qkv_bias="attention_bias",
             o_bias="attention_bias",
-            layer_types=_last_layers_slide,
+            layer_lists={"layer_types": _last_layers_slide},
             absent={"num_key_value_heads": 32, "head_dim": 128},
             trtllm_example="qwen",
             gguf=Gguf("qwen3"),
@@ -357,6 +454,119 @@ FAMILIES: Mapping[str, Family] = {
                 EngineLimit("mlx-lm", "attention_bias"),
                 EngineLimit("vLLM", "attention_bias", loads=True),  # ignores a bias it lacks
             ),
+        ),
+        Family(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            mlp_bias="mlp_bias",
+            rotary=Rotary(theta=2000000.0),
+            layer_lists={
+                "no_rope_layers": _rotated_layers,
+                "layer_types": _layers_without_rope_slide,
+            },
+            absent={"num_key_value_heads": 4},
+            true_if_absent=("tie_word_embeddings",),
+            engine_limits=(
+                EngineLimit("llama.cpp", "no_rope_layers", layers=_rotated_but_each(4), loads=True),
+            ),
+            unread_engines=_UNREAD,
+        ),
+        Family(
+            "olmo2",
+            "Olmo2ForCausalLM",
+            _NORMED_BEHIND,
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            rotary=Rotary(old_keys=("type", "factor")),
+            engine_limits=(
+                EngineLimit("llama.cpp", "square"),
+                EngineLimit("llama.cpp", "tie_word_embeddings"),
+                EngineLimit("llama.cpp", "attention_bias"),
+                EngineLimit("vLLM", "derived"),
+                EngineLimit("vLLM", "attention_bias", loads=True),  # ignores a bias it lacks
+                EngineLimit("transformers 4", "rope_type", ("default", "linear", "dynamic")),
+            ),
+            unread_engines=_UNREAD[1:],
+        ),
+        Family(
+            "granite",
+            "GraniteForCausalLM",
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            mlp_bias="mlp_bias",
+            scales=Scales("embedding_multiplier", "residual_multiplier", "logits_scaling"),
+            engine_limits=(
+                EngineLimit("llama.cpp", "derived"),  # its converter ignores head_dim
+                EngineLimit("mlx-lm", "derived"),
+            ),
+            unread_engines=_UNREAD[1:],
+        ),
+        Family(
+            "gemma2",
+            "Gemma2ForCausalLM",
+            _four_norms(),
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            norm=Norm(is_zero_centered=True),
+            scales=Scales("hidden_size", logits_cap="final_logit_softcapping"),
+            activation="hidden_activation",
+            layer_lists={"layer_types": _all_but_each(2)},
+            hidden_divides_by_heads=True,
+            absent={"num_key_value_heads": 4, "head_dim": 256},
+            true_if_absent=("tie_word_embeddings",),
+            engine_limits=(
+                EngineLimit("llama.cpp", "layer_types", layers=_all_but_each(2), loads=True),
+                EngineLimit("llama.cpp", "query_pre_attn_scalar", square_layers=46, loads=True),
+                EngineLimit("llama.cpp", "attention_bias"),
+                EngineLimit("mlx-lm", "attention_bias"),
+            ),
+            unread_engines=_UNREAD,
+        ),
+        Family(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            _four_norms(has_head_norms=True),
+            qkv_bias="attention_bias",
+            o_bias="attention_bias",
+            norm=Norm(is_zero_centered=True),
+            rotary=Rotary(1000000.0, sliding_theta=("rope_local_base_freq", 10000.0)),
+            scales=Scales("hidden_size", logits_cap="final_logit_softcapping"),
+            activation="hidden_activation",
+            layer_lists={"layer_types": _all_but_each_of_pattern},
+            hidden_divides_by_heads=True,
+            absent={"num_key_value_heads": 4, "head_dim": 256},
+            true_if_absent=("tie_word_embeddings",),
+            engine_limits=(
+                EngineLimit("llama.cpp", "layer_types", layers=_all_but_each(6), loads=True),
+                EngineLimit("llama.cpp", "query_pre_attn_scalar", square_layers=62, loads=True),
+                EngineLimit("llama.cpp", "attention_bias"),
+                EngineLimit("mlx-lm", "layer_types", layers=_all_but_each_of_pattern, loads=True),
+                EngineLimit("mlx-lm", "attention_bias"),
+            ),
+            unread_engines=_UNREAD,
+        ),
+        Family(
+            "phi3",
+            "Phi3ForCausalLM",
+            {
+                **_layer_modules(),
+                **dict.fromkeys("qkv", "self_attn.qkv_proj"),
+                **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj"),
+            },
+            rotary=Rotary(
+                partial=1.0,
+                kinds=("default", "longrope"),
+                renamed={"su": "longrope", "yarn": "longrope"},
+                original=4096,
+                old_keys=("type", "short_factor", "long_factor"),
+            ),
+            engine_limits=(
+                EngineLimit("llama.cpp", "square"),
+                EngineLimit("mlx-lm", "derived"),
+            ),
+            unread_engines=_UNREAD,
         ),
     )
 }

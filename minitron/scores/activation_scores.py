@@ -171,7 +171,8 @@ def _recorder(
 ) -> "LayerRecorder | ContributionRecorder":
     if measurement.scores == "contribution":
         return ContributionRecorder(stream.decoder)
-    return LayerRecorder(stream.decoder, stream.config.hidden_act, measurement)
+    activation = getattr(stream.config, stream.decoder.architecture.family.activation)
+    return LayerRecorder(stream.decoder, activation, measurement)
 
 
 @contextmanager
@@ -189,7 +190,7 @@ class LayerRecorder:
     """Sums over sequences of every unit's scores, filled by hooks on the layer that runs."""
 
     def __init__(self, decoder: Decoder, activation: str, measurement: Measurement) -> None:
-        """`activation` is the config's hidden_act."""
+        """`activation` is the name in the config."""
         self._decoder = decoder
         self._measurement = measurement
         sizes = decoder.architecture

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from minitron.files.dtypes import check_finite
 from minitron.files.lazy_tensor import LazyTensor
-from minitron.model.decoder import Decoder, decoder_module
+from minitron.model.decoder import Decoder, LogitScale, decoder_module, embedding_scale
 from minitron.model.families import EMBEDDING, FINAL_NORM, HEAD, LAYERS
 from minitron.model.source import Source
 from minitron.sources.empty_weights import empty_weights
@@ -57,6 +57,8 @@ class LayerStream:
         self.config = skeleton.config
         self.dtype = dtype
         self.device = device
+        self.logit_scale = LogitScale.of(self.config)
+        self._embedding_scale = embedding_scale(self.config, dtype)
         self._tensors = tensors
         self._keep = keep
         self._checked_for = checked_for
@@ -122,7 +124,8 @@ class LayerStream:
         if self._keep:
             if self._embedding is None:
                 self._embedding = self._read(EMBEDDING)
-            return [F.embedding(ids.to(self.device), self._embedding) for ids in batches]
+            rows = self._embedding
+            return [self._scaled(F.embedding(ids.to(self.device), rows)) for ids in batches]
         width = self._tensors[EMBEDDING].shape[1]
         states = [
             torch.empty(ids.numel(), width, dtype=self.dtype, device=self.device) for ids in batches
@@ -134,11 +137,15 @@ class LayerStream:
             runs = [torch.searchsorted(ids, bounds).tolist() for ids, _ in ascending]
             if all(low == high for low, high in runs):
                 continue
-            rows = self._read(EMBEDDING, start, stop)
+            rows = self._scaled(self._read(EMBEDDING, start, stop))
             for batch, (ids, places), (low, high) in zip(states, ascending, runs, strict=True):
                 found = rows.index_select(0, (ids[low:high] - start).to(self.device))
                 batch.index_copy_(0, places[low:high].to(self.device), found)
         return [batch.view(*ids.shape, width) for batch, ids in zip(states, batches, strict=True)]
+
+    def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding as the first layer reads them."""
+        return rows if self._embedding_scale == 1 else rows * self._embedding_scale
 
     def layers(self) -> Iterator[tuple[int, nn.Module]]:
         """Every layer with its weights, in order, while the next one is read in a thread."""

@@ -69,6 +69,8 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     config_class = NemotronConfig if family.has_own_class else CONFIG_MAPPING[model_type]
     # A deep copy: transformers writes into rope_scaling.
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _KERNELS}
+    if settings.get("head_dim", 0) is None:  # some classes take no null for an absent one
+        del settings["head_dim"]
     if type(rows := settings.get("vocab_size")) is int:
         settings = with_usable_pad(settings, rows)
     with foreign_parser("config.json", ArchitectureError, "mend it, or fetch it again"):
@@ -78,11 +80,11 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
             reason = " ".join(str(error.__cause__ or error).split())
             where = _refused_setting(config_class, settings)
             raise ArchitectureError(f"{model_type} refuses this config: {where}{reason}") from error
-    activation = getattr(made, "hidden_act", None)
+    activation = getattr(made, family.activation, None)
     if isinstance(activation, str) and activation not in ACT2FN:
         raise ArchitectureError(
-            f"{model_type} refuses this config: hidden_act {activation!r:.40}: it is not an "
-            "activation that transformers knows"
+            f"{model_type} refuses this config: {family.activation} {activation!r:.40}: it is not "
+            "an activation that transformers knows"
         )
     check_rotary(config)
     return made
@@ -128,8 +130,9 @@ def check_builds(config: Mapping[str, Any]) -> None:
     Layers are built alike, so one is enough. Raises ArchitectureError.
     """
     smallest = {**config, "num_hidden_layers": 1}
-    if isinstance(kinds := config.get("layer_types"), list):
-        smallest["layer_types"] = kinds[-1:]
+    for key in Architecture.from_config(config).family.layer_lists:
+        if isinstance(values := config.get(key), list):
+            smallest[key] = values[-1:]
     with empty_weights():
         new_model(hub_config(smallest))
 

@@ -85,7 +85,7 @@ def logits_of(
     stream: LayerStream, states: torch.Tensor, rows: torch.Tensor, run: slice
 ) -> torch.Tensor:
     """The logits of a run of tokens for some rows of the vocabulary, in float32 (tokens, rows)."""
-    return F.linear(stream.normed(states.flatten(0, 1)[run]), rows).float()
+    return stream.logit_scale(F.linear(stream.normed(states.flatten(0, 1)[run]), rows).float())
 
 
 def _at(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minitron.errors import TargetError
+from minitron.model.decoder import UNSCALED, LogitScale
 from minitron.training.fused_loss import fused_loss
 from minitron.training.logit_losses import (
     DISTANCES,
     WITHOUT_TEMPERATURE,
     Distance,
     cross_entropy_rows,
+    of_products,
 )
 
 _CHUNK_LOGITS = 1 << 25  # that `top_k_loss` computes at once
@@ -43,12 +45,15 @@ def distillation_loss(
     reduction: str = "mean",
     chunk_size: int | None = None,
     rows: int | None = None,
+    logit_scale: LogitScale = UNSCALED,
+    teacher_logit_scale: LogitScale = UNSCALED,
 ) -> Tensor:
     """The distance of the student's next-token distributions from the teacher's, differentiable.
 
     Hidden states are [tokens, width], heads [vocabulary, width]; the widths of the two models may
     differ. Heads that are padded to different numbers of rows need `rows`: so many first rows are
     the vocabulary of both. Both distributions are over these rows, and later rows get no gradient.
+    Logits are the products of hidden states and heads, which the two scales may divide and cap.
     With logits t of the teacher and s of the student, p = softmax(t / temperature) and
     q = softmax(s / temperature), the distance of one token by `kind` is
 
@@ -88,7 +93,9 @@ def distillation_loss(
     return fused_loss(
         student_hidden,
         student_head,
-        _RowLoss(distance, temperature, beta, ce_weight),
+        of_products(
+            _RowLoss(distance, temperature, beta, ce_weight), logit_scale, teacher_logit_scale
+        ),
         labels=labels,
         gives_labels=ce_weight > 0,
         teacher=(teacher_hidden, teacher_head),
@@ -217,6 +224,7 @@ def top_k_loss(
     *,
     ce_weight: float = 0.0,
     rows: int | None = None,
+    logit_scale: LogitScale = UNSCALED,
 ) -> Tensor:
     """The mean over tokens of KL(teacher || student) + ce_weight * cross-entropy(labels).
 
@@ -233,8 +241,9 @@ def top_k_loss(
     chunk_size = max(1, _CHUNK_LOGITS // vocabulary)
     tensors = (student_hidden, ids, log_probabilities, labels)
     chunks = zip(*(tensor.split(chunk_size) for tensor in tensors), strict=True)
+    fixed = ce_weight, logit_scale
     sums = [
-        checkpoint(_top_k_sum, hidden, student_head, i, p, label, ce_weight, use_reentrant=False)
+        checkpoint(_top_k_sum, hidden, student_head, i, p, label, *fixed, use_reentrant=False)
         for hidden, i, p, label in chunks
     ]
     return torch.stack(sums).sum() / student_hidden.shape[0]
@@ -246,9 +255,15 @@ def rest_log_mass(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _top_k_sum(
-    hidden: Tensor, head: Tensor, ids: Tensor, teacher: Tensor, labels: Tensor, ce_weight: float
+    hidden: Tensor,
+    head: Tensor,
+    ids: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    ce_weight: float,
+    logit_scale: LogitScale,
 ) -> Tensor:
-    logits = (hidden @ head.T).float()  # (tokens, vocabulary)
+    logits = logit_scale((hidden @ head.T).float())  # (tokens, vocabulary)
     teacher, is_ours = teacher.float(), ids < head.shape[0]
     if not is_ours.all():  # one more token, to which neither model gives any probability
         logits = F.pad(logits, (0, 1), value=-torch.inf)

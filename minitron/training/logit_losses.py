@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minitron.training.fused_loss import fused_loss
+from minitron.model.decoder import UNSCALED, LogitScale
+from minitron.training.fused_loss import RowLoss, fused_loss
 
 
 def cross_entropy_loss(
@@ -26,11 +27,13 @@ def cross_entropy_loss(
     reduction: str = "mean",
     chunk_size: int | None = None,
     rows: int | None = None,
+    logit_scale: LogitScale = UNSCALED,
 ) -> Tensor:
     """The "mean" over tokens of -log softmax(hidden head^T)[label], or their "sum".
 
     Hidden states are [tokens, width], the head [vocabulary, width], and labels [tokens] the token
-    that each hidden state predicts; the label -100 drops a token. The first `rows` of the head are
+    that each hidden state predicts; the label -100 drops a token. `logit_scale` makes logits of
+    their products. The first `rows` of the head are
     the vocabulary (default: all); later rows get no probability. Under autocast products are in
     its dtype, sums in float32. Memory, precision and sharded heads: see `distillation_loss`. Raises
     TargetError for labels outside the vocabulary.
@@ -40,7 +43,7 @@ def cross_entropy_loss(
     return fused_loss(
         hidden,
         head,
-        _row_loss,
+        of_products(_row_loss, logit_scale),
         labels=labels,
         rows=rows,
         is_mean=reduction == "mean",
@@ -57,6 +60,25 @@ def cross_entropy_rows(logits: Tensor, labels: Tensor, *, gradient: Tensor) -> T
     shifted.mul_(1 / total)
     shifted.scatter_add_(1, labels[:, None], torch.full_like(at_labels, -1))
     return (total.log() - at_labels).squeeze(1)
+
+
+def of_products(row_loss: RowLoss, ours: LogitScale, theirs: LogitScale = UNSCALED) -> RowLoss:
+    """`row_loss` of the logits that two models make of products of states and head."""
+    if ours == theirs == UNSCALED:
+        return row_loss
+
+    def loss(
+        products: Tensor, teacher: Tensor | None, labels: Tensor | None, needs_gradient: bool
+    ) -> Tensor:
+        slope = ours.apply_(products)
+        if teacher is not None:
+            theirs.apply_(teacher)
+        losses = row_loss(products, teacher, labels, needs_gradient)
+        if needs_gradient:
+            products.mul_(slope)
+        return losses
+
+    return loss
 
 
 def _row_loss(

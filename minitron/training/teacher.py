@@ -23,7 +23,7 @@ from minitron.files.device_memory import free_memory, readable_bytes
 from minitron.files.dtypes import dtype_named
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.architecture import Architecture
-from minitron.model.decoder import Decoder, decoder_module
+from minitron.model.decoder import UNSCALED, Decoder, LogitScale, decoder_module
 from minitron.model.families import EMBEDDING, HEAD
 from minitron.model.source import Source
 from minitron.recipes.training import DistillRecipe
@@ -60,9 +60,16 @@ class TeacherOutput(Protocol):
     def inner(self) -> Sequence[Tensor]:
         """The captured inner states, each [rows, seq_len, width]."""
 
-    def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, options: DistillLoss) -> Tensor:
+    def loss(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        options: DistillLoss,
+        logit_scale: LogitScale = UNSCALED,
+    ) -> Tensor:
         """The mean loss of a student: hidden [tokens, width], head [vocabulary, width], labels
-        [tokens]."""
+        [tokens], and what makes logits of its products."""
 
 
 class Teacher(Protocol):
@@ -79,8 +86,16 @@ class FullOutput:
     hidden: Tensor
     head: Tensor
     inner: Sequence[Tensor] = ()
+    logit_scale: LogitScale = UNSCALED
 
-    def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, options: DistillLoss) -> Tensor:
+    def loss(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        options: DistillLoss,
+        logit_scale: LogitScale = UNSCALED,
+    ) -> Tensor:
         """Exact over the vocabulary; of heads padded to different sizes, over the rows of both."""
         rows = min(head.shape[0], self.head.shape[0])
         return distillation_loss(
@@ -94,6 +109,8 @@ class FullOutput:
             ce_weight=options.ce_weight,
             labels=labels if options.ce_weight else None,
             rows=rows,
+            logit_scale=logit_scale,
+            teacher_logit_scale=self.logit_scale,
         )
 
 
@@ -123,7 +140,8 @@ class RunningTeacher:
             outputs = decoder_module(self._model)(input_ids=input_ids, use_cache=False)
         states = outputs.last_hidden_state
         head = self._model.get_output_embeddings().weight
-        return FullOutput(states[:, :-1].flatten(0, 1), head, tuple(inner))
+        scale = LogitScale.of(self._model.config)
+        return FullOutput(states[:, :-1].flatten(0, 1), head, tuple(inner), scale)
 
 
 class StreamedTeacher:
@@ -147,7 +165,7 @@ class StreamedTeacher:
             for index, layer in stream.layers():
                 states = stream.run(index, layer, states)
             states = stream.normed(states)[:, :-1].flatten(0, 1)
-        return FullOutput(states, self._head, tuple(inner))
+        return FullOutput(states, self._head, tuple(inner), stream.logit_scale)
 
 
 def output_embedding(source: Source) -> LazyTensor:

@@ -29,8 +29,10 @@ from minitron.files.dtypes import FLOATS
 from minitron.files.file import LocalFile
 from minitron.files.lazy_tensor import StoredTensor
 from minitron.files.safetensors_file import read_safetensors_header
+from minitron.model.decoder import UNSCALED, LogitScale
 from minitron.model.source import Source
 from minitron.sources.hub_folder import HubFolder
+from minitron.sources.loading import hub_config
 from minitron.text.corpus import Corpus, load_ids
 from minitron.training.distillation import top_k_loss
 from minitron.training.teacher import DistillLoss, FullOutput
@@ -111,6 +113,7 @@ class CachedTeacher:
         architecture = cache.source.architecture
         self._path, self._vocab_size = cache.path, architecture.vocab_size
         self._head: Tensor | None = None
+        self._logit_scale = LogitScale.of(hub_config(cache.source.config))
         if cache.top_k is None:
             shape = (architecture.vocab_size, architecture.hidden_size)
             head = _read_tensors(cache.path / HEAD, {"head": shape})["head"]
@@ -119,7 +122,8 @@ class CachedTeacher:
     def predict(self, input_ids: Tensor, rows: Tensor) -> "FullOutput | TopKOutput":
         """Read the outputs on the sequences `rows` of the corpus."""
         if self._head is not None:
-            return FullOutput(self._read("hidden", rows), self._head)
+            hidden = self._read("hidden", rows)
+            return FullOutput(hidden, self._head, logit_scale=self._logit_scale)
         ids = self._read("ids", rows).long()
         if int(ids.min()) < 0 or int(ids.max()) >= self._vocab_size:
             raise SourceError(f"{self._path} holds ids outside its vocabulary: {_REMEDY}")
@@ -143,7 +147,14 @@ class TopKOutput:
     rows: int
     inner: tuple[Tensor, ...] = ()
 
-    def loss(self, hidden: Tensor, head: Tensor, labels: Tensor, options: DistillLoss) -> Tensor:
+    def loss(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        options: DistillLoss,
+        logit_scale: LogitScale = UNSCALED,
+    ) -> Tensor:
         """Forward KL, with all tokens but the k likeliest as one event."""
         return top_k_loss(
             hidden,
@@ -153,6 +164,7 @@ class TopKOutput:
             labels,
             ce_weight=options.ce_weight,
             rows=min(head.shape[0], self.rows),
+            logit_scale=logit_scale,
         )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
-from minitron.model.decoder import Decoder
+from minitron.model.decoder import Decoder, LogitScale
 from minitron.training.inner_states import (
     InnerStates,
     IntermediateLoss,
@@ -40,6 +40,7 @@ class TextTrainer(Trainer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._unwrapped: Any = options["model"]
+        self._logit_scale = LogitScale.of(self._unwrapped.config)
         self._rows: int | None = None  # of the output embedding; None for all
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -63,10 +64,15 @@ class TextTrainer(Trainer):
 
         def loss_of(hidden: Tensor, head: Tensor) -> Tensor:
             states = hidden[:, :-1].flatten(0, 1)  # the last token has no next one
-            if counted is None:
-                return cross_entropy_loss(states, head, labels, rows=self._rows)
-            total = cross_entropy_loss(states, head, labels, reduction="sum", rows=self._rows)
-            return total.div(counted)
+            found = cross_entropy_loss(
+                states,
+                head,
+                labels,
+                reduction="mean" if counted is None else "sum",
+                rows=self._rows,
+                logit_scale=self._logit_scale,
+            )
+            return found if counted is None else found.div(counted)
 
         loss, outputs = self._run_with_loss(model, input_ids, loss_of)
         if counted is not None and self.args.average_tokens_across_devices:
@@ -126,7 +132,9 @@ class DistillTrainer(TextTrainer):
 
             def loss_of(hidden: Tensor, head: Tensor) -> Tensor:
                 states = hidden[:, :-1].flatten(0, 1)  # the last token has no next one
-                loss_with = partial(output.loss, states, head, labels)
+                loss_with = partial(
+                    output.loss, states, head, labels, logit_scale=self._logit_scale
+                )
                 loss = loss_with(self._loss)
                 if not inner:
                     return loss
@@ -187,6 +195,7 @@ def head_computes_loss(model: PreTrainedModel, loss_of: LossOf) -> Iterator[None
     head: Any = model.get_output_embeddings()
     head.forward = lambda hidden: loss_of(hidden, head.weight)
     try:
-        yield
+        with LogitScale.left_out(model.config):  # it would be applied to the loss
+            yield
     finally:
         del head.forward

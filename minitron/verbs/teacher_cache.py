@@ -22,6 +22,7 @@ from minitron.files.atomic_file import atomic_file
 from minitron.files.device_memory import readable_bytes
 from minitron.files.dtypes import dtype_named
 from minitron.files.safetensors_file import TensorSpec, write_safetensors
+from minitron.model.decoder import LogitScale
 from minitron.model.source import Source
 from minitron.progress import Progress
 from minitron.recipe import record_of, verb
@@ -189,7 +190,7 @@ def _write_shards(
             if recipe.top_k is None or head is None:
                 kept = {"hidden": hidden.to(torch.bfloat16)}
             else:
-                kept = _top_k(hidden, head, recipe.top_k)
+                kept = _top_k(hidden, head, stream.logit_scale, recipe.top_k)
             _save(path, kept)
 
 
@@ -205,17 +206,17 @@ def _hidden(stream: LayerStream, ids: Tensor, batch: int, progress: Progress) ->
 
 
 @torch.inference_mode()
-def _top_k(hidden: Tensor, head: Tensor, k: int) -> dict[str, Tensor]:
+def _top_k(hidden: Tensor, head: Tensor, scale: LogitScale, k: int) -> dict[str, Tensor]:
     """The k likeliest tokens on each position, and the logs of their and the others' share."""
     chunks = hidden.flatten(0, 1).split(max(1, _LOGITS // head.shape[0]))
-    likeliest = [_likeliest(chunk, head, k) for chunk in chunks]
+    likeliest = [_likeliest(chunk, head, scale, k) for chunk in chunks]
     ids, kept = (torch.cat(parts) for parts in zip(*likeliest, strict=True))
     shape = hidden.shape[:2]
     return {"ids": ids.view(*shape, k), "log_probabilities": kept.view(*shape, k + 1)}
 
 
-def _likeliest(hidden: Tensor, head: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    logits = hidden.to(head.device, head.dtype) @ head.T  # (tokens, vocabulary)
+def _likeliest(hidden: Tensor, head: Tensor, scale: LogitScale, k: int) -> tuple[Tensor, Tensor]:
+    logits = scale(hidden.to(head.device, head.dtype) @ head.T)  # (tokens, vocabulary)
     known, ids = logits.topk(k)
     kept = torch.cat([known, rest_log_mass(logits, ids).unsqueeze(1)], 1) - logits.logsumexp(
         1, True
