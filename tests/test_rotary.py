@@ -43,12 +43,22 @@ def scaling_of(kind: str, family: str) -> dict[str, Any]:
 def stated(form: str, family: str, kind: str) -> dict[str, Any]:
     """Rotary settings as a config.json of some age has them."""
     scaling, theta = scaling_of(kind, family), 5000
-    nested = {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **scaling}}
+    nested: dict[str, Any] = {"rope_type": kind, "rope_theta": theta, **scaling}
+    if TABLE[family].rotary.sliding_theta is not None:
+        sliding = {"rope_type": "default", "rope_theta": 700.0}
+        nested = {"full_attention": nested, "sliding_attention": sliding}
+    nested = {"rope_parameters": nested}
     flat: dict[str, Any] = {"rope_theta": theta}
+    if TABLE[family].rotary.sliding_theta is not None:
+        flat["rope_local_base_freq"] = 700.0
     if kind != "default":
         flat["rope_scaling"] = {"rope_type": kind, **scaling}
     old = {**flat, "rope_scaling": {"type": kind, **scaling} if kind != "default" else None}
-    return {"nested": nested, "flat": flat, "old": old, "both": {**nested, **flat}}[form]
+    trained = scaling.get("original_max_position_embeddings")
+    # A class with a trained length of its own reads another beside the settings alone.
+    beside = {"original_max_position_embeddings": trained} if TABLE[family].rotary.original else {}
+    forms = {"nested": nested, "flat": flat, "old": old, "both": {**nested, **flat}}
+    return {**forms[form], **(beside if trained else {})}
 
 
 def config_of(family: str, **rotary: Any) -> dict[str, Any]:
@@ -67,13 +77,26 @@ def angles(config: dict[str, Any], length: int) -> tuple[torch.Tensor, torch.Ten
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hub_config(config))
     rotary = type(model.model.rotary_emb)(model.config)
-    cosines, sines = rotary(torch.zeros(1), torch.arange(length)[None])
+    places = torch.zeros(1), torch.arange(length)[None]
+    if TABLE[model.config.model_type].rotary.sliding_theta is None:
+        cosines, sines = rotary(*places)
+        return cosines, sines
+    of_kinds = [rotary(*places, kind) for kind in ("full_attention", "sliding_attention")]
+    cosines, sines = (torch.stack(tables) for tables in zip(*of_kinds, strict=True))
     return cosines, sines
 
 
-@pytest.mark.parametrize("form", ["nested", "flat", "old", "both"])
-@pytest.mark.parametrize("kind", REQUIRED)
-@pytest.mark.parametrize("family", FAMILIES)
+PLAIN = ("smollm3", "granite", "gemma2")  # their rotary settings are Llama's, but for theta
+FORMS = [
+    (family, kind, form)
+    for family in FAMILIES
+    for kind in (("linear",) if family in PLAIN else TABLE[family].rotary.kinds or REQUIRED)
+    for form in ("nested", "flat", "old", "both")
+    if form != "old" or TABLE[family].rotary.sliding_theta is None
+]
+
+
+@pytest.mark.parametrize(("family", "kind", "form"), FORMS)
 def test_either_form_of_what_is_written_turns_heads_as_the_source_does(
     family: str, kind: str, form: str
 ) -> None:
@@ -81,11 +104,16 @@ def test_either_form_of_what_is_written_turns_heads_as_the_source_does(
     config = written(source)
     scaling = config.get("rope_scaling", {})
     assert "rope_theta" not in scaling
-    assert scaling.get("rope_type") == (None if kind == "default" else kind)
+    # Some classes of transformers 4 take these keys and no others.
+    of_old = {"olmo2": ("type", "factor"), "phi3": ("type", "short_factor", "long_factor")}
+    is_brief = (family, kind) in (("olmo2", "linear"), ("olmo2", "dynamic"), ("phi3", "longrope"))
+    assert not is_brief or tuple(scaling) == of_old[family]
+    assert scaling.get("rope_type") == (None if kind == "default" or is_brief else kind)
     has_type = family == "nemotron" and kind != "default"  # mlx-lm reads no other name there
-    assert scaling.get("type") == (kind if has_type else None)
+    assert scaling.get("type") == (kind if has_type or is_brief else None)
     assert all(type(value) is not int or "original" in key for key, value in scaling.items())
-    nested = {key: value for key, value in config.items() if key not in FLAT}
+    stays = FLAT[-1] if TABLE[family].rotary.original else None
+    nested = {key: value for key, value in config.items() if key not in FLAT or key == stays}
     flat = {key: value for key, value in config.items() if key != "rope_parameters"}
     for length in (7, 80):  # within the context of 64 and beyond it
         expected = angles(source, length)
@@ -97,12 +125,15 @@ def test_either_form_of_what_is_written_turns_heads_as_the_source_does(
 def test_what_a_silent_config_means_is_written_out(family: str) -> None:
     config = written(config_of(family))
     partial = TABLE[family].rotary.partial
-    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+    nested = config["rope_parameters"]
+    nested = nested.get("full_attention", nested)
+    assert config["rope_theta"] == nested["rope_theta"] == TABLE[family].rotary.theta
     assert config.get("partial_rotary_factor") == partial
-    assert config["rope_parameters"].get("partial_rotary_factor") == partial
+    assert nested.get("partial_rotary_factor") == partial
     assert "rope_scaling" not in config
     silent = hub_config(config_of(family)).rope_parameters
-    assert {"rope_type": "default", **silent} == config["rope_parameters"]
+    is_flat = "full_attention" not in silent
+    assert ({"rope_type": "default"} if is_flat else {}) | silent == config["rope_parameters"]
 
 
 @pytest.mark.parametrize("kind", REQUIRED)
@@ -178,7 +209,8 @@ def test_longrope_scales_attention_alike_where_factor_is_not_the_ratio_of_length
 @pytest.mark.parametrize("form", ["flat", "nested"])
 def test_opening_a_model_leaves_the_sources_config_as_it_is(family: str, form: str) -> None:
     """transformers writes rope_theta into the rope_scaling that it is given."""
-    config = config_of(family, **stated(form, family, "linear"))
+    kinds = TABLE[family].rotary.kinds or ("linear",)
+    config = config_of(family, **stated(form, family, kinds[-1]))
     before = deepcopy(config)
     hub_config(config)
     written(config)

@@ -38,7 +38,7 @@ _FLOATS = (
     "beta_fast",
     "beta_slow",
 )
-# Every key that is read here and written again.
+# Every key that is read here and written again, beside those of a family.
 KEYS = ("rope_parameters", "rope_scaling", "rope_theta", _PARTIAL, _ORIGINAL)
 
 
@@ -49,34 +49,110 @@ def rotary_settings(config: Mapping[str, Any], family: Family, *, head_dim: int)
     lacks a key, values of another type, settings that the family does not read, and settings that
     differ by kind of layer.
     """
-    settings = _one_dict(config)
+    sliding = _sliding_theta(config, family)
+    settings = _one_dict(_of_full_layers(config) if sliding else config)
     kind = settings.pop("rope_type", None)
     if kind is None:
         _check_unscaled(settings)
         kind = "default"
-    if not isinstance(kind, str) or kind not in REQUIRED:
-        known = ", ".join(REQUIRED)
-        raise ArchitectureError(f"config.json says rope_type {kind!r}: it must be one of {known}")
+    kind = family.rotary.renamed.get(kind, kind) if isinstance(kind, str) else kind
+    known = family.rotary.kinds or tuple(REQUIRED)
+    if not isinstance(kind, str) or kind not in known:
+        raise ArchitectureError(
+            f"config.json says rope_type {kind!r}: it must be one of {', '.join(known)}"
+        )
     theta = settings.pop("rope_theta", family.rotary.theta)
     _check_positive("rope_theta", theta)
     flat = {"rope_theta": theta, **_partial(settings.pop(_PARTIAL, None), family)}
     original = settings.pop(_ORIGINAL, None)
+    _check_original(config, family, original)
     scaling = _scaling(kind, settings)
     above: dict[str, Any] = {}  # settings that transformers 4 reads beside rope_scaling
     if kind in _NEED_ORIGINAL:
-        trained = _trained_length(config, kind, original)
+        trained = _trained_length(config, kind, original or family.rotary.original)
         scaling[_ORIGINAL] = trained
         if kind == "longrope":
             _check_factors(scaling, int(head_dim * flat.get(_PARTIAL, 1)) // 2)
             above = _lengthened(scaling, _length(config, kind), trained)
+        if family.rotary.original is not None:  # else its class takes that for the trained length
+            above = {_ORIGINAL: trained}
     elif original is not None:
         above = {_ORIGINAL: original}
-    written = {"rope_parameters": {"rope_type": kind, **flat, **scaling}, **flat, **above}
+    nested: dict[str, Any] = {"rope_type": kind, **flat, **scaling}
+    if sliding:
+        others = {"rope_type": "default", "rope_theta": sliding[1]}
+        nested = {"full_attention": nested, "sliding_attention": others}
+        flat = {**flat, sliding[0]: sliding[1]}
+    written = {"rope_parameters": nested, **flat, **above}
     if kind != "default":
         # Never with rope_theta, of which 4.57 warns.
         old = {"type": kind} if family.rotary.old_type else {}
         written["rope_scaling"] = {"rope_type": kind, **old, **scaling}
+        # What follows from other keys is left out where transformers 4 takes few.
+        brief = {key: {"type": kind, **scaling}.get(key) for key in family.rotary.old_keys}
+        known = {*brief, *above}
+        if kind == "longrope" and scaling["factor"] == _length(config, kind) / scaling[_ORIGINAL]:
+            known.add("factor")
+        if brief and None not in brief.values() and scaling.keys() <= known:
+            written["rope_scaling"] = brief
     return written
+
+
+def _sliding_theta(config: Mapping[str, Any], family: Family) -> tuple[str, float] | None:
+    """The key and value of the theta of layers with a sliding window, where they have their own.
+
+    Raises ArchitectureError for other settings of these layers.
+    """
+    if family.rotary.sliding_theta is None:
+        return None
+    _check_by_kind(config)
+    key, theta = family.rotary.sliding_theta
+    nested = config.get("rope_parameters")
+    of_kind = nested.get("sliding_attention") if isinstance(nested, Mapping) else None
+    settings = {"rope_type": "default", **(of_kind if isinstance(of_kind, Mapping) else {})}
+    stated = (settings.pop("rope_theta", None), config.get(key))
+    found = [value for value in stated if value is not None] or [theta]
+    for value in found:
+        _check_positive(key, value)
+    if settings != {"rope_type": "default"} or len({*found}) > 1:
+        raise ArchitectureError(
+            f"config.json says {settings} and theta {found} for layers with a sliding window: "
+            f"they have one {key} and no scaling"
+        )
+    return key, found[0]
+
+
+def _of_full_layers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with the rotary settings of layers without a sliding window for all layers."""
+    nested = config.get("rope_parameters")
+    if not isinstance(nested, Mapping) or "full_attention" not in nested:
+        return dict(config)
+    return {**config, "rope_parameters": nested["full_attention"]}
+
+
+def _check_original(config: Mapping[str, Any], family: Family, original: Any) -> None:
+    """Refuse a trained length that a class with one of its own does not read."""
+    assumed = family.rotary.original
+    if assumed is not None and config.get(_ORIGINAL) is None and original not in (None, assumed):
+        raise ArchitectureError(
+            f"config.json says {_ORIGINAL} {original!r} among its rotary settings alone, and this "
+            f"family takes {assumed}: write it beside them"
+        )
+
+
+def _check_by_kind(config: Mapping[str, Any]) -> None:
+    """Refuse what readers of a family with settings for each kind of layer take for different
+    ones, or for none. Raises ArchitectureError."""
+    nested, scaling = config.get("rope_parameters"), config.get("rope_scaling")
+    if isinstance(nested, Mapping) and nested and "full_attention" not in nested:
+        raise ArchitectureError(
+            "config.json has one rope_parameters for all layers: this family has one for "
+            "full_attention and one for sliding_attention, write those"
+        )
+    if isinstance(scaling, Mapping) and "type" in scaling and "rope_type" not in scaling:
+        raise ArchitectureError(
+            f"config.json says type {scaling['type']!r} in its rope_scaling: call it rope_type"
+        )
 
 
 def lengthened_context(config: Mapping[str, Any], context: int) -> int:
@@ -84,7 +160,7 @@ def lengthened_context(config: Mapping[str, Any], context: int) -> int:
 
     Other kinds than these have max_position_embeddings lengthened already.
     """
-    settings = _one_dict(config)
+    settings = _one_dict(_of_full_layers(config))
     if settings.get("rope_type") not in ("linear", "dynamic", "yarn"):
         return context
     trained = settings.get(_ORIGINAL) or context
