@@ -7,13 +7,17 @@ Measures the directions, and makes the smaller model before anything is fitted.
     pair_of(source, plan, covariance, torch.float32, Processes()).projection   # x to x P
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
+from minitron.errors import TargetError
+from minitron.files.lazy_tensor import DerivedTensor, LazyTensor
 from minitron.model.architecture import Architecture
+from minitron.model.families import EMBEDDING
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.recipes.pruning import Hidden
@@ -37,10 +41,20 @@ def hidden_choice(hidden: Hidden, source: Architecture, target: Architecture) ->
     `auto` rotates where that costs no parameters: not where embeddings are tied, which a rotation
     unties, since the final norm is folded into the output embedding alone.
     """
+    check_turns(hidden, source)
     if hidden != "auto":
         return hidden
-    is_cut = target.hidden_size < source.hidden_size
-    return "rotate" if is_cut and not source.tie_word_embeddings else "select"
+    is_free = not source.tie_word_embeddings and not source.family.output_norms
+    return "rotate" if target.hidden_size < source.hidden_size and is_free else "select"
+
+
+def check_turns(hidden: Hidden, source: Architecture) -> None:
+    """Refuse to rotate the stream of a family that no rotation leaves as it is."""
+    if hidden == "rotate" and source.family.output_norms:
+        raise TargetError(
+            f"{source.model_type} norms what a layer adds to the stream, and the weights of such a "
+            "norm are of channels, which a rotation mixes: give --hidden select"
+        )
 
 
 def covariance_of(
@@ -94,7 +108,10 @@ def pair_of(
     rows = pruned_tensors(narrow, source.weights)
     if covariance is None:
         kept = torch.tensor(plan.hidden, device=processes.device)
-        return Pair(source, PrunedSource(source, plan), rows, lambda x: x[..., kept], plan.layers)
+        small: Source = PrunedSource(source, plan)
+        if source.architecture.family.scales.embedding == "hidden_size":
+            small = _ScaledEmbedding(small, math.sqrt(whole / plan.target.hidden_size))
+        return Pair(source, small, rows, lambda x: x[..., kept], plan.layers)
     basis = principal_basis(covariance, plan.target.hidden_size, centred=_is_centred(source))
     basis = processes.of_first(basis)
     target = replace(plan.target, flags=plan.target.flags - {"tie_word_embeddings"})
@@ -102,6 +119,45 @@ def pair_of(
     projection = basis.to(device=processes.device, dtype=dtype)
     share = share_of_variance(covariance, basis)
     return Pair(source, turned, rows, lambda x: x @ projection, plan.layers, share)
+
+
+class _ScaledEmbedding(Source):
+    """A pruned source whose class multiplies embeddings by less than the source's does.
+
+    The embedding makes up for it, and where it is the output embedding too, the final norm.
+    """
+
+    layout = "pruned"
+
+    def __init__(self, source: Source, by: float) -> None:
+        self.name, self.format, self.revision = source.name, source.format, source.revision
+        self.config, self.companions = source.config, source.companions
+        self._source, self._by = source, by
+
+    @cached_property
+    def tensors(self) -> Mapping[str, LazyTensor]:
+        """The tensors, located but not read."""
+        weights = dict(self._source.weights)
+        if self._by != 1:
+            family = self.architecture.family
+            weights[EMBEDDING] = _Times(weights[EMBEDDING], self._by)
+            if self.architecture.tie_word_embeddings:
+                name = family.tensor("final_norm")
+                centre = 1 if family.norm.is_zero_centered else 0
+                weights[name] = _Times(weights[name], 1 / self._by, centre)
+        return weights
+
+
+class _Times(DerivedTensor):
+    """A tensor by a number, of which `centre` was subtracted."""
+
+    def __init__(self, tensor: LazyTensor, by: float, centre: float = 0) -> None:
+        super().__init__(tensor.dtype, tensor.shape)
+        self._tensor, self._by, self._centre = tensor, by, centre
+
+    def _read(self, start: int, stop: int) -> torch.Tensor:
+        rows = self._tensor.read(start, stop).double()
+        return ((rows + self._centre) * self._by - self._centre).to(self.dtype)
 
 
 def _is_centred(source: Source) -> bool:

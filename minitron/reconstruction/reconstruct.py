@@ -54,15 +54,6 @@ class Reconstructed:
     record: dict[str, Any] | None  # None where nothing was fitted
 
 
-def check_reconstructs(source: Architecture) -> None:
-    """Refuse a family whose branches are normed before they are added to the stream."""
-    if "attention_output_norm" in source.family.layer_modules:
-        raise TargetError(
-            f"{source.model_type} norms what a layer adds to the stream, and no fit through that "
-            "norm is known here: give --reconstruct none"
-        )
-
-
 def memory_of(
     source: Source,
     target: Architecture,
@@ -131,7 +122,6 @@ def reconstruct(
     result is the pruned model itself where its loss on the held-out sequences is not higher. Raises
     TargetError for fewer than two sequences, of which one is held out.
     """
-    check_reconstructs(source.architecture)
     processes = processes or Processes(device=device)
     fitted, held_out = split(sequences)
     _warn_of_few_tokens(plan.target, sum(map(len, fitted)))

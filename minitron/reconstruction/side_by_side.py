@@ -11,17 +11,20 @@ it reads and what it shall return, batch by batch; fits nothing.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from minitron.files.lazy_tensor import LazyTensor
+from minitron.model.decoder import branch_scale
 from minitron.model.families import Row
 from minitron.model.source import Source
 from minitron.reconstruction.token_states import Streams
 from minitron.sources.layer_stream import LayerStream
 
+_SMALLEST_GAIN = 1e-3  # of a norm, relative to its largest
 Projection = Callable[[torch.Tensor], torch.Tensor]  # (..., hidden) to (..., kept)
 Tokens = Iterator[tuple[torch.Tensor, torch.Tensor]]  # read (..., in), wanted (..., out)
 
@@ -89,7 +92,8 @@ class SideBySide:
     def attention_outputs(self, position: int) -> Tokens:
         """What o reads and shall return: what is missing from the source's stream after it."""
         for place in range(len(self._x)):
-            yield self._until(position, place, "o"), self._missing(place)
+            read = self._until(position, place, "o")
+            yield read, self._wanted(position, "o", read, place)
 
     def mlp_inputs(self, index: int, position: int) -> Tokens:
         """What gate and up read and shall return; the source's stream passes its MLP, the small
@@ -117,7 +121,7 @@ class SideBySide:
         for place in range(len(self._x)):
             run = partial(_mlp, self.ours, position, self._s[place].to(self.device))
             [read] = inputs_of(run, [down])
-            yield read, self._missing(place)
+            yield read, self._wanted(position, "down", read, place)
 
     def pass_mlp(self, position: int) -> None:
         """Put the small model's stream after its MLP."""
@@ -131,10 +135,26 @@ class SideBySide:
             x, s = (states[place].to(self.device) for states in (self._x, self._s))
             yield self.ours.normed(s), self.theirs.normed(x)
 
-    def _missing(self, place: int) -> torch.Tensor:
-        """What the small model's stream lacks of the source's."""
+    def _wanted(self, position: int, part: str, read: torch.Tensor, place: int) -> torch.Tensor:
+        """What a linear that writes to the stream shall return of what it reads, for the small
+        model's stream to get what it lacks of the source's.
+
+        A norm behind the linear is undone for the root mean square that its input has now.
+        """
         x, s = (states[place].to(self.device) for states in (self._x, self._s))
-        return self.pair.projection(x) - s
+        missing = (self.pair.projection(x) - s) / branch_scale(self.ours.config)
+        norm: Any = self.ours.decoder.output_norm(position, part)
+        if norm is None:
+            return missing
+        linear: Any = self.ours.decoder.part(position, part)
+        family = self.ours.decoder.architecture.family
+        returned = F.linear(read, linear.weight, linear.bias)
+        epsilon = getattr(self.ours.config, family.norm.epsilon)
+        size = (returned.square().mean(-1, keepdim=True) + epsilon).sqrt()
+        gain = norm.weight + 1 if family.norm.is_zero_centered else norm.weight
+        # Where a gain is about zero, nothing that the linear returns reaches the stream.
+        is_open = gain.abs() > _SMALLEST_GAIN * gain.abs().max()
+        return torch.where(is_open, missing / torch.where(is_open, gain, 1) * size, returned)
 
     def _until(self, position: int, place: int, part: str) -> torch.Tensor:
         """What a part of the small model's attention reads."""
@@ -200,4 +220,5 @@ def _mlp(stream: LayerStream, index: int, states: torch.Tensor) -> torch.Tensor:
     """What the MLP and its norms add to the stream."""
     for module in stream.decoder.mlp_branch(index):
         states = module(states)
-    return states
+    scale = branch_scale(stream.config)
+    return states if scale == 1 else states * scale

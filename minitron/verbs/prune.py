@@ -29,12 +29,8 @@ from minitron.recipe import record_of, verb
 from minitron.recipes.pruning import PruneRecipe
 from minitron.reconstruction.finished import reached
 from minitron.reconstruction.memory import MemoryPlan
-from minitron.reconstruction.reconstruct import (
-    Reconstructed,
-    check_reconstructs,
-    memory_of,
-    reconstruct,
-)
+from minitron.reconstruction.projection import check_turns
+from minitron.reconstruction.reconstruct import Reconstructed, memory_of, reconstruct
 from minitron.records.folder_writer import (
     check_companions,
     specs_of,
@@ -183,19 +179,10 @@ def _distill_command(recipe: PruneRecipe) -> list[str]:
 
 
 def _text_to_fit(source: Source, recipe: PruneRecipe) -> Calibration | None:
-    """The calibration text where the smaller model is fitted on it, else None.
-
-    A family that cannot be fitted is refused only where `recipe` asks for a fit by name.
-    """
+    """The calibration text where the smaller model is fitted on it, else None."""
     if not recipe.is_reconstructed:
         return None
-    try:
-        check_reconstructs(source.architecture)
-    except TargetError as error:
-        if recipe.reconstruct is not None:
-            raise
-        logger.warning("not reconstructed: %s", error)
-        return None
+    check_turns(recipe.hidden, source.architecture)
     return text_of(source, recipe)
 
 
