@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import minitron
 from minitron.model.architecture import Architecture
 from minitron.model.engines import engine_notes, load_notes, unsupported_engines
 from minitron.model.families import FAMILIES
-from tests.tiny import VARIANTS, tiny_config, tiny_folder
+from tests.tiny import SIZES, VARIANTS, tiny_config, tiny_folder
 
 SQUARE = {"hidden_size": 48, "num_attention_heads": 6, "head_dim": 8}
 NARROW = {"hidden_size": 42, "num_attention_heads": 6, "head_dim": 8}
@@ -23,7 +24,44 @@ def config_of(variant: str, **changed: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_model_whose_heads_fill_hidden_size_is_opened_by_every_engine(model_type: str) -> None:
-    assert unsupported_engines(config_of(model_type, **SQUARE)) == {}
+    sizes = {**SIZES, **SQUARE, "query_pre_attn_scalar": 8}
+    config = CONFIG_MAPPING[model_type](**sizes, pad_token_id=0, tie_word_embeddings=False)
+    assert unsupported_engines(config.to_dict()) == {}
+
+
+@pytest.mark.parametrize(
+    ("variant", "changed", "engines"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 0]}, []),
+        ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}, ["llama.cpp"]),
+        ("gemma2", {"query_pre_attn_scalar": 8}, []),
+        ("gemma2", {"query_pre_attn_scalar": 8, "num_hidden_layers": 46}, ["llama.cpp"]),
+        ("gemma2", {"query_pre_attn_scalar": 7, "num_hidden_layers": 46}, []),
+        ("gemma2", {"query_pre_attn_scalar": 7}, ["llama.cpp"]),
+        (
+            "gemma2",
+            {"query_pre_attn_scalar": 8, "layer_types": 2 * ["full_attention"] * 2},
+            ["llama.cpp"],
+        ),
+        ("gemma3_text", {"query_pre_attn_scalar": 8, "sliding_window_pattern": 6}, []),
+        ("gemma3_text", {"query_pre_attn_scalar": 8}, ["llama.cpp"]),
+        (
+            "gemma3_text",
+            {"query_pre_attn_scalar": 8, "layer_types": 4 * ["full_attention"]},
+            ["llama.cpp", "mlx-lm"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_an_engine_takes_for_granted_of_layers_and_attention(
+    variant: str, changed: dict[str, Any], engines: list[str]
+) -> None:
+    sizes = {"hidden_size": 42, "num_attention_heads": 6, "head_dim": 8}
+    config = config_of(variant, **sizes, **changed)
+    notes = load_notes(config)
+    assert notes[-1].startswith("Whether vLLM, SGLang and TensorRT-LLM can run a")
+    assert list(unsupported_engines(config)) == engines
+    assert all(" computes another model: its code for" in note for note in notes[:-1])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +167,8 @@ def test_the_page_of_the_engines_lists_every_limit() -> None:
     assert len(listed) == len(limits)
     for (name, limit), (family, engine, what, how) in zip(limits, listed, strict=True):
         assert (family, engine, how == "computes") == (name, limit.engine, limit.loads)
-        rotary = f"rotary scaling other than {' and '.join(limit.rope_types)}"
+        *kinds, last = limit.rope_types or ("",)
+        rotary = f"rotary scaling other than {', '.join(kinds)}{' and ' if kinds else ''}{last}"
         assert what.startswith(words.get(limit.what, rotary if limit.rope_types else limit.what))
     for family in FAMILIES.values():
         for tool, remark in family.engine_remarks.items():

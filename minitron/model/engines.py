@@ -26,6 +26,8 @@ _WORDS = {
     "{head_dim}",
     "tie_word_embeddings": "has no tied output embedding",
     "attention_bias": "has no bias of {o}",
+    "query_pre_attn_scalar": "takes {scalar} for query_pre_attn_scalar",
+    "layers": "has a fixed order of the kinds of layers, and it is not the order of {what}",
     "rope_type": "knows the rotary scaling {known} alone, but it is {rope_type}",
 }
 
@@ -54,11 +56,20 @@ def engines_closed_to(
 
 
 def load_notes(model: Architecture | Mapping[str, Any]) -> list[str]:
-    """A sentence for each engine that does not load the model, or computes another of it."""
-    return [
+    """A sentence for each engine that does not load the model, or computes another of it, and one
+    for those of which nobody here knows."""
+    notes = [
         f"{engine} {'computes another model' if loads else 'does not load this model'}: {reason}."
         for engine, (loads, reason) in _beyond(model).items()
     ]
+    sizes = model if isinstance(model, Architecture) else Architecture.from_config(model)
+    if unread := sizes.family.unread_engines:
+        names = f"{', '.join(unread[:-1])} and {unread[-1]}" if unread[1:] else unread[0]
+        notes.append(
+            f"Whether {names} can run a {sizes.model_type} is not known here: their code of the "
+            "family was not read."
+        )
+    return notes
 
 
 def engine_notes(config: Mapping[str, Any]) -> list[str]:
@@ -78,6 +89,8 @@ def _beyond(model: Architecture | Mapping[str, Any]) -> dict[str, tuple[bool, st
     for limit in sizes.family.engine_limits:
         if limit.what == "rope_type":
             is_beyond = rope_type not in limit.rope_types
+        elif limit.what == "query_pre_attn_scalar" or limit.layers is not None:
+            is_beyond = not isinstance(model, Architecture) and _is_other(model, sizes, limit)
         elif limit.what in _SIZES:
             is_beyond = _SIZES[limit.what](sizes)
         else:
@@ -85,6 +98,20 @@ def _beyond(model: Architecture | Mapping[str, Any]) -> dict[str, tuple[bool, st
         if is_beyond and limit.engine not in found:
             found[limit.engine] = limit.loads, _reason(sizes, limit, rope_type)
     return found
+
+
+def _is_other(config: Mapping[str, Any], sizes: Architecture, limit: EngineLimit) -> bool:
+    """Whether the config says something else than the engine takes for granted."""
+    stated = config.get(limit.what)
+    if limit.layers is None:
+        return stated not in (None, _scalar(sizes, limit))
+    return (stated or sizes.family.layer_lists[limit.what](config)) != limit.layers(config)
+
+
+def _scalar(sizes: Architecture, limit: EngineLimit) -> int:
+    """What the engine takes for query_pre_attn_scalar."""
+    is_square = sizes.num_hidden_layers == limit.square_layers
+    return sizes.hidden_size // sizes.num_attention_heads if is_square else sizes.head_dim
 
 
 def _rope_type(config: Mapping[str, Any]) -> Any:
@@ -96,7 +123,9 @@ def _rope_type(config: Mapping[str, Any]) -> Any:
 
 
 def _reason(model: Architecture, limit: EngineLimit, rope_type: Any) -> str:
-    words = _WORDS[limit.what].format(
+    words = _WORDS["layers" if limit.layers is not None else limit.what].format(
+        what=limit.what,
+        scalar=_scalar(model, limit),
         hidden=model.hidden_size,
         heads=model.num_attention_heads,
         head_dim=model.head_dim,
