@@ -195,10 +195,11 @@ def _vocabulary(weights: _Weights, part: str, rank: _Rank) -> LazyTensor:
 def _check_target(architecture: Architecture, tp: int, pp: int, dtype: torch.dtype) -> None:
     """Raise TargetError where the format cannot hold the model, or it cannot be split so."""
     if "trtllm" not in architecture.family.formats:
-        example = architecture.family.trtllm_example
+        known = architecture.family.trtllm_example
+        example = f"{known} example" if known else "example of the family, where it has one"
         raise TargetError(
             f"model_type is {architecture.model_type}: only nemotron is written for TensorRT-LLM; "
-            f"convert others with convert_checkpoint.py of TensorRT-LLM's {example} example"
+            f"convert others with convert_checkpoint.py of TensorRT-LLM's {example}"
         )
     if dtype not in DTYPES:
         names = ", ".join(name_of(known) for known in DTYPES)

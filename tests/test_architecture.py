@@ -1,5 +1,6 @@
 """The table of tensors is what transformers builds, and it counts what was published."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from minitron.errors import ArchitectureError
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import resized_config
+from minitron.model.families import FAMILIES as TABLE
 from minitron.sources.loading import hub_config
 from modeling_nemotron import NemotronConfig
 from tests.tiny import FAMILIES, SIZES, VARIANTS, tiny_config, tiny_model
@@ -23,6 +25,13 @@ WORDS = (
     "intermediate_size",
     "vocab_size",
 )
+
+
+def sizes_of(family: str, *sizes: int, **flags: Any) -> dict[str, Any]:
+    """A config.json of these sizes, in the order of WORDS."""
+    return {"model_type": family, **dict(zip(WORDS, sizes, strict=True)), **flags}
+
+
 # model: family, sizes in the order of WORDS, all parameters, those that embed no token
 PUBLISHED: dict[str, tuple[str, tuple[int, ...], int, int]] = {
     "Nemotron-4 15B": (
@@ -72,6 +81,30 @@ PUBLISHED: dict[str, tuple[str, tuple[int, ...], int, int]] = {
 }
 
 
+# The sizes of published models, as their config.json has them, and what else changes a count.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "SmolLM3-3B": sizes_of("smollm3", 36, 2048, 16, 4, 128, 11008, 128256),
+    "OLMo-2-0425-1B": sizes_of("olmo2", 16, 2048, 16, 16, 128, 8192, 100352),
+    "OLMo-2-1124-7B": sizes_of("olmo2", 32, 4096, 32, 32, 128, 11008, 100352),
+    "OLMo-2-1124-13B": sizes_of("olmo2", 40, 5120, 40, 40, 128, 13824, 100352),
+    "granite-3.1-2b": sizes_of(
+        "granite", 40, 2048, 32, 8, 64, 8192, 49155, tie_word_embeddings=True
+    ),
+    "granite-3.1-8b": sizes_of(
+        "granite", 40, 4096, 32, 8, 128, 12800, 49155, tie_word_embeddings=True
+    ),
+    "gemma-2-2b": sizes_of("gemma2", 26, 2304, 8, 4, 256, 9216, 256000),
+    "gemma-2-9b": sizes_of("gemma2", 42, 3584, 16, 8, 256, 14336, 256000),
+    "gemma-2-27b": sizes_of("gemma2", 46, 4608, 32, 16, 128, 36864, 256000),
+    "gemma-3-270m": sizes_of("gemma3_text", 18, 640, 4, 1, 256, 2048, 262144),
+    "gemma-3-1b": sizes_of("gemma3_text", 26, 1152, 4, 1, 256, 6912, 262144),
+    "gemma-3-4b, its text part": sizes_of("gemma3_text", 34, 2560, 8, 4, 256, 10240, 262208),
+    "Phi-3-mini": sizes_of("phi3", 32, 3072, 32, 32, 96, 8192, 32064),
+    "Phi-3-medium": sizes_of("phi3", 40, 5120, 40, 10, 128, 17920, 32064),
+    "Phi-4-mini": sizes_of("phi3", 32, 3072, 24, 8, 128, 8192, 200064, tie_word_embeddings=True),
+}
+
+
 def config_of(family: str, **changed: Any) -> dict[str, Any]:
     """A config.json of the tiny sizes; a size given as None is null, `...` leaves it out."""
     config = {"model_type": family, **SIZES, **changed}
@@ -82,7 +115,9 @@ def built_shapes(family: str, config: dict[str, Any]) -> dict[str, tuple[int, ..
     """Names and shapes of the model that transformers, or our own class, builds of a config."""
     config_class = NemotronConfig if family == "nemotron" else CONFIG_MAPPING[family]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_class.from_dict(dict(config)))
+        # The pad tokens of some families are no rows of a tiny embedding.
+        settings = {"pad_token_id": 0, **config}
+        model = AutoModelForCausalLM.from_config(config_class.from_dict(settings))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -93,6 +128,17 @@ def test_parameters_are_those_published(model: str) -> None:
     architecture = Architecture.from_config(config)
     assert architecture.parameters == parameters
     assert architecture.non_embedding_parameters == non_embedding
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_parameters_are_those_that_transformers_builds(model: str) -> None:
+    config = CONFIGS[model]
+    shapes = built_shapes(config["model_type"], config)
+    architecture = Architecture.from_config(config)
+    if architecture.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    assert architecture.shapes() == shapes
+    assert architecture.parameters == sum(map(math.prod, shapes.values()))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -124,9 +170,9 @@ def test_the_cache_keeps_a_key_and_a_value_of_each_kv_head_and_layer() -> None:
 
 # transformers takes no null for these; everywhere else it does.
 NOT_NULL = {
-    ("mistral", "num_key_value_heads"),
-    ("qwen2", "head_dim"),
-    ("qwen3", "head_dim"),
+    *((family, "num_key_value_heads") for family in ("mistral", "gemma2", "gemma3_text")),
+    *((family, "head_dim") for family in ("qwen2", "qwen3", "gemma2", "gemma3_text")),
+    *((family, "head_dim") for family in ("smollm3", "olmo2", "granite", "phi3")),
 }
 
 
@@ -145,7 +191,10 @@ def test_a_silent_config_means_what_it_means_to_the_family(
 ) -> None:
     sizes = {"hidden_size": 256, "num_attention_heads": 32, key: value}
     config = config_of(family, **sizes)
-    assert Architecture.from_config(config).shapes() == built_shapes(family, config)
+    architecture, built = Architecture.from_config(config), built_shapes(family, config)
+    if architecture.tie_word_embeddings:
+        del built["lm_head.weight"]
+    assert architecture.shapes() == built
 
 
 @pytest.mark.parametrize(
@@ -241,7 +290,8 @@ def test_a_resized_config_is_that_of_a_model_of_those_sizes(variant: str) -> Non
         del shapes["lm_head.weight"]
     assert shapes == target.shapes()
     assert written["architectures"] == [target.family.architecture]
-    unchanged = config.keys() - {*SIZES, "architectures", "layer_types", "rope_parameters"}
+    lists = target.family.layer_lists
+    unchanged = config.keys() - {*SIZES, *lists, "architectures", "rope_parameters"}
     assert {key: written[key] for key in unchanged} == {key: config[key] for key in unchanged}
 
 
@@ -252,7 +302,7 @@ def test_what_only_another_class_would_need_is_left_out(family: str) -> None:
     architecture = Architecture.from_config(config)
     written = resized_config(config, architecture, (0, 1, 2, 3))
     assert "auto_map" not in written
-    assert written["architectures"] == [f"{family.capitalize()}ForCausalLM"]
+    assert written["architectures"] == [TABLE[family].architecture]
     assert written["head_dim"] == architecture.head_dim
     assert written["num_key_value_heads"] == 2
 
@@ -362,5 +412,6 @@ def test_a_size_that_no_model_has_is_refused_before_anything_is_listed(key: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_activation_that_nobody_knows_is_named(family: str) -> None:
-    with pytest.raises(ArchitectureError, match=r"hidden_act 'silly': .*not an activation"):
-        hub_config(config_of(family, hidden_act="silly"))
+    key = TABLE[family].activation
+    with pytest.raises(ArchitectureError, match=rf"{key} 'silly': .*not an activation"):
+        hub_config(config_of(family, **{key: "silly"}))

@@ -183,7 +183,7 @@ def test_the_teacher_neither_learns_nor_drops_out(
 ALL_STATES = "embedding,hidden,mlp_input,mlp_output,attention"
 
 
-@pytest.mark.parametrize("variant", ["nemotron-tied", "qwen3"])
+@pytest.mark.parametrize("variant", ["nemotron-tied", "qwen3", "gemma2", "olmo2"])
 def test_a_teacher_read_layer_by_layer_says_the_same(
     variant: str, folders: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """Importance is what the formulas give, computed by hand and by brute force."""
 
 import copy
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,25 @@ def recorded(model: torch.nn.Module, ids: torch.Tensor) -> Seen:
         def hook(module: object, inputs: tuple[torch.Tensor, ...], result: object = None) -> None:
             chosen = result if output else inputs[0]
             whole = chosen[0] if isinstance(chosen, tuple) else chosen
+            if name.startswith("before"):  # of a fused projection, whose gate comes first
+                whole = whole[..., -SIZES["intermediate_size"] :]
             seen[name] = whole[0].detach().double()
 
         return hook
 
     handles = []
     for index, layer in enumerate(model.model.layers):
+        # The first modules of attention and MLP read their inputs.
+        up = getattr(layer.mlp, "up_proj", None) or layer.mlp.gate_up_proj
         places = {
-            f"in{index}": (layer.input_layernorm, True),
-            f"post{index}": (layer.post_attention_layernorm, True),
+            f"in{index}": (
+                getattr(layer.self_attn, "q_proj", None) or layer.self_attn.qkv_proj,
+                False,
+            ),
+            f"post{index}": (up, False),
             f"heads{index}": (layer.self_attn.o_proj, False),
             f"after{index}": (layer.mlp.down_proj, False),
-            f"before{index}": (layer.mlp.up_proj, True),
+            f"before{index}": (up, True),
             f"out{index}": (layer, True),
             f"stream{index}": (layer, False),
         }
@@ -152,21 +159,25 @@ def contribution(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.T
     with torch.no_grad():
         wide(input_ids=ids, use_cache=False)
 
-    def rms(linear: torch.nn.Linear, units: int) -> torch.Tensor:
+    def rms(linear: torch.nn.Linear, units: int, rows: slice = slice(None)) -> torch.Tensor:
         given = read[linear].flatten(0, 1).unflatten(1, (units, -1))  # (tokens, units, columns)
-        weight = linear.weight.detach().unflatten(1, (units, -1))  # (out, units, columns)
+        weight = linear.weight.detach()[rows].unflatten(1, (units, -1))  # (out, units, columns)
         added = torch.einsum("tuc,ouc->tou", given, weight)
         return added.square().sum(1).mean(0).sqrt()
 
+    ends = {"qkv_proj": (0, 48, 64, 80), "gate_up_proj": (0, 66, 132)}  # of parts that are fused
+
     layers, width = wide.model.layers, model.config.hidden_size
     readers = [
-        linear
+        (linear, slice(*run))
         for layer in layers
         for name, linear in layer.named_modules()
         if isinstance(linear, torch.nn.Linear) and not name.endswith(("o_proj", "down_proj"))
+        for run in pairwise(ends.get(name.rpartition(".")[2], (0, len(linear.weight))))
     ]
+    readers.append((wide.lm_head, slice(None)))
     return {
-        "hidden": sum(rms(linear, width) for linear in (*readers, wide.lm_head)),
+        "hidden": sum(rms(linear, width, rows) for linear, rows in readers),
         "ffn": torch.stack([rms(x.mlp.down_proj, SIZES["intermediate_size"]) for x in layers]),
         "heads": torch.stack([rms(x.self_attn.o_proj, HEADS) for x in layers]),
         "kv_heads": torch.stack([rms(x.self_attn.o_proj, KV_HEADS) for x in layers]),

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import minitron
 from minitron.errors import ImportanceError, TargetError
 from minitron.model.architecture import Architecture
+from minitron.model.families import FAMILIES as TABLE
 from minitron.model.importance import Importance
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.opening import open_source, zoo
@@ -60,7 +61,13 @@ def by_hand(model: torch.nn.Module, importance: Importance) -> dict[str, torch.T
                 value = tensor[hidden]
             elif part == "self_attn.q_proj.weight":
                 value = tensor[rows][:, hidden]
-            elif part == "self_attn.q_proj.bias":
+            elif part == "self_attn.qkv_proj.weight":
+                value = torch.cat([tensor[rows], tensor[6 * head_dim :]])[:, hidden]
+            elif part == "mlp.gate_up_proj.weight":
+                value = tensor[torch.cat([ffn, ffn + SIZES["intermediate_size"]])][:, hidden]
+            elif part == "self_attn.q_proj.bias" or (
+                part == "self_attn.q_norm.weight" and len(tensor) > head_dim  # over all heads
+            ):
                 value = tensor[rows]
             elif part in ("self_attn.k_proj.weight", "self_attn.v_proj.weight"):
                 value = tensor[:, hidden]
@@ -399,7 +406,26 @@ def test_a_kv_group_follows_its_query_heads(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_over_all_heads_are_cut_with_the_heads(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "source", "olmo2", num_key_value_heads=6)
+    scores = random_scores(Architecture("olmo2", **{**SIZES, "num_key_value_heads": 6}), 1)
+    scores.save(tmp_path / "scores")
+    options: dict[str, Any] = {"num_attention_heads": 3, "importance": str(tmp_path / "scores")}
+    minitron.prune(str(source), str(tmp_path / "out"), **options)
+    for layer in range(4):
+        whole, cut = attention_of(source, layer), attention_of(tmp_path / "out", layer)
+        kept = scores.axis("kv_heads")[layer].argsort(descending=True)[:3].sort().values
+        for part in ("q_norm", "k_norm", "q_proj", "k_proj", "v_proj"):
+            heads = heads_of(whole[f"{part}.weight"])
+            assert torch.equal(cut[f"{part}.weight"], torch.cat([heads[head] for head in kept]))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+# A norm over all heads depends on those that are cut.
+APART = [family for family in FAMILIES if "all_q_norm" not in TABLE[family].layer_modules]
+
+
+@pytest.mark.parametrize("family", APART)
 def test_heads_that_share_no_kv_head_are_cut_with_their_own(family: str, tmp_path: Path) -> None:
     source = tiny_folder(tmp_path / "source", family, num_key_value_heads=6)
     scores = random_scores(Architecture(family, **{**SIZES, "num_key_value_heads": 6}), 1)

@@ -408,7 +408,7 @@ def test_a_tracker_writes_what_it_wants_into_the_folder(
     assert list((tmp_path / "out" / "runs").rglob("events*"))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3-biased-tied"])
+@pytest.mark.parametrize("family", ["llama", "qwen3-biased-tied", "gemma2", "olmo2", "phi3"])
 def test_other_families_train_too(family: str, text: str, tmp_path: Path) -> None:
     start = tiny_folder(tmp_path / "start", family)
     minitron.train(str(tmp_path / "out"), init=str(start), corpus=text, steps=2)

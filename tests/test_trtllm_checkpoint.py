@@ -349,7 +349,7 @@ def test_what_the_format_cannot_hold_is_refused_with_nothing_written(
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "nemotron"])
 def test_another_family_is_sent_to_its_own_converter(tmp_path: Path, family: str) -> None:
     source = tiny_folder(tmp_path / "source", family)
-    with pytest.raises(TargetError, match=f"model_type is {family}.*TensorRT-LLM's .* example"):
+    with pytest.raises(TargetError, match=f"model_type is {family}.*TensorRT-LLM's .*example"):
         write(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

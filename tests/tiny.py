@@ -35,6 +35,13 @@ SIZES = {
     "head_dim": 8,
     "vocab_size": 101,
 }
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 2.5,
+}
+GEMMA3 = {"sliding_window": 5, "query_pre_attn_scalar": 7, "sliding_window_pattern": 2}
 # Every family, with each option that changes its tensors.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("nemotron", {}),
@@ -53,6 +60,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", {}),
     "qwen3-biased-tied": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+    "smollm3": (
+        "smollm3",
+        {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "olmo2": ("olmo2", {}),
+    "granite": ("granite", GRANITE),
+    "granite-biased-tied": (
+        "granite",
+        {**GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "gemma2": ("gemma2", {"sliding_window": 5, "query_pre_attn_scalar": 7}),
+    "gemma3_text": ("gemma3_text", GEMMA3),
+    "gemma3_text-untied": (
+        "gemma3_text",
+        {**GEMMA3, "tie_word_embeddings": False, "final_logit_softcapping": 3.0},
+    ),
+    "phi3": ("phi3", {"sliding_window": 5}),
 }
 FAMILIES = tuple(dict.fromkeys(family for family, _ in VARIANTS.values()))
 
