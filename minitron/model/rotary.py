@@ -90,10 +90,10 @@ def rotary_settings(config: Mapping[str, Any], family: Family, *, head_dim: int)
         written["rope_scaling"] = {"rope_type": kind, **old, **scaling}
         # What follows from other keys is left out where transformers 4 takes few.
         brief = {key: {"type": kind, **scaling}.get(key) for key in family.rotary.old_keys}
-        known = {*brief, *above}
+        held = {*brief, *above}
         if kind == "longrope" and scaling["factor"] == _length(config, kind) / scaling[_ORIGINAL]:
-            known.add("factor")
-        if brief and None not in brief.values() and scaling.keys() <= known:
+            held.add("factor")
+        if brief and None not in brief.values() and scaling.keys() <= held:
             written["rope_scaling"] = brief
     return written
 
