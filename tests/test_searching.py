@@ -95,18 +95,24 @@ def test_the_planted_best_candidate_is_found(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fit",
+    "text",
     [{}, {"corpus": "self", "samples": 24, "seq_len": 32}],
     ids=["as cut", "reconstructed"],
 )
 def test_a_loss_is_that_of_the_model_as_prune_writes_it(
-    fit: dict[str, Any], source: str, ids: str, scores: str, tmp_path: Path
+    text: dict[str, Any],
+    source: str,
+    ids: str,
+    scores: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(fit, "TOKENS_AN_INPUT", 12)  # of 66: candidates are fitted on all
     asked: dict[str, Any] = {"ratio": 0.6, "importance": scores, "held_out": ids}
-    report = minitron.search(source, **asked, max_candidates=3, **fit)
-    state = "reconstructed" if fit else "as cut"
-    assert report.measured.startswith(f"Loss {'after reconstruction' if fit else 'as cut'}, in")
-    assert ("Reconstructed on 768 tokens of self." in report.measured) == bool(fit)
+    report = minitron.search(source, **asked, max_candidates=3, **text)
+    state = "reconstructed" if text else "as cut"
+    assert report.measured.startswith(f"Loss {'after reconstruction' if text else 'as cut'}, in")
+    assert ("Reconstructed on 768 tokens of self." in report.measured) == bool(text)
     assert f"loss {report.best.loss:.4f} {state}, the best of 3" in report.reason()
     assert f"loss {state}" in report.to_markdown()
     assert report.to_json()["candidates_are"] == state
@@ -120,10 +126,10 @@ def test_a_loss_is_that_of_the_model_as_prune_writes_it(
             intermediate_size=ffn,
             num_attention_heads=heads,
             importance=scores,
-            **fit,
+            **text,
         )
         record = json.loads((tmp_path / f"{number}" / "minitron.json").read_text())
-        assert record.get("reconstruction", {}).get("used", False) == bool(fit)
+        assert record.get("reconstruction", {}).get("used", False) == bool(text)
         written = minitron.evaluate(str(tmp_path / f"{number}"), corpus=ids)
         assert candidate.loss == pytest.approx(written.loss, rel=1e-6)
 
@@ -529,7 +535,10 @@ def test_heads_that_share_no_kv_head_are_searched_with_their_own(tmp_path: Path,
             "the source is within the budget already, 1.00 GiB ± 5 %: it has .*: give a smaller",
         ),
         ({"latency": "1ms", "device": "cuda:97"}, "--device is cuda:97: this machine has cpu"),
-        ({"corpus": "self"}, "--importance and --corpus are both given: choose one"),
+        (
+            {"corpus": "self", "reconstruct": "none"},
+            "--importance and --corpus are both given: choose one",
+        ),
         ({"importance": None}, "ranking by activations needs --corpus"),
         ({"held_out": None}, "candidates are compared on text: name --held-out"),
         ({"held_out": "missing.npy"}, "missing.npy does not exist"),
