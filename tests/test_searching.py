@@ -398,27 +398,15 @@ def test_the_memory_of_a_fit_is_stated_once_with_the_weights_that_are_held(
         minitron.search(source, **asked, memory_budget="1MiB")
 
 
-@pytest.mark.parametrize(("rows", "says"), [(4, "no fit is known"), (1, "one sequence of text")])
 def test_what_prune_does_not_reconstruct_is_compared_as_cut(
-    rows: int,
-    says: str,
-    source: str,
-    ids: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    source: str, ids: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def check(_: Architecture) -> None:
-        if rows > 1:
-            raise TargetError("no fit is known")
-
-    monkeypatch.setattr(fit, "check_reconstructs", check)
-    np.save(tmp_path / "rows.npy", np.load(ids)[:rows])
+    np.save(tmp_path / "rows.npy", np.load(ids)[:1])
     asked: dict[str, Any] = {"ratio": 0.6, "corpus": str(tmp_path / "rows.npy"), "held_out": ids}
     report = minitron.search(source, **asked, max_candidates=2)
     assert report.measured.startswith("Loss as cut")
-    assert f"candidates are compared as cut: {says}" in caplog.text
-    with pytest.raises(TargetError, match=rf"{says}|needs at least 2 sequences"):
+    assert "candidates are compared as cut: one sequence of text" in caplog.text
+    with pytest.raises(TargetError, match="needs at least 2 sequences"):
         minitron.search(source, **asked, reconstruct="auto")
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 
 from minitron.candidates.texts import SearchTexts
-from minitron.errors import TargetError
 from minitron.files.device_memory import free_memory, memory_in_use
 from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
@@ -32,9 +31,8 @@ from minitron.options import parse_bytes
 from minitron.recipes.pruning import BudgetRecipe
 from minitron.reconstruction.finished import keep_covariance_alone
 from minitron.reconstruction.memory import MemoryPlan
-from minitron.reconstruction.projection import hidden_choice
+from minitron.reconstruction.projection import check_turns, hidden_choice
 from minitron.reconstruction.reconstruct import (
-    check_reconstructs,
     fitted_model,
     held_out_loss,
     memory_of,
@@ -73,20 +71,15 @@ class Fit:
         folder: Path,
         candidates: Iterable[Architecture],
     ) -> "Fit | None":
-        """None where `minitron prune` would not reconstruct: for the recipe, family or text.
+        """None where `minitron prune` would not reconstruct: for the recipe or the text.
 
-        Raises TargetError instead of the last two where `recipe` asks for it by name, and where the
-        fit of the first candidate does not fit into memory.
+        Raises TargetError instead of the last where `recipe` asks for it by name, for a family that
+        cannot be rotated where it asks for that, and where the fit of the first candidate does not
+        fit into memory.
         """
         if not recipe.is_reconstructed:
             return None
-        try:
-            check_reconstructs(source.architecture)
-        except TargetError as error:
-            if recipe.reconstruct is not None:
-                raise
-            logger.warning("candidates are compared as cut: %s", error)
-            return None
+        check_turns(recipe.hidden, source.architecture)
         if texts.calibration is not None:
             recipe = replace(recipe, corpus=str(texts.calibration), samples=None)
         sequences = calibration(source, recipe, default_device()).sequences
