@@ -11,13 +11,14 @@ import minitron
 from minitron.candidates import choice, comparison
 from minitron.candidates.choice import choose_target
 from minitron.candidates.space import scale_widths
-from minitron.errors import CorpusError, MinitronError, TargetError
+from minitron.errors import CorpusError, MinitronError, OutputError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan, scores_kept, share_kept
 from minitron.recipes.pruning import PruneRecipe
 from minitron.scores.weight_scores import random_scores
 from minitron.sources.opening import open_source
+from minitron.verbs import prune as pruning
 from tests.tiny import SIZES, tiny_folder
 
 WHOLE = Architecture("nemotron", **SIZES)
@@ -86,6 +87,38 @@ def test_shapes_are_compared_reconstructed_where_the_result_is(
     assert found.record["measured"].startswith(f"Loss {how}, in nats a token on ")
     state = "reconstructed" if how == "after reconstruction" else "as cut"
     assert f"{state}, the lowest of 2 shapes" in found.reason
+
+
+def test_a_run_that_continues_keeps_the_sizes_that_it_has_chosen(
+    source: str, ids: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"ratio": 0.6, "corpus": ids, "max_candidates": 2}
+    minitron.prune(source, str(tmp_path / "whole"), **asked)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning, "reconstruct", stop)
+        with pytest.raises(KeyboardInterrupt):
+            minitron.prune(source, str(tmp_path / "out"), **asked)
+    chosen_again = []
+
+    def choose(*arguments: Any) -> choice.Choice:
+        chosen_again.append(arguments)
+        return choose_target(*arguments)
+
+    monkeypatch.setattr(pruning, "choose_target", choose)
+    with pytest.raises(OutputError, match="was begun with max_candidates 2"):
+        minitron.prune(source, str(tmp_path / "out"), **{**asked, "max_candidates": 1})
+    assert len(chosen_again) == 1
+    minitron.prune(source, str(tmp_path / "out"), **asked)
+    assert len(chosen_again) == 1
+    whole, out = (
+        json.loads((tmp_path / name / "minitron.json").read_text()) for name in ("whole", "out")
+    )
+    assert out["search"] == whole["search"]
+    assert out["weights"] == whole["weights"]
 
 
 def test_text_beside_an_importance_is_to_fit_to(source: str, ids: str, scores: str) -> None:

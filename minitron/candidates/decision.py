@@ -17,6 +17,7 @@ from typing import Any
 from minitron.candidates.choice import Choice
 from minitron.files.atomic_file import replace_file
 from minitron.model.architecture import Architecture
+from minitron.model.families import AXIS_KEYS, PRUNABLE
 from minitron.model.importance import Importance
 from minitron.model.plan import (
     PruningPlan,
@@ -27,6 +28,7 @@ from minitron.model.plan import (
 )
 from minitron.model.source import Source
 from minitron.model.target_sizes import between
+from minitron.recipe import record_of
 from minitron.recipes.pruning import PruneRecipe
 from minitron.reconstruction.projection import hidden_choice
 from minitron.scores.calibration import Calibration
@@ -64,11 +66,33 @@ def kept_decision(
         decision = decide(source, choice, recipe, text)
         if processes.is_first:
             found = {**vars(decision), "plan": decision.plan.to_json()}
+            if choice.record is not None:  # a budget led to it
+                found["choice"] = {
+                    "of": _described(source, recipe),
+                    "sizes": {AXIS_KEYS[axis]: choice.target.size(axis) for axis in PRUNABLE},
+                    "record": choice.record,
+                }
             replace_file(file, json.dumps(found).encode())
         processes.wait()  # for the file
     found = json.loads(file.read_text())
+    found.pop("choice", None)
     found["plan"] = PruningPlan.from_json(found["plan"], source.architecture, choice.target)
     return Decision(**found)
+
+
+def kept_choice(folder: Path, source: Source, recipe: PruneRecipe) -> Choice | None:
+    """The sizes that an interrupted run of the same recipe and model has chosen within a budget,
+    where it has decided; None where there is none in `folder`."""
+    file = folder / DECISION
+    found = json.loads(file.read_text()).get("choice") if file.exists() else None
+    if found is None or found["of"] != _described(source, recipe):
+        return None
+    target = source.architecture.resized(**found["sizes"])
+    return Choice(target, found["record"]["reason"], record=found["record"])
+
+
+def _described(source: Source, recipe: PruneRecipe) -> dict[str, Any]:
+    return {"model": source.digest, "recipe": record_of(recipe)}
 
 
 def decide(

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 
 from minitron.candidates.choice import Choice, choose_target
-from minitron.candidates.decision import DECISION, Decision, decide, kept_decision
+from minitron.candidates.decision import (
+    DECISION,
+    Decision,
+    decide,
+    kept_choice,
+    kept_decision,
+)
 from minitron.errors import TargetError, visible
 from minitron.files.dtypes import dtype_named
 from minitron.files.tensor_stream import stream_tensors
@@ -214,7 +220,9 @@ def _choose_sizes(source: Source, recipe: PruneRecipe) -> Choice:
     if named:
         flag = named[0].replace("_", "-")
         raise TargetError(f"--{flag} and a budget are both given: name sizes or a budget")
-    choice = choose_target(source, recipe)
+    folder = partial_of(output_at(recipe.out))
+    kept = None if recipe.dry_run else kept_choice(folder, source, recipe)
+    choice = kept or choose_target(source, recipe)
     if not recipe.dry_run:  # its report states the reason
         logger.info("%s", choice.reason)
     return choice
