@@ -108,7 +108,7 @@ def ids_file(path: Path, highest: int = 100) -> str:
         ("--ratio half", "--ratio is half: it must be a number"),
         ("--head-residual=maybe", "--head-residual is maybe: it must be true or false"),
         ("--no-such-flag 3", "unknown option --no-such-flag: `minitron prune --help` lists all"),
-        ("--scores best", "--scores is best: it must be one of paper, modelopt, contribution, mag"),
+        ("--scores best", "--scores is best: it must be one of paper, modelopt, contribution, obs"),
         ("--hidden 160", "one of auto, select, rotate; did you mean --hidden-size?"),
         ("--seed first", "--seed is first: it must be a whole number"),
         ("--seed 1 --seed 2", "--seed is given twice: give it once"),

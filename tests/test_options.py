@@ -240,6 +240,7 @@ def test_numbers_of_numpy_and_paths_are_of_the_right_type() -> None:
         ("paper", "books.txt", True),
         ("contribution", "books.txt", True),
         ("contribution", "random", False),
+        ("obs", "books.txt", True),
         ("modelopt", "books.txt", False),
     ],
 )

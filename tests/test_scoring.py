@@ -66,7 +66,10 @@ def test_reading_layer_by_layer_gives_what_the_loaded_model_gives(
 
 @pytest.mark.parametrize(
     ("scores", "layer_scores"),
-    [("paper", "influence"), ("paper", "loss"), ("paper", "logits"), ("contribution", "influence")],
+    [
+        *(("paper", measure) for measure in ("influence", "loss", "logits")),
+        *((scores, "influence") for scores in ("contribution", "obs")),
+    ],
 )
 def test_chunks_and_batches_do_not_change_scores(
     scores: Any, layer_scores: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,6 +193,7 @@ class TestSettings:
             ({"scores": "modelopt", "neurons": "before"}, "--scores modelopt has its own"),
             ({"scores": "modelopt", "aggregation": "mean,mean"}, "--scores modelopt has its own"),
             ({"scores": "contribution", "neurons": "before"}, "its own --aggregation and --neu"),
+            ({"scores": "obs", "neurons": "before"}, "its own --aggregation and --neurons"),
             ({"layer_scores": "loss", "seq_len": 1}, "loss needs sequences of at least 2 tokens"),
         ],
         ids=str,
@@ -301,7 +305,9 @@ class TestAnInterruptedRun:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{}, {"layer_scores": "loss"}, {"scores": "contribution"}], ids=str
+    "options",
+    [{}, {"layer_scores": "loss"}, {"scores": "contribution"}, {"scores": "obs"}],
+    ids=str,
 )
 def test_two_processes_give_what_one_gives(options: Any, folder: Path, tmp_path: Path) -> None:
     corpus = ids_file(tmp_path / "ids.npy")

@@ -136,3 +136,49 @@ def test_a_budget_smaller_than_the_model_is_honoured(tmp_path: Path) -> None:
     budget, peak = map(int, numbers.split())
     assert "layers read one after another" in output
     assert peak <= budget
+
+
+LARGE_SUMS = """
+import re
+from pathlib import Path
+import numpy as np
+from minitron import measure_importance
+from minitron.files.device_memory import memory_in_use
+from minitron.scores import measuring, sweep
+plan_sweep = measuring.plan_sweep
+def planned(*arguments, **options):
+    plan = plan_sweep(*arguments, **options)
+    stated.append(plan.peak - options["needs"].base - sweep.with_overhead(0))
+    return plan
+measuring.plan_sweep = planned
+np.save("ids.npy", np.random.default_rng(0).integers(500, size=(4, 64)))
+for scores in ("paper", "paper", "contribution", "obs"):  # the first imports modules
+    stated, before = [], memory_in_use("cpu")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+    measure_importance("model", f"{scores}-{before}", corpus="ids.npy", scores=scores)
+    status = Path("/proc/self/status").read_text()
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) * 1024
+    print(peak - before, stated[-1])
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux's account")
+def test_what_moments_take_is_stated(tmp_path: Path) -> None:
+    from minitron.sources.loading import new_model
+
+    sizes = {"hidden_size": 64, "intermediate_size": 2100, "vocab_size": 500}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 1, "head_dim": 66}
+    model = new_model(tiny_config("llama", **sizes, **heads, num_hidden_layers=1))
+    model.save_pretrained(tmp_path / "model")
+    ran = subprocess.run(
+        [sys.executable, "-c", LARGE_SUMS],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [tuple(map(int, line.split())) for line in ran.stdout.splitlines() if line[0].isdigit()]
+    _, (_, without), *others = rows
+    for peak, stated in others:
+        assert without < peak <= stated

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from minitron.options import bounded, byte_size, check_unset
 from minitron.recipe import OUTPUT, DType, Recipe
 
-ByActivations = Literal["paper", "modelopt", "contribution"]
+ByActivations = Literal["paper", "modelopt", "contribution", "obs"]
 Scores = Literal[ByActivations, "magnitude", "random"]
 
 # Options that have an effect only where activations are measured, or only on text.
@@ -32,8 +32,10 @@ class CalibrationRecipe(Recipe):
     """Tokens in a sequence; the model's context unless given, at most 4096."""
     scores: Scores = "paper"
     """What is ranked by: activations as in the paper (paper) or as in NVIDIA's ModelOpt (modelopt);
-    activations times the weights that read them, for what is reconstructed (contribution); the
-    magnitude of weights (magnitude); or random numbers (random)."""
+    for what is reconstructed, activations times the weights that read them (contribution), or
+    neurons and heads in the order in which least is lost if the rest is fitted after each (obs;
+    channels as contribution, layers as paper); the magnitude of weights (magnitude); or random
+    numbers (random)."""
     aggregation: str = "l2,mean"
     """How activations are reduced to a score, over the batch and over the sequence: two of l2,
     mean, var."""

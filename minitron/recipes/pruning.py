@@ -16,7 +16,7 @@ _OF_BUDGET = (
     *("batch", "context", "device", "space", "multiple_of", "min_layers"),
     *("held_out", "eval_tokens", "max_candidates"),
 )
-_RECONSTRUCTED = ("paper", "contribution")  # scores of what is fitted unless it is refused
+_RECONSTRUCTED = ("paper", "contribution", "obs")  # scores of what is fitted unless it is refused
 
 
 def fits_by_default(scores: str, corpus: str | None) -> bool:
@@ -161,8 +161,8 @@ class PruneRecipe(BudgetRecipe):
     reconstruct: Literal["auto", "none"] | None = None
     """Fit every linear of the smaller model to the source by least squares on the calibration
     text (auto), or leave the weights as they are cut (none). A twentieth of the sequences is held
-    out: what does not help there is not used. auto where a text is named with --scores paper or
-    contribution or with --importance, else none."""
+    out: what does not help there is not used. auto where a text is named with --scores paper,
+    contribution or obs or with --importance, else none."""
     eval_tokens: int = bounded(2048, at_least=1)
     """Tokens of text to compare candidates on, where a budget is given."""
     max_candidates: int = bounded(8, at_least=1)
@@ -236,7 +236,7 @@ class SearchRecipe(BudgetRecipe):
     reconstruct: Literal["auto", "none"] | None = None
     """Rank candidates by their loss once they are reconstructed on calibration text (auto), or as
     they are cut (none), which takes less time but ranks worse: docs/family.md. auto where minitron
-    prune reconstructs: where a text is named with --scores paper or contribution or with
+    prune reconstructs: where a text is named with --scores paper, contribution or obs or with
     --importance, else none."""
     RETRAINING: ClassVar = "Timing and retraining the best"
     top: int = bounded(3, at_least=1)

@@ -18,7 +18,8 @@ pruning (benchmarks/LOG.md); NVIDIA's ModelOpt takes them after it, and so do we
 `scores="modelopt"` is what NVIDIA's ModelOpt computes (modelopt/torch/prune/plugins/
 mcore_minitron.py, 0.43): heads are averaged over the sequence channel by channel and only then
 normed over head_dim, and layers sum each sequence's 1 - mean cosine. The rest is the same.
-`scores="contribution"` has its own formulas, but for layers (`contribution`).
+`scores="contribution"` and `"obs"` have their own formulas, but for layers (`contribution`,
+`surgeon`).
 
     sums = sums_over(LayerStream.of_source(open_source("tiny"), keep=True), batches, Measurement())
     importance_of(sums, Measurement(), config, {}).heads   # (layers, heads)
@@ -47,6 +48,7 @@ from minitron.scores.aggregation import (
 )
 from minitron.scores.contribution import ContributionRecorder, contribution_scores
 from minitron.scores.layer_cuts import CutScores, Measure, cuts_of
+from minitron.scores.surgeon import ChunkPlace, SurgeonRecorder
 from minitron.scores.sweep import Sums
 from minitron.sources.layer_stream import LayerStream
 from minitron.text.corpus import Corpus
@@ -80,10 +82,11 @@ def sums_over(
     batches: Sequence[torch.Tensor],
     measurement: Measurement,
     progress: Progress | None = None,
+    place: ChunkPlace | None = None,
 ) -> Sums:
-    """Sums over one chunk: batches that pass each layer together."""
+    """Sums over one chunk: batches that pass each layer together; the only one unless `place`."""
     layers = int(stream.config.num_hidden_layers)
-    recorder = _recorder(stream, measurement)
+    recorder = _recorder(stream, measurement, place or ChunkPlace())
     cuts = cuts_of(layers, measurement.block_size)
     left_out = CutScores(cuts, measurement.layer_scores, stream.device)
     with torch.inference_mode():
@@ -95,6 +98,8 @@ def sums_over(
                     left_out.step(index, before, states[batch])
                     if progress is not None:
                         progress.advance(batches[batch].numel() / layers)
+            if isinstance(recorder, SurgeonRecorder):
+                recorder.finish_layer(index)
             left_out.run(stream, index, layer)
         if isinstance(recorder, ContributionRecorder):
             recorder.finish(stream, states)
@@ -115,7 +120,7 @@ def importance_of(
         "layer_scores": measurement.layer_scores,
         "block_size": measurement.block_size,
     }
-    if measurement.scores == "contribution":
+    if measurement.scores in ("contribution", "obs"):
         widths = contribution_scores(sums)
     else:
         widths = _aggregated(sums, measurement, config)
@@ -167,8 +172,10 @@ def _layer_scores(sums: Sums, measurement: Measurement) -> torch.Tensor:
 
 
 def _recorder(
-    stream: LayerStream, measurement: Measurement
+    stream: LayerStream, measurement: Measurement, place: ChunkPlace
 ) -> "LayerRecorder | ContributionRecorder":
+    if measurement.scores == "obs":
+        return SurgeonRecorder(stream.decoder, place)
     if measurement.scores == "contribution":
         return ContributionRecorder(stream.decoder)
     activation = getattr(stream.config, stream.decoder.architecture.family.activation)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from minitron.model.architecture import Architecture
 from minitron.model.decoder import Decoder
 from minitron.scores.aggregation import token_squares
 from minitron.sources.layer_stream import LayerStream
@@ -41,11 +42,15 @@ class ContributionRecorder:
 
     def hooks(self, layer: int) -> Iterator[RemovableHandle]:
         """Hooks that record what passes a layer."""
+        yield from self.hidden_hooks(layer)
+        yield self._on_input(layer, "down", {"down": "ffn"})
+        yield self._on_heads(layer)
+
+    def hidden_hooks(self, layer: int) -> Iterator[RemovableHandle]:
+        """Hooks that record what reads the outputs of a layer's norms."""
         for of_norm in _READERS:
             parts = [part for part in of_norm if part in self._sizes.family.layer_modules]
             yield self._on_input(layer, parts[0], {part: f"hidden {part}" for part in parts})
-        yield self._on_input(layer, "down", {"down": "ffn"})
-        yield self._on_heads(layer)
 
     def finish(self, stream: LayerStream, states: Iterable[torch.Tensor]) -> None:
         """Record what the output embedding reads of a chunk's last states."""
@@ -98,6 +103,14 @@ def contribution_scores(sums: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
         "hidden": torch.stack(readers).sum(0),
         **{axis: rms(axis) for axis in ("ffn", "heads", "kv_heads")},
     }
+
+
+def contribution_bytes(sizes: Architecture) -> int:
+    """The memory that the products of a layer's heads take at once."""
+    columns = sizes.heads_per_group * sizes.head_dim
+    square = sizes.num_key_value_heads * columns * columns * torch.float64.itemsize
+    # Two moments and their product, a part of one in float32; runs of rows.
+    return 7 * square // 2 + 4 * _VALUES * torch.float64.itemsize
 
 
 def _column_squares(weight: torch.Tensor) -> torch.Tensor:

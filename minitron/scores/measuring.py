@@ -7,15 +7,17 @@ it; the formulas are in `activation_scores`, `layer_cuts` and `weight_scores`.
 """
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 import torch
 
 from minitron.errors import CorpusError, ImportanceError, TargetError
-from minitron.files.device_memory import free_memory, memory_in_use
+from minitron.files.device_memory import free_memory, memory_in_use, readable_bytes
 from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.unfinished import RESULT, partial_of, resumable_file
 from minitron.model.architecture import Architecture
@@ -29,7 +31,9 @@ from minitron.recipes.importance import ByActivations, CalibrationRecipe, Import
 from minitron.scores.activation_scores import Measurement, importance_of, made_by, sums_over
 from minitron.scores.aggregation import Aggregation
 from minitron.scores.calibration import Calibration, calibration, length_and_samples
+from minitron.scores.contribution import contribution_bytes
 from minitron.scores.layer_cuts import cuts_of, passes_of
+from minitron.scores.surgeon import ChunkPlace, stored_bytes, surgeon_bytes
 from minitron.scores.sweep import (
     Chunk,
     Needs,
@@ -119,6 +123,7 @@ def _check_own_formulas(measurement: Measurement) -> None:
     own = {
         "modelopt": ("aggregation", "neurons", "layer_scores"),
         "contribution": ("aggregation", "neurons"),
+        "obs": ("aggregation", "neurons"),
     }.get(measurement.scores, ())
     if any(getattr(measurement, name) != getattr(Measurement(), name) for name in own):
         *names, last = map(flag_of, own)
@@ -224,8 +229,10 @@ def _score_by_activations(
         if text.model is None
         else LayerStream.of_model(text.model)
     )
-    kept = None if partial is None else partial / f"sums-{processes.rank}.safetensors"
-    sums = processes.add_up(_sweep_sequences(task, stream, sequences, plan, kept))
+    with _folder_for_moments(task, plan, sum(lengths), partial) as moments:
+        kept = None if partial is None else partial / f"sums-{processes.rank}.safetensors"
+        mine = _sweep_sequences(task, stream, sequences, plan, kept, moments)
+    sums = processes.add_up(mine)
     described = {
         **made_by(text.corpus, stream.dtype),
         "tokens": int(sums["tokens"]),
@@ -234,19 +241,41 @@ def _score_by_activations(
     return importance_of(sums, task.measurement, stream.config, described)
 
 
+@contextmanager
+def _folder_for_moments(
+    task: _Task, plan: SweepPlan, tokens: int, partial: Path | None
+) -> Iterator[Path | None]:
+    """Where moments are stored between chunks: in `partial`, else in a temporary folder."""
+    if task.measurement.scores != "obs" or plan.chunk_tokens >= tokens:
+        yield partial
+        return
+    if task.processes.is_first:
+        size = readable_bytes(stored_bytes(task.architecture))
+        logger.info("what the layers' linears read is summed up on the disk: at most %s", size)
+    with nullcontext(partial) if partial else TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def _sweep_sequences(
     task: _Task,
     stream: LayerStream,
     sequences: list[TokenIds],
     plan: SweepPlan,
     kept: Path | None,
+    moments: Path | None,
 ) -> Sums:
     """The sums over this process's sequences."""
     total, is_first = sum(map(len, sequences)), task.processes.is_first
+    start = sequences_of(kept) if kept is not None and kept.exists() else 0
     with Progress("score", total=total, unit="token", is_shown=is_first) as progress:
 
         def measure(chunk: Chunk) -> Sums:
-            sums = sums_over(stream, chunk, task.measurement, progress)
+            nonlocal start
+            stop = start + sum(map(len, chunk))
+            is_last = stop == len(sequences)
+            place = ChunkPlace(start, stop, is_last, moments, task.processes)
+            sums = sums_over(stream, chunk, task.measurement, progress, place)
+            start = stop
             if not all(tensor.isfinite().all() for tensor in sums.values()):
                 raise ImportanceError(
                     f"activations are not finite in {name_of(stream.dtype)}: "
@@ -260,6 +289,8 @@ def _sweep_sequences(
             batch_tokens=plan.batch_tokens,
             chunk_tokens=plan.chunk_tokens,
             kept=kept,
+            # There the processes compute errors together, which one alone could not do again.
+            keeps_last=task.measurement.scores != "obs",
         )
 
 
@@ -282,12 +313,16 @@ def _plan(task: _Task, lengths: list[int], weights: Weights) -> SweepPlan:
         budget = parse_bytes(task.recipe.memory_budget, "--memory-budget")
     has_logits = task.measurement.layer_scores != "influence"
     cuts = cuts_of(task.architecture.num_hidden_layers, block_size)
+    summing = {"contribution": contribution_bytes, "obs": surgeon_bytes}.get(
+        task.measurement.scores, lambda _: 0
+    )
     needs = Needs(
         itemsize=task.dtype.itemsize,
         stored_itemsize=task.stored_dtype.itemsize,
         states_held=1 + (len(cuts) if has_logits else block_size or 0),
         has_logits=has_logits,
         has_masks=bool(task.source.config.get("sliding_window")),
+        summing=summing(task.architecture),
         base=in_use,
         weights=weights,
     )

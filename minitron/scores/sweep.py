@@ -45,6 +45,7 @@ class Needs:
     states_held: int = 1  # copies of a token's hidden states
     has_logits: bool = False
     has_masks: bool = False  # of sliding attention
+    summing: int = 0  # bytes that large sums over a layer's tokens take
     base: int = 0  # bytes in use before anything begins
     # What is loaded: layers, all weights with the embeddings, or nothing more.
     weights: Weights = "layers"
@@ -123,7 +124,8 @@ def _bytes(
     logits = 6 * BLOCK_BYTES if needs.has_logits else 0
     masks = 5 * longest * longest if needs.has_masks else 0
     running = running_bytes(architecture, batch, needs.itemsize)
-    return with_overhead(weights + states + 2 * block + logits + masks + running)
+    passing = 2 * block + logits + masks + running + needs.summing
+    return with_overhead(weights + states + passing)
 
 
 def running_bytes(architecture: Architecture, tokens: int, itemsize: int) -> int:
@@ -144,18 +146,19 @@ def sweep(
     batch_tokens: int,
     chunk_tokens: int,
     kept: Path | None = None,
+    keeps_last: bool = True,
 ) -> Sums:
     """The sums that `measure` returns for each chunk, added up.
 
     `kept` is a file with the sums of the chunks that are done; where it exists, the sweep resumes
-    after them.
+    after them. Without `keeps_last` the last chunk is measured in every run.
     """
     done, total = _read(kept) if kept is not None and kept.exists() else (0, {})
     for chunk in chunks_of(batches_of(sequences[done:], batch_tokens), chunk_tokens):
         sums = measure(chunk)
         total = {key: total[key] + sums[key] if total else sums[key] for key in sums}
         done += sum(map(len, chunk))
-        if kept is not None:
+        if kept is not None and (keeps_last or done < len(sequences)):
             _write(kept, done, total)
     return total
 
