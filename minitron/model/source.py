@@ -50,7 +50,7 @@ class Source:
     """A model that can be read tensor by tensor; a kind of source sets these attributes."""
 
     name: str
-    format: str  # "hub" or "nemo"
+    format: str  # "hub", "nemo" or "gguf"
     revision: str | None = None  # the commit, of a repository on the Hub
     config: Mapping[str, Any]  # config.json
     writer: str | None = None  # the version that a NeMo checkpoint names

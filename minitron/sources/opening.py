@@ -1,8 +1,8 @@
-"""Opening: the source that a user names, as a folder, on the Hub, in a .nemo or in the zoo.
+"""Opening: the source that a user names, as a folder or a file, on the Hub or in the zoo.
 
-A name is a folder, a Hub id (`owner/name`, `owner/name@revision`), a `.nemo` file or folder, one in
-a repository (`owner/name:path/file.nemo`), or a model of the embedded zoo (`tiny`). Opening reads
-the config, and no weight.
+A name is a folder, a Hub id (`owner/name`, `owner/name@revision`), a `.nemo` file or folder, a
+`.gguf` file, a file of these in a repository (`owner/name:path/file.gguf`), or a model of the
+embedded zoo (`tiny`). Opening reads the config, and no weight.
 
     source = open_source("tiny")
 """
@@ -25,9 +25,10 @@ from minitron.model.source import Source
 from minitron.sources.hub_folder import HubFolder
 
 _HUB_ID = re.compile(
-    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<nemo>[^:]+\.nemo))?"
+    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<file>[^:]+\.(nemo|gguf)))?"
 )
 _GZIP = b"\x1f\x8b"
+_GGUF = b"GGUF"
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def open_source(
         logger.warning("%s is the folder of that name here, not the embedded model", name)
         return HubFolder.at(path, f"./{name}")
     if _exists(path):
+        if path.is_file() and _is_gguf(path):
+            return _open_gguf(LocalFile.at(path))
         if path.is_file() or _is_nemo_folder(path):
             return _open_nemo(path, keep_vocab_padding=keep_vocab_padding)
         return HubFolder.at(path)
@@ -86,16 +89,19 @@ def open_source(
         near = get_close_matches(name, models, 1)
         raise SourceError(
             f"{name} does not exist{f': did you mean {near[0]}?' if near else ''}; "
-            "name a folder, a .nemo, a Hub id (owner/name) or one of the zoo: " + ", ".join(models)
+            "name a folder, a .nemo, a .gguf, a Hub id (owner/name) or one of the zoo: "
+            + ", ".join(models)
         )
-    repo, revision, nemo = parsed["repo"], parsed["revision"], parsed["nemo"]
-    if nemo is None:
+    repo, revision, inner = parsed["repo"], parsed["revision"], parsed["file"]
+    if inner is None:
         return HubFolder(HubRepository(repo, revision), low_disk=low_disk)
-    if any(part in ("", ".", "..") for part in nemo.split("/")):
+    if any(part in ("", ".", "..") for part in inner.split("/")):
         raise SourceError(f"{name} leads outside its repository: name a path within")
     if low_disk and reads_weights:
         raise SourceError(f"{name} can be had only whole: do it without --low-disk")
-    file, commit = _nemo_on_hub(repo, revision, nemo, whole=reads_weights)
+    file, commit = _file_on_hub(repo, revision, inner, whole=reads_weights)
+    if inner.endswith(".gguf"):
+        return _open_gguf(file, revision=commit)
     return _open_nemo(file, revision=commit, keep_vocab_padding=keep_vocab_padding)
 
 
@@ -118,20 +124,33 @@ def _is_nemo_folder(path: Path) -> bool:
     return (path / "model_config.yaml").exists() or (path / "context").is_dir()
 
 
-def _nemo_on_hub(
-    repo: str, revision: str | None, nemo: str, *, whole: bool
+def _is_gguf(path: Path) -> bool:
+    """Whether it is a GGUF file by its name, or by its first bytes as those that Ollama keeps."""
+    file = LocalFile.at(path)
+    return path.suffix == ".gguf" or file.read(0, min(len(_GGUF), file.size)) == _GGUF
+
+
+def _file_on_hub(
+    repo: str, revision: str | None, inner: str, *, whole: bool
 ) -> tuple[File, str | None]:
-    """A `.nemo` of a repository and its commit; by ranges where it need not be downloaded whole."""
-    name = f"{repo}:{nemo}"
+    """A file of a repository and its commit; by ranges where it need not be downloaded whole."""
+    name = f"{repo}:{inner}"
     if not whole and not is_offline_mode():
         pinned = HubRepository(repo, revision, first=None)
-        remote = pinned.remote_file(nemo)
+        remote = pinned.remote_file(inner)
         if remote is not None and not remote.beginning.startswith(_GZIP):  # it must be unpacked
             return CachedFile(replace(remote, name=name)), pinned.revision
-    repository = HubRepository(repo, revision, first=nemo)
-    path = repository.file(nemo)
+    repository = HubRepository(repo, revision, first=inner)
+    path = repository.file(inner)
     assert path is not None, "it was there when the repository was opened"
     return LocalFile.at(path, name), repository.revision
+
+
+def _open_gguf(file: File, *, revision: str | None = None) -> Source:
+    """A GGUF file."""
+    from minitron.conversion.gguf_source import GgufSource  # slow to import, and rarely needed
+
+    return GgufSource(file, revision=revision)
 
 
 def _open_nemo(
