@@ -212,7 +212,7 @@ def test_a_value_of_a_wrong_type_names_the_argument_and_what_is_expected(
             {"hidden": 160},
             "hidden is 160: it must be one of auto, select, rotate; did you mean hidden_size?",
         ),
-        (ConvertRecipe, {"to": "gguf"}, "to is gguf: it must be one of hub, nemo, nemo2, trtllm, "),
+        (ConvertRecipe, {"to": "ggml"}, "to is ggml: it must be one of hub, nemo, nemo2, trtllm, "),
         (TeacherCacheRecipe, {"corpus": "t.txt", "dtype": "half"}, "dtype is half: it must be one"),
         (
             DistillRecipe,

@@ -3,28 +3,29 @@
 convert(source="minitron-8b-base.nemo", out="minitron-8b-base")
 """
 
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from minitron.errors import TargetError, TokenizerError
-from minitron.files.dtypes import dtype_named
+from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.lazy_tensor import Cast, LazyTensor
 from minitron.files.tensor_stream import CheckedTensor, Piece, stream_tensors
 from minitron.files.unfinished import unfinished_file, unfinished_folder
 from minitron.model.engines import load_notes
 from minitron.model.source import Source
 from minitron.options import check_unset
-from minitron.printing import first_use, print_next
+from minitron.printing import FIRST_WORDS, first_use, print_next
 from minitron.progress import Progress
 from minitron.recipe import record_of, verb
-from minitron.recipes.conversion import ConvertRecipe
+from minitron.recipes.conversion import ConvertRecipe, GgufDType
 from minitron.records.folder_writer import (
     check_companions,
     specs_of,
@@ -32,8 +33,8 @@ from minitron.records.folder_writer import (
     write_weights,
 )
 from minitron.records.model_card import write_card
-from minitron.records.record_writer import inherited_from, write_record
-from minitron.sources.loading import hub_config, load_model
+from minitron.records.record_writer import inherited_from, public_record, write_record
+from minitron.sources.loading import hub_config, load_model, load_tokenizer
 from minitron.sources.opening import open_source, output_at
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _TARGETS_OF_OPTION = {  # of the options that only some targets have
 
 @verb(ConvertRecipe)
 def convert(recipe: ConvertRecipe) -> Path:
-    """Bring a model to another format: Hub folder, `.nemo`, NeMo 2, TensorRT-LLM or ONNX.
+    """Bring a model to another format: Hub folder, `.nemo`, NeMo 2, TensorRT-LLM, ONNX or GGUF.
 
     Weights are streamed: bytes that need no change are copied from file to file, the rest is
     computed some megabytes at a time (ONNX loads the model). Returns `out`. Raises a MinitronError,
@@ -77,6 +78,8 @@ def convert(recipe: ConvertRecipe) -> Path:
 def command(recipe: ConvertRecipe) -> None:
     """What the command line runs and prints."""
     print(f"{convert(**vars(recipe))}: written")
+    if recipe.to == "gguf":
+        print_next(["llama-cli", "-m", recipe.out, "-p", FIRST_WORDS, "-n", 64])
     if recipe.to in ("hub", *_NEMO):
         made = open_source(recipe.out, reads_weights=False)
         has_tokenizer = bool(made.companions.tokenizer_names)
@@ -146,6 +149,8 @@ def _check_options(recipe: ConvertRecipe) -> None:
         if getattr(recipe, name) != _DEFAULTS[name] and recipe.to not in targets:
             flag = "--" + name.replace("_", "-")
             raise TargetError(f"{flag} is for --to {' or '.join(targets)}, not {recipe.to}")
+    if recipe.to != "gguf" and recipe.dtype in get_args(GgufDType):
+        raise TargetError(f"--dtype {recipe.dtype} is for --to gguf, not {recipe.to}")
     if recipe.to == "onnx":
         check_unset(recipe, ("check",), "with --to onnx, which loads the model")
     if not _SIZE.fullmatch(recipe.max_shard_size):
@@ -272,6 +277,52 @@ def _write_onnx(model: _Conversion, out: Path) -> None:
     logger.info("onnxruntime agrees with torch to %.1e of the largest logit", difference)
 
 
+def _write_gguf(model: _Conversion, out: Path) -> None:
+    from minitron.conversion.gguf_vocabulary import tokenizer_metadata
+    from minitron.conversion.gguf_writer import check_loadable, kind_of, write_gguf
+
+    recipe, source = model.recipe, model.source
+    check_loadable(model.config)
+    files = {path.name: path for path in source.companions.tokenizer_files()}
+    metadata = _gguf_origin(source)
+    if files:
+        metadata |= tokenizer_metadata(
+            load_tokenizer(source),
+            files.get("tokenizer.model"),
+            vocab_size=source.architecture.vocab_size,
+        )
+    else:
+        logger.warning("%s has no tokenizer: llama.cpp will take token ids alone", source.name)
+        metadata["tokenizer.ggml.model"] = "none"
+    with unfinished_file(out) as file, _progress(source.weights) as progress:
+        write_gguf(
+            file,
+            {**hub_config(model.config).to_dict(), **model.config},
+            source.weights,
+            metadata=metadata,
+            kind=kind_of(recipe.dtype or name_of(model.dtype)),
+            source=source.name,
+            check=recipe.check,
+            progress=progress.advance,
+        )
+
+
+def _gguf_origin(source: Source) -> dict[str, Any]:
+    """What a GGUF file states of its source: name, license, languages and minitron's record."""
+    inherited = inherited_from(source)
+    card, made = inherited["metadata"], inherited.get("made")
+    languages = card.get("language")
+    stated = {
+        "general.name": Path(source.name).name,
+        "general.license": card.get("license"),
+        "general.license.name": card.get("license_name"),
+        "general.license.link": card.get("license_link"),
+        "general.languages": [languages] if isinstance(languages, str) else languages,
+        "minitron.record": made and json.dumps(public_record(made)),
+    }
+    return {key: value for key, value in stated.items() if value}
+
+
 def _progress(tensors: Mapping[str, LazyTensor]) -> Progress:
     """Progress of writing these tensors."""
     return Progress("write", total=sum(each.nbytes for each in tensors.values()), unit="byte")
@@ -284,4 +335,5 @@ _WRITERS: Mapping[str, Callable[[_Conversion, Path], None]] = {
     "nemo2": _write_nemo,
     "trtllm": _write_trtllm,
     "onnx": _write_onnx,
+    "gguf": _write_gguf,
 }
