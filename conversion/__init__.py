@@ -1,1 +1,1 @@
-"""Reads `.nemo` and SentencePiece models; writes `.nemo`, TensorRT-LLM and ONNX."""
+"""Reads and writes `.nemo` and GGUF; reads SentencePiece models; writes TensorRT-LLM and ONNX."""
