@@ -196,7 +196,7 @@ class _Reading:
     def _llama3(self, divisors: torch.Tensor, theta: float, head_dim: int) -> dict[str, Any]:
         """The settings with which the scaling is the one of this tensor."""
         factor = divisors.max().item()
-        for known in (_LLAMA_3_1, _fitted(divisors, theta, head_dim)):
+        for known in (_LLAMA_3_1, _settings_of(divisors, theta, head_dim)):
             if known is None:
                 continue
             made = _llama3_divisors(theta, head_dim, factor, known)
@@ -285,7 +285,9 @@ def _llama3_divisors(
     return (1 / ((1 - smooth) / factor + smooth)).float()
 
 
-def _fitted(divisors: torch.Tensor, theta: float, head_dim: int) -> tuple[int, float, float] | None:
+def _settings_of(
+    divisors: torch.Tensor, theta: float, head_dim: int
+) -> tuple[int, float, float] | None:
     """The settings that explain the divisors between 1 and the largest, two of which are needed.
 
     A common factor of the three settings changes nothing: low_freq_factor is set to 1.

@@ -81,7 +81,8 @@ class HeadRows(DerivedTensor):
         size = len(self.order)
         first = start // size * size
         heads = self.tensor.read(first, -(-stop // size) * size).unflatten(0, (-1, size))
-        return heads[:, self.order].flatten(0, 1)[start - first : stop - first].contiguous()
+        rows: torch.Tensor = heads[:, self.order].flatten(0, 1)
+        return rows[start - first : stop - first].contiguous()
 
 
 def _changed(

@@ -15,6 +15,7 @@ import minitron
 from minitron.conversion.gguf_file import read_gguf
 from minitron.errors import MinitronError, MissingExtraError, SourceError, TokenizerError
 from minitron.files.file import LocalFile
+from minitron.model.families import FAMILIES
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source
 
@@ -22,7 +23,11 @@ from .gguf_files import metadata_of, model_file, stored_tensors, write_file
 from .tiny import VARIANTS, tiny_model
 
 IDS = torch.arange(5, 25)[None]
-READ = [variant for variant in VARIANTS if variant not in ("nemotron-tied", "qwen2-sliding")]
+READ = [
+    variant
+    for variant, (family, _) in VARIANTS.items()
+    if FAMILIES[family].gguf and variant not in ("nemotron-tied", "qwen2-sliding")
+]
 # What transformers reads: it takes a head_dim of 128 for granted in Qwen3.
 READ_BY_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 48},

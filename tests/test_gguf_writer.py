@@ -103,7 +103,7 @@ def test_blocks_are_as_near_as_their_steps(tmp_path: Path, dtype: str, steps: in
         assert (away <= largest / steps * 1.05).all()
 
 
-def test_llama3_scaling_goes_there_and_back(tmp_path: Path) -> None:
+def test_llama3_scaling_is_written_and_read(tmp_path: Path) -> None:
     scaling = {
         "rope_type": "llama3",
         "rope_theta": 10000.0,
@@ -168,7 +168,7 @@ def test_a_sentencepiece_tokenizer_keeps_its_ids(tmp_path: Path, has_model: bool
     assert metadata["tokenizer.ggml.model"] == "llama"
     assert metadata["tokenizer.ggml.add_space_prefix"] is False
     again = load_tokenizer(open_source(str(path)))
-    # Only the model tells which pieces are the user's own symbols.
+    # Only the model names the pieces that are the user's own symbols.
     texts = [text for text in _DIFFICULT if has_model or "extra_id" not in text]
     assert again(texts)["input_ids"] == expected(texts)["input_ids"]
     assert again.special_tokens_map == expected.special_tokens_map
