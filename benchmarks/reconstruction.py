@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--source", default="tiny", help="tiny, or a folder of SmolLM2-135M")
     parser.add_argument("--name", default="tiny", help="of the file of results")
     parser.add_argument("--corpus", required=True, nargs="+")
-    parser.add_argument("--scores", default="paper", choices=["paper", "contribution"])
+    parser.add_argument("--scores", default="paper", choices=["paper", "contribution", "obs"])
     parser.add_argument("--held-out", required=True, nargs="+")
     parser.add_argument("--held-out-tokens", type=int, default=73_728, help="of each text")
     parser.add_argument("--samples", type=int, default=128)

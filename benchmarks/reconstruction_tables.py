@@ -54,6 +54,7 @@ def reconstruction_lines(draw: Callable[[Curves], str]) -> list[str]:
         *_tokens_table(starts, draw),
         *_rates_table(starts),
         *_axes_table(),
+        *_scores_table(),
         *_calibration_table(),
         *_smollm2_table(),
     ]
@@ -141,6 +142,35 @@ def _by_way(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, list[list[
 
 def _above(row: list[Any], source: float) -> list[str]:
     return [row[0], *(_text([loss - source for loss in losses], "+") for losses in row[1:])]
+
+
+def _scores_table() -> list[str]:
+    """The teacher cut by each kind of scores and reconstructed by channels."""
+    files = (RESULTS / "reconstruction").glob("scores-*.json")
+    found = [result(f"reconstruction/{path.stem}") for path in sorted(files)]
+    if not found:
+        return []
+    [source] = found[0]["source"]["losses"].values()
+    by_kind: dict[str, dict[str, list[float]]] = {}
+    for one in found:
+        cuts = by_kind.setdefault(one["scores"], defaultdict(list))
+        for row in one["rows"]:
+            cuts[row["cut"]].append(next(iter(row["losses"].values())) - source)
+    kinds = [kind for kind in ("paper", "contribution", "obs") if kind in by_kind]
+    rows = [
+        [name, *(_text(by_kind[kind].get(cut, []), "+") for kind in kinds)]
+        for cut, name in _AXES.items()
+        if any(cut in cuts for cuts in by_kind.values())
+    ]
+    seeds = len({row["seed"] for one in found for row in one["rows"]})
+    return [
+        f"By what neurons, heads and channels are ranked (`--scores`), reconstructed by channels, "
+        f"without training, above the teacher's {source:.4f}; {seeds} seeds (`python "
+        "benchmarks/reconstruction.py --ways select --name scores-obs --scores obs`):",
+        "",
+        *markdown(["", *(f"`{kind}`" for kind in kinds)], rows),
+        "",
+    ]
 
 
 def _calibration_table() -> list[str]:
