@@ -300,7 +300,7 @@ def candidate_order() -> list[str]:
         return []
     losses, correlations = found["losses"], found["rank_correlations"]
     *cheap, longest = sorted(next(iter(losses.values())), key=lambda way: way not in correlations)
-    cheap.sort(key=lambda way: correlations[way])
+    cheap.sort(key=lambda way: (correlations[way], found["seconds"].get(way, 0)))
     ranked = sorted(losses, key=lambda name: losses[name][longest])
     shown = [way for way in cheap if way not in found["seconds"] or way == "as cut"]
     rows = [[name, *(f"{losses[name][way]:.3f}" for way in (*shown, longest))] for name in ranked]
@@ -321,8 +321,9 @@ def candidate_order() -> list[str]:
         "4 layers or more, on the same held-out text. Each cheaper loss is compared with that "
         "after a long distillation from the reconstructed candidate: its rank correlation "
         "(Spearman's), and the loss after that distillation of the candidate that it ranks first. "
-        "Seconds are a processor's, of one core, for a candidate as `minitron search` measures it: "
-        "its fit where it is reconstructed, and its loss on 16,384 tokens. `minitron search`, and "
+        "Seconds are those of one core, of a machine with other work, for a candidate as `minitron "
+        "search` measures it: its fit where it is reconstructed, and its loss on 16,384 tokens. "
+        "`minitron search`, and "
         "`minitron prune` within a budget, reconstruct candidates where the result is "
         f"reconstructed, on {TOKENS_AN_INPUT} tokens for each input of the source's widest linear, "
         f"here {TOKENS_AN_INPUT * 1024:,}; `--retrain-on teacher` distills the best of them. One "
