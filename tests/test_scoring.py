@@ -303,6 +303,29 @@ class TestAnInterruptedRun:
         np.save(corpus, kept)
 
 
+def test_an_interrupted_run_continues_from_the_moments_of_its_last_chunk(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = ids_file(tmp_path / "ids.npy")
+    options: Any = {"scores": "obs"}
+    planned(monkeypatch, SweepPlan(keep=False, batch_tokens=9, chunk_tokens=18, peak=0))
+    whole = measure_importance(str(folder), str(tmp_path / "whole"), corpus=corpus, **options)
+    write, chunks = sweep._write, iter(range(100))
+
+    def interrupted(*arguments: Any) -> None:
+        if next(chunks) == 2:  # whose moments are stored, and its other sums are not
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(sweep, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_importance(str(folder), str(tmp_path / "out"), corpus=corpus, **options)
+    monkeypatch.setattr(sweep, "_write", write)
+    resumed = measure_importance(str(folder), str(tmp_path / "out"), corpus=corpus, **options)
+    assert resumed.digest == whole.digest
+    assert not (tmp_path / "out.partial").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",

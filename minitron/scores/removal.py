@@ -11,7 +11,8 @@ SlimGPT 2412.18110, OSSCAR 2403.12983, Týr 2503.09657).
 
 Only H^-1 and W^T W are held, (n, n) in float64. An elimination changes both by products of a few
 columns. As in LAPACK's pivoted Cholesky those are collected, and applied together: so most of the
-work, about 3 n^3 operations, is products of matrices.
+work, about 3 n^3 operations, is products of matrices: on one core 0.3 s for 1,024 inputs and 8 s
+for 4,096, and so some 9 minutes for 16,384.
 
     errors = removal_errors(moments, products, size=1)   # (n,)
     errors.argsort()   # the order of removal
@@ -160,8 +161,9 @@ class _Remaining:
     def _blocks(self, matrix: torch.Tensor) -> torch.Tensor:
         """A copy of the blocks on the diagonal, (groups, size, size)."""
         shape = (len(self.groups), self._size)
-        blocks = matrix.unflatten(1, shape).unflatten(0, shape)
-        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
+        blocks = matrix.unflatten(1, shape).unflatten(0, shape).diagonal(dim1=0, dim2=2)
+        copy: torch.Tensor = blocks.permute(2, 0, 1).clone()
+        return copy
 
 
 def _submatrix(matrix: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
