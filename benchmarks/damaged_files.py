@@ -94,6 +94,7 @@ def write_good_files(root: Path) -> None:
     minitron.prune(str(source), str(root / "made"), importance=scores, **cut)
     minitron.evaluate(str(root / "made"), corpus=ids, record=True)
     minitron.teacher_cache(str(source), str(root / "cache"), corpus=ids, top_k=3)
+    minitron.convert(str(source), str(root / "model.gguf"), to="gguf", dtype="q8_0")
     (root / "recipe.yaml").write_text("hidden_size: 36\nscores: random\nseed: 3\n")
 
 
@@ -125,6 +126,10 @@ def cases() -> tuple[Case, ...]:
         Case("cache/shard-00000.safetensors", (distill,)),
         Case("cache/config.json", (distill,)),
         Case(
+            "model.gguf",
+            tuple((*words[:1], "{root}/model.gguf", *words[2:]) for words in (convert, generate)),
+        ),
+        Case(
             "recipe.yaml",
             (("prune", "{root}/source", "{root}/out", "--recipe", "{root}/recipe.yaml"),),
         ),
@@ -147,6 +152,8 @@ def damaged(content: bytes, name: str, others: list[bytes], chance: random.Rando
         ways += [lambda: _yaml(content, chance)] * 6
     if name.endswith(".safetensors"):
         ways += [lambda: _header(content, chance)] * 8
+    if name.endswith(".gguf"):
+        ways += [lambda: _numbers(content, chance)] * 12
     return chance.choice(ways)()
 
 
@@ -200,6 +207,14 @@ def _header(content: bytes, chance: random.Random) -> bytes:
     else:
         text = _replaced(content[8 : 8 + length], chance)
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _numbers(content: bytes, chance: random.Random) -> bytes:
+    """A number of the metadata, or of the places of tensors behind the vocabulary, replaced."""
+    start, stop = chance.choice(((4, 1500), (content.rindex(b"token_embd"), len(content) // 3)))
+    place = chance.randrange(start, stop)
+    value = chance.choice((0, 1, 2, 9, 255, 1 << 31, 1 << 33, (1 << 63) - 1))
+    return content[:place] + value.to_bytes(8, "little") + content[place + 8 :]
 
 
 def _yaml(content: bytes, chance: random.Random) -> bytes:

@@ -9,7 +9,7 @@ metadata and the tensors mean. Needs the extra `gguf`.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from math import prod
@@ -28,6 +28,7 @@ _VERSIONS = (2, 3)
 _LARGEST_HEADER = 1 << 28  # bytes
 _MOST_KEYS, _MOST_TENSORS = 1 << 16, 1 << 20
 _LARGEST_ALIGNMENT = 1 << 20
+_AT_ONCE = 1 << 18  # numbers
 _WINDOW = 1 << 20  # bytes of the header that are read at once
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"} | {
     12: "d"
@@ -101,9 +102,19 @@ class BlockTensor(DerivedTensor):
         self.stored, self.kind = stored, kind
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
-        gguf = gguf_package()
-        rows = self.stored.read(start, stop).numpy()
-        return torch.from_numpy(gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[self.kind]))
+        gguf, rows = gguf_package(), torch.empty(stop - start, *self.shape[1:])
+        kind = gguf.GGMLQuantizationType[self.kind]
+        for first, last in row_runs(self.shape, start, stop):
+            blocks = self.stored.read(first, last).numpy()
+            made = gguf.quants.dequantize(blocks, kind)
+            rows[first - start : last - start] = torch.from_numpy(made)
+        return rows
+
+
+def row_runs(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows that are quantised or dequantised at once: numpy makes many copies of them."""
+    step = max(1, _AT_ONCE // prod(shape[1:]))
+    return ((first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 @dataclass(frozen=True)

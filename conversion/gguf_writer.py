@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from minitron.conversion.gguf_file import ALIGNMENT, gguf_package
+from minitron.conversion.gguf_file import ALIGNMENT, gguf_package, row_runs
 from minitron.conversion.gguf_metadata import FREQUENCIES, gguf_metadata, rope_frequencies
 from minitron.conversion.gguf_tensors import gguf_of, gguf_tensors
 from minitron.errors import TargetError
@@ -118,8 +118,11 @@ class _Blocks(DerivedTensor):
         super().__init__(torch.uint8, (*tensor.shape[:-1], tensor.shape[-1] // block * nbytes))
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
-        rows = self.tensor.read(start, stop).float().numpy()
-        return torch.from_numpy(gguf_package().quants.quantize(rows, self.kind))
+        quantize, parts = gguf_package().quants.quantize, []
+        for run in row_runs(self.tensor.shape, start, stop):
+            rows = self.tensor.read(*run).float().numpy()
+            parts.append(torch.from_numpy(quantize(rows, self.kind)))
+        return torch.cat(parts)
 
 
 class _InMemory(DerivedTensor):

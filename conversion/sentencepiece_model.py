@@ -29,7 +29,7 @@ _NEVER = -1e4  # far below any log probability, so that a literal "<0x0A>" stays
 SPACE = "▁"  # how a piece spells a blank
 _PIECES_CHECKED = 4096
 _SYMBOLS_CHECKED = 64
-_DIFFICULT = (
+DIFFICULT = (
     "",
     " ",
     "   ",
@@ -166,7 +166,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model_file: Path) -> tup
     model = read_model(model_file)
     processor = open_processor(model_file)
     _check_vocabulary(tokenizer, model, model_file)
-    texts = [*_DIFFICULT, *_texts_of(model)]
+    texts = [*DIFFICULT, *_texts_of(model)]
     differences = []
     for text, found in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         expected = processor.encode(text)

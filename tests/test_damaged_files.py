@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PATH = Path(__file__).parent.parent / "benchmarks" / "damaged_files.py"
-KINDS = 13  # of files
+KINDS = 14  # of files
 TRIES = 3 * KINDS  # thousands by hand, as the module says
 
 

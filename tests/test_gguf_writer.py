@@ -14,10 +14,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minitron
 from minitron.cli import main
+from minitron.conversion import gguf_file, gguf_tensors
 from minitron.conversion.gguf_file import read_gguf
-from minitron.conversion.sentencepiece_model import _DIFFICULT
+from minitron.conversion.sentencepiece_model import DIFFICULT
 from minitron.errors import MinitronError, SourceError, TargetError, TokenizerError
+from minitron.files import tensor_stream
 from minitron.files.file import LocalFile
+from minitron.files.lazy_tensor import StoredTensor
 from minitron.sources.loading import load_model, load_tokenizer
 from minitron.sources.opening import open_source, zoo
 
@@ -103,6 +106,27 @@ def test_blocks_are_as_near_as_their_steps(tmp_path: Path, dtype: str, steps: in
         assert (away <= largest / steps * 1.05).all()
 
 
+def test_no_matrix_is_whole_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16, "vocab_size": 997}
+    path = converted(tmp_path, "llama", "q8_0", **sizes)
+    monkeypatch.setattr(tensor_stream, "PIECE_BYTES", 1 << 13)
+    monkeypatch.setattr(gguf_file, "_AT_ONCE", 1 << 11)
+    read: list[int] = []
+    for kind in (gguf_file.BlockTensor, gguf_tensors.HeadRows, StoredTensor):
+        whole = kind.read
+
+        def recorded(self: Any, *rows: Any, whole: Any = whole) -> torch.Tensor:
+            found: torch.Tensor = whole(self, *rows)
+            read.append(found.nbytes)
+            return found
+
+        monkeypatch.setattr(kind, "read", recorded)
+    minitron.convert(str(path), str(tmp_path / "again"))
+    minitron.convert(str(tmp_path / "model"), str(tmp_path / "again.gguf"), to="gguf", dtype="q4_0")
+    assert len(read) > 100
+    assert max(read) <= 1 << 16  # the embedding has 1 << 18 bytes
+
+
 def test_llama3_scaling_is_written_and_read(tmp_path: Path) -> None:
     scaling = {
         "rope_type": "llama3",
@@ -139,7 +163,7 @@ def test_a_byte_level_tokenizer_keeps_its_ids_and_its_template(tmp_path: Path) -
     path = minitron.convert(str(folder), str(tmp_path / "m.gguf"), to="gguf", dtype="f16")
     source = open_source(str(path))
     again = load_tokenizer(source)
-    texts = [*_DIFFICULT, "<|start|>It was <tool>1775</tool> <|end|>"]
+    texts = [*DIFFICULT, "<|start|>It was <tool>1775</tool> <|end|>"]
     assert again(texts)["input_ids"] == tokenizer(texts)["input_ids"]
     for ids in tokenizer(texts)["input_ids"]:
         assert again.decode(ids) == tokenizer.decode(ids)
@@ -169,7 +193,7 @@ def test_a_sentencepiece_tokenizer_keeps_its_ids(tmp_path: Path, has_model: bool
     assert metadata["tokenizer.ggml.add_space_prefix"] is False
     again = load_tokenizer(open_source(str(path)))
     # Only the model names the pieces that are the user's own symbols.
-    texts = [text for text in _DIFFICULT if has_model or "extra_id" not in text]
+    texts = [text for text in DIFFICULT if has_model or "extra_id" not in text]
     assert again(texts)["input_ids"] == expected(texts)["input_ids"]
     assert again.special_tokens_map == expected.special_tokens_map
 

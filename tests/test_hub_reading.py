@@ -21,6 +21,7 @@ from minitron.cli import main
 from minitron.errors import ArchitectureError, MinitronError, SourceError
 from minitron.sources.loading import hub_config, load_model, load_tokenizer
 from minitron.sources.opening import open_source, zoo
+from tests.gguf_files import model_file
 from tests.hub_repositories import Account, Repository
 from tests.hub_routes import Answer, Fault, Hub, Request
 from tests.hub_server import serving, talk_to
@@ -656,6 +657,16 @@ def test_a_nemo_is_inspected_although_the_hub_is_busy_for_a_moment(
     path = "/api/models/|/resolve/"
     hub.fail(Fault(method, path, status=status, headers={"Retry-After": "1"}))
     assert minitron.inspect(f"{NAME}:nemo/model.nemo").format == "nemo"
+
+
+def test_a_gguf_is_inspected_by_its_header_and_converted(hub: Hub, tmp_path: Path) -> None:
+    content = model_file(tmp_path / "made.gguf", tiny_model("llama"), "F16").read_bytes()
+    hub.add(NAME, {"gguf/model.gguf": content})
+    assert minitron.inspect(f"{NAME}:gguf/model.gguf").format == "gguf"
+    out = minitron.convert(f"{NAME}:gguf/model.gguf", str(tmp_path / "out"))
+    there = open_source(str(tmp_path / "made.gguf")).weights
+    for name, tensor in open_source(str(out)).weights.items():
+        assert torch.equal(tensor.read(), there[name].read())
 
 
 # What is beside the weights
