@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -84,6 +85,7 @@ PUBLISHED: dict[str, tuple[str, tuple[int, ...], int, int]] = {
 # The sizes of published models, as their config.json has them, and what else changes a count.
 CONFIGS: dict[str, dict[str, Any]] = {
     "SmolLM3-3B": sizes_of("smollm3", 36, 2048, 16, 4, 128, 11008, 128256),
+    "Seed-OSS-36B": sizes_of("seed_oss", 64, 5120, 80, 8, 128, 27648, 155136),
     "OLMo-2-0425-1B": sizes_of("olmo2", 16, 2048, 16, 16, 128, 8192, 100352),
     "OLMo-2-1124-7B": sizes_of("olmo2", 32, 4096, 32, 32, 128, 11008, 100352),
     "OLMo-2-1124-13B": sizes_of("olmo2", 40, 5120, 40, 40, 128, 13824, 100352),
@@ -168,30 +170,24 @@ def test_the_cache_keeps_a_key_and_a_value_of_each_kv_head_and_layer() -> None:
     assert kept == 2 * 4 * 2 * 8  # keys and values, layers, KV heads, head_dim
 
 
-# transformers takes no null for these; everywhere else it does.
-NOT_NULL = {
-    *((family, "num_key_value_heads") for family in ("mistral", "gemma2", "gemma3_text")),
-    *((family, "head_dim") for family in ("qwen2", "qwen3", "gemma2", "gemma3_text")),
-    *((family, "head_dim") for family in ("smollm3", "olmo2", "granite", "phi3")),
-}
-
-
-@pytest.mark.parametrize(
-    ("family", "key", "value"),
-    [
-        pytest.param(family, key, value, id=f"{family}-{key}-{stated}")
-        for family in FAMILIES
-        for key in ("num_key_value_heads", "head_dim")
-        for stated, value in (("absent", ...), ("null", None))
-        if value is ... or (family, key) not in NOT_NULL
-    ],
-)
+@pytest.mark.parametrize("stated", ["absent", "null"])
+@pytest.mark.parametrize("key", ["num_key_value_heads", "head_dim"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_silent_config_means_what_it_means_to_the_family(
-    family: str, key: str, value: Any
+    family: str, key: str, stated: str
 ) -> None:
-    sizes = {"hidden_size": 256, "num_attention_heads": 32, key: value}
+    sizes = {
+        "hidden_size": 256,
+        "num_attention_heads": 32,
+        key: ... if stated == "absent" else None,
+    }
     config = config_of(family, **sizes)
-    architecture, built = Architecture.from_config(config), built_shapes(family, config)
+    architecture = Architecture.from_config(config)
+    try:
+        built = built_shapes(family, config)
+    except (StrictDataclassError, TypeError):  # some of transformers' classes take no null
+        assert stated == "null"
+        return
     if architecture.tie_word_embeddings:
         del built["lm_head.weight"]
     assert architecture.shapes() == built

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import minitron
 from minitron.errors import ArchitectureError, SourceError
@@ -220,3 +222,19 @@ def test_a_dtype_that_torch_does_not_have_is_a_mistake(tmp_path: Path) -> None:
     edit_config(folder, dtype="float99")
     with pytest.raises(ArchitectureError, match="refuses this config: .*float99"):
         load_model(open_source(str(folder)))
+
+
+def test_an_unknown_family_is_said_to_be_like_a_known_one(tmp_path: Path) -> None:
+    settings = {**SIZES, "pad_token_id": 0}
+    for model_type in ("arcee", "helium"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**settings))
+        model.save_pretrained(tmp_path / model_type)
+    with pytest.raises(ArchitectureError) as refused:
+        minitron.inspect(str(tmp_path / "arcee"))
+    message = str(refused.value)
+    assert "model_type 'arcee'; known families: nemotron, llama, " in message
+    assert "CONTRIBUTING.md says how to add one" in message
+    assert "its tensors are named as a llama's" in message
+    assert "without model.layers.{layer}.mlp.gate_proj.weight" in message
+    with pytest.raises(ArchitectureError, match="its tensors are named as a llama's$"):
+        minitron.inspect(str(tmp_path / "helium"))

@@ -130,7 +130,11 @@ def test_the_model_is_left_as_it_was(model: PreTrainedModel, folder: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant", ["nemotron-biased", "llama-biased-tied", "mistral", "qwen2-sliding", "qwen3"]
+    "variant",
+    [
+        *("nemotron-biased", "llama-biased-tied", "mistral", "qwen2-sliding", "qwen3"),
+        *("smollm3", "olmo2", "granite", "gemma2", "gemma3_text", "phi3"),
+    ],
 )
 def test_every_family_computes_the_same_as_a_graph(variant: str, tmp_path: Path) -> None:
     other = tiny_model(variant, num_hidden_layers=3)

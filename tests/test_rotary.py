@@ -86,7 +86,12 @@ def angles(config: dict[str, Any], length: int) -> tuple[torch.Tensor, torch.Ten
     return cosines, sines
 
 
-PLAIN = ("smollm3", "granite", "gemma2")  # their rotary settings are Llama's, but for theta
+PLAIN = (
+    "smollm3",
+    "seed_oss",
+    "granite",
+    "gemma2",
+)  # their rotary settings are Llama's, but for theta
 FORMS = [
     (family, kind, form)
     for family in FAMILIES

@@ -33,6 +33,11 @@ KINDS = {
     "mistral": "longrope",
     "qwen2": "yarn",
     "qwen3": "dynamic",
+    "smollm3": "linear",
+    "olmo2": "dynamic",
+    "granite": "llama3",
+    "gemma3_text": "linear",
+    "phi3": "longrope",
 }
 SMALLER = {"hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 3}
 COMMANDS = ("prune", "convert", "distill")
@@ -40,7 +45,9 @@ GENERATIONS = {4: "flat", 5: "nested"}  # the form of the rotary settings in the
 # A tokenizer_config.json that minitron writes anew: transformers 5 would not follow the file.
 FOLLOWING = [(family, kind) for family in ("qwen2", "qwen3") for kind in WRITTEN]
 FOLLOWING += [("llama", kind) for kind in WRITTEN if "no class" not in kind]
-CASES = [(f, command, g) for f in FAMILIES for command in COMMANDS for g in GENERATIONS]
+# What commands write is alike in every family: of the later ones, one folder of each generation.
+CASES = [(f, command, g) for f in FAMILIES[:5] for command in COMMANDS for g in GENERATIONS]
+CASES += [(f, *case) for f in FAMILIES[5:] for case in (("convert", 4), ("prune", 5))]
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
@@ -61,7 +68,9 @@ def source(path: Path, family: str, kind: str, generation: int) -> Path:
     tokenizer = qwen_tokenizer() if family.startswith("qwen") else zoo_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|end|>"]})
     tokenizer.chat_template = {"default": "A{{ messages }}", "rag": "B{{ messages }}"}
-    tiny_folder(path, family, vocab_size=len(tokenizer))
+    # Phi-3's classes count the factors of longrope by hidden_size / heads.
+    sizes = {"hidden_size": 48} if family == "phi3" else {}
+    tiny_folder(path, family, vocab_size=len(tokenizer), **sizes)
     scaling = stated(GENERATIONS[generation], family, kind)
     edit_config(path, remove=KEYS, **scaling)
     tokenizer.save_pretrained(path)
@@ -78,7 +87,9 @@ def source(path: Path, family: str, kind: str, generation: int) -> Path:
 
 def made(path: Path, family: str, command: str, generation: int) -> Path:
     """What a command makes of a source of that generation."""
-    kind = "linear" if command == "prune" and family != "nemotron" else KINDS[family]
+    kind = KINDS.get(family, "default")
+    if command == "prune" and family not in ("nemotron", "gemma2"):
+        kind = "default" if kind == "longrope" and family == "phi3" else "linear"
     folder, out = source(path / "source", family, kind, generation), path / "out"
     text = str(write_text(path / "text.txt", [TEXT * 9]))
     if command == "prune":

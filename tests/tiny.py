@@ -64,6 +64,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "smollm3",
         {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5},
     ),
+    "seed_oss": ("seed_oss", {"residual_dropout": 0.0}),
+    "seed_oss-biased": ("seed_oss", {"attention_out_bias": True, "mlp_bias": True}),
     "olmo2": ("olmo2", {}),
     "granite": ("granite", GRANITE),
     "granite-biased-tied": (

@@ -7,7 +7,8 @@ estimates) asks here.
     Architecture.from_config(json.loads(Path("config.json").read_text())).parameters
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
@@ -90,8 +91,12 @@ class Architecture:
         )
         if not heads:
             raise ArchitectureError("num_attention_heads is 0: it must be at least 1")
-        derived = family.absent.get("head_dim", sizes["hidden_size"] // heads)
-        sizes["head_dim"] = _size(config, "head_dim", derived)
+        derived = sizes["hidden_size"] // heads
+        sizes["head_dim"] = (
+            _size(config, "head_dim", derived)
+            if "head_dim" in config
+            else family.absent.get("head_dim", derived)
+        )
         flags = {flag for flag in (*_FLAGS, *family.bias_flags) if config.get(flag)}
         flags |= {flag for flag in family.true_if_absent if config.get(flag) is None}
         return cls(model_type=family.model_type, flags=frozenset(flags), **sizes)
@@ -208,7 +213,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ArchitectureError(
-            f"config.json says model_type {model_type!r}; known families: {', '.join(FAMILIES)}"
+            f"config.json says model_type {model_type!r}; known families: {', '.join(FAMILIES)} "
+            "(CONTRIBUTING.md says how to add one)"
         )
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
@@ -216,6 +222,20 @@ def family_of(config: Mapping[str, Any]) -> Family:
             f"config.json has a quantization_config ({method}): start from the unquantized model"
         )
     return FAMILIES[model_type]
+
+
+def likeness(names: Iterable[str]) -> str:
+    """Which family's tensors these names are nearest to, and what differs, in words."""
+    stored = {re.sub(r"\.\d+\.", ".{layer}.", name) for name in names}
+    found = []
+    for family in FAMILIES.values():
+        known = {row.template for row in family.rows}
+        absent = {row.template for row in family.rows if row.when is None} - stored
+        found.append((len(absent) + len(stored - known), family.model_type, absent, stored - known))
+    _, model_type, absent, others = min(found, key=lambda one: one[0])
+    parts = [f"without {', '.join(sorted(absent))}"] if absent else []
+    parts += [f"with {', '.join(sorted(others))}"] if others else []
+    return f"its tensors are named as a {model_type}'s" + "".join(f", {part}" for part in parts)
 
 
 def modern_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:

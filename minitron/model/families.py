@@ -474,6 +474,16 @@ FAMILIES: Mapping[str, Family] = {
             unread_engines=_UNREAD,
         ),
         Family(
+            "seed_oss",
+            "SeedOssForCausalLM",
+            qkv_bias="attention_bias",
+            o_bias="attention_out_bias",
+            mlp_bias="mlp_bias",
+            absent={"num_key_value_heads": 8, "head_dim": 128},
+            true_if_absent=("attention_bias",),
+            unread_engines=("llama.cpp", "mlx-lm", *_UNREAD),
+        ),
+        Family(
             "olmo2",
             "Olmo2ForCausalLM",
             _NORMED_BEHIND,

@@ -64,13 +64,14 @@ def hub_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     Settings of the attention kernel are ignored: they could name one on the Hub, which is code.
     Raises ArchitectureError for what no family has, and in the family's words for what it refuses.
     """
-    family = Architecture.from_config(config).family
+    architecture = Architecture.from_config(config)
+    family = architecture.family
     model_type = family.model_type
     config_class = NemotronConfig if family.has_own_class else CONFIG_MAPPING[model_type]
     # A deep copy: transformers writes into rope_scaling.
     settings = {key: deepcopy(value) for key, value in config.items() if key not in _KERNELS}
-    if settings.get("head_dim", 0) is None:  # some classes take no null for an absent one
-        del settings["head_dim"]
+    if settings.get("head_dim", 0) is None:  # which some classes do not take
+        settings["head_dim"] = architecture.head_dim
     if type(rows := settings.get("vocab_size")) is int:
         settings = with_usable_pad(settings, rows)
     with foreign_parser("config.json", ArchitectureError, "mend it, or fetch it again"):

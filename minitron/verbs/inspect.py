@@ -11,11 +11,13 @@ import torch
 
 from minitron.errors import ArchitectureError
 from minitron.files.dtypes import dtype_named, name_of
-from minitron.model.architecture import Architecture
+from minitron.model.architecture import Architecture, likeness
+from minitron.model.families import FAMILIES
 from minitron.model.source import Source
 from minitron.printing import print_json, print_record
 from minitron.recipe import verb
 from minitron.recipes.first_steps import InspectRecipe
+from minitron.sources.hub_folder import HubFolder
 from minitron.sources.opening import open_source
 
 _TEXT_ONLY = ("tokenizer", "writer")  # not in --json
@@ -69,7 +71,7 @@ def command(recipe: InspectRecipe, *, as_json: bool) -> None:
 
 def inspection_of(source: Source) -> Inspection:
     """What an open source is."""
-    architecture = source.architecture
+    architecture = _architecture_of(source)
     dtype, size = _stored_dtype_and_bytes(source, architecture)
     return Inspection(
         model_type=architecture.model_type,
@@ -90,6 +92,17 @@ def inspection_of(source: Source) -> Inspection:
         tokenizer=source.companions.tokenizer_names,
         writer=source.writer,
     )
+
+
+def _architecture_of(source: Source) -> Architecture:
+    """The sizes in config.json; an unknown family's refusal says which one its tensors are like."""
+    try:
+        return source.architecture
+    except ArchitectureError as error:
+        is_unknown = source.config.get("model_type") not in FAMILIES
+        if not is_unknown or not isinstance(source, HubFolder) or not source.files_of_tensors:
+            raise
+        raise ArchitectureError(f"{error}; {likeness(source.files_of_tensors)}") from error
 
 
 def _stored_dtype_and_bytes(source: Source, architecture: Architecture) -> tuple[torch.dtype, int]:
