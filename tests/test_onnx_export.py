@@ -133,7 +133,7 @@ def test_the_model_is_left_as_it_was(model: PreTrainedModel, folder: Path) -> No
     "variant",
     [
         *("nemotron-biased", "llama-biased-tied", "mistral", "qwen2-sliding", "qwen3"),
-        *("smollm3", "olmo2", "granite", "gemma2", "gemma3_text", "phi3"),
+        *("gemma3_text", "phi3"),  # of the later families, those that differ most from Llama
     ],
 )
 def test_every_family_computes_the_same_as_a_graph(variant: str, tmp_path: Path) -> None:

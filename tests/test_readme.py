@@ -111,7 +111,7 @@ def test_the_table_of_formats_is_complete() -> None:
     assert formats == set(get_args(get_type_hints(ConvertRecipe)["to"]))
 
 
-# Graphs take seconds each: tests/test_onnx_export.py exports every family.
+# Graphs take seconds each: tests/test_onnx_export.py exports one of each kind of family.
 @pytest.mark.parametrize(
     ("family", "target", "is_written"), [cell for cell in conversions() if cell[1] != "onnx"]
 )

@@ -32,7 +32,8 @@ def open_folder(job: dict[str, Any], kept: KeptMessages) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tokenizer = AutoTokenizer.from_pretrained(job["folder"])
-        model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype="auto").eval()
+        options = {"dtype": "auto", **job["options"]}
+        model = AutoModelForCausalLM.from_pretrained(job["folder"], **options).eval()
         with torch.no_grad():
             logits = model(torch.tensor([job["ids"]])).logits
     return {

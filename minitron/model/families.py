@@ -533,6 +533,10 @@ FAMILIES: Mapping[str, Family] = {
                 EngineLimit("mlx-lm", "attention_bias"),
             ),
             unread_engines=_UNREAD,
+            engine_remarks={
+                "transformers 4": "its default attention leaves out attn_logit_softcapping: load "
+                'it with `attn_implementation="eager"`',
+            },
         ),
         Family(
             "gemma3_text",
