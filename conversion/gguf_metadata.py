@@ -43,12 +43,13 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
     "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.finetuned": (True,),  # false turns rotation off in a Granite
     "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_ext_factor": (1.0, -1.0),
     "rope.scaling.yarn_log_multiplier": (0.0,),
     "tensor_data_layout": ("Meta AI original pth",),  # how rows are paired: the family's table
 }
-_UNREAD = ("vocab_size", "rope.scaling.finetuned")  # the embedding's rows count
+_UNREAD = ("vocab_size",)  # the embedding's rows count
 _TOKENS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
@@ -95,6 +96,7 @@ def gguf_metadata(config: Mapping[str, Any], *, context_length: int) -> dict[str
     found |= {"context_length": context_length, "vocab_size": architecture.vocab_size}
     found |= dict.fromkeys(_HEAD_DIM, architecture.head_dim)
     found[_EPSILON[family.norm.kind]] = float(config[family.norm.epsilon])
+    found |= {key: float(config[name]) for key, name in gguf.numbers.items()}
     found |= {_ROTATED: rotated, _THETA: float(rotary["rope_theta"]), **_scaling_keys(config)}
     ids = {stored: _first(config.get(name)) for name, stored in _TOKENS.items()}
     return {
@@ -125,6 +127,7 @@ class _Reading:
             for key, value in file.metadata.items()
             if key.startswith(prefix)
         }
+        self._numbers = family.gguf.numbers
         self._read = set(_UNREAD)
 
     def config(self) -> dict[str, Any]:
@@ -150,6 +153,7 @@ class _Reading:
             self.family.norm.epsilon: self._number(epsilon, None),
             "rope_parameters": self._rotary(head_dim),
             "tie_word_embeddings": OUTPUT not in self.file.tensors,
+            **{name: self._number(key, None) for key, name in self._numbers.items()},
             "sliding_window": None,  # some config classes have one where the key is absent
             **{flag: self._has_bias(flag) for flag in self.family.bias_flags},
             **{name: self.file.metadata.get(key) for name, key in _TOKENS.items()},

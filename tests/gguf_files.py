@@ -52,7 +52,7 @@ def stored_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         value = tensor.float()
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        is_paired = config.model_type in ("llama", "mistral")
+        is_paired = config.model_type in ("llama", "mistral", "smollm3", "granite")
         if is_paired and ("q_proj" in name or "k_proj" in name):
             value = paired(value, config.head_dim)
         if config.model_type == "nemotron" and name.endswith("norm.weight"):
@@ -81,6 +81,13 @@ def metadata_of(model: PreTrainedModel) -> dict[str, Any]:
         "rope.freq_base": float(rotary["rope_theta"]),
         "rope.dimension_count": int(config.head_dim * rotary.get("partial_rotary_factor", 1)),
     }
+    if config.model_type == "granite":
+        own |= {
+            "attention.scale": config.attention_multiplier,
+            "embedding_scale": float(config.embedding_multiplier),
+            "residual_scale": config.residual_multiplier,
+            "logit_scale": config.logits_scaling,
+        }
     return {
         "general.architecture": arch,
         "general.type": "model",

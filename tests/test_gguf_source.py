@@ -26,7 +26,7 @@ IDS = torch.arange(5, 25)[None]
 READ = [
     variant
     for variant, (family, _) in VARIANTS.items()
-    if FAMILIES[family].gguf and variant not in ("nemotron-tied", "qwen2-sliding")
+    if FAMILIES[family].gguf and variant not in ("nemotron-tied", "qwen2-sliding", "smollm3")
 ]
 # What transformers reads: it takes a head_dim of 128 for granted in Qwen3.
 READ_BY_TRANSFORMERS: dict[str, dict[str, Any]] = {
@@ -219,6 +219,8 @@ def test_a_model_is_pruned_and_converted_from_its_file(tmp_path: Path) -> None:
         {**metadata_of(model), "general.license": "apache-2.0", "general.languages": ["en"]},
         stored_tensors(model),
     )
+    with pytest.raises(SourceError, match=f"holds GGUF files: name one of them, as {path}"):
+        open_source(str(tmp_path))
     ollama = path.rename(tmp_path / "sha256-0123")  # known by its first bytes
     with pytest.raises(MinitronError, match="no tokenizer"):
         load_tokenizer(open_source(str(ollama)))

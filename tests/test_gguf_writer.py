@@ -37,6 +37,8 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "nemotron": SQUARE,
     "nemotron-biased": SQUARE,
+    "smollm3": {"no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None},
+    "granite": SQUARE,
 }
 
 
@@ -66,9 +68,13 @@ def test_written_and_read_again_every_bit_is_there(
 ) -> None:
     tiny_model(variant, dtype=stored, **WRITTEN[variant]).save_pretrained(tmp_path / "model")
     path = minitron.convert(str(tmp_path / "model"), str(tmp_path / "m.gguf"), to="gguf")
-    before, after = open_source(str(tmp_path / "model")).weights, open_source(str(path)).weights
-    assert before.keys() == after.keys()
-    for name, tensor in after.items():
+    source, written = open_source(str(tmp_path / "model")), open_source(str(path))
+    before = source.weights
+    assert before.keys() == written.weights.keys()
+    with torch.no_grad():
+        expected = load_model(source)(IDS).logits
+        torch.testing.assert_close(load_model(written)(IDS).logits, expected, rtol=0, atol=1e-5)
+    for name, tensor in written.weights.items():
         # 1 is added to a norm of Nemotron in float32, and taken off again.
         is_changed = variant.startswith("nemotron") and "norm.weight" in name
         atol = 1e-6 if is_changed and stored == torch.float32 else 0

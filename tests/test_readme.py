@@ -98,8 +98,10 @@ def one_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of each family, with the embedded teacher's tokenizer."""
     root = tmp_path_factory.mktemp("families")
     for family in FAMILIES:
-        # heads x head_dim is hidden_size, as llama.cpp wants it
-        tiny_folder(root / family, family, num_hidden_layers=1, vocab_size=4096, hidden_size=48)
+        # heads x head_dim is hidden_size, as llama.cpp wants it, and layers are of its own order
+        order = {"no_rope_layer_interval": 4} if family == "smollm3" else {}
+        sizes = {"num_hidden_layers": 1, "vocab_size": 4096, "hidden_size": 48, **order}
+        tiny_folder(root / family, family, **sizes)
         for path in zoo()["tiny"].glob("tokenizer*"):
             shutil.copy(path, root / family)
     return root

@@ -89,7 +89,9 @@ class HubRepository:
             if adapter is not None:
                 settings = read_object(adapter, SourceError, "fetch it again")
                 raise SourceError(merge_advice(repo_id, settings))
-            why = "it is not a transformers model" if first == _CONFIG else "check its path"
+            why = "check its path"
+            if first == _CONFIG:
+                why = f"it is not a transformers model; of a GGUF file name {repo_id}:FILE.gguf"
             raise SourceError(f"{repo_id} has no {first}: {why}")
         self._snapshot = path.parents[first.count("/")]
         with self._source_errors():

@@ -26,6 +26,7 @@ _WORDS = {
     "{head_dim}",
     "tie_word_embeddings": "has no tied output embedding",
     "attention_bias": "has no bias of {o}",
+    "mlp_bias": "has no bias of the MLP",
     "query_pre_attn_scalar": "takes {scalar} for query_pre_attn_scalar",
     "layers": "has a fixed order of the kinds of layers, and it is not the order of {what}",
     "rope_type": "knows the rotary scaling {known} alone, but it is {rope_type}",

@@ -8,7 +8,7 @@ and shapes) and its configuration file (defaults of absent keys).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -168,6 +168,7 @@ class Gguf:
     # llama.cpp's rotary code for some families wants it; the Hub has them half a head apart.
     pairs_rows: bool = False
     rope_types: tuple[str, ...] = ("default", "linear", "yarn")  # that it stores
+    numbers: Mapping[str, str] = field(default_factory=dict)  # its key to that of config.json
 
 
 _ATTENTION: Mapping[str, str] = {part: f"self_attn.{part}_proj" for part in "qkvo"}
@@ -369,6 +370,16 @@ def _run(axes: str) -> Run:
 
 
 _LLAMA_GGUF = Gguf("llama", pairs_rows=True, rope_types=("default", "linear", "yarn", "llama3"))
+_GRANITE_GGUF = replace(
+    _LLAMA_GGUF,
+    architecture="granite",
+    numbers={
+        "attention.scale": "attention_multiplier",
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    },
+)
 _UNREAD = ("vLLM", "SGLang", "TensorRT-LLM")
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
@@ -468,7 +479,10 @@ FAMILIES: Mapping[str, Family] = {
             },
             absent={"num_key_value_heads": 4},
             true_if_absent=("tie_word_embeddings",),
+            gguf=replace(_LLAMA_GGUF, architecture="smollm3"),
             engine_limits=(
+                EngineLimit("llama.cpp", "attention_bias"),
+                EngineLimit("llama.cpp", "mlp_bias"),
                 EngineLimit("llama.cpp", "no_rope_layers", layers=_rotated_but_each(4), loads=True),
             ),
             unread_engines=_UNREAD,
@@ -507,6 +521,7 @@ FAMILIES: Mapping[str, Family] = {
             o_bias="attention_bias",
             mlp_bias="mlp_bias",
             scales=Scales("embedding_multiplier", "residual_multiplier", "logits_scaling"),
+            gguf=_GRANITE_GGUF,
             engine_limits=(
                 EngineLimit("llama.cpp", "derived"),  # its converter ignores head_dim
                 EngineLimit("mlx-lm", "derived"),

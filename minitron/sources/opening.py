@@ -83,6 +83,9 @@ def open_source(
             return _open_gguf(LocalFile.at(path))
         if path.is_file() or _is_nemo_folder(path):
             return _open_nemo(path, keep_vocab_padding=keep_vocab_padding)
+        files = sorted(path.glob("*.gguf"))
+        if files and not (path / "config.json").exists():
+            raise SourceError(f"{name} holds GGUF files: name one of them, as {files[0]}")
         return HubFolder.at(path)
     parsed = _HUB_ID.fullmatch(name)
     if parsed is None:
