@@ -27,6 +27,8 @@ from contextlib import contextmanager
 from minitron.credentials import mask
 
 MAX_LENGTH = 500  # characters of a message: a foreign parser's may quote the whole file
+_SEPARATORS = ("; ", ", ", " ")  # where a longer one is cut, the first of these within reach
+_REACH = 80  # characters
 _READ = 20_000  # characters of each end of a longer text, to mask and to cut
 # What to do about an error of the system, by its number.
 _REMEDIES = {
@@ -44,8 +46,8 @@ def one_line(text: str) -> str:
     """`text` on one line of at most 500 characters, without what a terminal would obey.
 
     White space becomes one blank, control characters their escapes, and credentials `***`. Of a
-    longer text the middle is left out: what was wrong stands at the beginning, what to do at the
-    end.
+    longer text the middle is left out, from one item or word to another: what was wrong stands at
+    the beginning, what to do at the end.
     """
     if len(text) > 2 * _READ:  # a credential that is cut here is not shown
         text = f"{text[:_READ]} ... {text[-_READ:]}"
@@ -53,7 +55,27 @@ def one_line(text: str) -> str:
     if len(line) <= MAX_LENGTH:
         return line
     end = MAX_LENGTH // 3
-    return f"{line[: MAX_LENGTH - end - 5]} ... {line[-end:]}"
+    return f"{_beginning(line, MAX_LENGTH - end - 5)} ... {_ending(line, end)}"
+
+
+def _beginning(line: str, length: int) -> str:
+    """At most so many first characters, up to the end of an item or a word if one is near."""
+    head = line[: length + 1]
+    for mark in _SEPARATORS:
+        place = head.rfind(mark, length - _REACH)
+        if place >= 0:
+            return head[: place + len(mark)].rstrip()
+    return head[:length]
+
+
+def _ending(line: str, length: int) -> str:
+    """At most so many last characters, from the start of an item or a word if one is near."""
+    tail = line[-length - 1 :]
+    for mark in _SEPARATORS:
+        place = tail.find(mark, 0, _REACH)
+        if place >= 0:
+            return tail[place + len(mark) :]
+    return tail[1:]
 
 
 def visible(text: str) -> str:

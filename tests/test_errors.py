@@ -132,6 +132,18 @@ def test_of_a_long_message_both_ends_are_masked_and_shown() -> None:
     assert str(error).endswith("end: *** do this")
 
 
+def test_a_long_message_is_cut_between_items_and_never_inside_a_number() -> None:
+    items = [f"hidden_size {n:,}, num_hidden_layers {n:,}, 6.42 MiB" for n in range(1000, 1040)]
+    for start in range(60):
+        message = str(SourceError(f"{'x' * start} nearest: {'; '.join(items)}; give another"))
+        head, _, tail = message.partition("; ... ")
+        assert MAX_LENGTH - 160 <= len(message) <= MAX_LENGTH
+        assert head.endswith("6.42 MiB")
+        assert tail.startswith("hidden_size 1,0")
+    words = str(SourceError("begin " + "word-of-13-12 " * 100 + "end"))
+    assert set(words.split()) == {"begin", "word-of-13-12", "...", "end"}
+
+
 def test_a_config_that_makes_transformers_fail_while_it_logs_is_one_line() -> None:
     config = {**tiny_config("llama").to_dict(), "dtype": ["x"]}
     with pytest.raises(ArchitectureError, match="config"):
