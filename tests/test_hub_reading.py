@@ -595,7 +595,8 @@ def test_without_a_hub_and_without_a_cache_it_is_one_line(
         nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
-    message = rf"^{name} is neither a folder nor in the cache, and the Hub cannot be reached: "
+    why = "HF_HUB_OFFLINE is set: " if how == "offline" else "the Hub cannot be reached: "
+    message = f"^{name} is neither a folder nor in the cache, and {why}"
     with pytest.raises(SourceError, match=message):
         minitron.convert(name, "out", low_disk=low_disk)
     assert not list(tmp_path.glob("out*"))

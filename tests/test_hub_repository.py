@@ -121,8 +121,8 @@ def test_what_is_not_cached_is_named_in_one_line(
 ) -> None:
     assert results[name]["error"] == "SourceError"
     assert results[name]["message"] == (
-        f"{name} is neither a folder nor in the cache, and the Hub cannot be reached: "
-        "check the name and the connection"
+        f"{name} is neither a folder nor in the cache, and HF_HUB_OFFLINE is set: unset it, or "
+        "check the name"
     )
 
 
@@ -138,7 +138,7 @@ def test_a_repository_of_which_only_the_config_is_cached_has_no_weights(
     results: dict[str, dict[str, Any]],
 ) -> None:
     assert results["owner/config-only"]["message"].startswith(
-        "owner/config-only has no weights: none is in the cache, and the Hub cannot be reached; "
+        "owner/config-only has no weights: none is in the cache, and HF_HUB_OFFLINE is set; "
         "fetch it where there is a network: hf download owner/config-only model.safetensors"
     )
 

@@ -116,9 +116,11 @@ class HubRepository:
             except LocalEntryNotFoundError as error:
                 if self._snapshot is not None and name not in self.names():
                     return None
+                why = "the Hub cannot be reached: check the name and the connection"
+                if self._offline:
+                    why = "HF_HUB_OFFLINE is set: unset it, or check the name"
                 raise SourceError(
-                    f"{asked} is neither a folder nor in the cache, and the Hub cannot be reached: "
-                    "check the name and the connection"
+                    f"{asked} is neither a folder nor in the cache, and {why}"
                 ) from error
             except EntryNotFoundError:
                 return None

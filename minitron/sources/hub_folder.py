@@ -253,7 +253,7 @@ class HubFolder(Source):
         # Of a repository, what is not cached counts as here only where the Hub is not to be asked.
         if self.revision is not None and self._folder.is_local(_WEIGHTS[0]):
             return (
-                "none is in the cache, and the Hub cannot be reached; "
+                "none is in the cache, and HF_HUB_OFFLINE is set; "
                 f"{self._folder.remedy(_WEIGHTS[0])}"
             )
         return "model.safetensors or pytorch_model.bin, or an index with its shards"
