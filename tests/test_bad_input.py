@@ -263,9 +263,9 @@ def test_a_weight_that_is_not_finite_is_named(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("tny", "tny does not exist: did you mean tiny?; name a folder"),
+        ("tny", "tny does not exist: did you mean tiny? Or name a folder"),
         ("", "the model's name is empty: name a folder, or one of the zoo"),
-        ("absent", "absent does not exist; name a folder, a .nemo, a Hub id (owner/name) or one"),
+        ("absent", "absent does not exist; name a folder, a .nemo, a .gguf, a Hub id (owner/name)"),
         ("a/b/c", "a/b/c does not exist; name a folder"),
         ("owner/absent", "owner/absent is neither a folder nor in the cache"),
         (__file__, "is not a .nemo"),

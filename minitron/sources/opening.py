@@ -90,10 +90,10 @@ def open_source(
     parsed = _HUB_ID.fullmatch(name)
     if parsed is None:
         near = get_close_matches(name, models, 1)
+        hint = f": did you mean {near[0]}? Or" if near else ";"
         raise SourceError(
-            f"{name} does not exist{f': did you mean {near[0]}?' if near else ''}; "
-            "name a folder, a .nemo, a .gguf, a Hub id (owner/name) or one of the zoo: "
-            + ", ".join(models)
+            f"{name} does not exist{hint} name a folder, a .nemo, a .gguf, a Hub id (owner/name) "
+            f"or one of the zoo: {', '.join(models)}"
         )
     repo, revision, inner = parsed["repo"], parsed["revision"], parsed["file"]
     if inner is None:
