@@ -1,6 +1,7 @@
 """What is generated is what transformers generates, and the pieces it comes in lose nothing."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,21 @@ def test_an_empty_prompt_begins_as_a_text_does() -> None:
     ids = tokenizer.encode("It was", add_special_tokens=False)
     model = reciting_model([2, *ids, 3], VOCABULARY)
     assert "".join(streamed(model, tokenizer, "", 9)) == "It was"
+
+
+def test_beyond_the_context_nothing_is_logged_amid_the_text(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    edit_config(copy, max_position_embeddings=13, eos_token_id=None)
+    stopping = logging.getLogger("transformers.generation.stopping_criteria")
+    stopping.addHandler(caplog.handler)
+    try:
+        minitron.generate(str(copy), "It was", max_new_tokens=20)
+    finally:
+        stopping.removeHandler(caplog.handler)
+    assert "may predict worse beyond its context of 13 tokens" in caplog.text
+    assert "reminder" not in caplog.text
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ generate(source="tiny", prompt="It was the best of times,", max_new_tokens=40)
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -99,7 +99,7 @@ def stream_model(
         )
     ids = ids.to(model.device)
     set_seed(recipe.seed)
-    with _settings_boundary(model):
+    with _settings_boundary(model), _without_reminder():
         # Without gradients; not in inference mode, in which 4-bit weights cannot be used.
         model.generate(  # type: ignore[operator]  # mixed in without types
             ids,
@@ -127,6 +127,21 @@ class _Streamer(BaseStreamer):
         """Called after the last token."""
         if self._stream is not None and (text := self._stream.finish()):
             self._emit(text)
+
+
+@contextmanager
+def _without_reminder() -> Iterator[None]:
+    """Leave out what transformers logs amid the text beyond the context: `stream` warns before."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "exceeded the model's predefined maximum length" not in record.getMessage()
+
+    stopping = logging.getLogger("transformers.generation.stopping_criteria")
+    stopping.addFilter(is_other)
+    try:
+        yield
+    finally:
+        stopping.removeFilter(is_other)
 
 
 def _settings_boundary(model: PreTrainedModel) -> AbstractContextManager[None]:
