@@ -20,6 +20,7 @@ import minitron
 from minitron.candidates.decode_step import Conditions
 from minitron.candidates.latency import Corners, LatencyTable
 from minitron.errors import MinitronError
+from minitron.sources.opening import zoo
 from minitron.space.jobs.catalog import Catalog, CatalogModel
 from minitron.space.jobs.comparing import Column, ComparisonRequest, TextPart, compare
 from minitron.space.jobs.decoding import StopSignal, TokenCheck
@@ -42,6 +43,7 @@ from minitron.space.jobs.request import (
 )
 from minitron.space.jobs.semaphore import FairSemaphore
 from minitron.space.jobs.service import Service
+from minitron.space.tabs.prune import least_percent
 from minitron.space.ui.cards import (
     answer_cards,
     how_measured,
@@ -608,6 +610,13 @@ def test_a_speed_that_is_not_known_is_no_number(service: Service) -> None:
     assert found.to_json()["tokens_per_second_estimated"] is None
     assert "this machine is too busy to time it" in preview_card(found)
     assert "being measured" in preview_card(found, timed=False)
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_the_least_budget_on_the_slider_has_sizes(name: str) -> None:
+    entry = CatalogModel(name, name, None)
+    least = least_percent(entry)
+    assert round(100 * Sizes.of_share(entry, least / 100).share_of(entry)) == least
 
 
 def test_every_budget_in_percent_has_sizes_that_the_sliders_can_show(service: Service) -> None:

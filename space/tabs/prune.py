@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from minitron.errors import MinitronError
+from minitron.space.jobs.catalog import CatalogModel
 from minitron.space.jobs.distilling import can_distill
 from minitron.space.jobs.preview import LABELS, SIZES, Sizes, slider_ranges
 from minitron.space.jobs.pruning import push_with_token
@@ -51,7 +52,7 @@ def prune_tab(service: Service, tab: gr.Tab) -> dict[str, gr.Component]:
         with gr.Column(scale=2, min_width=280):
             model = gr.Dropdown(names, value=names[0], label="Model", elem_id="mt-model")
             share = gr.Slider(
-                _LEAST_PERCENT,
+                least_percent(service.catalog.model(names[0])),
                 100,
                 round(100 * _FIRST_SHARE),
                 step=1,
@@ -221,7 +222,8 @@ def _connect_sliders(
 
     def choose_model(model: str) -> list[Any]:
         updates = slider_updates(service, model, first_sizes(service, model))
-        return [round(100 * _FIRST_SHARE), *updates.values()]
+        least = least_percent(service.catalog.model(model))
+        return [gr.update(value=round(100 * _FIRST_SHARE), minimum=least), *updates.values()]
 
     def choose_share(model: str, share: float) -> list[Any]:
         entry = service.catalog.model(model)
@@ -266,6 +268,15 @@ def _idle() -> Any:
 def _moved(before: float, value: int) -> Any:
     """An update where the value changes: any other would disturb a visitor who drags the slider."""
     return gr.skip() if before == value else value
+
+
+def least_percent(entry: CatalogModel) -> int:
+    """The least budget on the slider: no widths of a small model have 5 % of its parameters."""
+    try:
+        least = Sizes.of_share(entry, _LEAST_PERCENT / 100).share_of(entry)
+    except MinitronError:
+        return _LEAST_PERCENT
+    return min(max(_LEAST_PERCENT, round(100 * least)), round(100 * _FIRST_SHARE))
 
 
 def first_sizes(service: Service, name: str) -> Sizes:
