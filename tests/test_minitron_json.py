@@ -51,7 +51,7 @@ def test_the_schema_is_the_documented_one() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "has no minitron.json: minitron did not make it"),
+        (None, "has no minitron.json: the folders of prune, convert --to hub, train,"),
         ("{]", "minitron.json is not JSON"),
         ("3", "was not written by minitron"),
         ('{"schema": true}', "was not written by minitron"),

@@ -308,7 +308,7 @@ def test_before_training_is_for_what_was_trained(pruned: Path, refused: Refused)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "has no minitron.json: minitron did not make it"),
+        (None, "has no minitron.json: the folders of prune, convert --to hub, train,"),
         ("{", "minitron.json is not JSON"),
         ("[" * 100_000, "minitron.json is not JSON"),
         ("\x80", "minitron.json is not JSON"),

@@ -17,7 +17,7 @@ class CardRecipe(Recipe):
     """
 
     folder: str
-    """A folder that minitron made."""
+    """A folder with a minitron.json: of prune, convert --to hub, train, distill or quickstart."""
     _: KW_ONLY
     overwrite: bool = False
     """Replace a README.md that was written or changed by hand."""
@@ -65,7 +65,7 @@ class PushRecipe(Recipe):
 
 @dataclass(frozen=True)
 class RemakeRecipe(Recipe):
-    """Build a pruned or converted folder's weights again, from its record and its source.
+    """Build the weights of a pruned or converted folder again, from its minitron.json and source.
 
     As they were cut or converted: the same bytes, without any text. A reconstructed folder is
     fitted again to the same text; the largest difference from the recorded weights is printed.
@@ -78,7 +78,8 @@ class RemakeRecipe(Recipe):
     """
 
     folder: str
-    """The folder, or its Hub id; its minitron.json is enough."""
+    """The folder, or its Hub id; its minitron.json is enough. Of conversions those --to hub have
+    one."""
     out: str
     """The folder to write."""
     _: KW_ONLY

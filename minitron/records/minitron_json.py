@@ -105,7 +105,7 @@ def read_record(folder: Path, called: str | None = None) -> dict[str, Any]:
         remedy = "it is damaged, or was not written by minitron; fetch it again"
         record = read_object(folder / FILE, SourceError, remedy, called=f"{name}/{FILE}")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceError(f"{name} has no {FILE}: minitron did not make it") from error
+        raise no_record(name) from error
     schema = record.get("schema", SCHEMA)
     if isinstance(schema, bool) or not isinstance(schema, int):
         raise SourceError(f"{name}/{FILE} was not written by minitron: it has no schema number")
@@ -115,6 +115,14 @@ def read_record(folder: Path, called: str | None = None) -> dict[str, Any]:
             "pip install --upgrade minitron"
         )
     return record
+
+
+def no_record(name: str) -> SourceError:
+    """The error for what has no minitron.json, which not everything has that minitron writes."""
+    return SourceError(
+        f"{name} has no {FILE}: the folders of prune, convert --to hub, train, distill and "
+        "quickstart have one; other formats and the folders of search have none"
+    )
 
 
 def history_of(record: Record) -> list[Record]:

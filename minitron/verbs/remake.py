@@ -31,6 +31,7 @@ from minitron.records.minitron_json import (
     TRAINED,
     RemakeRecord,
     check_record,
+    no_record,
     read_record,
     record_before_training,
 )
@@ -127,7 +128,7 @@ def _read_folder(folder: str) -> tuple[dict[str, Any], Path | None]:
         return read_record(path, folder), path
     file = open_source(folder, reads_weights=False).companions.file(FILE)
     if file is None:
-        raise SourceError(f"{folder} has no {FILE}: it was not made here")
+        raise no_record(folder)
     return read_record(file.parent, folder), None
 
 
