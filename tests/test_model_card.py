@@ -20,10 +20,11 @@ from minitron.recipes.conversion import ConvertRecipe
 from minitron.recipes.pruning import PruneRecipe
 from minitron.recipes.training import DistillRecipe, TrainRecipe
 from minitron.records.card_page import read_page
-from minitron.records.card_texts import RECIPES, command_of
+from minitron.records.card_texts import RECIPES, command_of, limit_texts
 from minitron.records.kept_picture import draw_kept, kept_maps
 from minitron.records.model_card import write_card
 from minitron.records.task_scores import TaskScores, record_of_scores
+from minitron.records.training_texts import training_texts
 from minitron.sources.opening import zoo
 
 TARGET: dict[str, Any] = {
@@ -104,7 +105,8 @@ def test_a_distilled_model_names_its_pruning_too(taught: Path, both_folders: Pat
     theirs = minitron.evaluate("tiny", corpus=str(both_folders / "text.npy")).loss
     assert theirs == pytest.approx(record["teacher"]["held_out_loss"], abs=0.01)
     assert re.search(
-        r"Loss on held-out text: .* nats a token at the start, .* at the end. The teacher has "
+        rf"Loss on held-out text, in windows of {SEQ_LEN} tokens: .* nats a token at the start, "
+        r".* at the end. The teacher has "
         rf"{record['teacher']['held_out_loss']:.3f} on the same text\.",
         text,
     )
@@ -161,6 +163,61 @@ def test_a_converted_model_has_the_limits_of_its_source(
     minitron.convert(str(both_folders / name), str(tmp_path / "converted"))
     assert limit in text_of(tmp_path / "converted")
     assert "It was not evaluated yet" in text_of(tmp_path / "converted")
+
+
+def pruning(*, used: bool, losses: tuple[float, float, float], kept: bool = True) -> dict[str, Any]:
+    """A record of a pruning whose losses (source, pruned, reconstructed) were measured."""
+    sizes = dict.fromkeys(("hidden_size", "parameters"), 4)
+    names = ("source", "pruned", "reconstructed")
+    fit = {"used": used, "hidden": "select", "losses": dict(zip(names, losses, strict=True))}
+    return {
+        "command": "prune",
+        "recipe": {},
+        "source": {"name": "tiny", **sizes},
+        "target": sizes,
+        "importance": {"scores": "paper"},
+        "kept": {"layers": "0"} if kept else {},
+        "reconstruction": {**fit, "tokens": 9, "corpus": "books"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("used", "losses", "limit"),
+    [
+        (True, (3.7295, 4.1, 3.8521), "its loss is 0.123 nats a token above that of `tiny` on"),
+        (False, (3.7295, 3.7247, 3.7255), "its loss is 0.0048 nats a token below that of `tiny`"),
+        (True, (3.5, 3.6, 3.5), "its loss is that of `tiny` on the held-out part of its cal"),
+    ],
+)
+def test_a_measured_loss_is_stated_by_number(
+    used: bool, losses: tuple[float, float, float], limit: str
+) -> None:
+    _, pruned, _ = limit_texts([pruning(used=used, losses=losses)], "half")
+    assert pruned.startswith("Pruned and not trained since: ")
+    assert limit in pruned
+    assert "worse" not in pruned
+
+
+def test_losses_that_differ_are_shown_with_the_decimals_that_show_it() -> None:
+    _, fit = training_texts([pruning(used=False, losses=(3.73, 3.7247, 3.7255))], [])
+    assert "3.7247 nats a token as it is cut, 3.7255 with the fit, 3.7300 for `tiny`" in fit
+
+
+def test_where_nothing_was_removed_nothing_is_called_worse() -> None:
+    copied = pruning(used=False, losses=(3.7, 3.7, 3.7), kept=False)
+    del copied["reconstruction"]
+    cut = pruning(used=True, losses=(3.0, 3.4, 3.2))
+    assert not any("runed" in limit for limit in limit_texts([copied], "same"))
+    assert "0.200 nats a token above" in limit_texts([cut, copied], "same")[1]
+
+
+def test_what_was_trained_from_random_weights_and_further_is_derived_from_no_model() -> None:
+    made = pruning(used=True, losses=(3.0, 3.4, 3.2))
+    first = {**made, "command": "train", "recipe": {"scratch": True}}
+    further = {**made, "command": "train", "recipe": {"scratch": False}}
+    assert limit_texts([first, further], "it")[0].startswith("Trained from random weights: ")
+    assert limit_texts([first, made], "it")[0].startswith("A derived model: ")
+    assert limit_texts([further], "it")[0].startswith("A derived model: ")
 
 
 def test_it_says_what_remake_can_do(both_folders: Path) -> None:

@@ -33,8 +33,8 @@ MEASURED = ("results", "benchmarks")  # on text, and on lm-eval's tasks
 _MADE_BY = {
     "convert": "Converted from `{source}` by `minitron convert`.",
     "prune": "Pruned from `{source}` by `minitron prune`.",
-    "train": "Trained by `minitron train`, starting from `{source}`.",
-    "distill": "Distilled by `minitron distill`, starting from `{source}`.",
+    "train": "Trained by `minitron train`, starting from {start}`{source}`.",
+    "distill": "Distilled by `minitron distill`, starting from {start}`{source}`.",
     "quickstart": "Pruned and distilled from `{source}` by `minitron quickstart`.",
 }
 FITTED_TEXT = (
@@ -81,7 +81,12 @@ def display_name(source: str) -> str:
 def summary_text(history: Sequence[Record]) -> str:
     """One sentence for each step."""
     return " ".join(
-        _MADE_BY[step["command"]].format(source=display_name(step["source"]["name"]))
+        _MADE_BY[step["command"]].format(
+            source=display_name(step["source"]["name"]),
+            start="random weights, with the sizes and the tokenizer of "
+            if step["recipe"].get("scratch")
+            else "",
+        )
         for step in history
     )
 
@@ -128,19 +133,17 @@ def result_tables(history: Sequence[Record], name: str) -> tuple[Result, ...]:
 def limit_texts(history: Sequence[Record], name: str) -> tuple[str, ...]:
     """The limits that a user of the model should know."""
     last = history[-1]
-    made = next((step for step in reversed(history) if step["command"] != "convert"), last)
+    changes = [step for step in history if _changes_weights(step)] or [last]
+    made = changes[-1]
     limits = [
-        "A derived model: it has the limits and the license of the model that it was made from."
-        if made["command"] != "train" or not made["recipe"].get("scratch")
-        else "Trained from random weights: it knows its training text and nothing else."
+        "Trained from random weights: it knows its training text and nothing else."
+        if _is_trained_from_scratch(changes)
+        else "A derived model: it has the limits and the license of the model that it was made "
+        "from."
     ]
     trained = [step["training"].get("tokens") for step in history if "training" in step]
-    if made["command"] == "prune":
-        worse = "worse" if is_fitted(made) else "much worse"
-        limits.append(
-            f"Pruned and not trained since: until it is distilled (`minitron distill`), {worse} "
-            "than the model that was pruned."
-        )
+    if made["command"] == "prune" and _changes_weights(made):
+        limits.append(_pruned_limit(made))
     elif made["command"] == "distill" and all(trained) and sum(trained) < _PAPERS_TOKENS:
         limits.append(
             f"Trained on {sum(trained):,} tokens since; the papers use {_PAPERS_TOKENS:,.0f}."
@@ -155,6 +158,51 @@ def limit_texts(history: Sequence[Record], name: str) -> tuple[str, ...]:
             f"{measured}: `minitron evaluate {shlex.quote(name)} --corpus HELD-OUT --record`."
         )
     return tuple(limits)
+
+
+def _changes_weights(step: Record) -> bool:
+    """Whether a step did more than copy: a conversion does not, nor a pruning that cuts nothing."""
+    if step["command"] == "prune":
+        return bool(step.get("kept")) or is_fitted(step)
+    return bool(step["command"] != "convert")
+
+
+def _is_trained_from_scratch(changes: Sequence[Record]) -> bool:
+    """Whether training on text made the weights, and nothing but that."""
+    for step in reversed(changes):
+        if step["command"] != "train" or step["recipe"].get("scratch"):
+            return bool(step["command"] == "train")
+    return False
+
+
+def _pruned_limit(pruning: Record) -> str:
+    """What a pruned model that was not trained since has lost: by number where it was measured."""
+    measured = pruning.get("reconstruction")
+    if measured is None:
+        return (
+            "Pruned and not trained since: until it is distilled (`minitron distill`), much worse "
+            "than the model that was pruned."
+        )
+    shown = loss_texts(measured["losses"])
+    own = shown["reconstructed" if measured["used"] else "pruned"]
+    decimals = len(own.partition(".")[2])
+    above = float(own) - float(shown["source"])
+    side = "above" if above > 0 else "below"
+    distance = f"{abs(above):.{decimals}f} nats a token {side} " if own != shown["source"] else ""
+    return (
+        f"Pruned and not trained since: its loss is {distance}that of "
+        f"`{display_name(pruning['source']['name'])}` on the held-out part of its calibration "
+        "text. `minitron distill` trains it."
+    )
+
+
+def loss_texts(losses: Mapping[str, float]) -> dict[str, str]:
+    """Losses with three decimals, or with as many more as show which of them differ."""
+    for decimals in range(3, 7):  # six are recorded
+        shown = {name: f"{loss:.{decimals}f}" for name, loss in losses.items()}
+        if len({*shown.values()}) == len({*losses.values()}):
+            break
+    return shown
 
 
 def again_text(history: Sequence[Record], name: str) -> str:

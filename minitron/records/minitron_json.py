@@ -81,7 +81,10 @@ _STEP: Mapping[str, Kind] = {
         "losses": {"source": float, "pruned": float, "reconstructed": float},
         "linears": Each({"used": bool, **dict.fromkeys(_ERRORS, float)}),
     },
-    "training?": {"epochs": float, "corpus_tokens": int, "steps": int, "tokens?": int},
+    "training?": {
+        **{"epochs": float, "corpus_tokens": int, "steps": int},
+        **{"tokens?": int, "held_out_seq_len?": int},
+    },
     "teacher?": {"name": str, "parameters": int, "held_out_loss?": float},
     "distillation?": {"steps": int, "tokens": int},
     "results?": _TABLE,

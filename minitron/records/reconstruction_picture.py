@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minitron.model.architecture import Architecture
+from minitron.records.card_texts import loss_texts
 from minitron.records.kept_picture import KEPT, REMOVED
 
 RECONSTRUCTION_PICTURE = "reconstruction.png"
@@ -76,9 +77,10 @@ def errors_of(done: Mapping[str, Any], architecture: Architecture) -> dict[str, 
 def _draw_losses(panel: Any, losses: Mapping[str, float]) -> None:
     """Draw the three losses as bars from 0, with their numbers."""
     names, values = list(_STAGES.values()), [losses[stage] for stage in _STAGES]
+    shown = loss_texts(losses)
     panel.barh(names, values, color=[REMOVED, REMOVED, KEPT])
-    for row, value in enumerate(values):
-        panel.text(0.02 * max(values), row, f"{value:.3f}", va="center")
+    for row, stage in enumerate(_STAGES):
+        panel.text(0.02 * max(values), row, shown[stage], va="center")
     panel.invert_yaxis()
     panel.set_title("loss on held-out text")
     panel.set_xlabel("nats a token")

@@ -7,7 +7,7 @@ States only numbers that minitron.json holds. Reads no file.
 
 from collections.abc import Mapping, Sequence
 
-from minitron.records.card_texts import display_name, keeps_directions
+from minitron.records.card_texts import display_name, keeps_directions, loss_texts
 from minitron.records.minitron_json import Record
 
 _DISTANCES = {
@@ -39,15 +39,23 @@ def training_texts(
             paragraphs.append(_short_distillation(step))
     losses = [point["eval_loss"] for point in curve if "eval_loss" in point]
     if len(losses) > 1:
+        length = _held_out_seq_len(history[-1])
+        windows = "" if length is None else f", in windows of {length:,} tokens"
         theirs = history[-1].get("teacher", {}).get("held_out_loss")
         beside = "" if theirs is None else f" The teacher has {theirs:.3f} on the same text."
         paragraphs.append(
-            f"Loss on held-out text: {losses[0]:.3f} nats a token at the start, "
+            f"Loss on held-out text{windows}: {losses[0]:.3f} nats a token at the start, "
             f"{losses[-1]:.3f} at the end.{beside}"
         )
     if curve:
         paragraphs.append("The loss curve is in `training.jsonl`.")
     return tuple(paragraphs)
+
+
+def _held_out_seq_len(record: Record) -> int | None:
+    """Tokens in a window of the held-out text of a training; None where no record has it."""
+    recorded: int | None = record.get("training", {}).get("held_out_seq_len")
+    return recorded or record["recipe"].get("seq_len")
 
 
 def _importance(record: Record) -> str:
@@ -73,11 +81,11 @@ def _importance(record: Record) -> str:
 
 def _reconstruction(record: Record) -> str:
     done, of = record["reconstruction"], display_name(record["source"]["name"])
-    losses = done["losses"]
+    losses = loss_texts(done["losses"])
     text = _text_of(done["tokens"], done["corpus"], record["source"]["name"])
     numbers = (
-        f"{losses['pruned']:.3f} nats a token as it is cut, {losses['reconstructed']:.3f} with the "
-        f"fit, {losses['source']:.3f} for `{of}`"
+        f"{losses['pruned']} nats a token as it is cut, {losses['reconstructed']} with the fit, "
+        f"{losses['source']} for `{of}`"
     )
     if not done["used"]:
         return (

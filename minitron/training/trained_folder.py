@@ -143,6 +143,7 @@ def write_trained(
             "steps": result.steps,
             "epochs": result.epochs,
             "tokens": result.tokens,
+            **_held_out_seq_len(texts),
         },
         **recorded,
     )
@@ -150,6 +151,13 @@ def write_trained(
     # Renamed first, so that a run killed while it removes them does not resume from some of them.
     (folder / CHECKPOINTS).rename(folder / _REMOVED)
     _remove_checkpoints(folder)
+
+
+def _held_out_seq_len(texts: Texts) -> dict[str, int]:
+    """The length of the windows that the losses on held-out text are of."""
+    if texts.held_out is None:
+        return {}
+    return {"held_out_seq_len": texts.held_out.sequences.shape[1]}
 
 
 def is_complete(folder: Path) -> bool:
