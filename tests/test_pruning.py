@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minitron
+from minitron import cli
 from minitron.errors import ImportanceError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.families import FAMILIES as TABLE
@@ -192,6 +193,10 @@ def test_a_dry_run_reports_what_pruning_then_makes_and_writes_nothing(
     assert vars(report.pruned) | {"layout": "safetensors"} == vars(made)
     assert report.source == minitron.inspect(str(source))
     assert report.share_of_importance_kept == record["share_of_importance_kept"]
+    shown = {row[0]: row[-1] for row in report.rows()}
+    turns = record["reconstruction"]["hidden"] == "rotate"
+    assert turns or sizes is not TARGET
+    assert (shown["hidden_size"] == "by directions") == turns
     assert "dry_run" not in record["recipe"]
     chosen = record.get("search", {"reason": "sizes as named"})
     assert report.to_json()["reason"] == chosen["reason"]
@@ -509,12 +514,18 @@ def test_steps_go_by_sizes_that_the_family_takes(tmp_path: Path) -> None:
     assert [out.config[key] for key in ("hidden_size", "num_key_value_heads")] == [33, 3]
 
 
-def test_sizes_that_cut_nothing_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = str(tiny_folder(tmp_path / "source", vocab_size=60))
+def test_sizes_that_cut_nothing_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source, out = str(tiny_folder(tmp_path / "source", vocab_size=60)), str(tmp_path / "out")
     with pytest.raises(TargetError, match="nothing to cut: name sizes, such as --hidden-size"):
-        minitron.prune(source, str(tmp_path / "out"))
-    minitron.prune(source, str(tmp_path / "out"), hidden_size=42)
+        minitron.prune(source, out)
+    cli.main(["prune", source, out, "--hidden-size", "42"])
     assert f"nothing is cut: {source} has these sizes already" in caplog.text
+    printed = capsys.readouterr().out
+    assert "distill" not in printed
+    assert f"Next:\n  minitron inspect {out}\n" in printed
+    assert "worse" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_neurons_that_no_token_uses_are_not_kept_in_silence(

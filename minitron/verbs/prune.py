@@ -30,12 +30,12 @@ from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.model.target_sizes import check_opened, target_of
 from minitron.options import flags_given
-from minitron.printing import print_json, print_next, print_table
+from minitron.printing import first_use, print_json, print_next, print_table
 from minitron.recipe import record_of, verb
 from minitron.recipes.pruning import PruneRecipe
 from minitron.reconstruction.finished import reached
 from minitron.reconstruction.memory import MemoryPlan
-from minitron.reconstruction.projection import check_turns
+from minitron.reconstruction.projection import check_turns, hidden_choice
 from minitron.reconstruction.reconstruct import Reconstructed, memory_of, reconstruct
 from minitron.records.folder_writer import (
     check_companions,
@@ -43,6 +43,7 @@ from minitron.records.folder_writer import (
     write_companions,
     write_weights,
 )
+from minitron.records.minitron_json import read_record
 from minitron.records.model_card import write_card
 from minitron.records.record_writer import inherited_from, write_record
 from minitron.scores.calibration import Calibration, check_text
@@ -70,6 +71,7 @@ class PruningReport:
     pruned: Inspection
     share_of_importance_kept: dict[str, float]  # by axis
     reason: str  # why these sizes
+    keeps_directions: bool = False  # of the hidden size, and no channels
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `minitron prune --dry-run --json`."""
@@ -89,6 +91,8 @@ class PruningReport:
         for name in quantities:
             before, after = getattr(self.source, name), getattr(self.pruned, name)
             score = f"{100 * axes[name]:.1f} %" if name in axes else ""
+            if self.keeps_directions and name == AXIS_KEYS["hidden"] and after < before:
+                score = "by directions"  # the score ranks channels, of which none is kept
             rows.append([name, f"{before:,}", f"{after:,}", f"{100 * after / before:.1f} %", score])
         return rows
 
@@ -123,7 +127,9 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     for note in load_notes(config):
         logger.warning("%s", note)
     if recipe.dry_run:
-        return _report(source, choice, decide(source, choice, recipe, text))
+        how = hidden_choice(recipe.hidden, source.architecture, target)
+        turns = text is not None and how == "rotate"
+        return _report(source, choice, decide(source, choice, recipe, text), turns=turns)
     begun = {key: value for key, value in asdict(recipe).items() if key not in _NO_RESULT}
     with shared_folder(out, begun, resumable=memory is not None, reached=_reached) as folder:
         if text is not None and is_first_process():
@@ -173,11 +179,16 @@ def command(recipe: PruneRecipe, *, as_json: bool) -> None:
         print_next([*words, *flags_given(recipe, options)])
     else:
         print(f"{recipe.out}: {inspection.parameters:,} parameters")
-        print_next(_distill_command(recipe))
+        print_next(_next_command(recipe, made))
 
 
-def _distill_command(recipe: PruneRecipe) -> list[str]:
-    """The command that trains the result on its source's predictions, on the same text."""
+def _next_command(recipe: PruneRecipe, made: HubFolder) -> list[str]:
+    """The command that trains the result on its source's predictions, on the same text.
+
+    A copy, of which nothing is cut, is used as it is.
+    """
+    if not read_record(Path(recipe.out))["kept"]:
+        return first_use(recipe.out, has_tokenizer=bool(made.companions.tokenizer_names))
     corpus = recipe.corpus if recipe.corpus not in (None, "random") else "self"
     words = ["minitron", "distill", recipe.out, f"{Path(recipe.out)}-distilled"]
     words += ["--teacher", recipe.source, "--corpus", str(corpus)]
@@ -192,12 +203,11 @@ def _text_to_fit(source: Source, recipe: PruneRecipe) -> Calibration | None:
     return text_of(source, recipe)
 
 
-def _report(source: Source, choice: Choice, decision: Decision) -> PruningReport:
-    """What would be written."""
+def _report(source: Source, choice: Choice, decision: Decision, *, turns: bool) -> PruningReport:
+    """What would be written; `turns`: of the hidden size directions, and no channels."""
     pruned = PrunedSource(source, decision.plan)
-    return PruningReport(
-        inspection_of(source), inspection_of(pruned), dict(decision.shares), choice.reason
-    )
+    both = inspection_of(source), inspection_of(pruned)
+    return PruningReport(*both, dict(decision.shares), choice.reason, keeps_directions=turns)
 
 
 def _choose_sizes(source: Source, recipe: PruneRecipe) -> Choice:
