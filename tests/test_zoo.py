@@ -102,6 +102,19 @@ def test_a_childs_recipes_made_it(name: str) -> None:
             assert recorded_recipe[key] == value, (command, key)
 
 
+def test_the_teachers_recipes_made_it_from_random_weights() -> None:
+    record = json.loads((TINY / "minitron.json").read_text())
+    recipes = Path(minitron.__file__).parent / "recipes"
+    made = {"tiny": record["source"]["made"], "tiny-continued": record}
+    for name, step in made.items():
+        for key, value in yaml.safe_load((recipes / f"{name}.yaml").read_text()).items():
+            assert step["recipe"][key] == value, (name, key)
+        assert step["training"]["epochs"] == pytest.approx(step["recipe"]["epochs"], abs=0.001)
+    card = (TINY / "README.md").read_text()
+    assert "minitron train tiny-first --scratch --corpus books-train.jsonl.gz" in card
+    assert "Trained from random weights" in card
+
+
 @pytest.mark.parametrize("name", ["tiny", *CHILDREN])
 def test_its_weights_are_complete_and_nothing_is_left_at_its_start(name: str) -> None:
     source = open_source(name)
