@@ -232,8 +232,8 @@ def _stage(against: dict[str, Any], stage: str, words: str) -> DotPlot:
 
 
 def _lower_by(ours: Row, other: Row) -> str:
-    gap = other.mean - ours.mean
-    if not are_different(gap, ours.spread, other.spread):
+    gap = _shown_gap(other.mean, ours.mean)
+    if not are_different(other.mean - ours.mean, ours.spread, other.spread):
         return "too close to tell"
     return f"**{abs(gap):.3f} nats per token {'lower' if gap > 0 else 'higher'}**"
 
@@ -348,15 +348,19 @@ def _table_row(row: dict[str, Any]) -> Row:
     )
 
 
+def _shown_gap(loss: float, other: float) -> float:
+    """What a reader finds who subtracts the losses as they are shown, with three decimals."""
+    return round(loss, 3) - round(other, 3)
+
+
 def _lowest_verdict(rows: Sequence[Row]) -> str:
     """The row of the lowest loss, and whether the next one differs from it."""
     lowest, second = sorted(rows, key=lambda row: row.mean)[:2]
-    gap = second.mean - lowest.mean
-    if not are_different(gap, lowest.spread, second.spread):
-        return (
-            f"Too close to tell: **{lowest.name}** and {_quoted(second.name)} differ by {gap:.3f}."
-        )
-    return f"Lowest: **{lowest.name}**, {gap:.3f} nats per token below {_quoted(second.name)}."
+    shown = _shown_gap(second.mean, lowest.mean)
+    if not are_different(second.mean - lowest.mean, lowest.spread, second.spread):
+        both = f"Too close to tell: **{lowest.name}** and {_quoted(second.name)}"
+        return f"{both} differ by {shown:.3f}." if shown else f"{both} both have {lowest.mean:.3f}."
+    return f"Lowest: **{lowest.name}**, {shown:.3f} nats per token below {_quoted(second.name)}."
 
 
 def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> tuple[Comparison, ...]:
