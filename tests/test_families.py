@@ -48,6 +48,10 @@ ALLOWED = {
         "input_layernorm": "TensorRT-LLM's own name of a norm",
         "lm_head": "TensorRT-LLM's own name of the output embedding",
     },
+    "conversion/gguf_tokenizer.py": {
+        "llama": "llama.cpp's word for a SentencePiece tokenizer",
+        "qwen2": "llama.cpp's word for a rule that splits texts",
+    },
 }
 
 
