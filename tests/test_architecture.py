@@ -303,6 +303,22 @@ def test_what_only_another_class_would_need_is_left_out(family: str) -> None:
     assert written["num_key_value_heads"] == 2
 
 
+LISTED = [variant for variant, (family, _) in VARIANTS.items() if TABLE[family].layer_lists]
+
+
+@pytest.mark.parametrize("variant", LISTED)
+def test_lists_with_an_entry_for_each_layer_are_cut_with_the_layers(variant: str) -> None:
+    config, kept = tiny_config(variant), (0, 1, 3)
+    lists = TABLE[config.model_type].layer_lists
+    stated = config.to_dict()
+    silent = {key: value for key, value in stated.items() if key not in lists}
+    for given in (stated, silent):
+        target = Architecture.from_config(given).resized(num_hidden_layers=3)
+        written = resized_config(given, target, kept)
+        for key in lists:
+            assert written[key] == [getattr(config, key)[layer] for layer in kept], key
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 class TestLayerTypes:
     kept = (0, 1, 3)
