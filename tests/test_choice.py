@@ -146,8 +146,15 @@ def test_scores_alone_choose_the_shape_that_keeps_most_of_them(source: str, scor
 
     others = [one for one in shapes_near(0.6) if kept(one) > kept(found.target)]
     assert others == []
-    assert "it keeps most of its scores" in found.reason
+    assert "it keeps most of its random scores" in found.reason
     assert "no text is named to compare them on (--held-out)" in found.reason
+
+
+def test_what_is_compared_is_ranked_by_no_score_where_all_is_or_scores_are_random() -> None:
+    assert choice.shapes_text(6, 6, is_random=False) == "all 6 shapes"
+    assert "keep most of their scores" in choice.shapes_text(8, 1033, is_random=False)
+    drawn = choice.shapes_text(8, 1033, is_random=True)
+    assert drawn.startswith("8 of 1,033 shapes: those that random scores rank first")
 
 
 def shapes_near(ratio: float) -> list[Architecture]:

@@ -76,10 +76,19 @@ def choose_target(source: Source, recipe: BudgetRecipe) -> Choice:
         if texts is None:
             return _by_scores(whole, shapes, importance, kept, why)
         few = shapes.of(_best_scored(whole, kept, recipe.max_candidates))
-        logger.info("comparing %d of %s shapes: %s", len(few.costs), f"{len(kept):,}", _RULE)
+        shown = shapes_text(len(few.costs), len(kept), is_random=importance.is_random)
+        logger.info("comparing %s", shown)
         comparison = Comparison(source, recipe, folder, few, texts, importance, fit)
         report = comparison.report(comparison.time_best(comparison.measure_losses(), top=1))
     return _by_loss(whole, few, report)
+
+
+def shapes_text(count: int, total: int, *, is_random: bool) -> str:
+    """How many shapes are compared, and by which rule where that is not all of them."""
+    if count == total:
+        return f"all {total:,} shapes"
+    rule = "those that random scores rank first (--max-candidates)" if is_random else _RULE
+    return f"{count:,} of {total:,} shapes: {rule}"
 
 
 def _texts(source: Source, recipe: BudgetRecipe, folder: Path) -> tuple[SearchTexts | None, str]:
@@ -157,9 +166,10 @@ def _by_scores(
     """The candidate that keeps most of its scores."""
     best = max(kept, key=lambda one: kept[one])
     share = "" if importance.is_random else f", {kept[best]:.1%},"
+    kind = "random " if importance.is_random else ""
     reason = (
         f"chose {sizes_of(best)}: {_share(best, whole)}; of {len(kept):,} shapes within "
-        f"{shapes.tolerance:.0%} of the budget it keeps most of its scores{share} and {why}"
+        f"{shapes.tolerance:.0%} of the budget it keeps most of its {kind}scores{share} and {why}"
     )
     record = {"reason": reason, "budget": shapes.budget.to_json(), "counts": dict(shapes.counts)}
     return Choice(best, reason, importance, record)
