@@ -29,16 +29,11 @@ from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.options import parse_bytes
 from minitron.recipes.pruning import BudgetRecipe
+from minitron.reconstruction.calibration_tokens import split, widest_input
 from minitron.reconstruction.finished import keep_covariance_alone
-from minitron.reconstruction.memory import MemoryPlan
+from minitron.reconstruction.memory import MemoryPlan, memory_of
 from minitron.reconstruction.projection import check_turns, hidden_choice
-from minitron.reconstruction.reconstruct import (
-    fitted_model,
-    held_out_loss,
-    memory_of,
-    split,
-    widest_input,
-)
+from minitron.reconstruction.reconstruct import fitted_model, held_out_loss
 from minitron.scores.calibration import calibration
 from minitron.sources.loading import default_device
 from minitron.sources.processes import Processes

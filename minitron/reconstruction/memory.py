@@ -6,18 +6,33 @@ held at once: two layers of both models, the sums of one linear in float64, a ba
     plan_memory(source, target, lengths, budget=20 << 30, needs=Needs(4, 2)).peak
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
+
+import torch
 
 from minitron.errors import TargetError
-from minitron.files.device_memory import readable_bytes
+from minitron.files.device_memory import free_memory, memory_in_use, readable_bytes
 from minitron.model.architecture import Architecture
+from minitron.model.families import EMBEDDING
+from minitron.model.source import Source
+from minitron.options import parse_bytes
+from minitron.recipes.pruning import Hidden
+from minitron.reconstruction.calibration_tokens import split
+from minitron.reconstruction.finished import batch_tokens_of
 from minitron.reconstruction.head import BYTES_AT_ONCE
 from minitron.reconstruction.least_squares import TOKENS_AT_ONCE
+from minitron.reconstruction.projection import hidden_choice
 from minitron.scores.sweep import BATCH_TOKENS, Needs, running_bytes, with_overhead
 from minitron.sources.layer_stream import BLOCK_BYTES
+from minitron.sources.processes import Processes
 from minitron.sources.streamed_loss import CHUNK_BYTES
+from minitron.text.encoding import TokenIds
+
+logger = logging.getLogger(__name__)
 
 _WIDE = 8  # bytes of a number in float64
 
@@ -38,6 +53,55 @@ class MemoryPlan:
             f"reconstructing on {tokens:,} tokens, {self.batch_tokens:,} at once, with both "
             f"streams {place}: at most {readable_bytes(self.peak)} of memory expected"
         )
+
+
+def memory_of(
+    source: Source,
+    target: Architecture,
+    sequences: Sequence[TokenIds],
+    *,
+    hidden: Hidden,
+    dtype: torch.dtype,
+    processes: Processes,
+    memory_budget: str | None = None,
+    folder: Path | None = None,
+    is_logged: bool = True,
+) -> MemoryPlan:
+    """How the work fits into memory, and logs it. Raises TargetError where it does not.
+
+    `folder` may hold what an interrupted call has finished, of whose batches these are.
+    """
+    device = processes.device
+    in_use = memory_in_use(device)
+    budget = in_use + free_memory(device)
+    if memory_budget is not None:
+        budget = parse_bytes(memory_budget, "--memory-budget")
+    needs = Needs(
+        itemsize=dtype.itemsize,
+        stored_itemsize=source.tensors[EMBEDDING].dtype.itemsize,
+        has_masks=bool(source.config.get("sliding_window")),
+        base=in_use,
+    )
+    fitted, held_out = split(sequences)
+    mine = [part[processes.part(len(part))] for part in (fitted, held_out)]
+    lengths = [len(sequence) for part in mine for sequence in part]
+    if len(fitted) < processes.count:
+        raise TargetError(
+            f"{len(fitted)} sequences to fit on cannot be shared by {processes.count} processes"
+        )
+    plan = plan_memory(
+        source.architecture,
+        target,
+        lengths,
+        budget=budget,
+        needs=needs,
+        rotates=hidden_choice(hidden, source.architecture, target) == "rotate",
+        streams_count=torch.device(device).type == "cpu",
+        batch_tokens=None if folder is None else batch_tokens_of(folder),
+    )
+    if processes.is_first and is_logged:
+        logger.info("%s", plan.text(sum(lengths)))
+    return plan
 
 
 def plan_memory(

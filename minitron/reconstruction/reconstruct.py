@@ -11,37 +11,32 @@ than that of the pruned model as it was.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minitron.errors import TargetError
-from minitron.files.device_memory import free_memory, memory_in_use
-from minitron.model.architecture import Architecture
-from minitron.model.families import EMBEDDING
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
-from minitron.options import parse_bytes
 from minitron.progress import Progress
 from minitron.recipes.pruning import Hidden
-from minitron.reconstruction.finished import Finished, Refit, RefittedSource, batch_tokens_of
-from minitron.reconstruction.memory import MemoryPlan, plan_memory
+from minitron.reconstruction.calibration_tokens import (
+    batches_of_process,
+    enough_for_directions,
+    split,
+    warn_of_few_tokens,
+)
+from minitron.reconstruction.finished import Finished, Refit, RefittedSource
+from minitron.reconstruction.memory import MemoryPlan, memory_of
 from minitron.reconstruction.projection import covariance_of, hidden_choice, pair_of
 from minitron.reconstruction.refit import PASSES, refit
 from minitron.reconstruction.side_by_side import SideBySide
 from minitron.reconstruction.token_states import Streams
-from minitron.scores.sweep import BATCH_TOKENS, Needs, batches_of
+from minitron.scores.sweep import BATCH_TOKENS, batches_of
 from minitron.sources.processes import Processes
 from minitron.sources.pruned import PrunedSource
 from minitron.sources.streamed_loss import streamed_loss
 from minitron.text.encoding import TokenIds
-
-_HELD_OUT_EVERY = 20  # of the sequences one is held out
-# `tiny` cut to half has 4.046 nats a token with 32, 4.049 with 4, and 4.044 with 128.
-_TOKENS_A_DIRECTION = 32
-_TOKENS_AN_INPUT = 4  # fewer, and a fit follows the text rather than the model
 
 logger = logging.getLogger(__name__)
 
@@ -52,55 +47,6 @@ class Reconstructed:
 
     source: Source
     record: dict[str, Any] | None  # None where nothing was fitted
-
-
-def memory_of(
-    source: Source,
-    target: Architecture,
-    sequences: Sequence[TokenIds],
-    *,
-    hidden: Hidden,
-    dtype: torch.dtype,
-    processes: Processes,
-    memory_budget: str | None = None,
-    folder: Path | None = None,
-    is_logged: bool = True,
-) -> MemoryPlan:
-    """How the work fits into memory, and logs it. Raises TargetError where it does not.
-
-    `folder` may hold what an interrupted call has finished, of whose batches these are.
-    """
-    device = processes.device
-    in_use = memory_in_use(device)
-    budget = in_use + free_memory(device)
-    if memory_budget is not None:
-        budget = parse_bytes(memory_budget, "--memory-budget")
-    needs = Needs(
-        itemsize=dtype.itemsize,
-        stored_itemsize=source.tensors[EMBEDDING].dtype.itemsize,
-        has_masks=bool(source.config.get("sliding_window")),
-        base=in_use,
-    )
-    fitted, held_out = split(sequences)
-    mine = [part[processes.part(len(part))] for part in (fitted, held_out)]
-    lengths = [len(sequence) for part in mine for sequence in part]
-    if len(fitted) < processes.count:
-        raise TargetError(
-            f"{len(fitted)} sequences to fit on cannot be shared by {processes.count} processes"
-        )
-    plan = plan_memory(
-        source.architecture,
-        target,
-        lengths,
-        budget=budget,
-        needs=needs,
-        rotates=hidden_choice(hidden, source.architecture, target) == "rotate",
-        streams_count=torch.device(device).type == "cpu",
-        batch_tokens=None if folder is None else batch_tokens_of(folder),
-    )
-    if processes.is_first and is_logged:
-        logger.info("%s", plan.text(sum(lengths)))
-    return plan
 
 
 def reconstruct(
@@ -124,7 +70,7 @@ def reconstruct(
     """
     processes = processes or Processes(device=device)
     fitted, held_out = split(sequences)
-    _warn_of_few_tokens(plan.target, sum(map(len, fitted)))
+    warn_of_few_tokens(plan.target, sum(map(len, fitted)))
     how = hidden_choice(hidden, source.architecture, plan.target)
     memory = memory or memory_of(
         source,
@@ -184,14 +130,14 @@ def fitted_model(
     memory = memory or MemoryPlan(BATCH_TOKENS, BATCH_TOKENS, on_disk=False, peak=0)
     finished = Finished.at(folder, memory.batch_tokens, writes=processes.is_first)
     processes.wait()  # until all know what is finished
-    batches, is_held_out = _batches(fitted, held_out, finished.batch_tokens, processes)
+    batches, is_held_out = batches_of_process(fitted, held_out, finished.batch_tokens, processes)
     passes = PASSES * (plan.target.num_hidden_layers - finished.layers) + 1
     total = passes * sum(batch.numel() for batch in batches)
     covariance = finished.covariance()
     turning: list[torch.Tensor] = []
     if how == "rotate" and covariance is None:
-        enough = _enough([*fitted, *held_out], source.architecture.hidden_size)
-        turning, _ = _batches(enough, [], finished.batch_tokens, processes)
+        enough = enough_for_directions([*fitted, *held_out], source.architecture.hidden_size)
+        turning, _ = batches_of_process(enough, [], finished.batch_tokens, processes)
         passes = 2 * source.architecture.num_hidden_layers + 1
         total += passes * sum(batch.numel() for batch in turning)
     place = folder / f"process-{processes.rank}" if memory.on_disk else None
@@ -213,61 +159,6 @@ def fitted_model(
             refit(both, is_held_out, finished, progress.advance, processes)
     processes.wait()  # until the last file is written
     return RefittedSource(pair.small, finished), finished.refits, pair.share_of_variance
-
-
-def _enough(sequences: Sequence[TokenIds], hidden_size: int) -> Sequence[TokenIds]:
-    """The first sequences, as many as show which directions carry the stream."""
-    ends = accumulate(map(len, sequences))
-    needed = _TOKENS_A_DIRECTION * hidden_size
-    return sequences[: 1 + sum(end < needed for end in ends)]
-
-
-def _batches(
-    fitted: Sequence[TokenIds],
-    held_out: Sequence[TokenIds],
-    tokens: int,
-    processes: Processes,
-) -> tuple[list[torch.Tensor], list[bool]]:
-    """This process's batches of at most so many tokens, and which of them are held out."""
-    batches: list[torch.Tensor] = []
-    is_held_out: list[bool] = []
-    for held, sequences in ((False, fitted), (True, held_out)):
-        mine = sequences[processes.part(len(sequences))]
-        batches += batches_of(mine, tokens)
-        is_held_out += [held] * (len(batches) - len(is_held_out))
-    return batches, is_held_out
-
-
-def split(sequences: Sequence[TokenIds]) -> tuple[list[TokenIds], list[TokenIds]]:
-    """The sequences to fit on, and those held out: one of twenty, spread over the text."""
-    if len(sequences) < 2:
-        raise TargetError(
-            "--reconstruct needs at least 2 sequences of calibration text, one of which is held "
-            "out: give more --samples, or --reconstruct none"
-        )
-    every = min(_HELD_OUT_EVERY, len(sequences))
-    is_held_out = [index % every == every - 1 for index in range(len(sequences))]
-    both = list(zip(sequences, is_held_out, strict=True))
-    return [s for s, held in both if not held], [s for s, held in both if held]
-
-
-def widest_input(architecture: Architecture) -> int:
-    """The inputs of the linear that has most of them."""
-    queries = architecture.num_attention_heads * architecture.head_dim
-    return max(architecture.hidden_size, architecture.intermediate_size, queries)
-
-
-def _warn_of_few_tokens(target: Architecture, tokens: int) -> None:
-    """Log, before the work, that a fit of the widest input needs more tokens."""
-    widest = widest_input(target)
-    needed = _TOKENS_AN_INPUT * widest
-    if tokens < needed:
-        logger.warning(
-            "reconstructing on %s tokens: a linear of %s inputs wants %s or more",
-            f"{tokens:,}",
-            f"{widest:,}",
-            f"{needed:,}",
-        )
 
 
 def held_out_loss(

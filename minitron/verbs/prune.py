@@ -34,9 +34,9 @@ from minitron.printing import first_use, print_json, print_next, print_table
 from minitron.recipe import record_of, verb
 from minitron.recipes.pruning import PruneRecipe
 from minitron.reconstruction.finished import reached
-from minitron.reconstruction.memory import MemoryPlan
+from minitron.reconstruction.memory import MemoryPlan, memory_of
 from minitron.reconstruction.projection import check_turns, hidden_choice
-from minitron.reconstruction.reconstruct import Reconstructed, memory_of, reconstruct
+from minitron.reconstruction.reconstruct import Reconstructed, reconstruct
 from minitron.records.folder_writer import (
     check_companions,
     specs_of,
