@@ -33,7 +33,7 @@ from minitron.reconstruction.finished import Finished, RefittedSource
 from minitron.reconstruction.head import HeadFitting
 from minitron.reconstruction.least_squares import ALPHAS, Sums, fit
 from minitron.reconstruction.memory import plan_memory
-from minitron.reconstruction.projection import hidden_choice
+from minitron.reconstruction.projection import hidden_choice, pair_of
 from minitron.reconstruction.reconstruct import fitted_model, reconstruct
 from minitron.reconstruction.rotation import RotatedSource, principal_basis
 from minitron.records.reconstruction_picture import errors_of
@@ -41,7 +41,7 @@ from minitron.records.record_writer import outlines_of
 from minitron.scores.measuring import score
 from minitron.scores.sweep import Needs
 from minitron.scores.weight_scores import random_scores
-from minitron.sources.loading import load_model
+from minitron.sources.loading import fast_dtype, load_model
 from minitron.sources.opening import open_source
 from minitron.sources.processes import Processes
 from minitron.sources.pruned import PrunedSource
@@ -334,6 +334,69 @@ def test_rotated_and_refitted_is_what_least_squares_by_hand_gives(
         assert error < 1e-4, (name, float(error))
 
 
+@pytest.mark.parametrize("variant", ["llama", "nemotron-biased"])
+def test_what_a_linear_shall_return_is_summed_by_its_rows_in_the_source(
+    variant: str, tmp_path: Path
+) -> None:
+    source = open_source(str(tiny_folder(tmp_path, variant)))
+    scores = random_scores(source.architecture, seed=3)
+    sizes = {**TARGET, "num_attention_heads": 2}  # one of each KV group, with another folded in
+    target = target_of(source.architecture, sizes)
+    plan = choose_plan(scores, source.architecture, target, head_residual=True)
+    assert plan.partners is not None
+    pair = pair_of(source, plan, None, Processes())
+    has_bias = variant == "nemotron-biased"
+    read, theirs = torch.randn(50, 36), torch.randn(50, SIZES["hidden_size"])
+    seen = torch.cat([theirs, torch.ones(50, 1)], 1) if has_bias else theirs
+    sums = Sums.zeros(36, seen.shape[1], squares=True)
+    sums.add(read, seen)
+    for row in pair.linears(("q", "k", "v", "gate", "up")):
+        for position in range(len(plan.layers)):
+            name = row.name(position)
+            bias = pair.rows[name.replace("weight", "bias")].read() if has_bias else None
+            wanted = nn.functional.linear(theirs, pair.rows[name].read(), bias)
+            expected = Sums.zeros(36, wanted.shape[1])
+            expected.add(read, wanted)
+            found = sums.through(pair.kept_rows(row, position))
+            weight = torch.randn(wanted.shape[1], 36)
+            assert torch.allclose(found.products, expected.products, rtol=1e-4, atol=1e-4), name
+            assert found.error(weight) == pytest.approx(expected.error(weight), rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_linears_that_multiply_in_bfloat16_fit_to_three_digits_of_float32(
+    variant: str, tmp_path: Path
+) -> None:
+    source, plan = pruned(variant, tmp_path / "whole", **TARGET)
+    how = hidden_choice("auto", source.architecture, plan.target)
+    both = [[row for i, row in enumerate(text()) if (i % 20 == 19) == held] for held in (0, 1)]
+    exact, rounded = (
+        fitted_model(
+            *(source, plan, *both, tmp_path / str(dtype)), how=how, dtype=dtype, device="cpu"
+        )[1]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert [refit.name for refit in exact] == [refit.name for refit in rounded]
+    assert exact != rounded
+    # Later, another fit may be the better one on a text as short as this.
+    for one, two in zip(exact[:4], rounded[:4], strict=True):
+        assert abs(one.error_after - two.error_after) < 3e-3 * one.error_before, one.name
+
+
+def test_products_of_what_is_the_same_are_as_those_of_what_is_not() -> None:
+    read, wanted = torch.randn(1500, 300), torch.randn(1500, 140)
+    sums = Sums.zeros(300, 140)
+    sums.add(read, wanted)
+    x, y = read.double(), wanted.double()
+    assert torch.allclose(sums.inputs, x.T @ x, rtol=1e-12, atol=1e-9)
+    assert torch.equal(sums.inputs, sums.inputs.T)
+    assert torch.allclose(sums.products, y.T @ x, rtol=1e-12, atol=1e-9)
+    rough = Sums.zeros(300, 140)
+    rough.add(read, wanted, torch.float32)
+    assert (rough.inputs - sums.inputs).norm() < 1e-6 * sums.inputs.norm()
+    assert rough.inputs.dtype == torch.float64
+
+
 @pytest.mark.parametrize("how", ["select", "rotate"])
 def test_the_output_embedding_is_fitted_some_rows_at_a_time(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -587,8 +650,9 @@ def test_remake_without_the_recorded_weights_does_not_call_them_equal(
         ),
         ({"corpus_digest": "0" * 64}, CorpusError, "self is not the text that .* was fitted to"),
         ({"hidden": "turn"}, SourceError, "minitron.json is damaged: hidden"),
+        ({"dtype": "int8"}, SourceError, "minitron.json is damaged: dtype"),
     ],
-    ids=["gone", "another", "damaged"],
+    ids=["gone", "another", "damaged", "no dtype"],
 )
 def test_remake_names_the_text_that_it_cannot_have(
     damage: dict[str, str],
@@ -605,6 +669,29 @@ def test_remake_names_the_text_that_it_cannot_have(
     with pytest.raises(error, match=message):
         minitron.remake(str(copy), str(tmp_path / "again"))
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(("recorded", "used"), [("float16", "float16"), (None, "float32")])
+def test_remake_fits_in_the_dtype_that_the_recorded_weights_were_fitted_in(
+    recorded: str | None, used: str, rotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "small"
+    shutil.copytree(rotated, copy)
+    record = json.loads((copy / "minitron.json").read_text())
+    stored = open_source(str(rotated)).tensors["lm_head.weight"].dtype
+    assert record["reconstruction"].pop("dtype") == str(fast_dtype(stored, "cpu"))[6:]
+    record["reconstruction"] |= {} if recorded is None else {"dtype": recorded}
+    (copy / "minitron.json").write_text(json.dumps(record))
+    found: list[Any] = []
+
+    def fit(source: Source, plan: PruningPlan, text: Any, recipe: Any, folder: Path) -> Any:
+        found.append(recipe.compute_dtype)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minitron.verbs.remake.fit_to_source", fit)
+    with pytest.raises(KeyboardInterrupt):
+        minitron.remake(str(copy), str(tmp_path / "again"))
+    assert found == [used]
 
 
 def test_remake_refuses_changed_weights_and_a_text_for_a_plain_cut(

@@ -23,7 +23,6 @@ import torch
 
 from minitron.candidates.texts import SearchTexts
 from minitron.files.device_memory import free_memory, memory_in_use
-from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
@@ -35,6 +34,7 @@ from minitron.reconstruction.memory import MemoryPlan, memory_of
 from minitron.reconstruction.projection import check_turns, hidden_choice
 from minitron.reconstruction.reconstruct import fitted_model, held_out_loss
 from minitron.scores.calibration import calibration
+from minitron.sources.layer_stream import compute_dtype
 from minitron.sources.loading import default_device
 from minitron.sources.processes import Processes
 from minitron.sources.pruned import PrunedSource
@@ -93,10 +93,9 @@ class Fit:
         """The number that a candidate is fitted on."""
         return sum(map(len, self.few))
 
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """The precision of the fit, which is that of `minitron prune`."""
-        return dtype_named(self.recipe.compute_dtype) or torch.float32
+    def _dtype(self, source: Source) -> torch.dtype:
+        """What linears of a fit multiply in, as in `minitron prune`."""
+        return compute_dtype(source.tensors, self._processes.device, self.recipe.compute_dtype)
 
     def memory(self, source: Source, target: Architecture, *, whole: bool = False) -> MemoryPlan:
         """How the fit on few tokens or the `whole` text fits into memory. Raises TargetError."""
@@ -105,7 +104,7 @@ class Fit:
             target,
             self.sequences if whole else self.few,
             hidden=self.recipe.hidden,
-            dtype=self.dtype,
+            dtype=self._dtype(source),
             processes=self._processes,
             memory_budget=self.recipe.memory_budget,
             is_logged=whole,
@@ -140,7 +139,7 @@ class Fit:
             held_out,
             self.folder,
             how=hidden_choice(self.recipe.hidden, source.architecture, plan.target),
-            dtype=self.dtype,
+            dtype=self._dtype(source),
             device=self._processes.device,
             memory=memory,
         )

@@ -21,31 +21,10 @@ import torch
 from minitron.files.atomic_file import atomic_file
 from minitron.files.safetensors_file import TensorSpec, write_safetensors
 from minitron.model.families import HEAD
-from minitron.reconstruction.least_squares import TOKENS_AT_ONCE, Sums, fit
+from minitron.reconstruction.least_squares import Sums, fit
 from minitron.sources.layer_stream import BLOCK_BYTES, LayerStream
 
 BYTES_AT_ONCE = 4 * BLOCK_BYTES  # of both output embeddings in float64
-
-
-@dataclass(frozen=True)
-class HeadSums:
-    """Sums over tokens of what the two output embeddings read: s, and the source's x."""
-
-    of_pair: Sums  # s^T s, x^T s
-    squares: torch.Tensor  # x^T x (wide, wide)
-
-    @classmethod
-    def zeros(cls, narrow: int, wide: int, device: str) -> "HeadSums":
-        """The sums of no token."""
-        squares = torch.zeros(wide, wide, dtype=torch.float64, device=device)
-        return cls(Sums.zeros(narrow, wide, device), squares)
-
-    def add(self, read: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Add tokens: `read` (tokens, narrow), `wanted` (tokens, wide)."""
-        self.of_pair.add(read, wanted)
-        for run in wanted.split(TOKENS_AT_ONCE):
-            seen = run.double()
-            self.squares.addmm_(seen.T, seen)
 
 
 @dataclass(frozen=True)
@@ -74,24 +53,24 @@ class HeadFitting:
         self._mean = total / count
         self._products.addr_(self._mean, total, alpha=-1)
 
-    def fit(self, fitted: HeadSums, held_out: HeadSums, dtype: torch.dtype, path: Path) -> HeadFit:
-        """Fit W and write it to `path` in `dtype`, rounded as its error is."""
+    def fit(self, fitted: Sums, held_out: Sums, dtype: torch.dtype, path: Path) -> HeadFit:
+        """Fit W to sums of s and x, and write it to `path` in `dtype`, rounded as its error is."""
         wide, width = self._wide, len(self._products)
+        assert held_out.squares is not None
         narrow = width - wide
         before = self._products.new_zeros(width, narrow)
         before[wide:].fill_diagonal_(1)
-        sums = fitted.of_pair
-        padded = torch.cat([sums.products, sums.products.new_zeros(narrow, narrow)])
+        padded = torch.cat([fitted.products, fitted.products.new_zeros(narrow, narrow)])
         whole = float((held_out.squares * self._products[:wide, :wide]).sum())
 
         def error(weight: torch.Tensor) -> float:
             read = self._products @ weight
-            error = (read * (weight @ held_out.of_pair.inputs)).sum()
-            wanted = self._products[:, :wide] @ held_out.of_pair.products
+            error = (read * (weight @ held_out.inputs)).sum()
+            wanted = self._products[:, :wide] @ held_out.products
             return whole + float(error - 2 * (wanted * weight).sum())
 
-        found = fit(Sums(sums.inputs, padded, sums.outputs), held_out.of_pair, before, error)
-        after = whole + self._write(found.weight, held_out.of_pair, dtype, path)
+        found = fit(Sums(fitted.inputs, padded, fitted.outputs), held_out, before, error)
+        after = whole + self._write(found.weight, held_out, dtype, path)
         return HeadFit(found.alpha, error(before) / (whole or 1.0), after / (whole or 1.0))
 
     def _write(self, weight: torch.Tensor, held_out: Sums, dtype: torch.dtype, path: Path) -> float:

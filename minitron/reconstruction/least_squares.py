@@ -7,9 +7,10 @@ mean of diag(X^T X):
     W (X^T X + lambda I) = Y^T X + lambda W0
 
 A bias is a last column of W, and X has a last column of ones. alpha is the one of ALPHAS with the
-least error on the tokens that are held out. Sums and solutions are in float64. Method: ridge
-regression as in Olica (arXiv 2506.08436); plain least squares overfits small calibration sets
-(RCPU, arXiv 2510.07782).
+least error on the tokens that are held out. Where Y = Z V^T for a known V, Y is not computed: sums
+of Z become those of Y. Sums and solutions are in float64; products of some tokens may be in
+float32. Method: ridge regression as in Olica (arXiv 2506.08436); plain least squares overfits small
+calibration sets (RCPU, arXiv 2510.07782).
 
     fitted, held_out = Sums.zeros(4, 3), Sums.zeros(4, 3)
     fitted.add(read, wanted)
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 import torch
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-TOKENS_AT_ONCE = 1024  # that are cast to float64
+TOKENS_AT_ONCE = 1024  # whose products are added up before they are added in float64
+COLUMNS_AT_ONCE = 128  # of what is multiplied with itself: what is symmetric is computed once
 _OUTPUTS_AT_ONCE = 1024  # whose errors are computed
 
 
@@ -33,25 +35,47 @@ class Sums:
     inputs: torch.Tensor  # X^T X (in, in)
     products: torch.Tensor  # Y^T X (out, in)
     outputs: torch.Tensor  # the sum of Y^2 (out,)
+    squares: torch.Tensor | None = None  # Y^T Y (out, out), where errors of Y V^T are needed
 
     @classmethod
-    def zeros(cls, inputs: int, outputs: int, device: str = "cpu") -> "Sums":
+    def zeros(
+        cls, inputs: int, outputs: int, device: str = "cpu", *, squares: bool = False
+    ) -> "Sums":
         """The sums of no token."""
-        of = {"dtype": torch.float64, "device": device}
-        return cls(
-            torch.zeros(inputs, inputs, **of),  # type: ignore[call-overload]
-            torch.zeros(outputs, inputs, **of),  # type: ignore[call-overload]
-            torch.zeros(outputs, **of),  # type: ignore[call-overload]
-        )
+        shapes = [(inputs, inputs), (outputs, inputs), (outputs,), (outputs, outputs)]
+        of = [
+            torch.zeros(shape, dtype=torch.float64, device=device)
+            for shape in shapes[: 3 + squares]
+        ]
+        return cls(*of)
 
-    def add(self, read: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Add tokens: `read` (tokens, in), `wanted` (tokens, out)."""
+    def add(
+        self, read: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype = torch.float64
+    ) -> None:
+        """Add tokens: `read` (tokens, in), `wanted` (tokens, out), multiplied in `dtype`."""
         runs = (tokens.split(TOKENS_AT_ONCE) for tokens in (read, wanted))
         for x, y in zip(*runs, strict=True):
-            x, y = x.double(), y.double()
-            self.inputs.addmm_(x.T, x)
-            self.products.addmm_(y.T, x)
+            x, y = x.to(dtype), y.to(dtype)
+            add_products(self.inputs, x, x)
+            add_products(self.products, y, x)
             self.outputs.add_(y.square().sum(0))
+            if self.squares is not None:
+                add_products(self.squares, y, y)
+
+    def through(self, weight: torch.Tensor) -> "Sums":
+        """The sums where a linear shall return Y V^T; `weight` is V (rows, out).
+
+        Errors follow from them only where there are squares.
+        """
+        products = self.products.new_empty(len(weight), self.inputs.shape[0])
+        outputs = self.outputs.new_zeros(len(weight))
+        for start in range(0, len(weight), _OUTPUTS_AT_ONCE):
+            rows = slice(start, start + _OUTPUTS_AT_ONCE)
+            some = weight[rows].double()
+            torch.mm(some, self.products, out=products[rows])
+            if self.squares is not None:
+                outputs[rows] = ((some @ self.squares) * some).sum(1)
+        return Sums(self.inputs, products, outputs)
 
     def at(self, outputs: slice) -> "Sums":
         """The sums for some of the outputs."""
@@ -65,6 +89,26 @@ class Sums:
             rows = rows.double()
             error += ((rows @ self.inputs - 2 * products) * rows).sum()
         return float(error)
+
+
+def products_dtype(computed_in: torch.dtype) -> torch.dtype:
+    """The dtype to multiply activations in that were computed in another.
+
+    Sums of bfloat16's numbers, which have 3 digits, lose nothing in float32. Those of float32's do:
+    weights that are fitted to them differ by 2e-4.
+    """
+    return torch.float64 if computed_in.itemsize > 2 else torch.float32
+
+
+def add_products(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left^T right to `sums`, some rows at a time; half of it where both are the same."""
+    is_symmetric = left is right
+    for start in range(0, left.shape[1], COLUMNS_AT_ONCE):
+        rows = slice(start, start + COLUMNS_AT_ONCE)
+        columns = slice(rows.stop if is_symmetric else None)
+        sums[rows, columns] += left[:, rows].T @ right[:, columns]
+        if is_symmetric:
+            sums[:start, rows] = sums[rows, :start].T
 
 
 @dataclass(frozen=True)

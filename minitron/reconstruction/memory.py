@@ -1,7 +1,8 @@
 """Memory of a reconstruction, computed from shapes before the work.
 
-Decides how many tokens pass together and whether the two streams are in memory or on disk. What is
-held at once: two layers of both models, the sums of one linear in float64, a batch's activations.
+Decides how many tokens pass together, and whether the streams and what the heads return are in
+memory or on disk. What is held at once: two layers of both models, the sums of one linear in
+float64, a batch's activations.
 
     plan_memory(source, target, lengths, budget=20 << 30, needs=Needs(4, 2)).peak
 """
@@ -9,6 +10,7 @@ held at once: two layers of both models, the sums of one linear in float64, a ba
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from minitron.recipes.pruning import Hidden
 from minitron.reconstruction.calibration_tokens import split
 from minitron.reconstruction.finished import batch_tokens_of
 from minitron.reconstruction.head import BYTES_AT_ONCE
-from minitron.reconstruction.least_squares import TOKENS_AT_ONCE
+from minitron.reconstruction.least_squares import COLUMNS_AT_ONCE, TOKENS_AT_ONCE
 from minitron.reconstruction.projection import hidden_choice
 from minitron.scores.sweep import BATCH_TOKENS, Needs, running_bytes, with_overhead
 from minitron.sources.layer_stream import BLOCK_BYTES
@@ -77,7 +79,7 @@ def memory_of(
     if memory_budget is not None:
         budget = parse_bytes(memory_budget, "--memory-budget")
     needs = Needs(
-        itemsize=dtype.itemsize,
+        itemsize=torch.float32.itemsize,
         stored_itemsize=source.tensors[EMBEDDING].dtype.itemsize,
         has_masks=bool(source.config.get("sliding_window")),
         base=in_use,
@@ -98,6 +100,7 @@ def memory_of(
         rotates=hidden_choice(hidden, source.architecture, target) == "rotate",
         streams_count=torch.device(device).type == "cpu",
         batch_tokens=None if folder is None else batch_tokens_of(folder),
+        multiplied_itemsize=dtype.itemsize,
     )
     if processes.is_first and is_logged:
         logger.info("%s", plan.text(sum(lengths)))
@@ -114,15 +117,18 @@ def plan_memory(
     rotates: bool = False,
     streams_count: bool = True,
     batch_tokens: int | None = None,
+    multiplied_itemsize: int = 4,
 ) -> MemoryPlan:
     """Decide for sequences of `lengths` tokens. Raises TargetError where the least does not fit.
 
     `streams_count`: streams in memory are in the budget's memory, as they are not for a GPU's.
-    `batch_tokens` leaves no choice of them.
+    `batch_tokens` leaves no choice of them. `multiplied_itemsize`: of what linears multiply, where
+    streams are in float32.
     """
-    work = _Work(source, target, max(lengths), needs, rotates)
+    work = _Work(source, target, max(lengths), needs, rotates, multiplied_itemsize)
     total = sum(lengths)
-    streams = total * (source.hidden_size + target.hidden_size) * needs.itemsize
+    heads = target.num_attention_heads * target.head_dim * multiplied_itemsize
+    streams = total * ((source.hidden_size + target.hidden_size) * needs.itemsize + heads)
 
     def plan(batch: int, on_disk: bool) -> MemoryPlan:
         fitting = max(work.of_layers(batch), work.of_head(batch), work.of_loss(batch, total))
@@ -157,15 +163,17 @@ class _Work:
     longest: int
     needs: Needs
     rotates: bool
+    multiplied_itemsize: int
 
     def of_layers(self, batch: int) -> int:
         """The fits of a layer's linears: the more of adding up and solving."""
-        target, wide = self.target, self.source.hidden_size
+        target = self.target
         bias = int(bool({"attention_bias", "mlp_bias", *target.family.bias_flags} & target.flags))
         hidden, ffn = target.hidden_size, target.intermediate_size
         queries = target.num_attention_heads * target.head_dim
         keys = target.num_key_value_heads * target.head_dim
         ups = ffn * (2 if target.family.is_gated else 1)
+        wide = self.source.hidden_size + bias
         linears = [
             (hidden + bias, queries + 2 * keys, wide),
             (queries + bias, hidden, 0),
@@ -176,19 +184,24 @@ class _Work:
         layers = self._two_layers(self.source) + self._two_layers(target)
         return layers + self._reading() + most
 
-    def _of_linear(self, inputs: int, outputs: int, kept: int, batch: int) -> int:
-        """The fit of a linear; its wanted outputs are what rows of `kept` columns compute."""
-        itemsize, weight = self.needs.itemsize, inputs * outputs
+    def _of_linear(self, inputs: int, outputs: int, wide: int, batch: int) -> int:
+        """The fit of a linear; `wide`: the inputs of the source's whose rows it keeps, or 0."""
+        itemsize, weight, returned = self.needs.itemsize, inputs * outputs, wide or outputs
+        summed = 2 * _WIDE * (inputs * inputs + inputs * returned) + _WIDE * wide * wide
+        # The input, perhaps with ones, and what it is fitted by.
+        tokens = 2 * batch * (inputs + returned) * itemsize
+        cast = 2 * _WIDE * min(batch, TOKENS_AT_ONCE) * (inputs + returned)
+        products = 2 * _WIDE * COLUMNS_AT_ONCE * max(inputs, returned)
+        adding = summed + self._running(batch) + tokens + cast + products
+        # The rows, and those before they are joined; some of them, and what is made of these.
+        rows = 2 * outputs * wide * self.needs.stored_itemsize
+        rows += 4 * _WIDE * min(outputs, TOKENS_AT_ONCE) * wide
+        turning = summed + 2 * _WIDE * weight + rows if wide else 0
         sums = 2 * _WIDE * (inputs * inputs + weight)
-        rows = outputs * kept * (itemsize + self.needs.stored_itemsize)
-        # The input, perhaps with ones; what is wanted, and its parts before they are joined.
-        tokens = batch * (2 * inputs + 3 * outputs) * itemsize
-        cast = 2 * _WIDE * min(batch, TOKENS_AT_ONCE) * (inputs + outputs)
-        adding = self._running(batch) + rows + tokens + cast
         # The factor; the solution, the best one, what is cast for it; the weight, joined.
         solving = _WIDE * (inputs * inputs + 3 * weight) + 2 * itemsize * weight
         solving += 3 * _WIDE * min(outputs, TOKENS_AT_ONCE) * inputs
-        return sums + max(adding, solving)
+        return max(adding, turning, sums + solving)
 
     def of_head(self, batch: int) -> int:
         """The fit of the output embedding."""
@@ -218,15 +231,12 @@ class _Work:
         return layers + self._reading() + self._running(batch, 4) + states * state + logits
 
     def _two_layers(self, sizes: Architecture) -> int:
-        numbers = sum(prod(slot.shape) for slot in sizes.slots() if slot.layer == 0)
+        numbers = sum(_sizes_in_layer(sizes))
         return min(2, sizes.num_hidden_layers) * numbers * self.needs.itemsize
 
     def _reading(self) -> int:
         """What reading a tensor of a coming layer holds beside it."""
-        most = [
-            max(prod(slot.shape) for slot in sizes.slots() if slot.layer == 0)
-            for sizes in (self.source, self.target)
-        ]
+        most = [max(_sizes_in_layer(sizes)) for sizes in (self.source, self.target)]
         stored = max(most[0], 2 * most[1]) * self.needs.stored_itemsize
         if not self.rotates:
             return stored
@@ -237,4 +247,13 @@ class _Work:
     def _running(self, batch: int, itemsize: int | None = None) -> int:
         """A batch inside a layer of the source, whose layers are the larger ones."""
         masks = 5 * self.longest * self.longest if self.needs.has_masks else 0
-        return masks + running_bytes(self.source, batch, itemsize or self.needs.itemsize)
+        cast = 0
+        if self.multiplied_itemsize < self.needs.itemsize:
+            cast = max(_sizes_in_layer(self.source)) * self.multiplied_itemsize
+        return masks + cast + running_bytes(self.source, batch, itemsize or self.needs.itemsize)
+
+
+@cache  # a listing of all tensors is not fast
+def _sizes_in_layer(sizes: Architecture) -> list[int]:
+    """The numbers in each tensor of a layer."""
+    return [prod(slot.shape) for slot in sizes.slots() if slot.layer == 0]

@@ -4,7 +4,7 @@ Measures the directions, and makes the smaller model before anything is fitted.
 
     how = hidden_choice("auto", source.architecture, plan.target)
     covariance = covariance_of(source, streams, Processes(), progress.advance)
-    pair_of(source, plan, covariance, torch.float32, Processes()).projection   # x to x P
+    pair_of(source, plan, covariance, Processes()).projection   # x to x P
 """
 
 import math
@@ -21,7 +21,7 @@ from minitron.model.families import EMBEDDING
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.recipes.pruning import Hidden
-from minitron.reconstruction.least_squares import TOKENS_AT_ONCE
+from minitron.reconstruction.least_squares import TOKENS_AT_ONCE, add_products, products_dtype
 from minitron.reconstruction.rotation import (
     RotatedSource,
     normalized,
@@ -65,24 +65,25 @@ def covariance_of(
 ) -> torch.Tensor:
     """The covariance (hidden, hidden) of what the source's norms see, summed over all norms."""
     device = processes.device
-    stream = LayerStream.of_source(source, dtype=streams.dtype, device=device, keep=False)
+    stream = LayerStream.of_source(source, dtype=torch.float32, device=device, keep=False)
     width = stream.config.hidden_size
     centred = _is_centred(source)
     covariance = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(states: torch.Tensor) -> None:
         for run in states.flatten(0, -2).split(TOKENS_AT_ONCE):
-            seen = normalized(run, centred=centred)
-            covariance.addmm_(seen.T, seen)
+            seen = normalized(run.to(products_dtype(streams.dtype)), centred=centred)
+            add_products(covariance, seen, seen)
             advance(len(seen))
 
     states = streams.before(stream, "source")
     for index, layer in stream.layers():
         for place in range(len(states)):
             before = states[place].to(device)
-            after, result = input_and_output(
-                stream.decoder.mlp_branch(index)[0], partial(stream.run, index, layer, before)
-            )
+            with streams.multiplying(device):
+                after, result = input_and_output(
+                    stream.decoder.mlp_branch(index)[0], partial(stream.run, index, layer, before)
+                )
             states[place] = result
             add(before)
             add(after)
@@ -96,7 +97,6 @@ def pair_of(
     source: Source,
     plan: PruningPlan,
     covariance: torch.Tensor | None,
-    dtype: torch.dtype,
     processes: Processes,
 ) -> Pair:
     """The source and the smaller model, which sees its stream by channels, or by directions where
@@ -116,7 +116,7 @@ def pair_of(
     basis = processes.of_first(basis)
     target = replace(plan.target, flags=plan.target.flags - {"tie_word_embeddings"})
     turned = RotatedSource(PrunedSource(source, narrow), basis, target)
-    projection = basis.to(device=processes.device, dtype=dtype)
+    projection = basis.to(device=processes.device, dtype=torch.float32)
     share = share_of_variance(covariance, basis)
     return Pair(source, turned, rows, lambda x: x @ projection, plan.layers, share)
 

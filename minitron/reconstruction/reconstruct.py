@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from minitron.files.dtypes import name_of
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.progress import Progress
@@ -98,7 +99,7 @@ def reconstruct(
         name: held_out_loss(model, held_out, memory.batch_tokens, processes)
         for name, model in (("source", source), ("pruned", pruned), ("reconstructed", made))
     }
-    record = _record(how, share, refits, sum(map(len, sequences)), losses)
+    record = _record(how, dtype, share, refits, sum(map(len, sequences)), losses)
     text = "loss on held-out text %.4f, of the pruned model %.4f, of the source %.4f"
     numbers = losses["reconstructed"], losses["pruned"], losses["source"]
     if losses["reconstructed"] >= losses["pruned"]:
@@ -152,7 +153,7 @@ def fitted_model(
             first = replace(streams, batches=turning)
             covariance = covariance_of(source, first, processes, progress.advance)
             finished.keep_covariance(covariance)
-        pair = pair_of(source, plan, covariance, dtype, processes)
+        pair = pair_of(source, plan, covariance, processes)
         if not finished.has_head:
             made = RefittedSource(pair.small, finished)
             both = SideBySide(pair, made, streams, device=device)
@@ -176,6 +177,7 @@ def held_out_loss(
 
 def _record(
     how: str,
+    dtype: torch.dtype,
     share: float | None,
     refits: Sequence[Refit],
     tokens: int,
@@ -184,6 +186,7 @@ def _record(
     """What minitron.json holds of a reconstruction."""
     return {
         "hidden": how,
+        "dtype": name_of(dtype),
         **({} if share is None else {"share_of_variance_kept": round(share, 6)}),
         "tokens": tokens,
         "losses": {name: round(loss, 6) for name, loss in losses.items()},

@@ -25,10 +25,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from minitron.model.families import HEAD
+from minitron.model.families import HEAD, Row
 from minitron.reconstruction.finished import Finished, Refit
-from minitron.reconstruction.head import HeadFitting, HeadSums
-from minitron.reconstruction.least_squares import Sums, fit
+from minitron.reconstruction.head import HeadFitting
+from minitron.reconstruction.least_squares import Sums, fit, products_dtype
+from minitron.reconstruction.rotation import WRITERS
 from minitron.reconstruction.side_by_side import SideBySide, Tokens
 from minitron.sources.processes import Processes
 
@@ -80,6 +81,7 @@ class _Refitting:
     ) -> None:
         self._both, self._is_held_out, self._finished = both, is_held_out, finished
         self._advance, self._processes = advance, processes
+        self._products_dtype = products_dtype(both.dtype)
         self._refits: list[Refit] = []
 
     def fit_layer(
@@ -113,7 +115,7 @@ class _Refitting:
         rows = both.pair.linears(parts)
         modules: list[Any] = [both.ours.decoder.part(position, row.parts[0]) for row in rows]
         weights = [_with_bias(module) for module in modules]
-        fitted, held_out = self._sums(tokens, weights, has_bias=_has_bias(modules[0]))
+        fitted, held_out = self._sums_of_linears(tokens, position, rows, weights)
         found = fit(fitted, held_out, torch.cat(weights))
         weight = self._processes.of_first(found.weight)
         start = 0
@@ -129,20 +131,46 @@ class _Refitting:
             if self._refits[-1].is_used:
                 _put(module, after)
 
-    def _sums(
-        self, tokens: Tokens, weights: Sequence[torch.Tensor], *, has_bias: bool
+    def _sums_of_linears(
+        self, tokens: Tokens, position: int, rows: Sequence[Row], weights: Sequence[torch.Tensor]
     ) -> tuple[Sums, Sums]:
-        """The sums to fit by, and those held out, for weights (out, in)."""
-        inputs, outputs = weights[0].shape[1], sum(map(len, weights))
-        fitted, held_out = (Sums.zeros(inputs, outputs, self._both.device) for _ in range(2))
-        for (read, wanted), is_held_out in zip(tokens, self._is_held_out, strict=True):
-            flat = read.flatten(0, -2)
-            if has_bias:
-                flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
-            (held_out if is_held_out else fitted).add(flat, wanted.flatten(0, -2))
-            self._advance(len(flat))
+        """The sums to fit by, and those held out, for linears with weights (out, in)."""
+        both = self._both
+        has_bias = _has_bias(both.ours.decoder.part(position, rows[0].parts[0]))
+        inputs = weights[0].shape[1]
+        if rows[0].parts[0] in WRITERS:
+            return self._sums(tokens, inputs, len(weights[0]), ones=(has_bias, False))
+        wide = both.theirs.config.hidden_size + has_bias
+        sums = self._sums(tokens, inputs, wide, ones=(has_bias, has_bias), squares=True)
+        kept = torch.cat([both.pair.kept_rows(row, position) for row in rows]).to(both.device)
+        fitted, held_out = (each.through(kept) for each in sums)
+        return fitted, held_out
+
+    def _sums(
+        self,
+        tokens: Tokens,
+        inputs: int,
+        outputs: int,
+        *,
+        ones: Sequence[bool] = (False, False),
+        squares: bool = False,
+    ) -> tuple[Sums, Sums]:
+        """The sums to fit by, and those held out, with `squares`: of what is read and wanted, each
+        perhaps with a last column of ones."""
+        device = self._both.device
+        fitted = Sums.zeros(inputs, outputs, device)
+        held_out = Sums.zeros(inputs, outputs, device, squares=squares)
+        for pair, is_held_out in zip(tokens, self._is_held_out, strict=True):
+            read, wanted = map(_flat, pair, ones)
+            if is_held_out:
+                held_out.add(read, wanted)
+            else:
+                fitted.add(read, wanted, self._products_dtype)
+            self._advance(len(read))
         for sums in (fitted, held_out):
             self._processes.add_in_place(sums.inputs, sums.products, sums.outputs)
+        if held_out.squares is not None:
+            self._processes.add_in_place(held_out.squares)
         return fitted, held_out
 
     def _tensors(self, position: int) -> dict[str, torch.Tensor]:
@@ -162,20 +190,19 @@ class _Refitting:
         """Fit the output embedding."""
         both, finished = self._both, self._finished
         narrow, wide = (stream.config.hidden_size for stream in (both.ours, both.theirs))
-        fitted, held_out = (HeadSums.zeros(narrow, wide, both.device) for _ in range(2))
-        for (read, wanted), is_held_out in zip(both.last_norms(), self._is_held_out, strict=True):
-            flat = read.flatten(0, -2)
-            (held_out if is_held_out else fitted).add(flat, wanted.flatten(0, -2))
-            self._advance(len(flat))
-        for sums in (fitted, held_out):
-            of = sums.of_pair
-            self._processes.add_in_place(of.inputs, of.products, of.outputs, sums.squares)
+        fitted, held_out = self._sums(both.last_norms(), narrow, wide, squares=True)
         if not self._processes.is_first:
             return
         dtype = both.pair.small.weights[HEAD].dtype
         work = HeadFitting(both.theirs, both.ours)
         done = work.fit(fitted, held_out, dtype, finished.head)
         finished.add_head([Refit(HEAD, done.alpha, done.before, done.after)])
+
+
+def _flat(states: torch.Tensor, has_ones: bool) -> torch.Tensor:
+    """States by token, perhaps with a last column of ones."""
+    flat = states.flatten(0, -2)
+    return torch.cat([flat, flat.new_ones(len(flat), 1)], 1) if has_ones else flat
 
 
 def _has_bias(module: Any) -> bool:

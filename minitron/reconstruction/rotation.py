@@ -40,7 +40,7 @@ _NORM_OF = {
     **dict.fromkeys(("gate", "up"), "mlp_norm"),
     "head": "final_norm",
 }
-_WRITERS = ("o", "down")
+WRITERS = ("o", "down")  # of the stream
 _ROWS_AT_ONCE = 1024  # in float64
 RowChange = Callable[[torch.Tensor], torch.Tensor]
 
@@ -74,8 +74,7 @@ def _orthogonal_to_ones(size: int) -> torch.Tensor:
 
 
 def normalized(states: torch.Tensor, *, centred: bool) -> torch.Tensor:
-    """Tokens (tokens, hidden) as a norm sees them, in float64: over their root mean square."""
-    states = states.double()
+    """Tokens (tokens, hidden) as a norm sees them: over their root mean square."""
     if centred:
         states = states - states.mean(-1, keepdim=True)
     return states / states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
@@ -162,7 +161,7 @@ class RotatedSource(Source):
         if parts[0] in _NORM_OF and kind == "weight":
             norm = _NORM_OF[parts[0]]
             return _RowWise(stored, kept, partial(self._reading, norm, slot.layer, weights))
-        return _Projected(stored, self._basis) if parts[0] in _WRITERS else stored
+        return _Projected(stored, self._basis) if parts[0] in WRITERS else stored
 
     @property
     def _tied_name(self) -> str:

@@ -2,13 +2,14 @@
 
 A file is read and written, not mapped: mapped pages would count as memory of the process.
 
-    streams = Streams(batches, torch.float32, at_once=8192, folder=None)
+    streams = Streams(batches, torch.bfloat16, at_once=8192, folder=None)
     states = streams.before(LayerStream.of_source(source, keep=False), "source")
     states[0] = run(states[0])
 """
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -65,17 +66,27 @@ class TokenStates:
 
 @dataclass(frozen=True)
 class Streams:
-    """The tokens of which streams are made, in which dtype, and where they are held."""
+    """The tokens of which streams are made, and where these are held; what linears multiply in."""
 
     batches: Sequence[torch.Tensor]  # of ids, (sequences, length)
-    dtype: torch.dtype
+    dtype: torch.dtype  # that linears multiply in; streams are in float32
     at_once: int  # tokens that are embedded while the embedding is read once
     folder: Path | None  # None: in memory
 
-    def before(self, stream: LayerStream, name: str) -> TokenStates:
-        """A stream before its first layer."""
+    def multiplying(self, device: str) -> AbstractContextManager[object]:
+        """What a model of float32 runs in, so that its linears multiply in `dtype`."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(torch.device(device).type, dtype=self.dtype)
+
+    def states(self, name: str, width: int, dtype: torch.dtype) -> TokenStates:
+        """States of these tokens, which are to be set."""
         file = None if self.folder is None else self.folder / f"{name}.states"
-        states = TokenStates(self.batches, stream.config.hidden_size, self.dtype, file)
+        return TokenStates(self.batches, width, dtype, file)
+
+    def before(self, stream: LayerStream, name: str) -> TokenStates:
+        """A stream before its first layer, in float32."""
+        states = self.states(name, stream.config.hidden_size, torch.float32)
         place = 0
         for chunk in chunks_of(iter(self.batches), self.at_once):
             for embedded in stream.embed_all(chunk):

@@ -74,6 +74,7 @@ _STEP: Mapping[str, Kind] = {
     "reconstruction?": {
         "used": bool,
         "hidden": str,
+        "dtype?": str,
         "share_of_variance_kept?": float,
         "corpus": str,
         "corpus_digest": str,

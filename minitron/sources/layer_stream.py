@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from minitron.files.dtypes import check_finite
+from minitron.files.dtypes import check_finite, dtype_named
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.decoder import Decoder, LogitScale, decoder_module, embedding_scale
 from minitron.model.families import EMBEDDING, FINAL_NORM, HEAD, LAYERS
@@ -215,8 +215,12 @@ class LayerStream:
         return tensor.to(device=self.device, dtype=self.dtype)
 
 
-def compute_dtype(tensors: Mapping[str, LazyTensor], device: str) -> torch.dtype:
-    """The dtype of the weights, or float32 where this device only emulates it."""
+def compute_dtype(
+    tensors: Mapping[str, LazyTensor], device: str, named: str | None = None
+) -> torch.dtype:
+    """The named dtype; else that of the weights, or float32 where this device only emulates it."""
+    if named is not None:
+        return dtype_named(named)
     return fast_dtype(tensors[EMBEDDING].dtype, device)
 
 

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minitron.candidates.choice import Choice, choose_target
 from minitron.candidates.decision import (
     DECISION,
@@ -20,7 +18,6 @@ from minitron.candidates.decision import (
     kept_decision,
 )
 from minitron.errors import TargetError, visible
-from minitron.files.dtypes import dtype_named
 from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import INPUTS, check_same_inputs, partial_of
 from minitron.model.architecture import Architecture
@@ -49,6 +46,7 @@ from minitron.records.record_writer import inherited_from, write_record
 from minitron.scores.calibration import Calibration, check_text
 from minitron.scores.measuring import text_of
 from minitron.sources.hub_folder import HubFolder
+from minitron.sources.layer_stream import compute_dtype
 from minitron.sources.loading import hub_config
 from minitron.sources.opening import open_source, output_at
 from minitron.sources.processes import Processes, is_first_process, shared_folder
@@ -267,11 +265,6 @@ def write_model(
     write_companions(folder, source, made.source.config)
 
 
-def _fitting_dtype(recipe: PruneRecipe) -> torch.dtype:
-    """float32 unless asked otherwise: what is fitted is a difference of two streams."""
-    return dtype_named(recipe.compute_dtype) or torch.float32
-
-
 def _memory(
     source: Source, target: Architecture, text: Calibration, recipe: PruneRecipe
 ) -> MemoryPlan | None:
@@ -282,13 +275,14 @@ def _memory(
     if recipe.reconstruct is None and len(text.sequences) < 2:
         logger.warning("not reconstructed: one sequence of text, and one is held out (--samples)")
         return None
+    processes = Processes.of_run()
     return memory_of(
         source,
         target,
         text.sequences,
         hidden=recipe.hidden,
-        dtype=_fitting_dtype(recipe),
-        processes=Processes.of_run(),
+        dtype=compute_dtype(source.tensors, processes.device, recipe.compute_dtype),
+        processes=processes,
         memory_budget=recipe.memory_budget,
         folder=partial_of(output_at(recipe.out)) / FITTED,
     )
@@ -319,7 +313,7 @@ def _reconstruct(
         text.sequences,
         folder / FITTED,
         hidden=recipe.hidden,
-        dtype=_fitting_dtype(recipe),
+        dtype=compute_dtype(source.tensors, processes.device, recipe.compute_dtype),
         device=processes.device,
         memory=memory,
         processes=processes,

@@ -166,7 +166,7 @@ def _recorded_fit(
             raise TargetError(f"--corpus has no effect: {recipe.folder} was not fitted to a text")
         return None
     corpus = recipe.corpus or done["corpus"]
-    pruning = _recipe_of_fit(recorded, done["hidden"], name, recipe.out, corpus)
+    pruning = _recipe_of_fit(recorded, done, name, recipe.out, corpus)
     text = f"the text that {recipe.folder} was fitted to"
     try:
         found = text_of(open_source(name, low_disk=recipe.low_disk), pruning)
@@ -177,16 +177,21 @@ def _recorded_fit(
             f"{corpus} is not {text}: its digest is another than in {recorded.file}; name that "
             "one with --corpus"
         )
-    return pruning, replace(found, model=None)  # which only sampled it
+    # It was float32 before it was recorded.
+    dtype = done.get("dtype") or pruning.compute_dtype or "float32"
+    # The model only sampled the text.
+    return replace(pruning, compute_dtype=dtype), replace(found, model=None)
 
 
 def _recipe_of_fit(
-    recorded: RemakeRecord, hidden: Hidden, name: str, out: str, corpus: str
+    recorded: RemakeRecord, done: Mapping[str, Any], name: str, out: str, corpus: str
 ) -> PruneRecipe:
     """The options that decide the text, and how weights are fitted to it. Raises SourceError."""
     again = {key: recorded.recipe[key] for key in _OF_A_FIT if key in recorded.recipe}
-    choices = {"hidden": get_args(Hidden), "compute_dtype": (None, *get_args(DType))}
-    for key, value in {"hidden": hidden, **again}.items():
+    dtypes = (None, *get_args(DType))
+    choices = {"hidden": get_args(Hidden), "compute_dtype": dtypes, "dtype": dtypes}
+    hidden = done["hidden"]
+    for key, value in {"hidden": hidden, "dtype": done.get("dtype"), **again}.items():
         if key in choices and value not in choices[key]:
             raise SourceError(f"{recorded.file} is damaged: {key} is {value!r:.80}")
     try:
