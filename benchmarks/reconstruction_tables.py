@@ -230,8 +230,8 @@ def _smollm2_table() -> list[str]:
         "keeps the embedding whole: once it is reconstructed, a third of the added loss is left on "
         "text of the calibration's kind, and half on books. The peer cuts hidden_size and "
         "intermediate_size to the sizes of the cut by width, by the magnitude of weights as in its "
-        "example. Not measured yet: the peer by its Taylor importance, the half after "
-        "distillation, and a calibration on both kinds of text.",
+        "example. Not measured yet: the peer by its Taylor importance, the half by depth and by "
+        "both, the half after distillation, and a calibration on both kinds of text.",
         "",
     ]
 
