@@ -21,7 +21,6 @@ class ConvertRecipe(Recipe):
         minitron convert minitron-8b-base.nemo engine --to trtllm --tp 2 \
             --dtype bfloat16
         minitron convert tiny tiny.nemo --to nemo
-        minitron convert SmolLM2-135M smollm2.gguf --to gguf --dtype q8_0
     """
 
     FLAGS: ClassVar = ("--recipe",)
