@@ -475,7 +475,7 @@ def runs() -> list[Run]:
         found += [start_run(way, 65_536, rate, 0) for rate in rates]
     for tokens, ways in BEST_RATES.items():
         asked = [(way, rate) for way, rates in ways.items() for rate in rates]
-        for seed in SEEDS if tokens <= 65_536 else SEEDS[:1]:
+        for seed in SEEDS if tokens <= 262_144 else SEEDS[:1]:
             if (tokens, seed) != (65_536, 0):  # above, at all rates
                 found += [start_run(way, tokens, rate, seed) for way, rate in asked]
     for thousands in (16, 32, 64, 128, 256, 512):

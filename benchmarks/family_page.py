@@ -103,10 +103,10 @@ def draw_of_text() -> list[str]:
         for stage, before in EARLIER_DRAW.items()
     ]
     return [
-        "The models here were pruned and trained with an earlier draw of calibration text: "
-        "`--samples` took the beginning of the text, and now draws from the whole text. The "
-        "recipes therefore make these models again with slightly different numbers. README's "
-        "comparison of importance with random pruning was measured with both draws: by "
+        "The models of the tables that follow were pruned without reconstruction, and with an "
+        "earlier draw of calibration text: `--samples` took the beginning of the text, and now "
+        "draws from the whole text. README's comparison of importance with random pruning was "
+        "measured with both draws: by "
         f"importance, the loss changed from {' and from '.join(stages)}.",
         "",
     ]

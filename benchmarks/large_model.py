@@ -45,11 +45,12 @@ CUT = {"hidden_size": 4096, "intermediate_size": 16384}  # Minitron-8B's; it kee
 RUNS = {  # layers, sequences, tokens per sequence, how hidden_size is cut or None: only measured
     "all layers": (LAYERS, 4, 2000, None),
     "two layers": (2, 16, 4096, None),
-    "two layers, by channels": (2, 4, 2048, "select"),
-    "two layers, by directions": (2, 4, 2048, "rotate"),
+    "two layers, by channels": (2, 4, 512, "select"),
+    "two layers, by directions": (2, 4, 512, "rotate"),
 }
 FULL = 1024 * 4096  # tokens, as in the paper
 BUDGET = "6GiB"
+BUDGET_TO_FIT = "18GiB"
 # An H200 multiplies bf16 matrices of this size at about 790 TFLOP/s; half of that is assumed.
 H200_FLOPS = 0.5 * 790e12
 
@@ -96,9 +97,8 @@ def run(name: str, folder: Path, threads: int) -> dict[str, Any]:
     work = ["importance"] if hidden is None else ["prune", "--hidden", hidden]
     command = [sys.executable, "-m", "minitron", *work, str(source), str(out)]
     command += ["--corpus", str(ids)]
-    if hidden is None:
-        command += ["--memory-budget", BUDGET]
-    else:
+    command += ["--memory-budget", BUDGET if hidden is None else BUDGET_TO_FIT]
+    if hidden is not None:
         command += [word for key, size in CUT.items() for word in words_of_flag(key, size)]
     log = folder / "stderr.txt"
     begun = time.perf_counter()
