@@ -224,7 +224,7 @@ def test_a_dtype_that_torch_does_not_have_is_a_mistake(tmp_path: Path) -> None:
         load_model(open_source(str(folder)))
 
 
-def test_an_unknown_family_is_said_to_be_like_a_known_one(tmp_path: Path) -> None:
+def test_an_unknown_family_is_likened_to_a_known_one(tmp_path: Path) -> None:
     settings = {**SIZES, "pad_token_id": 0}
     for model_type in ("arcee", "helium"):
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**settings))

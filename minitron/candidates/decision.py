@@ -68,7 +68,7 @@ def kept_decision(
             found = {**vars(decision), "plan": decision.plan.to_json()}
             if choice.record is not None:  # a budget led to it
                 found["choice"] = {
-                    "of": _described(source, recipe),
+                    "of": _inputs_of(source, recipe),
                     "sizes": {AXIS_KEYS[axis]: choice.target.size(axis) for axis in PRUNABLE},
                     "record": choice.record,
                 }
@@ -85,13 +85,13 @@ def kept_choice(folder: Path, source: Source, recipe: PruneRecipe) -> Choice | N
     where it has decided; None where there is none in `folder`."""
     file = folder / DECISION
     found = json.loads(file.read_text()).get("choice") if file.exists() else None
-    if found is None or found["of"] != _described(source, recipe):
+    if found is None or found["of"] != _inputs_of(source, recipe):
         return None
     target = source.architecture.resized(**found["sizes"])
     return Choice(target, found["record"]["reason"], record=found["record"])
 
 
-def _described(source: Source, recipe: PruneRecipe) -> dict[str, Any]:
+def _inputs_of(source: Source, recipe: PruneRecipe) -> dict[str, Any]:
     return {"model": source.digest, "recipe": record_of(recipe)}
 
 
