@@ -102,7 +102,7 @@ def other_runs(folder: Path) -> Iterator[tuple[str, Path]]:
     yield "convert a .nemo", outs[1]
     minitron.convert(smaller, again, dtype="float16")
     yield "convert what was pruned", outs[2]
-    minitron.train(trained, init=source, corpus=ids, **ONE_STEP)
+    minitron.train(trained, init=source, corpus=ids, eval_corpus=ids, **ONE_STEP)
     yield "train", outs[3]
     texts = {"corpus": ids, "eval_corpus": ids}
     minitron.distill(smaller, distilled, teacher=source, **texts, **ONE_STEP)

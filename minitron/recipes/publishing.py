@@ -74,7 +74,7 @@ class RemakeRecipe(Recipe):
         minitron remake half half-again
         minitron remake me/minitron-4b minitron-4b
         minitron remake half half-again --source elsewhere/tiny
-        minitron remake tiny-half start --before-training
+        minitron remake half-distilled half-again --before-training
     """
 
     folder: str

@@ -226,7 +226,12 @@ def again_text(history: Sequence[Record], name: str) -> str:
         return f"Training has to run again. The commands, {steps}"
     last = max(i for i, step in enumerate(history) if step["command"] not in TRAINED)
     start = shlex.quote(_outputs(history, name)[last])
-    of = "from its text" if is_fitted(history[last]) else "without any text"
+    of = "without any text"
+    if is_fitted(history[last]):
+        text = display_name(history[last]["reconstruction"]["corpus"])
+        of = "fitted to the same text again"
+        if text not in ("self", "random"):
+            of = f"fitted to `{text}` again (`--corpus` names it where it has moved)"
     return (
         f"`minitron remake {folder} {start} --before-training` builds the model that training "
         f"began with, {of}; the training has to run again. All of it, {steps}"

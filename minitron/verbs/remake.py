@@ -5,7 +5,7 @@ source that is not the recorded one, and weights that differ from the recorded o
 Weights that were fitted are fitted again to the same text: their bytes may depend on the processor,
 so they are compared with the recorded ones, and the largest difference is stated.
 
-    remake("tiny-half", "tiny-half-again")
+    remake("half", "half-again")
 """
 
 import filecmp
