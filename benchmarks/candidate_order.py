@@ -28,7 +28,7 @@ from minitron.candidates.fit import Fit
 from minitron.candidates.texts import first_tokens
 from minitron.evaluation.loss import source_loss
 from minitron.model.architecture import Architecture
-from minitron.model.families import AXIS_KEYS, PRUNABLE
+from minitron.model.family import AXIS_KEYS, PRUNABLE
 from minitron.model.importance import Importance
 from minitron.model.plan import choose_plan
 from minitron.recipes.pruning import SearchRecipe

@@ -17,7 +17,8 @@ from minitron.conversion.gguf_file import GgufFile
 from minitron.conversion.gguf_tensors import EMBEDDING, OUTPUT, gguf_of
 from minitron.errors import SourceError, TargetError
 from minitron.model.architecture import MAX_LAYERS, Architecture
-from minitron.model.families import FAMILIES, Family
+from minitron.model.families import FAMILIES
+from minitron.model.family import Family
 
 # Behind the name of the architecture: llama.cpp's key and that of config.json.
 _SIZES = {

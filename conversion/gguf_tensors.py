@@ -16,7 +16,7 @@ from minitron.conversion.gguf_file import gguf_package
 from minitron.errors import TargetError
 from minitron.files.lazy_tensor import DerivedTensor, LazyTensor, Shifted
 from minitron.model.architecture import Architecture, Slot
-from minitron.model.families import Gguf
+from minitron.model.family import Gguf
 
 OUTPUT = "output.weight"  # absent where the output embedding is the input embedding
 EMBEDDING = "token_embd.weight"

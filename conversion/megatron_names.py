@@ -16,7 +16,7 @@ from minitron.errors import SourceError, TargetError
 from minitron.files.dtypes import name_of
 from minitron.files.lazy_tensor import LazyTensor, Rows, Shifted, Stacked, Zeros
 from minitron.model.architecture import Architecture, Slot
-from minitron.model.families import STREAM_NORMS
+from minitron.model.family import STREAM_NORMS
 
 EMBEDDING = "embedding.word_embeddings"
 HEAD = "output_layer"

@@ -16,7 +16,8 @@ from typing import Any
 from minitron.conversion.nemo_settings import NemoSettings
 from minitron.errors import ArchitectureError, SourceError
 from minitron.files.plain_yaml import short_repr
-from minitron.model.families import LLAMA, MISTRAL, NEMOTRON, QWEN2, Family
+from minitron.model.families import LLAMA, MISTRAL, NEMOTRON, QWEN2
+from minitron.model.family import Family
 
 # Classes with GPT in their name that are not plain language models: they have no output layer, a
 # memory beside the text, or weights in adapters.

@@ -27,7 +27,8 @@ from minitron.conversion.nemo_settings import (
 from minitron.errors import ArchitectureError
 from minitron.files.dtypes import name_of
 from minitron.files.plain_yaml import short_repr
-from minitron.model.families import MISTRAL, NEMOTRON, QWEN2, Family
+from minitron.model.families import MISTRAL, NEMOTRON, QWEN2
+from minitron.model.family import Family
 
 _SWIGLU = ("swiglu", "fast-swiglu")
 _NEMOTRON_IDS: Mapping[str, int] = {"bos": 2, "eos": 3, "pad": 0}  # of all its tokenizers

@@ -17,7 +17,7 @@ import minitron
 from minitron import cli
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import resized_config
-from minitron.model.families import AXIS_KEYS
+from minitron.model.family import AXIS_KEYS
 from minitron.model.importance import Importance, score_shapes
 from minitron.model.plan import choose_plan, indices_of
 from minitron.recipe_file import read_recipe_file

@@ -17,7 +17,7 @@ from typing import Any
 from minitron.candidates.choice import Choice
 from minitron.files.atomic_file import replace_file
 from minitron.model.architecture import Architecture
-from minitron.model.families import AXIS_KEYS, PRUNABLE
+from minitron.model.family import AXIS_KEYS, PRUNABLE
 from minitron.model.importance import Importance
 from minitron.model.plan import (
     PruningPlan,

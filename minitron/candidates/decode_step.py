@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from minitron.model.decoder import Decoder
-from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.family import EMBEDDING, HEAD
 from minitron.sources.empty_weights import empty_weights
 from minitron.sources.loading import hub_config, new_model
 from modeling_nemotron import CACHE_NAME

@@ -16,7 +16,7 @@ from minitron.candidates.budget import Budget, Cost
 from minitron.errors import MissingExtraError
 from minitron.files.device_memory import readable_bytes
 from minitron.model.architecture import Architecture
-from minitron.model.families import AXIS_KEYS, PRUNABLE
+from minitron.model.family import AXIS_KEYS, PRUNABLE
 from minitron.model.importance import Importance
 from minitron.model.plan import PruningPlan, scores_kept
 

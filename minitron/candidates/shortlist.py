@@ -34,7 +34,7 @@ from minitron.errors import TargetError
 from minitron.files.unfinished import write_file
 from minitron.model.architecture import Architecture
 from minitron.model.engines import engines_closed_to
-from minitron.model.families import EMBEDDING
+from minitron.model.family import EMBEDDING
 from minitron.model.source import Source
 from minitron.recipes.pruning import BudgetRecipe
 from minitron.sources.loading import (

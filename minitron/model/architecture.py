@@ -15,7 +15,8 @@ from math import prod
 from typing import Any
 
 from minitron.errors import ArchitectureError
-from minitron.model.families import AXIS_KEYS, FAMILIES, Family, Row, Run
+from minitron.model.families import FAMILIES
+from minitron.model.family import AXIS_KEYS, Family, Row, Run
 
 _REQUIRED = (
     "hidden_size",

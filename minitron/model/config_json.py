@@ -12,7 +12,7 @@ from typing import Any
 
 from minitron.errors import ArchitectureError
 from minitron.model.architecture import Architecture, modern_config
-from minitron.model.families import AXIS_KEYS
+from minitron.model.family import AXIS_KEYS
 from minitron.model.rotary import KEYS as ROTARY_KEYS
 from minitron.model.rotary import rotary_settings
 

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from minitron.model.architecture import Architecture
-from minitron.model.families import DECODER, FAMILIES, FINAL_NORM, LAYERS
+from minitron.model.families import FAMILIES
+from minitron.model.family import DECODER, FINAL_NORM, LAYERS
 
 
 @dataclass(frozen=True)

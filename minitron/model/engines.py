@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minitron.model.architecture import Architecture
-from minitron.model.families import EngineLimit
+from minitron.model.family import EngineLimit
 
 # Whether sizes are beyond a limit of this name.
 _SIZES: Mapping[str, Callable[[Architecture], bool]] = {

@@ -18,7 +18,7 @@ import torch
 
 from minitron.errors import TargetError
 from minitron.model.architecture import Architecture
-from minitron.model.families import AXIS_KEYS, PER_LAYER, PRUNABLE
+from minitron.model.family import AXIS_KEYS, PER_LAYER, PRUNABLE
 from minitron.model.importance import Importance
 
 Indices = tuple[int, ...]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron.errors import ArchitectureError
-from minitron.model.families import Family
+from minitron.model.family import Family
 
 # Every kind of scaling that both transformers know, with the keys that it cannot do without.
 REQUIRED: Mapping[str, tuple[str, ...]] = {

@@ -21,7 +21,7 @@ from minitron.files.dtypes import FLOATS, name_of
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import resized_config
-from minitron.model.families import DECODER, EMBEDDING, HEAD
+from minitron.model.family import DECODER, EMBEDDING, HEAD
 
 _LEFTOVERS = ("rotary_emb.inv_freq", "attention.masked_bias")  # buffers of earlier transformers
 _ROWS = 4096  # of an embedding, compared at once

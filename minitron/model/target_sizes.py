@@ -12,7 +12,7 @@ from itertools import product
 from minitron.errors import ArchitectureError, TargetError
 from minitron.model.architecture import Architecture
 from minitron.model.engines import engines_closed_to, unsupported_engines
-from minitron.model.families import AXIS_KEYS
+from minitron.model.family import AXIS_KEYS
 from minitron.model.plan import axes_to_rank
 
 

@@ -20,7 +20,7 @@ import torch
 
 from minitron.files.atomic_file import atomic_file
 from minitron.files.safetensors_file import TensorSpec, write_safetensors
-from minitron.model.families import HEAD
+from minitron.model.family import HEAD
 from minitron.reconstruction.least_squares import Sums, fit
 from minitron.sources.layer_stream import BLOCK_BYTES, LayerStream
 

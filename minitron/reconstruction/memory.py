@@ -19,7 +19,7 @@ import torch
 from minitron.errors import TargetError
 from minitron.files.device_memory import free_memory, memory_in_use, readable_bytes
 from minitron.model.architecture import Architecture
-from minitron.model.families import EMBEDDING
+from minitron.model.family import EMBEDDING
 from minitron.model.source import Source
 from minitron.options import parse_bytes
 from minitron.recipes.pruning import Hidden

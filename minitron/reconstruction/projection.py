@@ -17,7 +17,7 @@ import torch
 from minitron.errors import TargetError
 from minitron.files.lazy_tensor import DerivedTensor, LazyTensor
 from minitron.model.architecture import Architecture
-from minitron.model.families import EMBEDDING
+from minitron.model.family import EMBEDDING
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.recipes.pruning import Hidden

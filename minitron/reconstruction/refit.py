@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minitron.model.families import HEAD, Row
+from minitron.model.family import HEAD, Row
 from minitron.reconstruction.finished import Finished, Refit
 from minitron.reconstruction.head import HeadFitting
 from minitron.reconstruction.least_squares import Sums, fit, products_dtype

@@ -31,7 +31,7 @@ import torch
 
 from minitron.files.lazy_tensor import DerivedTensor, LazyTensor
 from minitron.model.architecture import Architecture, Slot
-from minitron.model.families import STREAM_NORMS
+from minitron.model.family import STREAM_NORMS
 from minitron.model.source import Source
 
 # The norm whose output each part reads.

@@ -18,7 +18,7 @@ from torch import nn
 
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.decoder import branch_scale
-from minitron.model.families import Row
+from minitron.model.family import Row
 from minitron.model.source import Source
 from minitron.reconstruction.token_states import Streams
 from minitron.sources.layer_stream import LayerStream

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron.errors import SourceError
-from minitron.model.families import AXIS_KEYS, PER_LAYER
+from minitron.model.family import AXIS_KEYS, PER_LAYER
 from minitron.model.plan import indices_of
 
 KEPT_PICTURE = "kept.png"

@@ -18,7 +18,7 @@ from typing import Any
 from minitron.errors import ArchitectureError, SourceError, TargetError
 from minitron.files.checked_json import Each, Kind, Number, check_kind, read_object
 from minitron.model.architecture import Architecture
-from minitron.model.families import AXIS_KEYS
+from minitron.model.family import AXIS_KEYS
 from minitron.model.plan import PruningPlan
 
 Record = Mapping[str, Any]

@@ -18,7 +18,7 @@ import minitron.records.folder_writer as folder_writer
 from minitron.errors import SourceError
 from minitron.files.atomic_file import replace_file
 from minitron.model.architecture import Architecture
-from minitron.model.families import AXIS_KEYS
+from minitron.model.family import AXIS_KEYS
 from minitron.model.source import Source
 from minitron.records.card_page import read_front_matter
 from minitron.records.folder_writer import json_bytes, write_json

@@ -21,7 +21,7 @@ from minitron.files.device_memory import free_memory, memory_in_use, readable_by
 from minitron.files.dtypes import dtype_named, name_of
 from minitron.files.unfinished import RESULT, partial_of, resumable_file
 from minitron.model.architecture import Architecture
-from minitron.model.families import EMBEDDING
+from minitron.model.family import EMBEDDING
 from minitron.model.importance import Importance
 from minitron.model.source import Source
 from minitron.options import flag_of, parse_bytes

@@ -15,7 +15,7 @@ import torch
 from minitron.errors import MissingExtraError, TargetError
 from minitron.files.unfinished import check_absent, unfinished_file
 from minitron.model.architecture import Architecture
-from minitron.model.families import AXIS_KEYS
+from minitron.model.family import AXIS_KEYS
 from minitron.model.importance import Importance
 
 _FORMATS = (".png", ".svg", ".pdf")

@@ -27,7 +27,7 @@ from minitron.files.lazy_tensor import DeferredTensor, LazyTensor, StoredTensor
 from minitron.files.model_files import ADAPTER, LocalFolder, merge_advice, tokenizer_names
 from minitron.files.safetensors_file import read_safetensors_header
 from minitron.files.torch_file import read_torch_file
-from minitron.model.families import HEAD
+from minitron.model.family import HEAD
 from minitron.model.source import Source, canonical_names, some_of
 
 logger = logging.getLogger(__name__)

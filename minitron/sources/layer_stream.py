@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from minitron.files.dtypes import check_finite, dtype_named
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.decoder import Decoder, LogitScale, decoder_module, embedding_scale
-from minitron.model.families import EMBEDDING, FINAL_NORM, HEAD, LAYERS
+from minitron.model.family import EMBEDDING, FINAL_NORM, HEAD, LAYERS
 from minitron.model.source import Source
 from minitron.sources.empty_weights import empty_weights
 from minitron.sources.held import HeldTensor

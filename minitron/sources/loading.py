@@ -36,7 +36,7 @@ from minitron.files.checked_json import check_kind, read_object
 from minitron.files.dtypes import check_finite
 from minitron.model.architecture import Architecture
 from minitron.model.config_json import check_rotary, has_row, with_usable_pad
-from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.family import EMBEDDING, HEAD
 from minitron.model.rotary import lengthened_context
 from minitron.model.source import Source
 from minitron.sources.empty_weights import empty_weights

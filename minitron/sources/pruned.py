@@ -18,7 +18,7 @@ import torch
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.files.tensor_stream import PIECE_BYTES
 from minitron.model.architecture import Slot
-from minitron.model.families import Dimension
+from minitron.model.family import Dimension
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from minitron.errors import MissingExtraError, TargetError
 from minitron.files.device_memory import readable_bytes
-from minitron.model.families import LAYERS
+from minitron.model.family import LAYERS
 from minitron.recipes.first_steps import Quantization
 
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)

@@ -24,7 +24,7 @@ from minitron.files.dtypes import dtype_named
 from minitron.files.lazy_tensor import LazyTensor
 from minitron.model.architecture import Architecture
 from minitron.model.decoder import UNSCALED, Decoder, LogitScale, decoder_module
-from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.family import EMBEDDING, HEAD
 from minitron.model.source import Source
 from minitron.recipes.training import DistillRecipe
 from minitron.sources.layer_stream import LayerStream

@@ -20,7 +20,7 @@ from minitron.errors import TargetError
 from minitron.evaluation.loss import evaluate_text
 from minitron.files.dtypes import dtype_named
 from minitron.model.architecture import Architecture
-from minitron.model.families import EMBEDDING, HEAD
+from minitron.model.family import EMBEDDING, HEAD
 from minitron.model.source import Source
 from minitron.options import check_unset
 from minitron.recipe import verb

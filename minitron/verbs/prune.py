@@ -22,7 +22,7 @@ from minitron.files.tensor_stream import stream_tensors
 from minitron.files.unfinished import INPUTS, check_same_inputs, partial_of
 from minitron.model.architecture import Architecture
 from minitron.model.engines import load_notes
-from minitron.model.families import AXIS_KEYS, PRUNABLE
+from minitron.model.family import AXIS_KEYS, PRUNABLE
 from minitron.model.plan import PruningPlan
 from minitron.model.source import Source
 from minitron.model.target_sizes import check_opened, target_of

@@ -28,7 +28,7 @@ from minitron.candidates.shortlist import TABLE
 from minitron.candidates.texts import TEXTS
 from minitron.errors import CorpusError, visible
 from minitron.files.unfinished import INPUTS, unfinished_folder
-from minitron.model.families import AXIS_KEYS, PRUNABLE
+from minitron.model.family import AXIS_KEYS, PRUNABLE
 from minitron.options import flag_of, flags_given
 from minitron.printing import print_json, print_next, print_table
 from minitron.recipe import verb
