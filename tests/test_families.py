@@ -33,7 +33,8 @@ TABLE = "minitron/model/families.py"
 ALLOWED = {
     "minitron/model/family.py": dict.fromkeys(
         ("embed_tokens", "lm_head", LAYERS, FINAL_NORM), "called the same in every family"
-    ),
+    )
+    | dict.fromkeys(("q_norm", "k_norm"), "parts of a model too"),
     "conversion/megatron_names.py": {
         "input_layernorm": "Megatron's own name of a norm",
         "post_attention_layernorm": "an earlier Megatron's name of a norm",

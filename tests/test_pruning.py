@@ -608,7 +608,7 @@ def test_a_budget_without_sizes_is_searched_and_says_why(
     record = json.loads((tmp_path / "out" / "minitron.json").read_text())
     assert len(record["search"]["candidates"]) == 4
     assert record["search"]["reason"] in caplog.text
-    assert "comparing 4 of" in caplog.text
+    assert "comparing all 4 shapes" in caplog.text
 
 
 def test_sizes_and_a_budget_are_not_given_together(tmp_path: Path) -> None:
