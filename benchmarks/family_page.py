@@ -103,7 +103,8 @@ def draw_of_text() -> list[str]:
         for stage, before in EARLIER_DRAW.items()
     ]
     return [
-        "The models of the tables that follow were pruned without reconstruction, and with an "
+        "The models of the tables that follow were pruned without reconstruction, except where a "
+        "row or a column says reconstructed, and with an "
         "earlier draw of calibration text: `--samples` took the beginning of the text, and now "
         "draws from the whole text. README's comparison of importance with random pruning was "
         "measured with both draws: by "

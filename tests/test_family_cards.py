@@ -285,6 +285,12 @@ def test_every_shipped_recipe_has_only_fields_of_its_command(path: Path) -> None
     assert f"--recipe {path.stem} " in shown, "its first lines show the command"
 
 
+def test_recipes_of_the_papers_prune_as_the_papers_do() -> None:
+    for path in RECIPES.glob("*-prune.yaml"):
+        recipe = yaml.safe_load(path.read_text())
+        assert path.stem.startswith("tiny-") or recipe["reconstruct"] == "none", path.stem
+
+
 def test_no_card_and_no_fact_of_this_machine() -> None:
     text = json.dumps(read_facts()) + "".join(path.read_text() for path in CARDS.iterdir())
     assert "/home" not in text

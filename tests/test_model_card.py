@@ -198,6 +198,14 @@ def test_a_measured_loss_is_stated_by_number(
     assert "worse" not in pruned
 
 
+def test_a_loss_that_was_not_measured_is_called_neither_better_nor_worse() -> None:
+    cut = pruning(used=False, losses=(3.5, 3.6, 3.5))
+    del cut["reconstruction"]
+    _, pruned, _ = limit_texts([cut], "half")
+    assert "its loss was not compared with that of `tiny`" in pruned
+    assert "worse" not in pruned
+
+
 def test_losses_that_differ_are_shown_with_the_decimals_that_show_it() -> None:
     _, fit = training_texts([pruning(used=False, losses=(3.73, 3.7247, 3.7255))], [])
     assert "3.7247 nats a token as it is cut, 3.7255 with the fit, 3.7300 for `tiny`" in fit

@@ -180,8 +180,8 @@ def _pruned_limit(pruning: Record) -> str:
     measured = pruning.get("reconstruction")
     if measured is None:
         return (
-            "Pruned and not trained since: until it is distilled (`minitron distill`), much worse "
-            "than the model that was pruned."
+            "Pruned and not trained since: its loss was not compared with that of "
+            f"`{display_name(pruning['source']['name'])}`. `minitron distill` trains it."
         )
     shown = loss_texts(measured["losses"])
     own = shown["reconstructed" if measured["used"] else "pruned"]
