@@ -6,7 +6,8 @@ all layers, and 65,536 tokens through the first two, where the hidden states of 
 memory. Then prunes its first two layers to the widths of an 8B model and reconstructs them, by
 channels and by directions of the residual stream. Records the peak of resident memory of the
 process and the figure that it logged at the start, and projects the time of a full calibration set.
-Writes benchmarks/results/large_model.json; takes two hours on two cores.
+Writes benchmarks/results/large_model.json; takes an hour on two cores to measure, and longer to
+prune.
 
     python benchmarks/large_model.py --folder /path/with/48GB
     python benchmarks/large_model.py --folder /path/with/16GB --only "two layers, by channels"

@@ -106,10 +106,17 @@ def decide(
         decision = _decide_in_steps(source, choice.target, recipe)
     else:
         decision = _decide_at_once(source, choice, recipe, text)
-    how = hidden_choice(recipe.hidden, source.architecture, choice.target)
-    turns = text is not None and how == "rotate"
+    turns = turns_stream(source, choice, recipe, text)
     _log_kept(decision.plan, decision.shares, turns=turns)
     return decision
+
+
+def turns_stream(
+    source: Source, choice: Choice, recipe: PruneRecipe, text: Calibration | None
+) -> bool:
+    """Whether a fit on `text` keeps directions of the residual stream, and no channels."""
+    how = hidden_choice(recipe.hidden, source.architecture, choice.target)
+    return text is not None and how == "rotate"
 
 
 def _decide_at_once(

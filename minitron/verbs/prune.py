@@ -16,6 +16,7 @@ from minitron.candidates.decision import (
     decide,
     kept_choice,
     kept_decision,
+    turns_stream,
 )
 from minitron.errors import TargetError, visible
 from minitron.files.tensor_stream import stream_tensors
@@ -32,7 +33,7 @@ from minitron.recipe import record_of, verb
 from minitron.recipes.pruning import PruneRecipe
 from minitron.reconstruction.finished import reached
 from minitron.reconstruction.memory import MemoryPlan, memory_of
-from minitron.reconstruction.projection import check_turns, hidden_choice
+from minitron.reconstruction.projection import check_turns
 from minitron.reconstruction.reconstruct import Reconstructed, reconstruct
 from minitron.records.folder_writer import (
     check_companions,
@@ -125,8 +126,7 @@ def prune(recipe: PruneRecipe) -> HubFolder | PruningReport:
     for note in load_notes(config):
         logger.warning("%s", note)
     if recipe.dry_run:
-        how = hidden_choice(recipe.hidden, source.architecture, target)
-        turns = text is not None and how == "rotate"
+        turns = turns_stream(source, choice, recipe, text)
         return _report(source, choice, decide(source, choice, recipe, text), turns=turns)
     begun = {key: value for key, value in asdict(recipe).items() if key not in _NO_RESULT}
     with shared_folder(out, begun, resumable=memory is not None, reached=_reached) as folder:
